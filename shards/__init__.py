@@ -1,0 +1,1 @@
+"""What a dataset is on storage: store, tar, index, snapshot. No Ray, no torch."""
