@@ -1,1 +1,37 @@
 """What a dataset is on storage: store, tar, index, snapshot. No Ray, no torch."""
+
+from dray.shards.errors import (
+    CallError,
+    ConflictError,
+    DamagedError,
+    DeniedError,
+    DrayError,
+    ExistsError,
+    InputError,
+    MissingInputError,
+    NotFoundError,
+    RefusedError,
+    StoreError,
+)
+from dray.shards.index import ShardIndex
+from dray.shards.snapshot import Manifest, Shard, Snapshot
+from dray.shards.store import Store
+
+__all__ = [
+    "CallError",
+    "ConflictError",
+    "DamagedError",
+    "DeniedError",
+    "DrayError",
+    "ExistsError",
+    "InputError",
+    "Manifest",
+    "MissingInputError",
+    "NotFoundError",
+    "RefusedError",
+    "Shard",
+    "ShardIndex",
+    "Snapshot",
+    "Store",
+    "StoreError",
+]

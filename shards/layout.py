@@ -1,0 +1,137 @@
+"""Where the objects of a dataset lie below its URL, and which names may be used there."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dray.shards.errors import CallError
+
+# A path below a folder: components without control characters; "." and ".." are ruled out apart.
+_PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
+_STEP_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
+_WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")  # readers of WebDataset pass such members over
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names of one dataset's objects, relative to its directory.
+
+    Raises:
+        CallError: The prefix is empty, holds a slash or a control character, or is dray's own folder.
+    """
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        if not _is_path(self.prefix) or "/" in self.prefix or self.prefix == "_dray" or "#" in self.prefix:
+            raise CallError(
+                f"prefix {self.prefix!r}: a dataset's prefix is a file name without '/', '#' or control characters"
+            )
+
+    @property
+    def folder(self) -> str:
+        """Where all but the shards lies."""
+        return f"_dray/{self.prefix}"
+
+    @property
+    def commits(self) -> str:
+        """The folder of the commits."""
+        return f"{self.folder}/commits"
+
+    @property
+    def intents(self) -> str:
+        """The folder of the intents."""
+        return f"{self.folder}/intents"
+
+    def shard(self, number: int) -> str:
+        """The tar of a shard."""
+        return f"{self.prefix}-{number:06d}.tar"
+
+    def shard_number(self, name: str) -> int | None:
+        """The number of a tar of this dataset by its name; None for any other name."""
+        found = re.fullmatch(re.escape(self.prefix) + r"-(\d{6,})\.tar", name)
+        return int(found[1]) if found else None
+
+    def brace_pattern(self, numbers: Sequence[int]) -> str | None:
+        """The tars as one pattern, `a-{000000..000009}.tar`; None where the numbers are not one ascending run."""
+        first, last = f"{numbers[0]:06d}", f"{numbers[-1]:06d}"
+        if list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))) or len(first) != len(last):
+            return None
+        return self.shard(numbers[0]) if len(numbers) == 1 else f"{self.prefix}-{{{first}..{last}}}.tar"
+
+    def index(self, number: int) -> str:
+        """The index of a shard."""
+        return f"{self.folder}/index/{number:06d}.arrow"
+
+    def commit(self, version: int) -> str:
+        """The commit of a version."""
+        return f"{self.commits}/{version:010d}.json"
+
+    def intent(self, number: int) -> str:
+        """An intent."""
+        return f"{self.intents}/{number:010d}.json"
+
+    def manifest(self, digest: str) -> str:
+        """A manifest, named by its content."""
+        return f"{self.folder}/manifests/{digest}.json"
+
+    def sources(self, digest: str) -> str:
+        """A chunk of the table of sources, named by its content."""
+        return f"{self.folder}/manifests/{digest}.parquet"
+
+
+def record_number(name: str) -> int | None:
+    """The number of a commit or intent by its object's name; None for another file that strayed there."""
+    found = re.fullmatch(r"(?:.*/)?(\d{10})\.json", name)
+    return int(found[1]) if found else None
+
+
+def key_of(name: str) -> str:
+    """The key of an input name: WebDataset ends a key at the first dot, so dots become dashes."""
+    return name.replace(".", "-")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse input names that no key can be made of, or that would leave the input directory.
+
+    Raises:
+        CallError: Names the first 20.
+    """
+    bad = [name for name in names if not _is_path(name) or _WEBDATASET_META.match(name)]
+    if bad:
+        raise CallError(
+            f"{some(bad)}: a name is a relative path without '..', empty parts or control characters, "
+            "and not between double underscores"
+        )
+
+
+def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
+    """The suffixes as a tuple.
+
+    Raises:
+        TypeError: Not a string and not an iterable of strings.
+        CallError: None given, one twice (also but for case: WebDataset reads suffixes in lower case), or one that is
+            empty, starts with a dot or holds a slash.
+    """
+    if not isinstance(suffixes, str) and not isinstance(suffixes, Iterable):
+        raise TypeError(f"a suffix is a string or an iterable of strings, not {type(suffixes).__name__}: {suffixes!r}")
+    found = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
+    for suffix in found:
+        if not isinstance(suffix, str):
+            raise TypeError(f"a suffix is a string, not {type(suffix).__name__}: {suffix!r}")
+        if not _is_path(suffix) or "/" in suffix or suffix.startswith("."):
+            raise CallError(f"suffix {suffix!r}: give what follows the name's dot, such as 'tensor.pyd', without '/'")
+    if not found or len({suffix.lower() for suffix in found}) != len(found):
+        raise CallError(f"suffixes {list(found)}: at least one, and each once")
+    return found
+
+
+def some(names: Iterable[str], most: int = 20) -> str:
+    """Names for a message: the first 20 and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(repr(name) for name in listed[:most]) + more
+
+
+def _is_path(name: str) -> bool:
+    return _PATH.fullmatch(name) is not None and _STEP_OUT.search(name) is None and name.isprintable()

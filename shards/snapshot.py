@@ -1,0 +1,219 @@
+"""One version of a dataset: an immutable list of shards with the recipe and the sources that made it.
+
+Opening one costs a listing of the commits and two reads, whatever the number of shards. A snapshot never globs and
+never changes: while builders add versions, its shards and indexes stay as they are.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dray.shards.errors import DamagedError, NotFoundError, StoreError
+from dray.shards.index import ShardIndex, digest_of
+from dray.shards.layout import Layout
+from dray.shards.log import Commit, canonical_json, latest_version, read_commit
+from dray.shards.store import StorageOptions, Store
+
+FORMAT = 1
+DEFAULT_PREFIX = "wdshards"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A shard as its snapshot knows it."""
+
+    number: int
+    num_bytes: int  # of the tar
+    num_samples: int
+    digest: str  # of the sources and the recipe that made it
+    index_digest: str  # xxh3_128 of the index, which holds the checksum of every part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceChunk:
+    """A Parquet table of sources, sorted by key; named by the digest of its bytes."""
+
+    digest: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounting:
+    """Where every input went: inputs = packed + skipped + quarantined."""
+
+    inputs: int
+    packed: int
+    skipped: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of a snapshot as it lies on storage: no time, no id, so the same build gives the same bytes."""
+
+    prefix: str
+    source_url: str  # where the inputs lay
+    recipe: Mapping[str, Any]
+    intent: int  # the last intent that the build knew: later ones may hold shards to adopt
+    accounting: Accounting
+    shards: tuple[Shard, ...]
+    sources: tuple[SourceChunk, ...]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return canonical_json({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            DamagedError: It is not a manifest of a format that this version of dray knows.
+        """
+        try:
+            values = json.loads(data)
+            if values.pop("format") != FORMAT:
+                raise ValueError("its format is newer than this dray: upgrade")
+            return cls(
+                **{
+                    **values,
+                    "accounting": Accounting(**values["accounting"]),
+                    "shards": tuple(Shard(**shard) for shard in values["shards"]),
+                    "sources": tuple(SourceChunk(**chunk) for chunk in values["sources"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise DamagedError(f"{where}: not a readable manifest ({exc})") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One version of a dataset, opened for reading.
+
+    Open one by `Snapshot.latest(url, prefix)` or `Snapshot.at(url, prefix, version)`.
+    """
+
+    store: Store
+    layout: Layout
+    commit: Commit
+    manifest: Manifest
+
+    @classmethod
+    def latest(
+        cls,
+        url: str | os.PathLike[str],
+        prefix: str = DEFAULT_PREFIX,
+        *,
+        storage_options: StorageOptions | None = None,
+    ) -> "Snapshot":
+        """The last committed version.
+
+        Raises:
+            NotFoundError: No build was ever committed under that URL and prefix.
+        """
+        store, layout = Store(url, storage_options), Layout(prefix)
+        version = latest_version(store, layout)
+        if not version:
+            raise NotFoundError(
+                f"no dataset with prefix {prefix!r} under {store.url}: "
+                "check the URL and the prefix, or build one with `dray build`"
+            )
+        return cls.open(store, layout, version)
+
+    @classmethod
+    def at(
+        cls,
+        url: str | os.PathLike[str],
+        prefix: str,
+        version: int,
+        *,
+        storage_options: StorageOptions | None = None,
+    ) -> "Snapshot":
+        """A version by its number.
+
+        Raises:
+            NotFoundError: That version does not exist.
+        """
+        return cls.open(Store(url, storage_options), Layout(prefix), version)
+
+    @classmethod
+    def open(cls, store: Store, layout: Layout, version: int) -> "Snapshot":
+        """A version by its number, on an open store.
+
+        Raises:
+            NotFoundError: That version does not exist.
+            DamagedError: Its manifest is not the one that was committed.
+        """
+        commit = read_commit(store, layout, version)
+        name = layout.manifest(commit.manifest)
+        body = store.get(name)
+        if digest_of(body) != commit.manifest:
+            raise DamagedError(f"{store.url_of(name)}: the manifest is not the one that version {version} committed")
+        return cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
+
+    @property
+    def version(self) -> int:
+        """Counted from 1."""
+        return self.commit.version
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """In the order of the samples."""
+        return self.manifest.shards
+
+    @property
+    def num_samples(self) -> int:
+        """Over all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tars."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def urls(self) -> list[str]:
+        """The tars, in order."""
+        return [self.store.url_of(self.layout.shard(shard.number)) for shard in self.shards]
+
+    def index(self, shard: Shard) -> ShardIndex:
+        """The index of a shard.
+
+        Raises:
+            DamagedError: It is not the one that the snapshot names.
+        """
+        name = self.layout.index(shard.number)
+        body = self.store.get(name)
+        if digest_of(body) != shard.index_digest:
+            raise DamagedError(f"{self.store.url_of(name)}: not the index that version {self.version} names")
+        return ShardIndex.from_bytes(body, self.store.url_of(name))
+
+    def sources(self) -> pa.Table:
+        """The sources, sorted by key: key, name, shard, and of each suffix size, stamp and xxh3_64."""
+        return pa.concat_tables([self._chunk(chunk) for chunk in self.manifest.sources])
+
+    def _chunk(self, chunk: SourceChunk) -> pa.Table:
+        name = self.layout.sources(chunk.digest)
+        body = self.store.get(name)
+        if digest_of(body) != chunk.digest:
+            raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
+        return pq.read_table(pa.BufferReader(body))
+
+
+def put_content(store: Store, name: str, data: bytes) -> None:
+    """Create an object whose name is the digest of its content, durably; one that is there already is the same.
+
+    Raises:
+        StoreError: The store did not take it.
+    """
+    try:
+        store.put_new(name, data)
+    except StoreError:  # there already, or a lost reply: what lies there tells
+        standing = store.head(name)
+        if standing is None or standing.size != len(data):
+            raise
+    store.sync([name])
