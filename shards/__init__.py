@@ -2,6 +2,7 @@
 
 from dray.shards.errors import (
     CallError,
+    ClusterError,
     ConflictError,
     DamagedError,
     DeniedError,
@@ -19,6 +20,7 @@ from dray.shards.store import Store
 
 __all__ = [
     "CallError",
+    "ClusterError",
     "ConflictError",
     "DamagedError",
     "DeniedError",

@@ -6,6 +6,7 @@
     |   |-- ExistsError (FileExistsError)      a create-only write found an object there
     |   `-- DeniedError (PermissionError)      fix the key or its rights
     |-- CallError (ValueError)                 fix the call: an argument, a name, a size
+    |-- ClusterError (RuntimeError)            try again: workers or nodes died too often
     |-- ConflictError (RuntimeError)           somebody else changed the dataset meanwhile: run again
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
     |   `-- MissingInputError (FileNotFoundError)
@@ -40,6 +41,10 @@ class DeniedError(StoreError, PermissionError):
 
 class CallError(DrayError, ValueError):
     """An argument that no input could make right."""
+
+
+class ClusterError(DrayError, RuntimeError):
+    """The Ray cluster lost a task more often than it is retried."""
 
 
 class ConflictError(DrayError, RuntimeError):

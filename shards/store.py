@@ -117,8 +117,17 @@ class Store:
         Raises:
             NotFoundError: Nothing lies there.
         """
+        return self.get_object(name)[0]
+
+    def get_object(self, name: str) -> tuple[bytes, ObjectInfo]:
+        """The bytes of one object with the size and ETag that came with them.
+
+        Raises:
+            NotFoundError: Nothing lies there.
+        """
         with self._errors("read", name):
-            return bytes(self._client.get(self._key(name)).bytes())
+            found = self._client.get(self._key(name))
+            return bytes(found.bytes()), ObjectInfo(name, found.meta["size"], found.meta["e_tag"] or "")
 
     def get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """Byte ranges of one object, fetched concurrently; near ones in one request.
@@ -161,7 +170,7 @@ class Store:
         """The objects right in a folder, by name; deeper ones are not looked at. A missing folder is empty."""
         with self._errors("list", folder):
             found = self._client.list_with_delimiter(self._key(folder) or None)["objects"]
-        start = len(self._key(folder)) - len(folder)
+        start = len(f"{self._key('')}/".lstrip("/"))
         return sorted(
             (ObjectInfo(meta["path"][start:], meta["size"], meta["e_tag"] or "") for meta in found),
             key=lambda info: info.name,

@@ -1,0 +1,203 @@
+"""The build: fingerprint the inputs, plan, announce, pack what is missing, commit.
+
+Nothing is visible before the commit, and the commit is one small conditional write. A build that dies anywhere leaves
+whole shards under numbers that its intent reserved; the next build adopts those that it can use.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dray.pipelines.announce import announce
+from dray.pipelines.pack import PackedShard, PackJob, PackTask
+from dray.pipelines.plan import Plan, Recipe, plan, same_shards
+from dray.pipelines.progress import say, shard_progress
+from dray.pipelines.run import run_tasks
+from dray.pipelines.sources import Sources, find_sources
+from dray.pipelines.tables import source_chunks
+from dray.shards.errors import ConflictError, StoreError
+from dray.shards.index import digest_of
+from dray.shards.log import Commit, Intent, create_commit, latest_version, new_write_id, now
+from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot, SourceChunk, put_content
+
+TASK_OVERHEAD_BYTES = 64 << 20  # of a packing task, beside the shard in its memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build did."""
+
+    url: str
+    prefix: str
+    version: int  # the snapshot that is now the last
+    num_shards: int
+    num_samples: int
+    num_bytes: int  # of all tars of the snapshot
+    num_reused: int  # shards that lay there already, whole
+    seconds: float
+
+    def __str__(self) -> str:
+        packed = self.num_shards - self.num_reused
+        done = f"{packed:,} packed, {self.num_reused:,} reused" if packed else "nothing to do"
+        return (
+            f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
+            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+        )
+
+
+def build(
+    job: PackJob, recipe: Recipe, names: Sequence[str], *, address: str | None = None, progress: bool = True
+) -> BuildReport:
+    """Make the dataset's last snapshot hold just these samples, in this order.
+
+    Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
+
+    Args:
+        job: The stores, the names on them and the user's function.
+        recipe: What decides the bytes.
+        names: The samples.
+        address: See `run_tasks`.
+        progress: Show a bar or lines on standard error.
+
+    Raises:
+        InputError: A sample cannot be packed; the shards that were stored serve the next build.
+        ConflictError: Another builder committed something else meanwhile.
+    """
+    started = time.monotonic()
+    sources = find_sources(job.inputs, names, recipe.suffixes)
+    planned = plan(sources, recipe)
+    version = latest_version(job.output, job.layout)
+    snapshot = Snapshot.open(job.output, job.layout, version) if version else None
+    num_reused = len(planned.shards)
+    if snapshot is None or not same_shards(planned, [shard.digest for shard in snapshot.shards]):
+        intent = announce(job.output, job.layout, planned, snapshot, progress=progress)
+        tasks = _tasks(sources, planned, intent, snapshot)
+        packed = _pack(job, tasks, address=address, progress=progress)
+        num_reused -= sum(not shard.adopted for shard in packed.values())
+        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
+        snapshot = _commit(job, manifest, snapshot)
+    report = BuildReport(
+        url=job.output.url,
+        prefix=job.layout.prefix,
+        version=snapshot.version,
+        num_shards=len(snapshot.shards),
+        num_samples=snapshot.num_samples,
+        num_bytes=snapshot.num_bytes,
+        num_reused=num_reused,
+        seconds=time.monotonic() - started,
+    )
+    say(str(report), show=progress)
+    return report
+
+
+def _tasks(sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None) -> list[PackTask]:
+    """One for each shard that the last snapshot does not hold already."""
+    kept = {shard.number for shard in last.shards} if last else set()
+    return [
+        PackTask(
+            number=number,
+            sources=sources.part(shard.start, shard.stop),
+            memory_bytes=shard.num_bytes * 5 // 4 + TASK_OVERHEAD_BYTES,
+        )
+        for shard, number in zip(planned.shards, intent.shards, strict=True)
+        if number not in kept
+    ]
+
+
+def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progress: bool) -> dict[int, PackedShard]:
+    """Run the tasks; then see that every shard lies where readers will look for it."""
+    packed: dict[int, PackedShard] = {}
+    title = f"packing {job.layout.prefix}"
+    with shard_progress(title, num_shards=len(tasks), show=progress) as advance:
+        for shard in run_tasks(job, tasks, address):
+            packed[shard.number] = shard
+            advance(shard.num_bytes)
+    stored = {info.name: info.size for info in job.output.list_folder()} if packed else {}
+    for shard in packed.values():
+        name = job.layout.shard(shard.number)
+        if stored.get(name) != shard.num_bytes:
+            raise StoreError(
+                f"{job.output.url_of(name)} was packed with {shard.num_bytes} bytes, but here {stored.get(name)} are "
+                "seen: the workers write to another place? A local directory must be on a disk that all nodes share"
+            )
+    return packed
+
+
+def _manifest(
+    job: PackJob,
+    recipe: Recipe,
+    sources: Sources,
+    planned: Plan,
+    intent: Intent,
+    last: Snapshot | None,
+    packed: dict[int, PackedShard],
+) -> Manifest:
+    """The next snapshot's content; its tables of sources are stored."""
+    kept = {shard.number: shard for shard in last.shards} if last else {}
+    shards = [
+        Shard(
+            number=number,
+            num_bytes=packed[number].num_bytes,
+            num_samples=packed[number].num_samples,
+            digest=shard.digest,
+            index_digest=packed[number].index_digest,
+        )
+        if number in packed
+        else kept[number]
+        for shard, number in zip(planned.shards, intent.shards, strict=True)
+    ]
+    numbers = np.repeat(np.array(intent.shards, np.int64), [shard.num_samples for shard in shards])
+    hashes = _source_hashes(sources, planned, intent, last, packed)
+    chunks = []
+    for num_rows, body in source_chunks(sources, numbers, hashes):
+        chunks.append(SourceChunk(digest=digest_of(body), num_rows=num_rows))
+        put_content(job.output, job.layout.sources(chunks[-1].digest), body)
+    return Manifest(
+        prefix=job.layout.prefix,
+        source_url=job.inputs.url,
+        recipe=recipe.to_json(),
+        intent=intent.number,
+        accounting=Accounting(inputs=len(sources), packed=sum(shard.num_samples for shard in shards)),
+        shards=tuple(shards),
+        sources=tuple(chunks),
+    )
+
+
+def _source_hashes(
+    sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None, packed: dict[int, PackedShard]
+) -> NDArray[np.uint64]:
+    """(n, s) xxh3_64 of each input file: as packed now, or as the last snapshot noted for the shards it keeps."""
+    hashes = np.zeros(sources.sizes.shape, np.uint64)
+    if last is not None and len(packed) < len(planned.shards):
+        table = last.sources()
+        rows = pc.call_function("index_in", [pa.array(sources.keys())], pc.SetLookupOptions(value_set=table["key"]))
+        known = np.flatnonzero(rows.is_valid().to_numpy(zero_copy_only=False))
+        old_rows = rows.drop_null().to_numpy()
+        for column, suffix in enumerate(sources.suffixes):
+            if f"{suffix}/xxh3_64" in table.column_names:
+                hashes[known, column] = table[f"{suffix}/xxh3_64"].to_numpy()[old_rows]
+    for shard, number in zip(planned.shards, intent.shards, strict=True):
+        if number in packed:
+            hashes[shard.start : shard.stop] = packed[number].source_hashes
+    return hashes
+
+
+def _commit(job: PackJob, manifest: Manifest, last: Snapshot | None) -> Snapshot:
+    """Make the manifest the next version. Atomic: one conditional write, read back after any error."""
+    body = manifest.to_bytes()
+    digest = digest_of(body)
+    put_content(job.output, job.layout.manifest(digest), body)
+    version = last.version + 1 if last else 1
+    commit = Commit(version=version, manifest=digest, write_id=new_write_id(), created=now())
+    standing = create_commit(job.output, job.layout, commit)
+    if standing.manifest != digest:
+        raise ConflictError(
+            f"{job.output.url}: another build of {job.layout.prefix!r} committed version {version} while this one ran; "
+            "nothing was lost: run this build again"
+        )
+    return Snapshot(job.output, job.layout, standing, manifest)

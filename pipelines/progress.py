@@ -1,0 +1,51 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere (a job's log), or nothing."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """Hands out a function to call with the bytes of each shard that is stored."""
+    if not show or not num_shards:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task(title, total=num_shards, mb=0.0)
+            yield lambda num_bytes: bar.update(task, advance=1, mb=bar.tasks[0].fields["mb"] + num_bytes / 1e6)
+    else:
+        yield _line_writer(title, num_shards)
+
+
+def say(text: str, *, show: bool = True) -> None:
+    """One plain line for the person who waits."""
+    if show:
+        print(f"dray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a job's log is read as lines
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+    return Progress(
+        *columns, TextColumn("{task.fields[mb]:,.0f} MB"), TimeElapsedColumn(), console=Console(stderr=True)
+    )
+
+
+def _line_writer(title: str, num_shards: int) -> Callable[[int], None]:
+    started = last = time.monotonic()
+    shards = num_bytes = 0
+
+    def advance(shard_bytes: int) -> None:
+        nonlocal last, shards, num_bytes
+        shards, num_bytes = shards + 1, num_bytes + shard_bytes
+        if (now := time.monotonic()) - last >= LINE_EVERY_S:
+            last = now
+            say(f"{title}: {shards} of {num_shards} shards, {num_bytes / 1e6:,.0f} MB, {now - started:.0f} s")
+
+    return advance

@@ -1,0 +1,236 @@
+"""The inputs of a build: which files they are, their fingerprints, and their bytes.
+
+A fingerprint is size and stamp: the modification time in ns on a disk, xxh3_64 of the ETag on object storage. What is
+read while packing is held against it, so a file that changes during a build is an error and not a silent mixture.
+"""
+
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_digest
+
+from dray.shards.errors import CallError, InputError, MissingInputError, StoreError
+from dray.shards.layout import check_names, key_of, some
+from dray.shards.store import ObjectInfo, Store
+
+STAT_THREADS = 8  # a network mount answers many at once; a local disk does not mind
+STAT_CHUNK = 8192
+MOST_LOOK_UPS = 2000  # up to so many objects are asked for one by one; beyond, the folder is listed
+FETCH_FILES = 128  # objects fetched at a time
+FETCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Sources:
+    """The n input samples of a build, in the order given, of s files each.
+
+    Attributes:
+        names: n names; sample i has the files `{name}.{suffix}`.
+        suffixes: s suffixes.
+        sizes: (n, s) int64, bytes.
+        stamps: (n, s) int64.
+    """
+
+    names: Sequence[str]
+    suffixes: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def keys(self) -> list[str]:
+        """The key of each sample."""
+        return [key_of(name) for name in self.names]
+
+    def part(self, start: int, stop: int) -> "Sources":
+        """The samples start .. stop - 1."""
+        return Sources(
+            names=self.names[start:stop],
+            suffixes=self.suffixes,
+            sizes=self.sizes[start:stop],
+            stamps=self.stamps[start:stop],
+        )
+
+
+def check_sample_names(names: Sequence[str]) -> None:
+    """Refuse names that cannot become the keys of one dataset.
+
+    Raises:
+        CallError: None given; one that would leave the directory; one given twice; two that become the same key.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError("names: a list of strings, one a sample")
+    if not names:
+        raise CallError("no input samples: the list of names is empty")
+    check_names(names)
+    keys = Counter(map(key_of, names))
+    if len(keys) == len(names):
+        return
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise CallError(f"names given more than once: {some(twice)}")
+    colliding = sorted(name for name in names if keys[key_of(name)] > 1)
+    raise CallError(f"names that become one key, as dots are replaced by dashes: {some(colliding)}: rename the files")
+
+
+def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) -> Sources:
+    """Fingerprint every input file, concurrently, reading none.
+
+    Args:
+        store: The input directory.
+        names: One a sample, in the order wanted.
+        suffixes: One a file of each sample.
+
+    Raises:
+        CallError: See `check_sample_names`.
+        MissingInputError: Files that are not there or cannot be read; the first 20 are named.
+    """
+    check_sample_names(names)
+    files = [f"{name}.{suffix}" for name in names for suffix in suffixes]
+    prints = _stat_files(store.local_root, files) if store.local_root is not None else _look_up_files(store, files)
+    found = np.fromiter(chain.from_iterable(prints), np.int64, count=2 * len(files)).reshape(-1, 2)
+    if missing := [files[row] for row in np.flatnonzero(found[:, 0] < 0)]:
+        raise MissingInputError(
+            f"{len(missing)} of {len(files)} input files under {store.url} are missing or cannot be read: "
+            f"{some(missing)}"
+        )
+    shape = (len(names), len(suffixes))
+    return Sources(
+        names=names,
+        suffixes=suffixes,
+        sizes=found[:, 0].reshape(shape),
+        stamps=found[:, 1].reshape(shape),
+    )
+
+
+def find_names(store: Store, suffixes: Sequence[str]) -> list[str]:
+    """The names of all samples in a directory that have a file of the first suffix, sorted.
+
+    Raises:
+        MissingInputError: There is none.
+    """
+    ending = f".{suffixes[0]}"
+    if store.local_root is None:
+        files: Iterable[str] = (info.name for info in store.list_folder())
+    else:
+        files = os.listdir(store.local_root) if os.path.isdir(store.local_root) else ()
+    names = sorted(file.removesuffix(ending) for file in files if file.endswith(ending) and file != ending)
+    if not names:
+        raise MissingInputError(f"no file *{ending} in {store.url}")
+    return names
+
+
+def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(size, mtime in ns) of each file; (-1, 0) for one that is missing, unreadable or not a regular file."""
+
+    def stat_chunk(chunk: Sequence[str]) -> list[tuple[int, int]]:
+        return [_stat_file(f"{root}/{file}") for file in chunk]
+
+    with ThreadPoolExecutor(STAT_THREADS) as threads:
+        for prints in threads.map(stat_chunk, _chunks(files, STAT_CHUNK)):
+            yield from prints
+
+
+def _stat_file(path: str) -> tuple[int, int]:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return -1, 0
+    if not stat.S_ISREG(info.st_mode) or not os.access(path, os.R_OK):
+        return -1, 0
+    return info.st_size, info.st_mtime_ns
+
+
+def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(size, stamp) of each object; (-1, 0) for one that is missing. Few are asked for, many are listed."""
+    if len(files) <= MOST_LOOK_UPS:
+        with ThreadPoolExecutor(FETCH_FILES) as threads:
+            found = {info.name: info for info in threads.map(store.head, files) if info is not None}
+    else:
+        folders = {os.path.dirname(file) for file in files}
+        found = {info.name: info for folder in sorted(folders) for info in store.list_folder(folder)}
+    for file in files:
+        info = found.get(file)
+        yield (info.size, etag_stamp(info)) if info is not None else (-1, 0)
+
+
+def etag_stamp(info: ObjectInfo) -> int:
+    """The stamp of an object: the bits of xxh3_64 of its ETag as a signed number."""
+    return int.from_bytes(xxh3_64_digest(info.etag.encode()), signed=True)
+
+
+def read_samples(store: Store, sources: Sources) -> Iterator[list[bytes]]:
+    """The files of each sample, in order; object storage is read many at a time and ahead.
+
+    Raises:
+        InputError: A file is gone, cannot be read, or is not what was fingerprinted; names the file.
+    """
+    return _read_local(store.local_root, sources) if store.local_root is not None else _read_remote(store, sources)
+
+
+def _read_local(root: str, sources: Sources) -> Iterator[list[bytes]]:
+    suffixes = sources.suffixes
+    for name, sizes, stamps in zip(sources.names, sources.sizes.tolist(), sources.stamps.tolist(), strict=True):
+        yield [
+            _read_file(f"{root}/{name}.{suffix}", size, stamp)
+            for suffix, size, stamp in zip(suffixes, sizes, stamps, strict=True)
+        ]
+
+
+def _read_file(path: str, size: int, stamp: int) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            info = os.fstat(descriptor)
+            data = os.read(descriptor, size)
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
+                data += more
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+    if info.st_size != size or len(data) != size or info.st_mtime_ns != stamp:
+        raise InputError(f"{path} changed during the build: let its writer finish, then build again")
+    return data
+
+
+def _read_remote(store: Store, sources: Sources) -> Iterator[list[bytes]]:
+    """A window of requests, in order: while a sample is packed the next ones are on their way."""
+    files = (f"{name}.{suffix}" for name in sources.names for suffix in sources.suffixes)
+    prints = zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
+    window = _files_at_a_time(sources)
+    with ThreadPoolExecutor(window) as threads:
+        coming = deque(threads.submit(_fetch, store, *prints_of) for prints_of in islice(prints, window))
+        parts: list[bytes] = []
+        while coming:
+            parts.append(coming.popleft().result())
+            coming.extend(threads.submit(_fetch, store, *prints_of) for prints_of in islice(prints, 1))
+            if len(parts) == len(sources.suffixes):
+                yield parts
+                parts = []
+
+
+def _fetch(store: Store, file: str, size: int, stamp: int) -> bytes:
+    try:
+        data, info = store.get_object(file)
+    except StoreError as exc:
+        raise InputError(str(exc)) from exc
+    if len(data) != size or etag_stamp(info) != stamp:
+        raise InputError(f"{store.url_of(file)} changed during the build: let its writer finish, then build again")
+    return data
+
+
+def _files_at_a_time(sources: Sources) -> int:
+    largest = int(sources.sizes.max(initial=1))
+    return max(1, min(FETCH_FILES, FETCH_BYTES // max(largest, 1)))
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,44 @@
+"""Splitting samples into train, val and test by a hash of their names."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
+
+from xxhash import xxh3_64_intdigest
+
+from dray.shards.errors import CallError
+
+Group = TypeVar("Group", bound=Hashable)
+
+
+def split_by_hash(names: Iterable[str], fractions: Mapping[Group, float], seed: int = 0) -> dict[Group, list[str]]:
+    """Deal names to groups by xxh3_64 of each name: a name's group depends on that name, fractions and seed alone.
+
+    Names that come or go move no other name between the groups, so a test set stays a test set as data grow.
+
+    Args:
+        names: The samples; their order is kept within each group.
+        fractions: Group -> its share, in the order of the groups; they add up to 1.
+        seed: Another seed gives another split.
+
+    Returns:
+        Every group with its names; a group may be empty.
+
+    Raises:
+        CallError: The shares are negative or do not add up to 1.
+    """
+    if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise CallError(f"the shares of a split add up to 1, none below 0: {dict(fractions)!r}")
+    groups: dict[Group, list[str]] = {group: [] for group in fractions}
+    for name in names:
+        groups[_group_at(xxh3_64_intdigest(name.encode(), seed) / 2**64, fractions)].append(name)
+    return groups
+
+
+def _group_at(point: float, fractions: Mapping[Group, float]) -> Group:
+    """The group whose stretch of [0, 1) holds the point; rounding at the upper end goes to the last share above 0."""
+    *others, last = [group for group, share in fractions.items() if share > 0]
+    for group in others:
+        if point < fractions[group]:
+            return group
+        point -= fractions[group]
+    return last

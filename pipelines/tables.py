@@ -1,0 +1,46 @@
+"""The table of sources that a snapshot keeps: of every sample its files' fingerprints and the shard it lies in."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dray.pipelines.sources import Sources
+
+CHUNK_ROWS = 1_000_000
+
+
+def source_chunks(
+    sources: Sources, shards: NDArray[np.int64], hashes: NDArray[np.uint64]
+) -> Iterator[tuple[int, bytes]]:
+    """The table in chunks sorted by key, as Parquet: the same bytes for the same sources.
+
+    Args:
+        sources: n samples of s files.
+        shards: (n,) the number of each sample's shard.
+        hashes: (n, s) xxh3_64 of each file, 0 where it is not known.
+
+    Yields:
+        (rows, bytes of a Parquet file), at most 1 M rows each.
+    """
+    columns = {
+        "key": pa.array(sources.keys(), pa.string()),
+        "name": pa.array(sources.names, pa.string()),
+        "shard": pa.array(shards),
+    }
+    for column, suffix in enumerate(sources.suffixes):
+        columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])
+        columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
+        columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
+    table = pa.table(columns).sort_by("key")
+    for start in range(0, len(table), CHUNK_ROWS):
+        chunk = table.slice(start, CHUNK_ROWS)
+        yield len(chunk), _parquet(chunk)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
+    return bytes(sink.getvalue())
