@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Everything that reads a dataset for training: Lightning DataModules over streamed shards."""
+
+from dray.loaders.datamodule import PickledDataWDS, WebDataModule
+from dray.loaders.split import Split
+
+__all__ = ["PickledDataWDS", "Split", "WebDataModule"]

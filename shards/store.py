@@ -34,11 +34,13 @@ REQUEST_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 5
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
 STREAM_CHUNK_BYTES = 4 << 20
+MESSAGE_CHARS = 400  # of a client's message that an error quotes
 
 _CLIENT_OPTIONS = {"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
 _SECRET_NAME = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
 _SECRET_ENV = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(SECRET|TOKEN|KEY|SAS|PASSWORD)", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s]+")
+_KINDS = {"code: AccessDenied": DeniedError, "NoSuchBucket": NotFoundError}  # errors that have no type in the client
 _memory_stores: dict[str, MemoryStore] = {}  # memory://NAME lives as long as the process: for tests and trials
 
 
@@ -148,14 +150,14 @@ class Store:
     @contextmanager
     def open_stream(self, name: str) -> Iterator[BinaryIO]:
         """A file object that reads one object from its start to its end, in one request, without seeking."""
+        if self.local_root is not None:  # without the client: a forked worker may read files
+            with _file_errors(self.url_of(name)), Path(self.local_root, name).open("rb") as file:
+                yield file
+            return
         with self._errors("read", name):
-            if self.local_root is not None:
-                with Path(self.local_root, name).open("rb") as file:
-                    yield file
-            else:
-                size = self._client.head(self._key(name))["size"]
-                found = self._client_for(size).get(self._key(name))
-                yield io.BufferedReader(_Stream(found.stream(min_chunk_size=STREAM_CHUNK_BYTES)), STREAM_CHUNK_BYTES)
+            size = self._client.head(self._key(name))["size"]
+            found = self._client_for(size).get(self._key(name))
+            yield io.BufferedReader(_Stream(found.stream(min_chunk_size=STREAM_CHUNK_BYTES)), STREAM_CHUNK_BYTES)
 
     def head(self, name: str) -> ObjectInfo | None:
         """Size and ETag of one object; None where nothing lies."""
@@ -175,6 +177,13 @@ class Store:
             (ObjectInfo(meta["path"][start:], meta["size"], meta["e_tag"] or "") for meta in found),
             key=lambda info: info.name,
         )
+
+    def list_folders(self, folder: str = "") -> list[str]:
+        """The folders right in a folder, sorted, as paths from the store's URL. A missing folder has none."""
+        with self._errors("list", folder):
+            found = self._client.list_with_delimiter(self._key(folder) or None)["common_prefixes"]
+        start = len(f"{self._key('')}/".lstrip("/"))
+        return sorted(path[start:].rstrip("/") for path in found)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; one that is not there is no error."""
@@ -234,6 +243,7 @@ class Store:
 
         `from None`: the client's own message is quoted, redacted, and its debug output may hold a signed URL.
         """
+        _check_process()
         try:
             yield
         except DrayError:
@@ -248,16 +258,49 @@ class Store:
                 f"({self._reason(exc)})"
             ) from None
         except (BaseError, OSError) as exc:
-            raise StoreError(f"cannot {verb} {self.url_of(name)}: {self._reason(exc)}") from None
+            kind = next((kind for text, kind in _KINDS.items() if text in str(exc)), StoreError)
+            raise kind(f"cannot {verb} {self.url_of(name)}: {self._reason(exc)}") from None
 
     def _reason(self, exc: Exception) -> str:
-        text = str(exc).split("\n\nDebug source")[0].strip()
+        text = " ".join(str(exc).split("\n\nDebug source")[0].split())
         secrets = {str(value) for name, value in self._options.items() if _SECRET_NAME.search(name)}
         secrets |= {value for name, value in os.environ.items() if _SECRET_ENV.search(name)}
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) > 3:
                 text = text.replace(secret, "***").replace(urllib.parse.quote_plus(secret), "***")
-        return _SIGNATURE.sub(r"\1***", text)
+        text = _SIGNATURE.sub(r"\1***", text)
+        return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}..."
+
+
+@contextmanager
+def _file_errors(url: str) -> Iterator[None]:
+    """Translate a file's errors to a store's."""
+    try:
+        yield
+    except DrayError:
+        raise
+    except OSError as exc:
+        kind = NotFoundError if isinstance(exc, FileNotFoundError) else StoreError
+        raise kind(f"cannot read {url}: {exc.strerror}") from exc
+
+
+_client_process: int | None = None  # the process that used a client first
+
+
+def _check_process() -> None:
+    """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait for ever.
+
+    Raises:
+        StoreError: A parent of this process used a client before it forked.
+    """
+    global _client_process
+    if _client_process is None:
+        _client_process = os.getpid()
+    elif _client_process != os.getpid():
+        raise StoreError(
+            "this process was forked from one that had used a store already, and a store's connections do not live "
+            "through a fork: start workers with multiprocessing_context='spawn' or 'forkserver'"
+        )
 
 
 class _Stream(io.RawIOBase):

@@ -1,0 +1,241 @@
+"""Lightning DataModules over WebDataset shards: the calls of NVIDIA's bionemo-webdatamodule."""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning
+from webdataset.compat import WebLoader
+
+from dray.loaders.decode import Decoder
+from dray.loaders.split import Split
+from dray.loaders.stream import Portable, TarDataset, Tars
+from dray.shards.layout import check_suffixes
+from dray.shards.snapshot import DEFAULT_PREFIX
+from dray.shards.store import StorageOptions, local_path, normal_url
+
+Pipe = Callable[[Iterable[Any]], Iterator[Any]]
+Pipeline = Pipe | Iterable[Pipe]
+Calls = Sequence[tuple[str, Mapping[str, Any]]]
+
+_SPLITS_OF_STAGE = {
+    "fit": (Split.train, Split.val),
+    "validate": (Split.val,),
+    "test": (Split.test,),
+    "predict": (Split.test,),
+}
+
+
+class WebDataModule(lightning.LightningDataModule):
+    """Streams the shards of each split to a Lightning Trainer.
+
+    `fit` needs the splits train and val, `validate` val, `test` and `predict` test. In every dictionary a split's
+    value may be missing or None, except that `n_samples` and `dirs_tars_wds` must name the same splits.
+
+    Args:
+        n_samples: Split -> its number of samples; None: as the dataset's snapshot tells.
+        suffix_keys_wds: The parts of a sample that are wanted, one suffix or several: a sample reaches the pipelines
+            as a tuple of their decoded values.
+        dirs_tars_wds: Split -> its dataset's directory, a path or an object-storage URL.
+        global_batch_size: Samples a step over all ranks. An epoch of a loader is ceil(n_samples / global_batch_size)
+            of what the last pipeline yields, going on into the next pass where the data end. None: an epoch is one
+            pass, and the loader has no length. No batching is done here: it is the pipelines' to do.
+        prefix_tars_wds: The prefix of the datasets.
+        pipeline_wds: Split -> a generator function over samples, or several in a row; run by the workers.
+        pipeline_prebatch_wld: Split -> the same over what the workers yield; run by the training process.
+        kwargs_wds: Split -> keyword arguments of `webdataset.WebDataset`.
+        kwargs_wld: Split -> keyword arguments of `webdataset.WebLoader`, such as `num_workers`.
+        invoke_wds: Split -> [(method, keyword arguments), ...], called on the dataset last.
+        invoke_wld: Split -> the same, called on the loader last.
+        storage_options: Of `dirs_tars_wds`: see `dray.shards.Store`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
+        allow_pickle: Let pickled parts run any code that they name.
+
+    Raises:
+        RuntimeError: `n_samples` and `dirs_tars_wds` name different splits.
+    """
+
+    def __init__(
+        self,
+        n_samples: Mapping[Split, int | None] | None,
+        suffix_keys_wds: str | Iterable[str],
+        dirs_tars_wds: Mapping[Split, str | os.PathLike[str] | None],
+        global_batch_size: int | None,
+        prefix_tars_wds: str = DEFAULT_PREFIX,
+        pipeline_wds: Mapping[Split, Pipeline | None] | None = None,
+        pipeline_prebatch_wld: Mapping[Split, Pipeline | None] | None = None,
+        kwargs_wds: Mapping[Split, Mapping[str, Any] | None] | None = None,
+        kwargs_wld: Mapping[Split, Mapping[str, Any] | None] | None = None,
+        *,
+        invoke_wds: Mapping[Split, Calls | None] | None = None,
+        invoke_wld: Mapping[Split, Calls | None] | None = None,
+        storage_options: StorageOptions | None = None,
+        allow: Collection[str] = (),
+        allow_pickle: bool = False,
+    ) -> None:
+        super().__init__()
+        if n_samples is not None and n_samples.keys() != dirs_tars_wds.keys():
+            raise RuntimeError(
+                f"n_samples has the splits {_names(n_samples)}, dirs_tars_wds {_names(dirs_tars_wds)}: give the same"
+            )
+        self._n_samples = dict(n_samples) if n_samples is not None else dict.fromkeys(dirs_tars_wds)
+        self._suffix_keys_wds = suffix_keys_wds
+        self._dirs_tars_wds = dict(dirs_tars_wds)
+        self._global_batch_size = global_batch_size
+        self._prefix_tars_wds = prefix_tars_wds
+        self._pipeline_wds = pipeline_wds
+        self._pipeline_prebatch_wld = pipeline_prebatch_wld
+        self._kwargs_wds = kwargs_wds
+        self._kwargs_wld = kwargs_wld
+        self._invoke_wds = invoke_wds
+        self._invoke_wld = invoke_wld
+        self._storage_options = storage_options
+        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
+        self._dataset: dict[Split, Any] = {}
+
+    def prepare_data(self) -> None:
+        """Nothing: the shards are there."""
+
+    def setup(self, stage: str) -> None:
+        """Open the splits of a stage.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            NotImplementedError: Any other stage.
+            RuntimeError: A split of the stage has no directory.
+            NotFoundError: There are no shards in it.
+        """
+        if stage not in _SPLITS_OF_STAGE:
+            raise NotImplementedError(f"stage {stage!r}: known are {', '.join(_SPLITS_OF_STAGE)}")
+        for split in _SPLITS_OF_STAGE[stage]:
+            self._dataset[split] = self._setup_wds(split)
+
+    def train_dataloader(self) -> Any:
+        """The loader of the training split: a `webdataset.WebLoader`."""
+        return self._setup_wld(Split.train)
+
+    def val_dataloader(self) -> Any:
+        """The loader of the validation split: a `webdataset.WebLoader`."""
+        return self._setup_wld(Split.val)
+
+    def test_dataloader(self) -> Any:
+        """The loader of the test split: a `webdataset.WebLoader`."""
+        return self._setup_wld(Split.test)
+
+    def predict_dataloader(self) -> Any:
+        """The same as `test_dataloader`."""
+        return self.test_dataloader()
+
+    def _setup_wds(self, split: Split) -> Any:
+        """The split's dataset: tars, the user's pipeline, the user's calls."""
+        tars = Tars.find(self._directory(split), self._prefix_tars_wds, self._storage_options)
+        if self._n_samples.get(split) is None:
+            self._n_samples[split] = tars.num_samples
+        suffixes = check_suffixes(self._suffix_keys_wds)
+        dataset = TarDataset(tars, suffixes, self._decoder, _of(self._kwargs_wds, split))
+        return _invoke(dataset.compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
+
+    def _setup_wld(self, split: Split) -> Any:
+        """The split's loader: workers, the user's pipeline, the epoch's length, the user's calls."""
+        dataset = self._dataset.get(split)
+        if dataset is None:
+            raise RuntimeError(f"split {split.name!r} is not set up: call setup() with a stage that uses it first")
+        options = dict(_of(self._kwargs_wld, split) or {})
+        if options.get("num_workers") and local_path(normal_url(self._directory(split))) is None:
+            options.setdefault("multiprocessing_context", "spawn")  # a store's connections do not live through a fork
+        if options.get("multiprocessing_context") is not None:
+            dataset = Portable(dataset)
+        loader = WebLoader(dataset, **{"batch_size": None, **options})
+        loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))
+        if self._global_batch_size is not None:
+            loader = loader.with_epoch(-(-self._num_samples(split) // self._global_batch_size))
+        loader = _invoke(loader, self._invoke_wld, split)
+        if loader.nsamples > 0 and not hasattr(loader, "size"):
+            loader = loader.with_length(loader.nsamples, silent=True)
+        return loader
+
+    def _directory(self, split: Split) -> str:
+        directory = self._dirs_tars_wds.get(split)
+        if directory is None:
+            raise RuntimeError(f"split {split.name!r} has no directory: name one in dirs_tars_wds")
+        return os.fspath(directory)
+
+    def _num_samples(self, split: Split) -> int:
+        num_samples = self._n_samples.get(split)
+        if num_samples is None:
+            raise RuntimeError(
+                f"split {split.name!r}: its tars have no snapshot that tells how many samples they hold: "
+                "give n_samples, or global_batch_size=None for one pass an epoch"
+            )
+        return num_samples
+
+
+class PickledDataWDS(WebDataModule):
+    """Packs pickled samples into shards first, then streams them as `WebDataModule` does.
+
+    Args:
+        dir_pickles: Where the files `{name}.{suffix}` lie: a path or an object-storage URL.
+        names_subset: Split -> the names of its samples.
+        *args: Those of `WebDataModule` from `suffix_keys_wds` on; each directory in `dirs_tars_wds` receives a
+            dataset.
+        n_tars_wds: Exactly so many shards a split (fewer if it has fewer samples); None: by size.
+        **kwargs: Those of `WebDataModule`.
+    """
+
+    def __init__(
+        self,
+        dir_pickles: str | os.PathLike[str],
+        names_subset: Mapping[Split, Sequence[str]],
+        *args: Any,
+        n_tars_wds: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__({split: len(names) for split, names in names_subset.items()}, *args, **kwargs)
+        self._dir_pickles = dir_pickles
+        self._names_subset = names_subset
+        self._n_tars_wds = n_tars_wds
+
+    def prepare_data(self) -> None:
+        """Build every split's dataset; where a last snapshot holds just these samples, nothing is written.
+
+        Raises:
+            RuntimeError: See `dray.pipelines.pickles_to_tars`.
+        """
+        from dray.pipelines import pickles_to_tars  # reading needs none of it
+
+        for split, names in self._names_subset.items():
+            pickles_to_tars(
+                self._dir_pickles,
+                names,
+                self._suffix_keys_wds,
+                self._directory(split),
+                self._prefix_tars_wds,
+                min_num_shards=self._n_tars_wds,
+                storage_options=self._storage_options,
+            )
+
+
+def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:
+    """A split's value; None where the dictionary or the entry is missing."""
+    return (by_split or {}).get(split)
+
+
+def _pipes(by_split: Mapping[Split, Pipeline | None] | None, split: Split) -> list[Pipe]:
+    """A split's pipeline as a list."""
+    pipeline = _of(by_split, split)
+    if pipeline is None:
+        return []
+    return list(pipeline) if isinstance(pipeline, Iterable) else [pipeline]
+
+
+def _invoke(target: Any, calls: Mapping[Split, Calls | None] | None, split: Split) -> Any:
+    """The target after the user's method calls, each on what the last one returned."""
+    for method, arguments in _of(calls, split) or ():
+        target = getattr(target, method)(**arguments)
+    return target
+
+
+def _names(splits: Iterable[Split]) -> list[str]:
+    return sorted(split.name for split in splits)

@@ -1,0 +1,225 @@
+"""From a part's bytes to its value, by the last extension of its suffix: what WebDataset's `.decode()` gives, safely.
+
+The table is WebDataset's: pickles, numpy, text, numbers, JSON, msgpack, CBOR, tenbin, `.pth`, and `.gz` around any of
+them. An extension that is not in it leaves the bytes as they are (so does a value of None, as in WebDataset).
+Pickles go through the allow-list unpickler, `.pth` through torch's, and compressed parts may not grow past 4 GiB.
+"""
+
+import gzip
+import importlib
+import io
+import json
+import pickle
+import pkgutil
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from webdataset import tenbin
+
+from dray.loaders import unpickle
+from dray.loaders.safe_globals import MAX_BYTES
+from dray.shards.errors import CallError, DamagedError, RefusedError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def decode_part(
+    suffix: str, data: bytes, *, allow: Collection[str] = (), allow_pickle: bool = False, max_bytes: int = MAX_BYTES
+) -> Any:
+    """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
+
+    Args:
+        suffix: The part's suffix, with or without a leading dot: `tensor.pyd`, `json.gz`.
+        data: The part's bytes.
+        allow: Full names that a pickle may use besides the safe list.
+        allow_pickle: Let pickles run any code.
+        max_bytes: What a compressed part may grow to.
+
+    Raises:
+        RefusedError: The part holds, or claims to hold, something that is not on the safe list.
+        DamagedError: The part is not what its extension says.
+        ModuleNotFoundError: Its format needs a package that is not installed.
+    """
+    try:
+        suffix, data = _gunzip(f".{suffix}", data, max_bytes)
+        decode = _DECODERS.get(suffix.rpartition(".")[2])
+        value = None if decode is None else decode(data, _Trust(unpickle.check_allow(allow), allow_pickle, max_bytes))
+    except (RefusedError, CallError, ModuleNotFoundError):
+        raise
+    except Exception as exc:
+        raise DamagedError(f"part {suffix!r} is not what its extension says: {exc!r:.200}") from exc
+    return data if value is None else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """Decodes a whole sample; it pickles, so that worker processes can have it."""
+
+    allow: Collection[str] = ()
+    """Full names (`pkg.module.Class`) that pickles may use besides the safe list."""
+    allow_pickle: bool = False
+    """Let pickles run any code: only for data that you made yourself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allow", unpickle.check_allow(self.allow))
+        if self.allow_pickle:
+            warnings.warn("allow_pickle=True: pickled parts run any code that they name", stacklevel=3)
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with every part decoded; entries whose name begins with two underscores stay, as text.
+
+        Raises:
+            RefusedError: A part holds something that is not on the safe list; the message names shard, key and suffix.
+            DamagedError: A part is not what its extension says; the message names shard, key and suffix.
+        """
+        return {name: self._decode(sample, name, value) for name, value in sample.items()}
+
+    def _decode(self, sample: Mapping[str, Any], name: str, value: Any) -> Any:
+        try:
+            if name.startswith("__"):
+                return _note(value)
+            if not isinstance(value, bytes):
+                raise DamagedError(f"expected bytes, found {type(value).__qualname__}")
+            return decode_part(name, value, allow=self.allow, allow_pickle=self.allow_pickle)
+        except RefusedError as exc:
+            raise RefusedError(f"{_place(sample, name)}: {exc}") from exc
+        except DamagedError as exc:
+            raise DamagedError(f"{_place(sample, name)}: {exc}") from exc
+
+
+def _note(value: Any) -> Any:
+    """An entry that is no part: bytes become text where they are UTF-8."""
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def _place(sample: Mapping[str, Any], name: str) -> str:
+    return f"shard {sample.get('__url__')!r}, key {sample.get('__key__')!r}, suffix {name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What a decoder may do with the bytes that it gets."""
+
+    allow: frozenset[str]
+    allow_pickle: bool
+    max_bytes: int
+
+
+def _gunzip(suffix: str, data: bytes, max_bytes: int) -> tuple[str, bytes]:
+    """Suffix and bytes without their compression, if they have one."""
+    if not suffix.endswith(".gz"):
+        return suffix, data
+    content = bytearray()
+    with gzip.open(io.BytesIO(data)) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            content += chunk
+            if len(content) > max_bytes:
+                raise ValueError(f"it grows past {max_bytes} bytes when decompressed")
+    return suffix.removesuffix(".gz"), bytes(content)
+
+
+def _text(data: bytes, _: _Trust) -> str:
+    return data.decode("utf-8")
+
+
+def _number(data: bytes, _: _Trust) -> int:
+    return int(data)
+
+
+def _json(data: bytes, _: _Trust) -> Any:
+    return json.loads(data)
+
+
+def _pickle(data: bytes, trust: _Trust) -> Any:
+    return unpickle.loads(data, allow=trust.allow, allow_pickle=trust.allow_pickle)
+
+
+_REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+
+
+def _torch_file(data: bytes, trust: _Trust) -> Any:
+    """What torch.save wrote, on the CPU; allowed names count for this call alone."""
+    if trust.allow_pickle:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        _check_zip(data, trust.max_bytes)
+    known = [pkgutil.resolve_name(name) for name in sorted(trust.allow)]
+    try:
+        with torch.serialization.safe_globals(known) if known else nullcontext():
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        refused = _REFUSED_BY_TORCH.search(str(exc))
+        if refused is None:
+            raise RefusedError(f"torch reads only tensors and plain values here: {exc!s:.200}") from exc
+        raise unpickle.refusal(refused[1]) from exc
+
+
+def _check_zip(data: bytes, max_bytes: int) -> None:
+    """Refuse an archive whose members would grow past `max_bytes`; no reader gives more than a member announces."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    if total > max_bytes:
+        raise ValueError(f"it grows to {total} bytes when decompressed; at most {max_bytes} are read")
+
+
+def _npy(data: bytes, _: _Trust) -> Any:
+    return _without_objects(lambda: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+
+
+def _npz(data: bytes, trust: _Trust) -> Any:
+    _check_zip(data, trust.max_bytes)
+    return _without_objects(lambda: dict(np.load(io.BytesIO(data), allow_pickle=False)))
+
+
+def _without_objects(read: Callable[[], Any]) -> Any:
+    """What `read` gives; RefusedError where numpy would have to unpickle an array of objects."""
+    try:
+        return read()
+    except ValueError as exc:
+        if "allow_pickle" not in str(exc):
+            raise
+        raise RefusedError("an array of objects, which numpy would unpickle; write it as .pyd instead") from exc
+
+
+def _msgpack(data: bytes, _: _Trust) -> Any:
+    return importlib.import_module("msgpack").unpackb(data)
+
+
+def _cbor(data: bytes, _: _Trust) -> Any:
+    return importlib.import_module("cbor").loads(data)
+
+
+def _tenbin(data: bytes, _: _Trust) -> Any:
+    """A list of arrays; lengths are checked first, as a negative one would send WebDataset's reader in circles."""
+    offset = 0
+    while offset < len(data):
+        (num_bytes,) = struct.unpack_from("<q", data, offset + 8)
+        offset += 16 + (num_bytes + 63) // 64 * 64
+        if num_bytes < 0 or offset > len(data):
+            raise ValueError(f"a chunk of {num_bytes} bytes does not fit")
+    return tenbin.decode_buffer(data)
+
+
+_DECODERS: dict[str, Callable[[bytes, _Trust], Any]] = {
+    **dict.fromkeys(("txt", "text", "transcript"), _text),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), _number),
+    **dict.fromkeys(("json", "jsn"), _json),
+    **dict.fromkeys(("pyd", "pickle", "pkl"), _pickle),
+    **dict.fromkeys(("ten", "tb"), _tenbin),
+    **dict.fromkeys(("mp", "msg"), _msgpack),
+    "pth": _torch_file,
+    "npy": _npy,
+    "npz": _npz,
+    "cbor": _cbor,
+}
