@@ -125,6 +125,8 @@ def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progr
                 f"{job.output.url_of(name)} was packed with {shard.num_bytes} bytes, but here {stored.get(name)} are "
                 "seen: the workers write to another place? A local directory must be on a disk that all nodes share"
             )
+    for number in list(packed)[:1]:  # all shards share their folders
+        job.output.sync([job.layout.shard(number), job.layout.index(number)])
     return packed
 
 

@@ -7,6 +7,7 @@ read, held against the plan and indexed as it is. The index tells what is stored
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import cloudpickle
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.sources import Sources, read_samples
+from dray.pipelines.sources import Sources, read_files
 from dray.shards.errors import CallError, DamagedError, ExistsError, InputError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, check_suffixes, key_of
@@ -109,17 +110,15 @@ def fill_shard(job: PackJob, task: PackTask) -> Filled:
 def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
     """Each part is its file: the hot path, a few microseconds a part beyond reading it."""
     tar = TarWriter()
-    keys = task.sources.keys()
-    endings = [f".{suffix}".encode() for suffix in task.sources.suffixes]
-    for key, parts in zip(keys, read_samples(job.inputs, task.sources), strict=True):
-        stem = key.encode()
-        for ending, data in zip(endings, parts, strict=True):
-            tar.add(stem + ending, data)
+    keys, suffixes = task.sources.keys(), task.sources.suffixes
+    files = (f"{key}.{suffix}".encode() for key in keys for suffix in suffixes)
+    for file, data in zip(files, read_files(job.inputs, task.sources), strict=True):
+        tar.add(file, data)
     body = tar.finish()
-    shape = (len(keys), len(endings))
+    shape = task.sources.sizes.shape
     index = ShardIndex(
         keys=keys,
-        suffixes=task.sources.suffixes,
+        suffixes=suffixes,
         offsets=np.array(tar.offsets, np.uint64).reshape(shape),
         sizes=np.array(tar.sizes, np.uint32).reshape(shape),
         xxh3_64=np.array(tar.hashes, np.uint64).reshape(shape),
@@ -134,7 +133,9 @@ def _fill_transformed(job: PackJob, task: PackTask, transform: Transform) -> Fil
     files: list[str] = []
     hashes: list[list[int]] = []
     suffixes = task.sources.suffixes
-    for name, parts in zip(task.sources.names, read_samples(job.inputs, task.sources), strict=True):
+    parts_in_a_row = read_files(job.inputs, task.sources)
+    for name in task.sources.names:
+        parts = list(islice(parts_in_a_row, len(suffixes)))
         hashes.append([xxh3_64_intdigest(data) for data in parts])
         sample = _transformed(transform, name, dict(zip(suffixes, parts, strict=True)))
         for suffix, data in sample.items():
@@ -204,7 +205,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
     body = index.to_bytes()
     if not _create(job.output, index_name, body) and job.output.get(index_name) != body:
         raise DamagedError(f"{job.output.url_of(index_name)}: not the index of the shard beside it")
-    job.output.sync([shard_name, index_name])
+    job.output.sync([shard_name, index_name], folders=False)  # the driver does these, once
     return _record(job, task, index, body, adopted=adopted, source_hashes=filled.source_hashes)
 
 

@@ -6,10 +6,12 @@ read while packing is held against it, so a file that changes during a build is 
 
 import os
 import stat
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -20,8 +22,10 @@ from dray.shards.errors import CallError, InputError, MissingInputError, StoreEr
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.store import ObjectInfo, Store
 
-STAT_THREADS = 8  # a network mount answers many at once; a local disk does not mind
-STAT_CHUNK = 8192
+STAT_PROBE = 256  # files whose look-up times tell a disk from a network mount
+FAST_STAT_S = 100e-6
+STAT_THREADS = 16
+STAT_CHUNK = 4096
 MOST_LOOK_UPS = 2000  # up to so many objects are asked for one by one; beyond, the folder is listed
 FETCH_FILES = 128  # objects fetched at a time
 FETCH_BYTES = 64 << 20
@@ -128,22 +132,36 @@ def find_names(store: Store, suffixes: Sequence[str]) -> list[str]:
 
 
 def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(size, mtime in ns) of each file; (-1, 0) for one that is missing, unreadable or not a regular file."""
+    """(size, mtime in ns) of each file; (-1, 0) for one that is missing, unreadable or not a regular file.
 
-    def stat_chunk(chunk: Sequence[str]) -> list[tuple[int, int]]:
-        return [_stat_file(f"{root}/{file}") for file in chunk]
-
-    with ThreadPoolExecutor(STAT_THREADS) as threads:
-        for prints in threads.map(stat_chunk, _chunks(files, STAT_CHUNK)):
-            yield from prints
-
-
-def _stat_file(path: str) -> tuple[int, int]:
+    A disk answers in microseconds, and threads would only fight for the interpreter; a network mount takes a
+    millisecond, and answers many at once. The first files tell which it is.
+    """
     try:
-        info = os.stat(path)
+        folder = os.open(root, os.O_RDONLY)
+    except OSError as exc:
+        raise MissingInputError(f"cannot open the input directory {root}: {exc.strerror}") from exc
+    try:
+        started = time.perf_counter()
+        yield from _stat_chunk(folder, files[:STAT_PROBE])
+        is_fast = time.perf_counter() - started < STAT_PROBE * FAST_STAT_S
+        with ThreadPoolExecutor(1 if is_fast else STAT_THREADS) as threads:
+            for prints in threads.map(partial(_stat_chunk, folder), _chunks(files[STAT_PROBE:], STAT_CHUNK)):
+                yield from prints
+    finally:
+        os.close(folder)
+
+
+def _stat_chunk(folder: int, files: Sequence[str]) -> list[tuple[int, int]]:
+    return [_stat_file(folder, file) for file in files]
+
+
+def _stat_file(folder: int, file: str) -> tuple[int, int]:
+    try:
+        info = os.stat(file, dir_fd=folder)
     except OSError:
         return -1, 0
-    if not stat.S_ISREG(info.st_mode) or not os.access(path, os.R_OK):
+    if not stat.S_ISREG(info.st_mode) or not os.access(file, os.R_OK, dir_fd=folder):
         return -1, 0
     return info.st_size, info.st_mtime_ns
 
@@ -166,8 +184,8 @@ def etag_stamp(info: ObjectInfo) -> int:
     return int.from_bytes(xxh3_64_digest(info.etag.encode()), signed=True)
 
 
-def read_samples(store: Store, sources: Sources) -> Iterator[list[bytes]]:
-    """The files of each sample, in order; object storage is read many at a time and ahead.
+def read_files(store: Store, sources: Sources) -> Iterator[bytes]:
+    """Every file's bytes, sample by sample and suffix by suffix; object storage is read many at a time and ahead.
 
     Raises:
         InputError: A file is gone, cannot be read, or is not what was fingerprinted; names the file.
@@ -175,46 +193,46 @@ def read_samples(store: Store, sources: Sources) -> Iterator[list[bytes]]:
     return _read_local(store.local_root, sources) if store.local_root is not None else _read_remote(store, sources)
 
 
-def _read_local(root: str, sources: Sources) -> Iterator[list[bytes]]:
-    suffixes = sources.suffixes
-    for name, sizes, stamps in zip(sources.names, sources.sizes.tolist(), sources.stamps.tolist(), strict=True):
-        yield [
-            _read_file(f"{root}/{name}.{suffix}", size, stamp)
-            for suffix, size, stamp in zip(suffixes, sizes, stamps, strict=True)
-        ]
+def _files(sources: Sources) -> Iterator[tuple[str, int, int]]:
+    """(file, size, stamp), sample by sample."""
+    files = (f"{name}.{suffix}" for name in sources.names for suffix in sources.suffixes)
+    return zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
 
 
-def _read_file(path: str, size: int, stamp: int) -> bytes:
+def _read_local(root: str, sources: Sources) -> Iterator[bytes]:
+    folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            info = os.fstat(descriptor)
-            data = os.read(descriptor, size)
-            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
-                data += more
-        finally:
-            os.close(descriptor)
+        for file, size, stamp in _files(sources):
+            yield _read_file(folder, file, size, stamp)
     except OSError as exc:
-        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+        raise InputError(f"cannot read an input under {root}: {exc}") from exc
+    finally:
+        os.close(folder)
+
+
+def _read_file(folder: int, file: str, size: int, stamp: int) -> bytes:
+    descriptor = os.open(file, os.O_RDONLY, dir_fd=folder)
+    try:
+        info = os.fstat(descriptor)
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
+            data += more
+    finally:
+        os.close(descriptor)
     if info.st_size != size or len(data) != size or info.st_mtime_ns != stamp:
-        raise InputError(f"{path} changed during the build: let its writer finish, then build again")
+        raise InputError(f"{file!r} changed during the build: let its writer finish, then build again")
     return data
 
 
-def _read_remote(store: Store, sources: Sources) -> Iterator[list[bytes]]:
+def _read_remote(store: Store, sources: Sources) -> Iterator[bytes]:
     """A window of requests, in order: while a sample is packed the next ones are on their way."""
-    files = (f"{name}.{suffix}" for name in sources.names for suffix in sources.suffixes)
-    prints = zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
+    files = _files(sources)
     window = _files_at_a_time(sources)
     with ThreadPoolExecutor(window) as threads:
-        coming = deque(threads.submit(_fetch, store, *prints_of) for prints_of in islice(prints, window))
-        parts: list[bytes] = []
+        coming = deque(threads.submit(_fetch, store, *file) for file in islice(files, window))
         while coming:
-            parts.append(coming.popleft().result())
-            coming.extend(threads.submit(_fetch, store, *prints_of) for prints_of in islice(prints, 1))
-            if len(parts) == len(sources.suffixes):
-                yield parts
-                parts = []
+            yield coming.popleft().result()
+            coming.extend(threads.submit(_fetch, store, *file) for file in islice(files, 1))
 
 
 def _fetch(store: Store, file: str, size: int, stamp: int) -> bytes:

@@ -194,14 +194,19 @@ class Store:
                 except FileNotFoundError:
                     continue
 
-    def sync(self, names: Sequence[str]) -> None:
-        """Make objects durable: on local disk they and their folders reach the disk; elsewhere they are already."""
+    def sync(self, names: Sequence[str], *, folders: bool = True) -> None:
+        """Make objects durable: on local disk they and their folders reach the disk; elsewhere they are already.
+
+        Args:
+            names: The objects.
+            folders: Whether to sync the folders too, from the objects' own up to the one that holds the store's root.
+        """
         if self.local_root is None:
             return
         with self._errors("fsync", names[0] if names else ""):
             paths = [Path(self.local_root, name) for name in names]
-            folders = {folder for path in paths for folder in self._folders(path)}
-            for path in (*paths, *folders):
+            above = {folder for path in paths for folder in self._folders(path)} if folders else set()
+            for path in (*paths, *above):
                 _fsync(path)
 
     def _folders(self, path: Path) -> list[Path]:
