@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0
 START_ATTEMPTS = 3
 LOG_TAIL_LINES = 20
 

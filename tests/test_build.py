@@ -1,0 +1,344 @@
+"""`pickles_to_tars` from files to a committed version, in process."""
+
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset
+
+from dray.cluster.seaweed import SeaweedServer
+from dray.pipelines import BuildReport, pickles_to_tars
+from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store
+from tests.conftest import Inputs, MakeInputs, Place
+
+SUFFIX = "tensor.pyd"
+TWO_SUFFIXES = ("image.pyd", "label.cls")
+
+
+def build(inputs: Inputs, place: Place, **options: Any) -> BuildReport:
+    """With the defaults of these tests: 4 shards, no progress."""
+    options = {"min_num_shards": 4, "progress": False, **options}
+    names = options.pop("names", inputs.names)
+    return pickles_to_tars(
+        inputs.folder, names, inputs.suffixes, place.url, "wds", storage_options=place.storage_options, **options
+    )
+
+
+def latest(place: Place) -> Snapshot:
+    return Snapshot.latest(place.url, "wds", storage_options=place.storage_options)
+
+
+def stored(place: Place, folder: str = "") -> dict[str, bytes]:
+    """Every object below the place."""
+    store = Store(place.url, place.storage_options)
+    path = f"{folder}/" if folder else ""
+    found = {info.name: store.get(info.name) for info in store.list_folder(folder)}
+    for child in store.list_folders(folder):
+        found |= stored(place, child if child.startswith(path) else f"{path}{child}")
+    return found
+
+
+def parts_of(snapshot: Snapshot) -> Iterator[tuple[str, str, bytes]]:
+    """(key, suffix, bytes) of every part, by index."""
+    for shard in snapshot.shards:
+        index = snapshot.index(shard)
+        name = snapshot.layout.shard(shard.number)
+        for row, key in enumerate(index.keys):
+            offsets, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
+            for suffix, data in zip(index.suffixes, snapshot.store.get_ranges(name, offsets, sizes), strict=True):
+                yield key, suffix, bytes(data)
+
+
+def test_every_part_is_its_file_in_the_order_given(make_inputs: MakeInputs, place: Place) -> None:
+    """Keys have dashes for dots; the index finds every byte."""
+    inputs = make_inputs(23, TWO_SUFFIXES)
+    report = build(inputs, place)
+    expected = [(n.replace(".", "-"), s, inputs.part(n, s)) for n in inputs.names for s in inputs.suffixes]
+    assert list(parts_of(latest(place))) == expected
+    assert (report.version, report.num_samples, report.num_shards, report.num_reused) == (1, 23, 4, 0)
+
+
+def test_tarfile_gnu_tar_and_webdataset_read_every_shard_alike(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Law 11: names, sizes and bytes."""
+    inputs = make_inputs(23, TWO_SUFFIXES)
+    build(inputs, Place(str(tmp_path / "out")))
+    shards = sorted((tmp_path / "out").glob("wds-*.tar"))
+    files = {f"{n.replace('.', '-')}.{s}": inputs.part(n, s) for n in inputs.names for s in inputs.suffixes}
+    by_tarfile: dict[str, bytes] = {}
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            by_tarfile |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    by_gnu_tar = [subprocess.check_output(["tar", "tf", shard], text=True).splitlines() for shard in shards]
+    samples = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
+    by_webdataset = {f"{s['__key__']}.{suffix}": s[suffix] for s in samples for suffix in inputs.suffixes}
+    assert by_tarfile == by_webdataset == files
+    assert [name for names in by_gnu_tar for name in names] == list(files)
+
+
+def test_a_rerun_over_the_same_files_writes_nothing(make_inputs: MakeInputs, place: Place) -> None:
+    """Law 4; only a key that may read is needed."""
+    inputs = make_inputs(10)
+    build(inputs, place)
+    before = stored(place)
+    report = build(inputs, place)
+    assert (report.version, report.num_reused) == (1, 4)
+    assert stored(place) == before
+
+
+def test_one_changed_file_rewrites_one_shard_under_a_new_name(make_inputs: MakeInputs, place: Place) -> None:
+    """The other shards and the old version stay as they are."""
+    inputs = make_inputs(20)
+    build(inputs, place)
+    before, old_parts = stored(place), list(parts_of(latest(place)))
+    inputs.path(inputs.names[7], SUFFIX).write_bytes(b"changed")
+    report = build(inputs, place)
+    assert (report.version, report.num_reused) == (2, 3)
+    assert [shard.number for shard in latest(place).shards] == [0, 4, 2, 3]
+    assert ("sample-0007", SUFFIX, b"changed") in set(parts_of(latest(place)))
+    old = Snapshot.at(place.url, "wds", 1, storage_options=place.storage_options)
+    assert list(parts_of(old)) == old_parts
+    assert before.items() <= stored(place).items()
+
+
+def test_hashes_of_sources_are_kept_for_reused_shards(make_inputs: MakeInputs, place: Place) -> None:
+    """The table of sources of a second version equals that of a first build of the same files, but for numbers."""
+    inputs = make_inputs(20, TWO_SUFFIXES)
+    build(inputs, place)
+    inputs.path(inputs.names[7], TWO_SUFFIXES[0]).write_bytes(b"changed")
+    build(inputs, place)
+    fresh = Place(f"{place.url}-fresh", place.storage_options)
+    build(inputs, fresh)
+    assert latest(place).sources().drop_columns("shard") == latest(fresh).sources().drop_columns("shard")
+
+
+def test_the_same_files_give_the_same_bytes_anywhere(make_inputs: MakeInputs, place: Place, tmp_path: Path) -> None:
+    """Law 1, across kinds of stores: tars, indexes, tables and manifests."""
+    inputs = make_inputs(10, TWO_SUFFIXES)
+    build(inputs, place)
+    build(inputs, Place(str(tmp_path / "again")))
+    kept = [{n: b for n, b in stored(p).items() if "commits" not in n and "intents" not in n}
+            for p in (place, Place(str(tmp_path / "again")))]  # fmt: skip
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(("suffix", "error"), [(7, TypeError), (["a", 7], TypeError), ([], ValueError),
+    ("", ValueError), ("../x", ValueError), (["a", "a"], ValueError), (["a", "A"], ValueError)])  # fmt: skip
+def test_wrong_suffixes_are_refused(tmp_path: Path, suffix: Any, error: type[Exception]) -> None:
+    """A wrong type is a TypeError, a wrong value a ValueError."""
+    with pytest.raises(error):
+        pickles_to_tars(tmp_path, ["a"], suffix, tmp_path / "out", "wds", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_inputs_leave_nothing_behind(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """What is wrong with the inputs as a whole is said before anything is written."""
+    inputs = make_inputs(5)
+    for names in (["gone"], [], [*inputs.names, inputs.names[0]]):
+        with pytest.raises((RuntimeError, ValueError)):
+            build(inputs, Place(str(tmp_path / "out")), names=names)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_function_replaces_the_parts(make_inputs: MakeInputs, place: Place) -> None:
+    """It gets the key and the bytes by suffix; other values than bytes are encoded by their suffix."""
+    inputs = make_inputs(9)
+
+    def transform(key: str, suffix_to_data: Mapping[str, bytes]) -> dict[str, Any]:
+        return {"__key__": key, "size.cls": len(suffix_to_data[SUFFIX]), "name.txt": key}
+
+    build(inputs, place, func_output_data=transform)
+    parts = list(parts_of(latest(place)))
+    assert parts[:2] == [("sample-0000", "size.cls", b"15"), ("sample-0000", "name.txt", b"sample-0000")]
+    assert len(parts) == 18
+
+
+def test_a_function_without_a_version_is_never_reused(make_inputs: MakeInputs, place: Place) -> None:
+    """Nobody can tell whether it changed; with a declared version it is."""
+    inputs = make_inputs(9)
+    kept = {"func_output_data": lambda key, parts: parts, "transform_version": "1"}
+    assert [build(inputs, place, **kept).version for _ in range(2)] == [1, 1]
+    assert [build(inputs, place, func_output_data=lambda key, parts: parts).version for _ in range(2)] == [2, 3]
+    assert build(inputs, place, **{**kept, "transform_version": "2"}).num_reused == 0
+
+
+def fail_at(bad_key: str, error: Exception) -> Any:
+    def transform(key: str, suffix_to_data: dict[str, bytes]) -> dict[str, bytes]:
+        if key == bad_key:
+            raise error
+        return suffix_to_data
+
+    return transform
+
+
+def test_a_failing_function_names_the_sample_and_leaves_no_version(make_inputs: MakeInputs, place: Place) -> None:
+    """Whole shards stay for the rerun, which packs only the others."""
+    inputs = make_inputs(20)
+    with pytest.raises(RuntimeError, match=r"sample\.0012.*ZeroDivisionError.*oops"):
+        failing = fail_at("sample-0012", ZeroDivisionError("oops"))
+        build(inputs, place, func_output_data=failing, transform_version="1")
+    with pytest.raises(NotFoundError):
+        latest(place)
+    before = {name: body for name, body in stored(place).items() if name.endswith(".tar")}
+    report = build(inputs, place, func_output_data=lambda key, parts: parts, transform_version="1")
+    assert sorted(before) == ["wds-000000.tar", "wds-000001.tar"]
+    assert report.num_reused == 2
+    assert before.items() <= stored(place).items()
+
+
+def test_after_a_bad_file_was_mended_only_its_shard_is_packed(make_inputs: MakeInputs, place: Place) -> None:
+    """The mended file makes another plan, which adopts the shards of the first."""
+    inputs = make_inputs(20)
+    options = {"transform_version": "1", "func_output_data": refuse_bad_files}
+    inputs.path(inputs.names[17], SUFFIX).write_bytes(b"bad")
+    with pytest.raises(InputError, match=r"sample\.0017"):
+        build(inputs, place, **options)
+    inputs.path(inputs.names[17], SUFFIX).write_bytes(b"good")
+    report = build(inputs, place, **options)
+    assert report.num_reused == 3
+    assert [shard.number for shard in latest(place).shards] == [0, 1, 2, 4]
+
+
+def refuse_bad_files(key: str, suffix_to_data: dict[str, bytes]) -> dict[str, bytes]:
+    if suffix_to_data[SUFFIX] == b"bad":
+        raise ValueError("a bad file")
+    return suffix_to_data
+
+
+def test_a_missing_module_is_a_runtime_error_that_names_it(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """And the sample, and what to do."""
+
+    def transform(key: str, suffix_to_data: dict[str, bytes]) -> dict[str, bytes]:
+        import a_module_that_is_not_there  # type: ignore[import-not-found]
+
+        return {**suffix_to_data, "x": a_module_that_is_not_there}
+
+    with pytest.raises(RuntimeError, match=r"sample\.0000.*'a_module_that_is_not_there'.*install"):
+        build(make_inputs(3), Place(str(tmp_path / "out")), func_output_data=transform)
+
+
+@pytest.mark.parametrize("result", [{}, None, {"x.bin": object()}, {"../x": b""}, {"__key__": "other", "x": b""}])
+def test_a_function_result_that_cannot_be_stored_names_the_sample(
+    make_inputs: MakeInputs, tmp_path: Path, result: Any
+) -> None:
+    """Nothing, no bytes, a path that leaves, another key."""
+    with pytest.raises(RuntimeError, match=r"sample\.0000"):
+        build(make_inputs(3), Place(str(tmp_path / "out")), func_output_data=lambda key, parts: result)
+
+
+def test_a_shard_whose_index_was_lost_is_adopted_as_it_lies(make_inputs: MakeInputs, place: Place) -> None:
+    """A crash between the two writes: the rerun reads the shard, indexes it, and ends in the same bytes."""
+    inputs = make_inputs(20)
+    with pytest.raises(InputError):
+        build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0019", ValueError()))
+    Store(place.url, place.storage_options).delete(["_dray/wds/index/000001.arrow"])
+    report = build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
+    fresh = Place(f"{place.url}-fresh", place.storage_options)
+    build(inputs, fresh, transform_version="1", func_output_data=lambda key, parts: parts)
+    assert report.num_reused == 3
+    assert latest(place).manifest.shards == latest(fresh).manifest.shards
+
+
+def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeInputs, place: Place) -> None:
+    """It is not taken for ours, and not overwritten."""
+    inputs = make_inputs(20)
+    with pytest.raises(InputError):
+        build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0007", ValueError()))
+    Store(place.url, place.storage_options).put_new("wds-000003.tar", bytes(1024))
+    with pytest.raises(DamagedError, match=r"wds-000003\.tar holds other samples"):
+        build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
+    assert stored(place)["wds-000003.tar"] == bytes(1024)
+
+
+def test_tars_of_another_maker_are_kept_and_said(
+    make_inputs: MakeInputs, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New shards are numbered after them."""
+    store = Store(place.url, place.storage_options)
+    store.put_new("wds-000041.tar", b"foreign")
+    store.put_new("wdsx-000099.tar", b"of another dataset")
+    build(make_inputs(4), place, progress=True)
+    assert [shard.number for shard in latest(place).shards] == [42, 43, 44, 45]
+    assert store.get("wds-000041.tar") == b"foreign"
+    assert "1 tars that dray did not write" in capsys.readouterr().err
+
+
+def test_two_builders_of_the_same_plan_both_succeed_with_one_result(make_inputs: MakeInputs, place: Place) -> None:
+    """They adopt each other's intent and shards."""
+    inputs, reports = make_inputs(40), list[BuildReport]()
+    threads = [threading.Thread(target=lambda: reports.append(build(inputs, place))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.version for report in reports] == [1, 1, 1]
+    assert [shard.number for shard in latest(place).shards] == [0, 1, 2, 3]
+    assert len([name for name in stored(place) if name.endswith(".tar")]) == 4
+
+
+def test_inputs_may_lie_on_object_storage(make_inputs: MakeInputs, s3: SeaweedServer, tmp_path: Path) -> None:
+    """And the rerun knows them by their ETags."""
+    inputs, store = make_inputs(12), Store(s3.url("pickles"), s3.storage_options)
+    for name in inputs.names:
+        store.put_new(f"{name}.{SUFFIX}", inputs.part(name, SUFFIX))
+    call: Any = (store.url, inputs.names, SUFFIX, tmp_path / "out", "wds")
+    options: Any = {"storage_options": s3.storage_options, "progress": False}
+    assert [pickles_to_tars(*call, **options).num_reused for _ in range(2)] == [0, 1]
+    assert [data for _, _, data in parts_of(latest(Place(str(tmp_path / "out"))))] == [
+        inputs.part(name, SUFFIX) for name in inputs.names
+    ]
+
+
+def test_a_read_only_key_cannot_build_and_says_so(make_inputs: MakeInputs, s3: SeaweedServer) -> None:
+    """But may find that there is nothing to do."""
+    inputs = make_inputs(4)
+    place = Place(s3.url("read-only"), s3.storage_options)
+    read_only = Place(place.url, s3.read_only_options)
+    with pytest.raises(DeniedError, match="permission denied"):
+        build(inputs, read_only)
+    build(inputs, place)
+    assert build(inputs, read_only).num_reused == 4
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_a_full_disk_leaves_no_truncated_object_and_no_version(make_inputs: MakeInputs, full_disk: Path) -> None:
+    """After space was made, the rerun packs what was missing."""
+    inputs = make_inputs(3)
+    for name in inputs.names:
+        inputs.path(name, SUFFIX).write_bytes(os.urandom(300_000))
+    (full_disk / "ballast").write_bytes(bytes(500_000))
+    place = Place(str(full_disk / "out"))
+    with pytest.raises(OSError, match=r"wds-00000\d\.tar.*No space left"):
+        build(inputs, place, min_num_shards=3)
+    names = [name for name in stored(place) if name.endswith(".tar")]
+    for name in names:
+        with tarfile.open(full_disk / "out" / name) as tar:
+            assert len(tar.getmembers()) == 1
+    with pytest.raises(NotFoundError):
+        latest(place)
+    (full_disk / "ballast").unlink()
+    assert build(inputs, place, min_num_shards=3).num_reused == len(names) == 1
+
+
+def test_a_plan_over_4_gib_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """Sparse files stand in for large ones."""
+    for name in ("a", "b"):
+        with (tmp_path / f"{name}.{SUFFIX}").open("wb") as file:
+            file.truncate(3 << 30)
+    with pytest.raises(ValueError, match="2 shards fit"):
+        pickles_to_tars(tmp_path, ["a", "b"], SUFFIX, tmp_path / "out", "wds", min_num_shards=1, progress=False)
+    assert not (tmp_path / "out").exists()
