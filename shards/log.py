@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
-from dray.shards.errors import DamagedError, NotFoundError, StoreError
+from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
 from dray.shards.layout import Layout, record_number
 from dray.shards.store import Store
 
@@ -102,21 +102,25 @@ def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
 def _create(store: Store, name: str, record: Record) -> Record:
     body = canonical_json({"format": FORMAT, **asdict(record)})
     for attempt in range(CREATE_ATTEMPTS):
+        standing: Record | None = record
         try:
             store.put_new(name, body)
-        except StoreError:  # refused, or unknown: only what lies there tells
-            try:
-                standing = _read(store, name, type(record))
-            except NotFoundError:
-                if attempt == CREATE_ATTEMPTS - 1:
-                    raise
-                time.sleep(0.05 * 2**attempt)
-                continue
+        except StoreError as exc:  # refused, or unknown: only what lies there tells
+            standing = _find(store, name, type(record))
+            if standing is None and (attempt == CREATE_ATTEMPTS - 1 or isinstance(exc, DeniedError)):
+                raise
+        if standing is not None:
             store.sync([name])
             return standing
-        store.sync([name])
-        return record
-    raise AssertionError("unreachable")
+        time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _find(store: Store, name: str, kind: type[Record]) -> Record | None:
+    try:
+        return _read(store, name, kind)
+    except NotFoundError:
+        return None
 
 
 def _read(store: Store, name: str, kind: type[Record]) -> Record:
