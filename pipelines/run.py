@@ -7,7 +7,7 @@ names and fingerprints and gets back small records.
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from dray.shards.errors import ClusterError, StoreError
 IN_PROCESS = "none"
 MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
 SILENT_S = 30.0  # after so long without a finished shard the driver says what it waits for
+CALL_OFF_S = 10.0  # at most, for tasks that are cancelled to end
 TASKS_PER_CPU = 2  # in flight: one runs, one waits at hand
 
 
@@ -80,23 +81,23 @@ def run_on_ray(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> 
                 yield _result(ray, done[0], task)
                 flying |= {send(task): task for task in islice(waiting, 1)}
         finally:
-            for reference in flying:  # after an error or an interrupt
-                ray.cancel(reference)
+            _call_off(ray, list(flying))  # after an error or an interrupt
 
 
 def _sender(ray: Any, job: PackJob) -> Any:
     shared = ray.put(job)
     largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-    remote = ray.remote(pack_shard).options(
-        num_cpus=1,
-        scheduling_strategy="SPREAD",
-        max_retries=MAX_RETRIES,
-        retry_exceptions=[StoreError],
-        name="dray.pack_shard",
-    )
+    remote = ray.remote(pack_shard)
+    options = {
+        "num_cpus": 1,
+        "scheduling_strategy": "SPREAD",
+        "max_retries": MAX_RETRIES,
+        "retry_exceptions": [StoreError],
+        "name": "dray.pack_shard",
+    }
 
     def send(task: PackTask) -> Any:
-        return remote.options(memory=min(task.memory_bytes, int(largest))).remote(shared, task)
+        return remote.options(memory=min(task.memory_bytes, int(largest)), **options).remote(shared, task)
 
     return send
 
@@ -113,6 +114,16 @@ def _result(ray: Any, reference: Any, task: PackTask) -> PackedShard:
             f"{type(exc).__name__}: {str(exc).splitlines()[0]}; run the build again: shards already stored are kept"
         ) from exc
     return packed
+
+
+def _call_off(ray: Any, references: list[Any]) -> None:
+    """Cancel tasks and wait a little for them to end; their errors are not wanted any more."""
+    for reference in references:
+        ray.cancel(reference)
+    ended = ray.wait(references, num_returns=len(references), timeout=CALL_OFF_S)[0] if references else []
+    for reference in ended:
+        with suppress(ray.exceptions.RayError):
+            ray.get(reference)
 
 
 def _say_what_is_missing(ray: Any, num_tasks: int) -> None:

@@ -1,6 +1,11 @@
 """Fixtures that several test files share."""
 
-from collections.abc import Iterator
+import pickle
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
@@ -12,3 +17,58 @@ def s3() -> Iterator[SeaweedServer]:
     """A real S3 server, started for the first test that asks and shared by all: write below a folder of your own."""
     with SeaweedServer() as server:
         yield server
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An empty folder of some store: what `Store`, `build` and every reader take."""
+
+    url: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # on S3 they hold a secret
+
+
+@pytest.fixture(params=["memory", "disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A fresh place on each kind of store in turn; the S3 server starts only for a test that reaches it."""
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        return Place(f"memory://{name}")
+    if request.param == "disk":
+        return Place(f"file://{tmp_path}/{name}")
+    server: SeaweedServer = request.getfixturevalue("s3")
+    return Place(server.url(name), server.storage_options)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A folder of input files: of each name one file a suffix."""
+
+    folder: Path
+    names: list[str]
+    suffixes: tuple[str, ...]
+
+    def path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name}.{suffix}"
+
+    def part(self, name: str, suffix: str) -> bytes:
+        return self.path(name, suffix).read_bytes()
+
+
+class MakeInputs(Protocol):
+    def __call__(self, num_samples: int, suffixes: tuple[str, ...] = ("tensor.pyd",)) -> Inputs: ...
+
+
+@pytest.fixture
+def make_inputs(tmp_path: Path) -> MakeInputs:
+    """Writes samples of different sizes: names hold dots, contents are pickled bytes."""
+
+    def make(num_samples: int, suffixes: tuple[str, ...] = ("tensor.pyd",)) -> Inputs:
+        folder = tmp_path / "inputs"
+        folder.mkdir()
+        inputs = Inputs(folder, [f"sample.{number:04d}" for number in range(num_samples)], suffixes)
+        for number, name in enumerate(inputs.names):
+            for suffix in suffixes:
+                inputs.path(name, suffix).write_bytes(pickle.dumps(f"{name} {suffix} ".encode() * (number % 97)))
+        return inputs
+
+    return make

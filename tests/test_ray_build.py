@@ -1,0 +1,158 @@
+"""The same build on Ray: one worker, several nodes, killed workers."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from dray.pipelines import pickles_to_tars
+from dray.shards import ClusterError, InputError, Snapshot
+from tests.conftest import Inputs, MakeInputs
+
+SUFFIXES = ("image.pyd", "label.cls")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that runs nothing and two nodes of one CPU; this process is their driver."""
+    here = {"object_store_memory": 80 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **here})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, **here)
+    ray.init(address=nodes.address, log_to_driver=False)
+    nodes.wait_for_nodes()
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def build(inputs: Inputs, output: Path, **options: Any) -> Any:
+    options = {"min_num_shards": 8, "progress": False, **options}
+    return pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, output, "wds", **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All that a build wrote, but for the records that hold a time and a write id."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.parent.name not in RECORDS}
+
+
+RECORDS = ("commits", "intents")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_in_process_and_on_two_nodes_gives_the_same_bytes(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Law 1: tars, indexes, manifests and tables of sources."""
+    inputs = make_inputs(100, SUFFIXES)
+    build(inputs, tmp_path / "process", address="none")
+    report = build(inputs, tmp_path / "nodes")
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    assert len(list((tmp_path / "nodes").glob("wds-*.tar"))) == 8
+    assert report.num_reused == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_work_is_spread_over_the_nodes(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Every node packs, and none of it runs in the driver."""
+
+    def where(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        del key, parts
+        return {"node.txt": ray.get_runtime_context().get_node_id().encode()}
+
+    build(make_inputs(40, SUFFIXES), tmp_path / "out", func_output_data=where)
+    snapshot = Snapshot.latest(tmp_path / "out", "wds")
+    starts = [snapshot.index(shard).offsets[0].tolist() for shard in snapshot.shards]
+    nodes = {bytes(snapshot.store.get_ranges(snapshot.layout.shard(shard.number), start, [56])[0])
+             for shard, start in zip(snapshot.shards, starts, strict=True)}  # fmt: skip
+    assert len(nodes) == 2
+    assert ray.get_runtime_context().get_node_id().encode() not in nodes
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_is_replaced_without_a_trace(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The retried task ends in the same bytes as an undisturbed build."""
+    inputs, died = make_inputs(40, SUFFIXES), tmp_path / "died"
+
+    def die_once(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if key == "sample-0021" and not died.exists():
+            died.touch()
+            os._exit(1)
+        return parts
+
+    build(inputs, tmp_path / "out", func_output_data=die_once, transform_version="1")
+    undisturbed = {"func_output_data": lambda key, parts: parts, "transform_version": "1", "address": "none"}
+    build(inputs, tmp_path / "undisturbed", **undisturbed)
+    assert died.exists()
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_always_dies_ends_the_build_with_its_shard_named(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Retries are bounded; the other shards serve the next build."""
+    inputs = make_inputs(40, SUFFIXES)
+
+    def die(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if key == "sample-0021":
+            os._exit(1)
+        return parts
+
+    with pytest.raises(ClusterError, match=r"shard 4 .*'sample\.0020' to 'sample\.0024'"):
+        build(inputs, tmp_path / "out", func_output_data=die, transform_version="1")
+    report = build(inputs, tmp_path / "out", func_output_data=lambda key, parts: parts, transform_version="1")
+    assert 4 <= report.num_reused < 8
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_failing_sample_is_named_and_not_retried(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The error is the same as in process: its type, and the sample."""
+    tries = tmp_path / "tries"
+
+    def fail(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if key == "sample-0021":
+            with tries.open("a") as file:
+                file.write("x")
+            raise ValueError("oops")
+        return parts
+
+    with pytest.raises(InputError, match=r"sample\.0021.*ValueError: oops") as failure:
+        build(make_inputs(40, SUFFIXES), tmp_path / "out", func_output_data=fail)
+    assert type(failure.value) is InputError
+    assert tries.read_text() == "x"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_function_from_a_module_that_workers_lack_says_so(
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function arrives by reference; the worker names the module."""
+    (tmp_path / "only_at_the_driver.py").write_text("def transform(key, parts):\n    return parts\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_at_the_driver  # type: ignore[import-not-found]
+
+    with pytest.raises(RuntimeError, match=r"sample\.\d+.*'only_at_the_driver'.*runtime_env"):
+        build(make_inputs(5, SUFFIXES), tmp_path / "out", func_output_data=only_at_the_driver.transform)
+    del sys.modules["only_at_the_driver"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_inside_a_ray_task_a_build_runs_in_process(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The task holds its CPU, and a training group may hold all: a nested task might never start."""
+    inputs = make_inputs(20, SUFFIXES)
+
+    @ray.remote(num_cpus=1)
+    def hold_a_cpu(output: Path) -> tuple[int, list[bytes]]:
+        pids = {"func_output_data": lambda key, parts: {"pid.cls": os.getpid()}}
+        pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, output, "wds", progress=False, **pids)
+        snapshot = Snapshot.latest(output, "wds")
+        index = snapshot.index(snapshot.shards[0])
+        name = snapshot.layout.shard(0)
+        found = snapshot.store.get_ranges(name, index.offsets[:, 0].tolist(), index.sizes[:, 0].tolist())
+        return os.getpid(), [bytes(data) for data in found]
+
+    for pid, found in ray.get([hold_a_cpu.remote(tmp_path / out) for out in "ab"], timeout=60):
+        assert set(found) == {str(pid).encode()}
