@@ -178,8 +178,8 @@ def fail_at(bad_key: str, error: Exception) -> Any:
 def test_a_failing_function_names_the_sample_and_leaves_no_version(make_inputs: MakeInputs, place: Place) -> None:
     """Whole shards stay for the rerun, which packs only the others."""
     inputs = make_inputs(20)
+    failing = fail_at("sample-0012", ZeroDivisionError("oops"))
     with pytest.raises(RuntimeError, match=r"sample\.0012.*ZeroDivisionError.*oops"):
-        failing = fail_at("sample-0012", ZeroDivisionError("oops"))
         build(inputs, place, func_output_data=failing, transform_version="1")
     with pytest.raises(NotFoundError):
         latest(place)

@@ -1,0 +1,329 @@
+"""WebDataModule and PickledDataWDS: code written for their first maker runs with only its imports changed."""
+
+import pickle
+import random
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import webdataset as wds
+from torch import Tensor, nn
+from webdataset import batched, shuffle
+
+from dray.cluster.seaweed import SeaweedServer
+from dray.loaders import PickledDataWDS, Split, WebDataModule
+from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot, Store
+
+COUNTS = {Split.train: 50, Split.val: 11, Split.test: 12}
+SUFFIX = "tensor.pyd"
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def pickles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """73 samples: a tensor that holds the sample's number, and that number as text."""
+    folder = tmp_path_factory.mktemp("pickles")
+    for number in range(sum(COUNTS.values())):
+        (folder / f"sample.{number}.{SUFFIX}").write_bytes(pickle.dumps(torch.full((1, 4), float(number))))
+        (folder / f"sample.{number}.label.cls").write_text(str(number))
+    return folder
+
+
+def names_of(split: Split) -> list[str]:
+    return [f"sample.{number}" for number in numbers_of(split)]
+
+
+def numbers_of(split: Split) -> range:
+    starts = {Split.train: 0, Split.val: 50, Split.test: 61}
+    return range(starts[split], starts[split] + COUNTS[split])
+
+
+def untuple(source: Iterable[tuple[Any]]) -> Iterator[Any]:
+    return (sample for (sample,) in source)
+
+
+def stack(samples: list[Tensor]) -> Tensor:
+    return torch.vstack(samples)
+
+
+batch = batched(BATCH, collation_fn=stack)
+PER_SPLIT = dict.fromkeys(Split, batch)
+
+
+def module(pickles: Path, output: Path | str, **options: Any) -> PickledDataWDS:
+    """The documented call; `options` replace its keywords."""
+    options = {
+        "n_tars_wds": 3,
+        "prefix_tars_wds": "myshards",
+        "pipeline_wds": dict.fromkeys(Split, untuple),
+        "pipeline_prebatch_wld": PER_SPLIT,
+        **options,
+    }
+    directories = {split: f"{output}/{split.name}" for split in Split}
+    suffixes = options.pop("suffixes", SUFFIX)
+    names = {split: names_of(split) for split in Split}
+    return PickledDataWDS(pickles, names, suffixes, directories, BATCH, **options)
+
+
+def ready(pickles: Path, output: Path | str, **options: Any) -> PickledDataWDS:
+    prepared = module(pickles, output, **options)
+    prepared.prepare_data()
+    prepared.setup("fit")
+    prepared.setup("test")
+    return prepared
+
+
+def numbers_in(loader: Iterable[Tensor]) -> list[int]:
+    return [int(row[0]) for rows in loader for row in rows]
+
+
+def test_the_documented_example_trains_on_every_sample(pickles: Path, tmp_path: Path) -> None:
+    """Two shuffles, workers, batching in the training process, and the documented keywords."""
+    rng = random.Random(3)
+    data = ready(
+        pickles,
+        tmp_path,
+        pipeline_wds={Split.train: [untuple, shuffle(50, rng=rng)], Split.val: untuple, Split.test: [untuple]},
+        pipeline_prebatch_wld={Split.train: [shuffle(50, rng=rng), batch], Split.val: batch, Split.test: batch},
+        kwargs_wds={s: {"shardshuffle": s == Split.train, "nodesplitter": wds.split_by_node, "seed": 7} for s in Split},
+        kwargs_wld={split: {"num_workers": 2} for split in Split},
+    )
+    train = numbers_in(data.train_dataloader())
+    assert sorted(train) == list(numbers_of(Split.train))
+    assert train != sorted(train)
+    assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+    assert sorted(numbers_in(data.predict_dataloader())) == list(numbers_of(Split.test))
+
+
+def test_a_loader_has_the_length_that_it_yields(pickles: Path, tmp_path: Path) -> None:
+    """ceil(n_samples / global_batch_size) batches, in every pass."""
+    data = ready(pickles, tmp_path)
+    for loader, steps in ((data.train_dataloader(), 7), (data.val_dataloader(), 2), (data.test_dataloader(), 2)):
+        assert isinstance(loader, wds.WebLoader)
+        assert len(loader) == steps == len(list(loader)) == len(list(loader))
+
+
+class Model(lightning.LightningModule):
+    """Learns nothing, but sees everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.seen: dict[str, list[int]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def _see(self, stage: str, rows: Tensor) -> Tensor:
+        self.seen[stage] += [int(row[0]) for row in rows]
+        loss: Tensor = self.layer(rows / 100).square().mean()
+        return loss
+
+    def training_step(self, rows: Tensor, index: int) -> Tensor:
+        return self._see("train", rows)
+
+    def validation_step(self, rows: Tensor, index: int) -> Tensor:
+        return self._see("val", rows)
+
+    def test_step(self, rows: Tensor, index: int) -> Tensor:
+        return self._see("test", rows)
+
+    def predict_step(self, rows: Tensor, index: int) -> Tensor:
+        return self._see("predict", rows)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_a_trainer_fits_validates_tests_and_predicts(pickles: Path, tmp_path: Path) -> None:
+    """Each stage sees its split, once an epoch."""
+    data, model = module(pickles, tmp_path), Model()
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, enable_checkpointing=False, **quiet
+    )
+    trainer.fit(model, data)
+    trainer.validate(model, data, verbose=False)
+    trainer.test(model, data, verbose=False)
+    trainer.predict(model, data)
+    assert sorted(model.seen["train"]) == sorted([*numbers_of(Split.train)] * 2)
+    assert sorted(model.seen["val"]) == sorted([*numbers_of(Split.val)] * 3)
+    assert sorted(model.seen["test"]) == sorted(model.seen["predict"]) == list(numbers_of(Split.test))
+    assert trainer.num_training_batches == 7
+
+
+def test_several_suffixes_come_as_tuples_in_their_order(pickles: Path, tmp_path: Path) -> None:
+    """Each part decoded by its suffix."""
+    data = ready(pickles, tmp_path, suffixes=("label.cls", SUFFIX), pipeline_wds=None, pipeline_prebatch_wld=None)
+    samples = list(data.val_dataloader())
+    assert all(isinstance(label, int) and tensor.shape == (1, 4) for label, tensor in samples)
+    everything = ready(pickles, tmp_path, suffixes=["label.cls", SUFFIX], pipeline_wds=None,
+                       pipeline_prebatch_wld=None, n_tars_wds=3)  # fmt: skip
+    everything._global_batch_size = None
+    assert [label for label, _ in everything.val_dataloader()] == list(numbers_of(Split.val))
+
+
+def test_without_a_global_batch_size_an_epoch_is_one_pass(pickles: Path, tmp_path: Path) -> None:
+    """And counts come from the snapshot where none are given; a split's value may be missing or None."""
+    ready(pickles, tmp_path)
+    directories = {split: tmp_path / split.name for split in Split}
+    data = WebDataModule(
+        n_samples=None, suffix_keys_wds=SUFFIX, dirs_tars_wds=directories, global_batch_size=None,
+        prefix_tars_wds="myshards", pipeline_wds={Split.val: untuple, Split.test: None},
+        kwargs_wds={Split.val: None}, kwargs_wld={},
+    )  # fmt: skip
+    data.setup("fit")
+    data.setup("test")
+    assert [int(sample[0, 0]) for sample in data.val_dataloader()] == list(numbers_of(Split.val))
+    assert [int(sample[0][0, 0]) for sample in data.test_dataloader()] == list(numbers_of(Split.test))
+    assert data._n_samples == COUNTS
+
+
+def test_invoked_methods_come_last(pickles: Path, tmp_path: Path) -> None:
+    """On the dataset and on the loader, each on what the last returned; the length follows."""
+    data = ready(
+        pickles, tmp_path, invoke_wds={Split.val: [("map", {"f": lambda tensor: tensor + 1})]},
+        invoke_wld={Split.val: [("with_epoch", {"nbatches": 5})], Split.test: None},
+    )  # fmt: skip
+    assert len(data.val_dataloader()) == 5 == len(list(data.val_dataloader()))
+    assert min(numbers_in(data.val_dataloader())) == min(numbers_of(Split.val)) + 1
+
+
+@pytest.mark.parametrize(("num_shards", "num_workers"), [(1, 4), (3, 2), (2, 3), (11, 3)])
+def test_any_number_of_workers_shares_any_number_of_shards(
+    pickles: Path, tmp_path: Path, num_shards: int, num_workers: int
+) -> None:
+    """Each sample once, also where there are more workers than shards."""
+    data = ready(
+        pickles, tmp_path, n_tars_wds=num_shards, kwargs_wld={split: {"num_workers": num_workers} for split in Split}
+    )
+    assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer) -> None:
+    """Directories may be URLs; a read-only key trains; pipelines may be lambdas."""
+    pipeline = dict.fromkeys(Split, lambda source: (sample for (sample,) in source))
+    ready(pickles, s3.url("module"), storage_options=s3.storage_options)
+    options: Any = {"storage_options": s3.read_only_options, "pipeline_wds": pipeline}
+    for num_workers in (0, 2):
+        data = ready(
+            pickles, s3.url("module"), kwargs_wld={split: {"num_workers": num_workers} for split in Split}, **options
+        )
+        assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+def test_plain_tars_without_a_snapshot_are_found_by_their_names(tmp_path: Path) -> None:
+    """Tars of any maker; the number of samples must be told."""
+    with tarfile.open(tmp_path / "wdshards-a.tar", "w") as tar:
+        for number in range(5):
+            (tmp_path / "part").write_text(str(number))
+            tar.add(tmp_path / "part", f"key{number}.label.cls")
+    data = WebDataModule({Split.val: 5}, "label.cls", {Split.val: str(tmp_path)}, 1, pipeline_wds={Split.val: untuple})
+    data.setup("validate")
+    assert list(data.val_dataloader()) == [0, 1, 2, 3, 4]
+    unknown = WebDataModule(None, "label.cls", {Split.val: str(tmp_path)}, 1)
+    unknown.setup("validate")
+    with pytest.raises(RuntimeError, match="give n_samples"):
+        unknown.val_dataloader()
+
+
+def test_wrong_calls_say_what_is_wrong(tmp_path: Path) -> None:
+    """As documented: RuntimeError, NotImplementedError; and nothing found is said with the way out."""
+    with pytest.raises(RuntimeError, match="n_samples has the splits"):
+        WebDataModule({Split.train: 1}, SUFFIX, {Split.val: str(tmp_path)}, 1)
+    data = WebDataModule({Split.val: 1}, SUFFIX, {Split.val: str(tmp_path)}, 1)
+    with pytest.raises(NotImplementedError, match="unheard"):
+        data.setup("unheard")
+    with pytest.raises(RuntimeError, match="'test' has no directory"):
+        data.setup("test")
+    with pytest.raises(NotFoundError, match=r"wdshards-\*\.tar.*prepare_data"):
+        data.setup("validate")
+    with pytest.raises(RuntimeError, match="not set up"):
+        data.val_dataloader()
+
+
+def test_subclasses_reach_the_arguments_under_their_old_names(pickles: Path, tmp_path: Path) -> None:
+    """Private, but in use."""
+    data = ready(pickles, tmp_path, kwargs_wld={Split.train: {"num_workers": 0}})
+    assert data._n_samples == COUNTS
+    assert data._suffix_keys_wds == SUFFIX
+    assert data._prefix_tars_wds == "myshards"
+    assert data._dirs_tars_wds[Split.train] == f"{tmp_path}/train"
+    assert (data._global_batch_size, data._n_tars_wds, data._dir_pickles) == (BATCH, 3, pickles)
+    assert data._kwargs_wld == {Split.train: {"num_workers": 0}}
+    assert set(data._dataset) == set(Split)
+    assert set(data._names_subset) == set(Split)
+    assert data._pipeline_prebatch_wld is PER_SPLIT
+    assert data._kwargs_wds is None
+
+
+def test_preparing_again_writes_nothing(pickles: Path, tmp_path: Path) -> None:
+    """The same samples are the same version."""
+    for _ in range(2):
+        module(pickles, tmp_path).prepare_data()
+    assert Snapshot.latest(tmp_path / "train", "myshards").version == 1
+
+
+class Unsafe:
+    """A class that no safe list knows."""
+
+
+def test_a_pickle_of_a_foreign_class_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """By shard, key and suffix; one keyword lets it in."""
+    (tmp_path / f"a.{SUFFIX}").write_bytes(pickle.dumps(Unsafe()))
+    name = f"{Unsafe.__module__}.Unsafe"
+
+    def first_sample(**options: Any) -> Any:
+        output = {Split.val: str(tmp_path / "out")}
+        data = PickledDataWDS(tmp_path, {Split.val: ["a"]}, SUFFIX, output, 1, **options)
+        data.prepare_data()
+        data.setup("validate")
+        return next(iter(data.val_dataloader()))[0]
+
+    with pytest.raises(RefusedError, match=rf"wdshards-000000\.tar.*'a'.*{name}.*allow"):
+        first_sample()
+    assert isinstance(first_sample(allow=[name]), Unsafe)
+    with pytest.warns(UserWarning, match="run any code"):
+        assert isinstance(first_sample(allow_pickle=True), Unsafe)
+
+
+@pytest.mark.parametrize("damage", [lambda tar: tar[:-512], lambda tar: tar[: len(tar) // 1024 * 512], None])
+def test_a_shard_that_is_not_as_committed_is_an_error(
+    pickles: Path, tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    """Cut or gone: never a shorter epoch."""
+    data = ready(pickles, tmp_path)
+    shard = tmp_path / "val" / "myshards-000001.tar"
+    body = shard.read_bytes()
+    shard.unlink()
+    if damage:
+        shard.write_bytes(damage(body))
+    with pytest.raises(DamagedError, match=r"myshards-000001\.tar"):
+        list(data.val_dataloader())
+
+
+def test_a_missing_part_names_shard_and_key(pickles: Path, tmp_path: Path) -> None:
+    """And the parts that are there."""
+    data = ready(pickles, tmp_path)
+    data._suffix_keys_wds = "other.pyd"
+    data.setup("validate")
+    with pytest.raises(DamagedError, match=r"myshards-00000\d\.tar, key 'sample-\d+'.*'other\.pyd'.*tensor\.pyd"):
+        list(data.val_dataloader())
+
+
+def test_readers_see_the_committed_shards_and_no_others(pickles: Path, tmp_path: Path) -> None:
+    """A stray tar under the same prefix is not read: the snapshot tells."""
+    data = ready(pickles, tmp_path)
+    Store(tmp_path / "val").put_new("myshards-000077.tar", b"stray")
+    data.setup("validate")
+    assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+def test_pipe_urls_never_reach_a_shell(tmp_path: Path) -> None:
+    """A directory is a directory, whatever it is called."""
+    command = f"pipe:touch {tmp_path}/ran; cat"
+    data = WebDataModule({Split.val: 1}, SUFFIX, {Split.val: command}, 1)
+    with pytest.raises(NotFoundError):
+        data.setup("validate")
+    assert not (tmp_path / "ran").exists()

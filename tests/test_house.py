@@ -1,0 +1,101 @@
+"""The house: packages, directions of imports, public names, and the same checkers everywhere."""
+
+import ast
+import importlib
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("shards", "pipelines", "loaders", "cluster")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAY_IMPORT = {
+    "shards": {"shards"},
+    "pipelines": {"shards", "pipelines"},
+    "loaders": {"shards", "loaders"},
+    "cluster": set(ROOMS),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def test_every_package_is_listed_and_every_listed_package_exists() -> None:
+    """An unlisted package works in a checkout, but is missing from the wheel."""
+    folders = {path.parent.relative_to(ROOT) for room in ROOMS for path in files_of(room)}
+    packages = {"dray." + ".".join(folder.parts) for folder in folders}
+    assert packages == set(SETTINGS["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    """From cluster to pipelines and loaders, from these to shards; the DataModule alone may build."""
+    for path in files_of(room):
+        used = {name.split(".")[1] for name in imports_of(path) if name.startswith("dray.")}
+        allowed = MAY_IMPORT[room] | ({"pipelines"} if path.name == "datamodule.py" else set())
+        assert used <= allowed, path
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"), [("dray.shards", ("ray", "torch")), ("dray.pipelines", ("ray", "torch"))]
+)
+def test_light_rooms_load_no_heavy_package(module: str, absent: tuple[str, ...]) -> None:
+    """Importing them loads neither Ray nor torch."""
+    code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_are_sorted_and_exist(room: str) -> None:
+    """`__all__` is the truth about what a room offers."""
+    module = importlib.import_module(f"dray.{room}")
+    names = module.__all__
+    assert names == sorted(names)
+    public = {
+        name for name, value in vars(module).items() if not name.startswith("_") and not isinstance(value, type(ast))
+    }
+    assert public == set(names)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pyright", "--pythonpath", sys.executable],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_the_checkers_have_nothing_to_say(command: list[str]) -> None:
+    """One place for them: here, so that everybody and CI run the same."""
+    found = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
+    """What is installed is what lies in the rooms, and no common top-level name is claimed."""
+    source = tmp_path / "source"  # a copy: what older builds left in the checkout must not slip in
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"), symlinks=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("dray-*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        names = {name for name in content.namelist() if not name.split("/")[0].endswith(".dist-info")}
+    expected = {
+        f"dray/{path.relative_to(ROOT)}" for room in ROOMS for path in (*files_of(room), ROOT / room / "py.typed")
+    }
+    assert names == expected
