@@ -10,9 +10,10 @@ from webdataset.compat import WebLoader
 from dray.loaders.decode import Decoder
 from dray.loaders.split import Split
 from dray.loaders.stream import Portable, TarDataset, Tars
+from dray.shards.client import StorageOptions
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
-from dray.shards.store import StorageOptions, local_path, normal_url
+from dray.shards.urls import local_path, normal_url
 
 Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]

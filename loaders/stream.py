@@ -19,9 +19,10 @@ from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
 from dray.loaders.decode import Decoder
+from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import StorageOptions, Store
+from dray.shards.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

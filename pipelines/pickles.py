@@ -8,10 +8,11 @@ import cloudpickle
 from dray.pipelines.build import BuildReport, build
 from dray.pipelines.pack import PackJob, Transform
 from dray.pipelines.plan import Recipe
+from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.log import new_write_id
-from dray.shards.store import StorageOptions, Store
+from dray.shards.store import Store
 
 
 def pickles_to_tars(

@@ -6,18 +6,24 @@ follow. 20 bytes a part without the keys. A sample that lacks a part has offset 
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from dray.shards.errors import DamagedError
 from dray.shards.tar import Member
 
 FORMAT = 1
+_FIXED: Mapping[str, np.dtype[Any]] = {
+    "offset": np.dtype(np.uint64),
+    "size": np.dtype(np.uint32),
+    "xxh3_64": np.dtype(np.uint64),
+}
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
 _WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")
 
@@ -55,7 +61,12 @@ class ShardIndex:
             columns[f"{suffix}/size"] = pa.array(self.sizes[:, column])
             columns[f"{suffix}/xxh3_64"] = pa.array(self.xxh3_64[:, column])
         columns["key"] = pa.array(self.keys, pa.string())
-        about = {"format": FORMAT, "suffixes": self.suffixes, "shard_bytes": self.shard_bytes}
+        about = {
+            "format": FORMAT,
+            "suffixes": self.suffixes,
+            "shard_bytes": self.shard_bytes,
+            "digest": self._digest(),
+        }
         batch = pa.record_batch(columns).replace_schema_metadata({"dray": json.dumps(about, sort_keys=True)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -71,43 +82,53 @@ class ShardIndex:
             where: Its URL, for messages.
 
         Raises:
-            DamagedError: It is not a whole index of a format that this version of dray knows.
+            DamagedError: It is not a whole index of a format that this version of dray knows, or one byte of what it
+                says has changed.
         """
         try:
             with pa.ipc.open_file(pa.BufferReader(data)) as reader:
                 batch = reader.get_batch(0)
+            batch.validate(full=True)  # a damaged offset of a key would be followed anywhere
             about = json.loads((batch.schema.metadata or {})[b"dray"])
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']!r}, this dray reads {FORMAT}: upgrade dray")
             suffixes = tuple(about["suffixes"])
-            columns = {
-                what: np.stack([batch.column(f"{suffix}/{what}").to_numpy() for suffix in suffixes], axis=1)
-                for what in ("offset", "size", "xxh3_64")
-            }
-            keys, shard_bytes = batch.column("key").to_pylist(), int(about["shard_bytes"])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, KeyError, ValueError, IndexError) as exc:
+            columns = {what: _matrix(batch, suffixes, what) for what in _FIXED}
+            index = cls(
+                keys=batch.column("key").to_pylist(),
+                suffixes=suffixes,
+                offsets=columns["offset"],
+                sizes=columns["size"],
+                xxh3_64=columns["xxh3_64"],
+                shard_bytes=about["shard_bytes"],
+            )
+            if about["digest"] != index._digest():
+                raise ValueError("its checksum does not match")
+        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as exc:
             raise DamagedError(f"{where}: not a whole index of a shard ({exc}): build again") from exc
-        if about.get("format") != FORMAT:
-            raise DamagedError(f"{where}: index of format {about.get('format')!r}; this dray reads format {FORMAT}")
-        return cls(
-            keys=keys,
-            suffixes=suffixes,
-            offsets=columns["offset"],
-            sizes=columns["size"],
-            xxh3_64=columns["xxh3_64"],
-            shard_bytes=shard_bytes,
-        )
+        return index
+
+    def _digest(self) -> str:
+        """Of all that the index says."""
+        hasher = xxh3_128(json.dumps([self.suffixes, self.shard_bytes, list(self.keys)]).encode())
+        for matrix in (self.offsets, self.sizes, self.xxh3_64):
+            hasher.update(matrix.tobytes())
+        return hasher.hexdigest()
 
     @classmethod
     def of_members(cls, members: Iterable[Member], *, shard_bytes: int, where: str) -> "ShardIndex":
         """The index of any tar's members, grouped as WebDataset groups them: one key's members in a row.
 
         Raises:
-            DamagedError: A sample has one part twice.
+            DamagedError: A sample has one part twice, or a name that is not UTF-8.
         """
         samples: list[tuple[str, dict[str, Member]]] = []
         for member in members:
             found = _KEY_AND_SUFFIX.fullmatch(member.name)
             if not found or _WEBDATASET_META.match(member.name):
                 continue
+            if not member.name.isascii() and _is_foreign(member.name):
+                raise DamagedError(f"{where} at offset {member.offset}: the name {member.name!r} is not UTF-8")
             key, suffix = found.groups()
             if not samples or samples[-1][0] != key:
                 samples.append((key, {}))
@@ -126,3 +147,19 @@ class ShardIndex:
             xxh3_64=np.array([[part.xxh3_64 for part in row] for row in rows], np.uint64).reshape(shape),
             shard_bytes=shard_bytes,
         )
+
+
+def _matrix(batch: pa.RecordBatch, suffixes: Sequence[str], what: str) -> NDArray[Any]:
+    """One kind of column, (n, s)."""
+    matrix = np.empty((batch.num_rows, len(suffixes)), _FIXED[what])
+    for number, suffix in enumerate(suffixes):
+        column = batch.column(f"{suffix}/{what}").to_numpy()
+        if column.dtype != matrix.dtype:
+            raise ValueError(f"{suffix}/{what} is {column.dtype}, not {matrix.dtype}")
+        matrix[:, number] = column
+    return matrix
+
+
+def _is_foreign(name: str) -> bool:
+    """True for a name whose bytes were not UTF-8: the scanner reads them as lone surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)

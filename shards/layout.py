@@ -49,11 +49,13 @@ class Layout:
 
     def shard_number(self, name: str) -> int | None:
         """The number of a tar of this dataset by its name; None for any other name."""
-        found = re.fullmatch(re.escape(self.prefix) + r"-(\d{6,})\.tar", name)
+        found = re.fullmatch(re.escape(self.prefix) + r"-([0-9]{6,})\.tar", name)
         return int(found[1]) if found else None
 
     def brace_pattern(self, numbers: Sequence[int]) -> str | None:
         """The tars as one pattern, `a-{000000..000009}.tar`; None where the numbers are not one ascending run."""
+        if not numbers:
+            return None
         first, last = f"{numbers[0]:06d}", f"{numbers[-1]:06d}"
         if list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))) or len(first) != len(last):
             return None
@@ -82,7 +84,7 @@ class Layout:
 
 def record_number(name: str) -> int | None:
     """The number of a commit or intent by its object's name; None for another file that strayed there."""
-    found = re.fullmatch(r"(?:.*/)?(\d{10})\.json", name)
+    found = re.fullmatch(r"(?:.*/)?([0-9]{10})\.json", name)
     return int(found[1]) if found else None
 
 
@@ -111,7 +113,7 @@ def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         TypeError: Not a string and not an iterable of strings.
         CallError: None given, one twice (also but for case: WebDataset reads suffixes in lower case), or one that is
-            empty, starts with a dot or holds a slash.
+            empty, starts with a dot, holds a slash or ends in two underscores (WebDataset passes over `__a.b__`).
     """
     if not isinstance(suffixes, str) and not isinstance(suffixes, Iterable):
         raise TypeError(f"a suffix is a string or an iterable of strings, not {type(suffixes).__name__}: {suffixes!r}")
@@ -119,8 +121,11 @@ def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
     for suffix in found:
         if not isinstance(suffix, str):
             raise TypeError(f"a suffix is a string, not {type(suffix).__name__}: {suffix!r}")
-        if not _is_path(suffix) or "/" in suffix or suffix.startswith("."):
-            raise CallError(f"suffix {suffix!r}: give what follows the name's dot, such as 'tensor.pyd', without '/'")
+        if not _is_path(suffix) or "/" in suffix or suffix.startswith(".") or suffix.endswith("__"):
+            raise CallError(
+                f"suffix {suffix!r}: give what follows the name's dot, such as 'tensor.pyd', without '/' "
+                "and not ending in '__'"
+            )
     if not found or len({suffix.lower() for suffix in found}) != len(found):
         raise CallError(f"suffixes {list(found)}: at least one, and each once")
     return found

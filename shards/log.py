@@ -8,8 +8,8 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, cast, get_origin
 
 from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
 from dray.shards.layout import Layout, record_number
@@ -130,6 +130,19 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
         if values.pop("format") != FORMAT:
             raise ValueError("its format is newer than this dray: upgrade")
         lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return kind(**cast(Any, lists_as_tuples))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        record = kind(**cast(Any, lists_as_tuples))
+        _check(record, name)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise DamagedError(f"{store.url_of(name)}: not a readable {kind.__name__.lower()} ({exc})") from exc
+    return record
+
+
+def _check(record: Commit | Intent, name: str) -> None:
+    """Refuse a record whose values are of another type than its fields, or that lies under another one's number."""
+    for field in fields(record):
+        value, kind = getattr(record, field.name), cast(Any, field.type)
+        if not isinstance(value, get_origin(kind) or kind):
+            raise ValueError(f"{field.name} is {value!r}")
+    number = record.version if isinstance(record, Commit) else record.number
+    if number != record_number(name):
+        raise ValueError(f"it says that it is number {number}")

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dray.shards.client import StorageOptions
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, canonical_json, latest_version, read_commit
-from dray.shards.store import StorageOptions, Store
+from dray.shards.store import Store
 
 FORMAT = 1
 DEFAULT_PREFIX = "wdshards"
@@ -149,7 +150,13 @@ class Snapshot:
             NotFoundError: That version does not exist.
             DamagedError: Its manifest is not the one that was committed.
         """
-        commit = read_commit(store, layout, version)
+        try:
+            commit = read_commit(store, layout, version)
+        except NotFoundError as exc:
+            raise NotFoundError(
+                f"no version {version} of prefix {layout.prefix!r} under {store.url}; the last one there is "
+                f"{latest_version(store, layout) or 'none'}: check the URL, the prefix and the version"
+            ) from exc
         name = layout.manifest(commit.manifest)
         body = store.get(name)
         if digest_of(body) != commit.manifest:
@@ -209,11 +216,15 @@ def put_content(store: Store, name: str, data: bytes) -> None:
 
     Raises:
         StoreError: The store did not take it.
+        DamagedError: What lies there is not what its name says.
     """
     try:
         store.put_new(name, data)
-    except StoreError:  # there already, or a lost reply: what lies there tells
-        standing = store.head(name)
-        if standing is None or standing.size != len(data):
-            raise
+    except StoreError as exc:  # there already, or a lost reply: what lies there tells
+        try:
+            standing = store.get(name)
+        except NotFoundError:
+            raise exc from None
+        if standing != data:
+            raise DamagedError(f"{store.url_of(name)}: not the content that its name says: delete it") from exc
     store.sync([name])

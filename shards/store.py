@@ -7,41 +7,24 @@ other is told. Local disk obeys the same rule through hard links. Every error na
 import io
 import os
 import re
-import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+from obstore.store import ObjectStore
 
-from dray.shards.errors import (
-    CallError,
-    DamagedError,
-    DeniedError,
-    DrayError,
-    ExistsError,
-    NotFoundError,
-    StoreError,
-)
-
-StorageOptions = Mapping[str, Any]
+from dray.shards.client import StorageOptions, client_errors, client_panics, open_client
+from dray.shards.errors import CallError, DamagedError, DeniedError, DrayError, NotFoundError, StoreError
+from dray.shards.urls import local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
-CONNECT_TIMEOUT_S = 5
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
 STREAM_CHUNK_BYTES = 4 << 20
-MESSAGE_CHARS = 400  # of a client's message that an error quotes
 
-_CLIENT_OPTIONS = {"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
-_SECRET_NAME = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
-_SECRET_ENV = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(SECRET|TOKEN|KEY|SAS|PASSWORD)", re.IGNORECASE)
-_SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s]+")
-_KINDS = {"code: AccessDenied": DeniedError, "NoSuchBucket": NotFoundError}  # errors that have no type in the client
-_memory_stores: dict[str, MemoryStore] = {}  # memory://NAME lives as long as the process: for tests and trials
+_STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +61,7 @@ class Store:
         self.url = normal_url(url)
         self._options = dict(storage_options or {})
         self.local_root = local_path(self.url)
-        self._client = self._open(REQUEST_TIMEOUT_S)
+        self._client = open_client(self.url, self._options, REQUEST_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -132,25 +115,42 @@ class Store:
             return bytes(found.bytes()), ObjectInfo(name, found.meta["size"], found.meta["e_tag"] or "")
 
     def get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """Byte ranges of one object, fetched concurrently; near ones in one request.
+        """Byte ranges of one object, fetched concurrently; near ones in one request. An empty range is b"".
 
         Raises:
             DamagedError: The object ends before a range does.
         """
-        with self._errors("read", name):
-            found = self._client.get_ranges(self._key(name), starts=starts, lengths=lengths)
-        for start, length, data in zip(starts, lengths, found, strict=True):
-            if len(data) != length:
-                raise DamagedError(
-                    f"{self.url_of(name)}: {length} bytes expected at offset {start}, found {len(data)}: "
-                    "the object was cut short or replaced"
+        asked = [(start, length) for start, length in zip(starts, lengths, strict=True) if length]
+        try:
+            with self._errors("read", name), client_panics():
+                found = self._client.get_ranges(
+                    self._key(name), starts=[start for start, _ in asked], lengths=[length for _, length in asked]
                 )
-        return [memoryview(data) for data in found]
+        except (NotFoundError, DeniedError):
+            raise
+        except StoreError:  # a range past the end looks like any other failure: the size tells
+            info = self.head(name)
+            if info is not None:
+                for start, length in asked:
+                    self._check_range(name, start, length, max(0, info.size - start))
+            raise
+        for (start, length), data in zip(asked, found, strict=True):
+            self._check_range(name, start, length, len(data))
+        rest = iter(found)
+        return [memoryview(next(rest) if length else b"") for length in lengths]
+
+    def _check_range(self, name: str, start: int, length: int, found: int) -> None:
+        if found < length:
+            raise DamagedError(
+                f"{self.url_of(name)}: {length} bytes expected at offset {start}, found {found}: "
+                "the object was cut short or replaced"
+            )
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[BinaryIO]:
         """A file object that reads one object from its start to its end, in one request, without seeking."""
         if self.local_root is not None:  # without the client: a forked worker may read files
+            self._check_name(name)
             with _file_errors(self.url_of(name)), Path(self.local_root, name).open("rb") as file:
                 yield file
             return
@@ -214,67 +214,25 @@ class Store:
         root = Path(cast(str, self.local_root))
         return [folder for folder in path.parents if folder == root.parent or folder.is_relative_to(root)]
 
+    def _errors(self, verb: str, name: str) -> AbstractContextManager[None]:
+        return client_errors(verb, self.url_of(name), self._options)
+
+    def _check_name(self, name: str) -> None:
+        if name and _STEP_OUT.search(name):
+            raise CallError(f"{name!r} is no name of an object below {self.url}: it must not step out of it")
+
     def _key(self, name: str) -> str:
         """The object's path for the client: a local or memory client is rooted at the top, others at the URL."""
+        self._check_name(name)
         if self.local_root is None:
             return name
         return f"{self.local_root}/{name}".strip("/")
-
-    def _open(self, timeout_s: float) -> ObjectStore:
-        if self.local_root is not None:
-            return LocalStore("/")
-        if self.url.startswith("memory://"):
-            return _memory_stores.setdefault(self.url, MemoryStore())
-        client = {"timeout": f"{timeout_s:.0f}s", "connect_timeout": f"{CONNECT_TIMEOUT_S}s"}
-        client |= {name: value for name, value in self._options.items() if name in _CLIENT_OPTIONS}
-        config = {name: value for name, value in self._options.items() if name not in _CLIENT_OPTIONS}
-        endpoint = str(config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or "")
-        if endpoint.startswith("http://"):  # an endpoint without TLS was asked for by name
-            client.setdefault("allow_http", cast(Any, True))
-        try:
-            return from_url(self.url, client_options=cast(Any, client), **config)
-        except (BaseError, ValueError) as exc:
-            raise CallError(f"cannot open {self.url}: {self._reason(exc)}") from None
 
     def _client_for(self, transfer_bytes: int) -> ObjectStore:
         """A client whose timeout lets a transfer of that size end: obstore's covers the whole body."""
         if transfer_bytes < SLOWEST_BYTES_PER_S * REQUEST_TIMEOUT_S // 4 or "timeout" in self._options:
             return self._client
-        return self._open(REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)
-
-    @contextmanager
-    def _errors(self, verb: str, name: str) -> Iterator[None]:
-        """Translate the client's errors: typed, with the URL, without secrets.
-
-        `from None`: the client's own message is quoted, redacted, and its debug output may hold a signed URL.
-        """
-        _check_process()
-        try:
-            yield
-        except DrayError:
-            raise
-        except FileNotFoundError as exc:
-            raise NotFoundError(f"cannot {verb} {self.url_of(name)}: {self._reason(exc)}") from None
-        except AlreadyExistsError:
-            raise ExistsError(f"cannot {verb} {self.url_of(name)}: an object lies there already") from None
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
-            raise DeniedError(
-                f"cannot {verb} {self.url_of(name)}: permission denied; check the key and what it may do "
-                f"({self._reason(exc)})"
-            ) from None
-        except (BaseError, OSError) as exc:
-            kind = next((kind for text, kind in _KINDS.items() if text in str(exc)), StoreError)
-            raise kind(f"cannot {verb} {self.url_of(name)}: {self._reason(exc)}") from None
-
-    def _reason(self, exc: Exception) -> str:
-        text = " ".join(str(exc).split("\n\nDebug source")[0].split())
-        secrets = {str(value) for name, value in self._options.items() if _SECRET_NAME.search(name)}
-        secrets |= {value for name, value in os.environ.items() if _SECRET_ENV.search(name)}
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) > 3:
-                text = text.replace(secret, "***").replace(urllib.parse.quote_plus(secret), "***")
-        text = _SIGNATURE.sub(r"\1***", text)
-        return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}..."
+        return open_client(self.url, self._options, REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)
 
 
 @contextmanager
@@ -287,25 +245,6 @@ def _file_errors(url: str) -> Iterator[None]:
     except OSError as exc:
         kind = NotFoundError if isinstance(exc, FileNotFoundError) else StoreError
         raise kind(f"cannot read {url}: {exc.strerror}") from exc
-
-
-_client_process: int | None = None  # the process that used a client first
-
-
-def _check_process() -> None:
-    """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait for ever.
-
-    Raises:
-        StoreError: A parent of this process used a client before it forked.
-    """
-    global _client_process
-    if _client_process is None:
-        _client_process = os.getpid()
-    elif _client_process != os.getpid():
-        raise StoreError(
-            "this process was forked from one that had used a store already, and a store's connections do not live "
-            "through a fork: start workers with multiprocessing_context='spawn' or 'forkserver'"
-        )
 
 
 class _Stream(io.RawIOBase):
@@ -327,36 +266,6 @@ class _Stream(io.RawIOBase):
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
-
-
-def normal_url(url: str | os.PathLike[str]) -> str:
-    """The one spelling of a directory URL: an absolute path becomes `file:///...`, no slash at the end.
-
-    Raises:
-        CallError: An unknown scheme, or a URL that holds a user, a query or a fragment.
-    """
-    text = os.fspath(url)
-    if not text:
-        raise CallError("an empty URL: give a path or s3://bucket/path")
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return "file://" + os.path.abspath(os.path.expanduser(text))
-    if scheme == "file":
-        return "file://" + os.path.abspath(urllib.parse.unquote(urllib.parse.urlsplit(text).path))
-    if scheme not in ("s3", "gs", "az", "memory"):
-        raise CallError(f"{scheme}:// is not a storage URL that dray opens: a path, file://, s3://, gs:// or az://")
-    if "@" in rest.split("/")[0]:
-        raise CallError(f"a {scheme}:// URL must not hold a key: pass it by storage_options or the environment")
-    if "?" in rest or "#" in rest:
-        raise CallError(f"{scheme}://{re.split('[?#]', rest)[0]}: a storage URL has no query or fragment")
-    if not rest.strip("/"):
-        raise CallError(f"{text}: the bucket is missing")
-    return f"{scheme}://{rest.rstrip('/')}"
-
-
-def local_path(url: str) -> str | None:
-    """The path of a normal `file://` URL; None for other schemes."""
-    return url.removeprefix("file://") if url.startswith("file://") else None
 
 
 def _fsync(path: Path) -> None:

@@ -99,9 +99,10 @@ class TarWriter:
         """
         size = len(data)
         tar = self._tar
-        tar += header(name, size)
-        if len(tar) + size > MAX_SHARD_BYTES - 3 * BLOCK:
+        start = header(name, size)
+        if len(tar) + len(start) + size > MAX_SHARD_BYTES - 3 * BLOCK:
             raise CallError(f"a shard passes 4 GiB at {name.decode()!r}: build with more shards")
+        tar += start
         self.offsets.append(len(tar))
         self.sizes.append(size)
         self.hashes.append(xxh3_64_intdigest(data))
@@ -151,7 +152,8 @@ def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
             raise reader.damaged("a sparse member: write the tar anew")
         elif info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):  # a comment for all members, a link's target
             reader.read(info.size)
-        else:  # a directory, a link, a device: it has no data, and WebDataset passes it over
+        else:  # a directory, a link, a device has no data; what nobody knows has; WebDataset passes all of them over
+            reader.read(0 if info.type in tarfile.SUPPORTED_TYPES else info.size)
             overrides = {}
 
 
@@ -168,6 +170,8 @@ class _Blocks:
 
     def read(self, size: int) -> bytes:
         """Data of that size; its padding is read too."""
+        if not 0 <= size < MAX_SHARD_BYTES:
+            raise self.damaged(f"a member of {size} bytes: a part stays below 4 GiB, or the header is damaged")
         padded = (size + BLOCK - 1) // BLOCK * BLOCK
         data = self._stream.read(padded)
         if len(data) != padded:
@@ -201,9 +205,9 @@ def _pax_values(data: bytes, reader: _Blocks) -> dict[str, str]:
     values: dict[str, str] = {}
     while data.strip(b"\0"):
         length, separator, _ = data.partition(b" ")
-        record = data[: int(length)] if separator and length.isdigit() and int(length) <= len(data) else b""
+        record = data[: int(length)] if separator and _is_number(length) and int(length) <= len(data) else b""
         key, equals, value = record[len(length) + 1 :].partition(b"=")
-        if not equals or not record.endswith(b"\n") or (key == b"size" and not value[:-1].isdigit()):
+        if not equals or not record.endswith(b"\n") or (key == b"size" and not _is_number(value[:-1])):
             raise reader.damaged("a broken PAX header")
         if key in (b"path", b"size"):
             values[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
@@ -211,3 +215,7 @@ def _pax_values(data: bytes, reader: _Blocks) -> dict[str, str]:
             raise reader.damaged("a sparse member: write the tar anew")
         data = data[int(length) :]
     return values
+
+
+def _is_number(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) <= 20  # int() refuses thousands of digits with an error of its own

@@ -1,0 +1,56 @@
+"""The error tree is what its docstring draws, and every error crosses process borders."""
+
+import builtins
+import pickle
+import re
+
+import pytest
+
+from dray.shards import errors
+from dray.shards.errors import DrayError
+
+LINE = re.compile(r"^    ([ |`-]*)(\w+Error)(?: \(([\w.]+)\))?", re.MULTILINE)
+
+
+def drawn() -> list[tuple[str, str, str]]:
+    """Each error of the drawing: its name, its parent's, and the builtin that it also is."""
+    found: list[tuple[str, str, str]] = []
+    above: dict[int, str] = {-1: "Exception"}
+    for branch, name, builtin in LINE.findall(errors.__doc__ or ""):
+        depth = len(branch) // 4
+        above[depth] = name
+        found.append((name, above[depth - 1], builtin or "Exception"))
+    return found
+
+
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+
+
+def test_every_error_is_drawn() -> None:
+    """And nothing is drawn that does not exist."""
+    assert sorted(name for name, _, _ in drawn()) == sorted(kind.__name__ for kind in CLASSES)
+
+
+@pytest.mark.parametrize(("name", "parent", "builtin"), drawn())
+def test_an_error_is_what_the_drawing_says(name: str, parent: str, builtin: str) -> None:
+    """A child of its parent, caught by whoever catches the builtin."""
+    kind = getattr(errors, name)
+    expected = pickle.UnpicklingError if builtin == "pickle.UnpicklingError" else getattr(builtins, builtin)
+    assert kind.__bases__[0].__name__ == parent
+    assert issubclass(kind, expected)
+    assert issubclass(kind, DrayError)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_pickles(kind: type[DrayError]) -> None:
+    """With its type and its message: workers raise in other processes."""
+    again = pickle.loads(pickle.dumps(kind("s3://bucket/a: it broke")))
+    assert type(again) is kind
+    assert str(again) == "s3://bucket/a: it broke"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_says_what_it_means(kind: type[DrayError]) -> None:
+    """One line that help() shows."""
+    assert kind.__doc__
+    assert "\n" not in kind.__doc__

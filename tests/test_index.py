@@ -1,0 +1,226 @@
+"""The index of a shard: it comes back as it was written, lies as the design says, and is refused once it is damaged."""
+
+import io
+import tarfile
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from dray.shards.errors import DamagedError
+from dray.shards.index import ShardIndex
+from dray.shards.tar import Member, TarWriter, scan
+
+
+@st.composite
+def indexes(draw: st.DrawFn) -> ShardIndex:
+    """Any index, of no samples or no suffixes too."""
+    keys = draw(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=6))
+    suffixes = draw(st.lists(st.text("abc.-é", min_size=1, max_size=4), unique=True, max_size=3))
+    shape = (len(keys), len(suffixes))
+    return ShardIndex(
+        keys=keys,
+        suffixes=tuple(suffixes),
+        offsets=draw(hnp.arrays(np.uint64, shape)),
+        sizes=draw(hnp.arrays(np.uint32, shape)),
+        xxh3_64=draw(hnp.arrays(np.uint64, shape)),
+        shard_bytes=draw(st.integers(0, 1 << 40)),
+    )
+
+
+def same(one: ShardIndex, two: ShardIndex) -> bool:
+    """True if they say the same in the same types."""
+    matrices = [(one.offsets, two.offsets), (one.sizes, two.sizes), (one.xxh3_64, two.xxh3_64)]
+    return (list(one.keys), one.suffixes, one.shard_bytes) == (list(two.keys), two.suffixes, two.shard_bytes) and all(
+        np.array_equal(a, b) and a.dtype == b.dtype for a, b in matrices
+    )
+
+
+def of_tar(tar: bytes) -> ShardIndex:
+    """The index of a tar's bytes."""
+    return ShardIndex.of_members(scan(io.BytesIO(tar), "x.tar"), shard_bytes=len(tar), where="x.tar")
+
+
+def tar_of(names: list[str]) -> bytes:
+    """A tar of members whose data are their names."""
+    writer = TarWriter()
+    for name in names:
+        writer.add(name.encode(), name.encode())
+    return bytes(writer.finish())
+
+
+@given(indexes())
+@settings(max_examples=100, deadline=None)
+def test_an_index_comes_back_as_it_was(index: ShardIndex) -> None:
+    """Every value, in its type; and the same index gives the same bytes again."""
+    again = ShardIndex.from_bytes(index.to_bytes(), "x")
+    assert same(again, index)
+    assert again.to_bytes() == index.to_bytes()
+
+
+@pytest.fixture
+def index() -> ShardIndex:
+    """100 samples of two parts."""
+    return of_tar(tar_of([f"key-{number:03d}.{suffix}" for number in range(100) for suffix in ("cls", "tensor.pyd")]))
+
+
+def test_fixed_width_columns_come_before_the_keys(index: ShardIndex) -> None:
+    """Part by part, each column one run of bytes: a block's rows are a range read."""
+    data = index.to_bytes()
+    places = []
+    for column in range(2):
+        for matrix in (index.offsets, index.sizes, index.xxh3_64):
+            places.append(data.index(matrix[:, column].tobytes()))
+    places.append(data.index(b"key-000key-001key-002"))
+    assert places == sorted(places)
+
+
+def test_any_arrow_reader_opens_it(index: ShardIndex) -> None:
+    """The names of the columns say what they hold."""
+    table = pa.ipc.open_file(index.to_bytes()).read_all()
+    assert table.column_names == [
+        *("cls/offset", "cls/size", "cls/xxh3_64"),
+        *("tensor.pyd/offset", "tensor.pyd/size", "tensor.pyd/xxh3_64"),
+        "key",
+    ]
+    assert table["key"][99].as_py() == "key-099"
+
+
+def test_a_sample_takes_20_bytes_a_part_and_its_key() -> None:
+    """What one more sample adds, measured over many."""
+    small, large = ([f"{number:08d}.x" for number in range(count)] for count in (1000, 2000))
+    added = len(of_tar(tar_of(large)).to_bytes()) - len(of_tar(tar_of(small)).to_bytes())
+    assert added / 1000 == pytest.approx(20 + 8 + 4, abs=0.5)  # Arrow keeps four bytes of place a key
+
+
+# Tars of others
+
+
+def test_a_missing_part_is_offset_0() -> None:
+    """No data starts at 0 in a tar; suffixes stand in the order in which they first came."""
+    found = of_tar(tar_of(["a.x", "a.y", "b.y", "c.z", "c.x"]))
+    assert (found.keys, found.suffixes) == (["a", "b", "c"], ("x", "y", "z"))
+    assert (found.offsets > 0).tolist() == [[True, True, False], [False, True, False], [True, False, True]]
+    assert found.sizes.tolist() == [[3, 3, 0], [0, 3, 0], [3, 0, 3]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.x", "a.y", "b.x"],
+        ["d/a.x", "d.e/a.x.y", "./b.c.d.e"],
+        ["a.x", "b.x", "a.x"],  # a key that comes back is a sample of its own
+        ["__meta__", "__meta__/a.x", "__a__.x", "a/__b__.x", "__c.x__"],
+        ["noext", "d/noext", "a.", "a.x"],
+        ["ü/日本.x", "a b.x"],
+    ],
+)
+def test_samples_are_grouped_as_webdataset_groups_them(names: list[str]) -> None:
+    """The same keys with the same parts, whatever the tar holds."""
+    tar = tar_of(names)
+    members = ({**file, "__url__": ""} for file in tar_file_iterator(io.BytesIO(tar)))
+    expected = [
+        (sample.pop("__key__"), {name: data for name, data in sample.items() if name != "__url__"})
+        for sample in group_by_keys(members)
+    ]
+    found = of_tar(tar)
+    rows = zip(found.keys, found.offsets.tolist(), found.sizes.tolist(), strict=True)
+    assert expected == [
+        (key, {s: tar[at : at + n] for s, at, n in zip(found.suffixes, offsets, sizes, strict=True) if at})
+        for key, offsets, sizes in rows
+    ]
+
+
+def test_a_part_that_comes_twice_is_damage() -> None:
+    """WebDataset refuses such a sample as well; the message says which."""
+    with pytest.raises(DamagedError, match=r"x.tar at offset 2560: key 'a' has 'x' twice"):
+        of_tar(tar_of(["a.x", "a.y", "a.x"]))
+
+
+def test_a_key_that_is_not_utf_8_is_refused() -> None:
+    """No index could hold it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("ü.x"))
+    with pytest.raises(DamagedError, match=r"x.tar at offset 512: the name .* is not UTF-8"):
+        of_tar(file.getvalue())
+
+
+def test_a_tar_without_samples_has_an_empty_index() -> None:
+    """And that index is written and read like any other."""
+    found = ShardIndex.from_bytes(of_tar(tar_of([])).to_bytes(), "x")
+    assert (found.keys, found.suffixes, found.offsets.shape, found.shard_bytes) == ([], (), (0, 0), 1024)
+
+
+def test_the_largest_part_fits() -> None:
+    """Offsets up to 4 GiB and sizes just below."""
+    member = Member("a.x", (4 << 30) - 1024, (1 << 32) - 1, (1 << 64) - 1)
+    found = ShardIndex.of_members([member], shard_bytes=4 << 30, where="x")
+    assert (found.offsets[0, 0], found.sizes[0, 0], found.xxh3_64[0, 0]) == (member.offset, member.size, member.xxh3_64)
+
+
+# Damage
+
+
+def test_every_cut_is_damage(index: ShardIndex) -> None:
+    """The message names the index and what to do."""
+    data = index.to_bytes()
+    for length in [*range(0, len(data), 61), len(data) - 1]:
+        with pytest.raises(DamagedError, match=r"somewhere/x.arrow: not a whole index .* build again"):
+            ShardIndex.from_bytes(data[:length], "somewhere/x.arrow")
+
+
+@given(indexes(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_damaged_bytes_are_refused_or_say_the_same(index: ShardIndex, data: st.DataObject) -> None:
+    """Nothing that an index says changes unseen: what survives a flip lay between the columns."""
+    body = bytearray(index.to_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        found = ShardIndex.from_bytes(bytes(body), "x")
+    except DamagedError:
+        return
+    assert same(found, index)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_bytes_that_are_no_index_are_damage(data: bytes) -> None:
+    """Bare, or dressed as an Arrow file."""
+    for body in (data, b"ARROW1\0\0" + data + b"ARROW1"):
+        with pytest.raises(DamagedError):
+            ShardIndex.from_bytes(body, "x")
+
+
+@pytest.mark.parametrize(
+    ("columns", "metadata"),
+    [
+        ({"key": ["a"]}, {}),
+        ({"key": ["a"]}, {"dray": "[]"}),
+        ({"key": ["a"]}, {"dray": "not json"}),
+        ({"key": ["a"]}, {"dray": '{"format": 1}'}),
+        ({"key": ["a"]}, {"dray": '{"format": 1, "suffixes": 5, "shard_bytes": 1, "digest": ""}'}),
+        ({"key": ["a"]}, {"dray": '{"format": 1, "suffixes": ["x"], "shard_bytes": 1, "digest": ""}'}),
+        ({"other": ["a"]}, {"dray": '{"format": 1, "suffixes": [], "shard_bytes": 1, "digest": ""}'}),
+    ],
+)
+def test_another_arrow_file_is_no_index(columns: dict[str, list[str]], metadata: dict[str, str]) -> None:
+    """Whatever it lacks, the error is the same."""
+    batch = pa.record_batch(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(DamagedError, match="x: not a whole index"):
+        ShardIndex.from_bytes(sink.getvalue().to_pybytes(), "x")
+
+
+def test_a_newer_format_says_so(index: ShardIndex) -> None:
+    """An old dray must not guess: upgrade."""
+    data = index.to_bytes().replace(b'"format": 1', b'"format": 2')
+    with pytest.raises(DamagedError, match="its format is 2, this dray reads 1: upgrade"):
+        ShardIndex.from_bytes(data, "x")

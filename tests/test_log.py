@@ -1,0 +1,252 @@
+"""The logs: a record is created once, says whose it is, and whatever the store answered, all writers agree on it."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dray.shards.errors import DamagedError, DeniedError, ExistsError, NotFoundError, StoreError
+from dray.shards.layout import Layout
+from dray.shards.log import (
+    Commit,
+    Intent,
+    canonical_json,
+    create_commit,
+    create_intent,
+    latest_version,
+    new_write_id,
+    now,
+    numbers_in,
+    read_commit,
+    read_intent,
+)
+from dray.shards.store import Store
+from tests.conftest import Place
+
+LAYOUT = Layout("wdshards")
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
+    """A store on a fresh place of each kind."""
+    return Store(place.url, place.storage_options)
+
+
+def a_commit(version: int = 1) -> Commit:
+    """A commit that no other write made."""
+    return Commit(version=version, manifest="ab" * 16, write_id=new_write_id(), created=now())
+
+
+def an_intent(number: int = 1) -> Intent:
+    """An intent of two shards that no other write made."""
+    return Intent(
+        number=number,
+        plan="cd" * 16,
+        base=0,
+        first=0,
+        count=2,
+        shards=(0, 1),
+        digests=("ef" * 16, "01" * 16),
+        write_id=new_write_id(),
+        created=now(),
+    )
+
+
+def test_a_commit_comes_back_as_it_was(store: Store) -> None:
+    """And is the last version."""
+    assert latest_version(store, LAYOUT) == 0
+    commit = a_commit(1)
+    assert create_commit(store, LAYOUT, commit) == read_commit(store, LAYOUT, 1) == commit
+    assert latest_version(store, LAYOUT) == 1
+
+
+def test_an_intent_comes_back_as_it_was(store: Store) -> None:
+    """Its numbers and digests in order; it is no version."""
+    intent = an_intent(3)
+    assert create_intent(store, LAYOUT, intent) == read_intent(store, LAYOUT, 3) == intent
+    assert (numbers_in(store, LAYOUT.intents), latest_version(store, LAYOUT)) == ([3], 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.text("0123456789abcdef", min_size=32, max_size=32))), st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_intent_comes_back(shards: list[tuple[int, str]], data: st.DataObject) -> None:
+    """Of no shards, and of many."""
+    store = Store(f"memory://{new_write_id()}")
+    numbers, digests = tuple(number for number, _ in shards), tuple(digest for _, digest in shards)
+    intent = replace(an_intent(data.draw(st.integers(1, 10**10 - 1))), shards=numbers, digests=digests)
+    create_intent(store, LAYOUT, intent)
+    assert read_intent(store, LAYOUT, intent.number) == intent
+
+
+def test_the_last_version_is_the_highest_number(store: Store) -> None:
+    """Whatever else strayed into the folder; the logs of another prefix are another dataset's."""
+    for version in (1, 2, 10):
+        create_commit(store, LAYOUT, a_commit(version))
+    for name in ("notes.txt", "0000000099.json.tmp", "99.json", "deeper/0000000099.json"):
+        store.put_new(f"{LAYOUT.commits}/{name}", b"")
+    create_commit(store, Layout("other"), a_commit(50))
+    assert numbers_in(store, LAYOUT.commits) == [1, 2, 10]
+    assert latest_version(store, LAYOUT) == 10
+
+
+def test_a_record_is_small(store: Store) -> None:
+    """One request, at most 4 KiB."""
+    create_commit(store, LAYOUT, a_commit())
+    info = store.head(LAYOUT.commit(1))
+    assert info is not None
+    assert info.size <= 4096
+
+
+def test_racing_writers_agree_on_one_commit(store: Store) -> None:
+    """Each learns the truth: its own commit or the winner's."""
+    commits = [a_commit() for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda commit: create_commit(store, LAYOUT, commit), commits))
+    assert set(found) == {read_commit(store, LAYOUT, 1)}
+    assert found[0] in commits
+
+
+def test_a_second_commit_learns_of_the_first(store: Store) -> None:
+    """It is told by the write id, and changes nothing."""
+    first = create_commit(store, LAYOUT, a_commit())
+    assert create_commit(store, LAYOUT, a_commit()) == first == read_commit(store, LAYOUT, 1)
+
+
+class LostReply(Store):
+    """Stores what it is given, and says that it failed."""
+
+    def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        super().put_new(name, data)
+        raise StoreError("no answer")
+
+
+class Conflicting(Store):
+    """Answers "exists" (a 409) before anything is there, some times."""
+
+    def __init__(self, url: str, times: int) -> None:
+        super().__init__(url)
+        self.times = times
+
+    def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise ExistsError(f"cannot write {name}: conflict")
+        super().put_new(name, data)
+
+
+class Denying(Store):
+    """Never stores."""
+
+    def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        raise DeniedError(f"cannot write {name}: permission denied")
+
+
+def test_a_commit_whose_reply_was_lost_is_recognised_as_ours() -> None:
+    """It stands there under our write id: the build has succeeded."""
+    commit = a_commit()
+    assert create_commit(LostReply("memory://log-lost"), LAYOUT, commit) == commit
+
+
+def test_a_lost_reply_does_not_hide_a_lost_race() -> None:
+    """What stands there is another's: that is told."""
+    url = "memory://log-lost-race"
+    first = create_commit(Store(url), LAYOUT, a_commit())
+    assert create_commit(LostReply(url), LAYOUT, a_commit()) == first
+
+
+def test_a_conflict_with_nothing_there_is_tried_again() -> None:
+    """S3 answers 409 to writers that race, also when none of them won."""
+    commit = a_commit()
+    assert create_commit(Conflicting("memory://log-409", times=2), LAYOUT, commit) == commit
+    assert read_commit(Store("memory://log-409"), LAYOUT, 1) == commit
+
+
+def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
+    """After a few tries, without a version."""
+    with pytest.raises(ExistsError, match="conflict"):
+        create_commit(Conflicting("memory://log-never", times=99), LAYOUT, a_commit())
+    with pytest.raises(DeniedError, match="permission denied"):
+        create_commit(Denying("memory://log-never"), LAYOUT, a_commit())
+    assert latest_version(Store("memory://log-never"), LAYOUT) == 0
+
+
+def test_reading_no_record_is_not_found(store: Store) -> None:
+    """A version that was never committed."""
+    with pytest.raises(NotFoundError, match=r"commits/0000000007\.json"):
+        read_commit(store, LAYOUT, 7)
+
+
+def _changed(**values: object) -> bytes:
+    commit = {"format": 1, "version": 1, "manifest": "ab", "write_id": "cd", "created": "now"}
+    return json.dumps({**commit, **values}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\0",
+        b"null",
+        b"5",
+        b"[1]",
+        b'"text"',
+        b"{}",
+        b"[" * 4096,
+        b'{"format": 1}',
+        _changed()[:-1],
+        _changed(more=1),
+        _changed(version="1"),
+        _changed(version=2),
+        _changed(manifest=None),
+        _changed(manifest=["ab"]),
+        _changed(write_id={}),
+    ],
+    ids=lambda body: body[:80].decode("latin-1"),
+)
+def test_a_garbage_record_is_damage(body: bytes) -> None:
+    """Named by its URL, and no writer takes the number for free."""
+    store = Store(f"memory://{new_write_id()}")
+    store.put_new(LAYOUT.commit(1), body)
+    for act in (lambda: read_commit(store, LAYOUT, 1), lambda: create_commit(store, LAYOUT, a_commit())):
+        _assert_damaged(act, f"{store.url}/_dray/wdshards/commits/0000000001.json: not a readable commit")
+
+
+def _assert_damaged(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(DamagedError) as caught:
+        act()
+    assert str(caught.value).startswith(message)
+
+
+def test_a_newer_format_says_so() -> None:
+    """An old dray must not guess: upgrade."""
+    store = Store("memory://log-newer")
+    store.put_new(LAYOUT.commit(1), _changed(format=2))
+    with pytest.raises(DamagedError, match="newer than this dray: upgrade"):
+        read_commit(store, LAYOUT, 1)
+
+
+def test_a_commit_is_no_intent() -> None:
+    """A record read as one of the other kind is damage."""
+    store = Store("memory://log-kinds")
+    store.put_new(LAYOUT.intent(1), _changed())
+    with pytest.raises(DamagedError, match="not a readable intent"):
+        read_intent(store, LAYOUT, 1)
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text()))
+@settings(max_examples=50, deadline=None)
+def test_canonical_json_depends_on_the_value_alone(value: dict[str, int | str]) -> None:
+    """Not on the order in which it was filled."""
+    backwards = dict(reversed(value.items()))
+    assert canonical_json(value) == canonical_json(backwards)
+    assert json.loads(canonical_json(value)) == value
+
+
+def test_write_ids_are_never_the_same() -> None:
+    """128 random bits."""
+    assert len({new_write_id() for _ in range(1000)}) == 1000

@@ -1,0 +1,452 @@
+"""The store: memory, local disk and a real S3 server keep the same promises and fail in the same words."""
+
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dray.cluster.seaweed import SeaweedServer
+from dray.shards.errors import (
+    CallError,
+    DamagedError,
+    DeniedError,
+    DrayError,
+    ExistsError,
+    NotFoundError,
+    StoreError,
+)
+from dray.shards.store import Store
+from dray.shards.urls import local_path, normal_url
+from tests.conftest import Place
+
+SECRET = "hush-hush-hush-hush-hush-hush-hush"
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
+    """A store on a fresh place of each kind."""
+    return Store(place.url, place.storage_options)
+
+
+# What every kind of store does
+
+
+def test_what_was_put_is_got(store: Store) -> None:
+    """Bytes come back as they were, with their size."""
+    store.put_new("a/b", b"cargo")
+    body, info = store.get_object("a/b")
+    assert (body, info.name, info.size, store.get("a/b")) == (b"cargo", "a/b", 5, b"cargo")
+
+
+@pytest.mark.parametrize("data", [b"", bytes(3 << 20), bytearray(b"x"), memoryview(b"xy")], ids=len)
+def test_any_buffer_of_any_size_is_put(store: Store, data: bytes) -> None:
+    """Empty and megabytes, bytes or a view of them."""
+    store.put_new("a", data)
+    assert store.get("a") == bytes(data)
+
+
+@pytest.mark.parametrize("name", ["sp ace", "ü/日本", "100%", "a%20b", "q?x#y", "-", "a=b&c+d", "{0..9}", "x" * 200])
+def test_a_name_is_taken_literally(store: Store, name: str) -> None:
+    """Nothing in a name is decoded, split or globbed."""
+    store.put_new(name, name.encode())
+    folder = name.rpartition("/")[0]
+    assert store.get(name) == name.encode()
+    assert [info.name for info in store.list_folder(folder)] == [name]
+
+
+def test_a_second_put_is_refused_and_touches_nothing(store: Store) -> None:
+    """Objects are created, never overwritten."""
+    store.put_new("a", b"first")
+    with pytest.raises(ExistsError, match=r"/a: an object lies there already"):
+        store.put_new("a", b"second")
+    assert store.get("a") == b"first"
+
+
+def test_one_of_eight_racing_writers_wins(store: Store) -> None:
+    """The others are told, and the winner's bytes stand."""
+
+    def put(writer: int) -> bool:
+        try:
+            store.put_new("a", b"%d" % writer)
+        except ExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(put, range(8)))
+    assert won.count(True) == 1
+    assert store.get("a") == b"%d" % won.index(True)
+
+
+def test_ranges_come_back_in_the_order_asked(store: Store) -> None:
+    """Near, far, overlapping, repeated and empty ones."""
+    data = bytes(range(256)) * 64
+    store.put_new("a", data)
+    starts, lengths = [9000, 0, 3, 3, 16383, 16384, 5], [100, 4, 10, 10, 1, 0, 0]
+    found = store.get_ranges("a", starts, lengths)
+    assert [bytes(part) for part in found] == [data[i : i + n] for i, n in zip(starts, lengths, strict=True)]
+    assert store.get_ranges("a", [], []) == []
+
+
+@pytest.mark.parametrize(("start", "length"), [(5, 6), (9, 2), (10, 1), (11, 1), (1 << 40, 1)])
+def test_a_range_past_the_end_is_damage(store: Store, start: int, length: int) -> None:
+    """Never a shorter answer, and no error that says to try again: the object is not what its index says."""
+    store.put_new("a", b"0123456789")
+    with pytest.raises(DamagedError, match=rf"/a: {length} bytes expected at offset {start}, found"):
+        store.get_ranges("a", [0, start], [2, length])
+
+
+def test_head_tells_size_and_etag_or_none(store: Store) -> None:
+    """The ETag is the one that a read and a listing tell."""
+    store.put_new("a", b"cargo")
+    info = store.head("a")
+    assert info is not None
+    assert (info.name, info.size, bool(info.etag)) == ("a", 5, True)
+    assert [info] == [store.get_object("a")[1]] == store.list_folder()
+    assert store.head("b") is None
+
+
+def test_a_listing_is_sorted_relative_and_not_recursive(store: Store) -> None:
+    """Names start at the store's URL, also those of a folder in it."""
+    for name in ["d/2", "b", "a", "d/e/3", "d/1", "d.x", "da/4"]:
+        store.put_new(name, name.encode())
+    assert [(info.name, info.size) for info in store.list_folder()] == [("a", 1), ("b", 1), ("d.x", 3)]
+    assert [info.name for info in store.list_folder("d")] == ["d/1", "d/2"]
+    assert (store.list_folders(), store.list_folders("d")) == (["d", "da"], ["d/e"])
+
+
+def test_a_listing_is_whole_beyond_one_page(place: Place) -> None:
+    """S3 answers a thousand names at a time."""
+    store = Store(place.url, place.storage_options)
+    names = [f"{number:04d}" for number in range(1100)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.put_new(name, b""), names))
+    assert [info.name for info in store.list_folder()] == names
+
+
+def test_a_missing_folder_is_empty(store: Store) -> None:
+    """Where nothing was ever written there is nothing to read, and that is no error."""
+    assert store.list_folder() == store.list_folder("a/b") == []
+    assert store.list_folders() == store.list_folders("a/b") == []
+    assert store.head("a") is None
+
+
+def test_delete_removes_what_is_there(store: Store) -> None:
+    """One that is not there is no error; a deleted name can be created again."""
+    store.put_new("a", b"old")
+    store.put_new("b", b"stays")
+    store.delete(["a", "never"])
+    store.delete([])
+    assert [info.name for info in store.list_folder()] == ["b"]
+    store.put_new("a", b"new")
+    assert store.get("a") == b"new"
+
+
+def test_a_writer_publishes_at_its_end(store: Store) -> None:
+    """Nothing shows while the block runs."""
+    with store.open_writer("a") as sink:
+        sink.write(b"car")
+        sink.write(b"go")
+        assert store.head("a") is None
+    assert store.get("a") == b"cargo"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_a_failed_writer_publishes_nothing(store: Store, error: type[BaseException]) -> None:
+    """Whatever the block raised, also after more bytes than one request holds."""
+
+    def write_and_fail() -> None:
+        with store.open_writer("a") as sink:
+            sink.write(bytes(12 << 20))
+            raise error
+
+    with pytest.raises(error):
+        write_and_fail()
+    assert store.head("a") is None
+    assert store.list_folder() == []
+
+
+def test_a_stream_reads_an_object_to_its_end(store: Store) -> None:
+    """In pieces of any size, across the chunks in which it arrives."""
+    data = os.urandom(5_000_011)
+    store.put_new("a", data)
+    with store.open_stream("a") as stream:
+        start = stream.read(7)
+        middle = stream.read(4_500_000)
+        assert (start + middle + stream.read(), stream.read(1)) == (data, b"")
+
+
+def test_a_store_pickles(store: Store) -> None:
+    """It crosses to another process as URL and options, and opens the same place there."""
+    store.put_new("a", b"cargo")
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.url, again.get("a")) == (store.url, b"cargo")
+
+
+def test_sync_accepts_what_was_put(store: Store) -> None:
+    """On disk it reaches the disk with its folders; elsewhere there is nothing to do."""
+    store.put_new("a/b/c", b"cargo")
+    store.sync(["a/b/c"])
+    assert store.get("a/b/c") == b"cargo"
+
+
+def _stream(store: Store) -> None:
+    with store.open_stream("gone") as stream:
+        stream.read()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda s: s.get("gone"), lambda s: s.get_object("gone"), lambda s: s.get_ranges("gone", [0], [1]), _stream],
+    ids=["get", "get_object", "get_ranges", "open_stream"],
+)
+def test_reading_what_is_not_there_names_the_url(store: Store, read: Callable[[Store], object]) -> None:
+    """The error is also Python's FileNotFoundError."""
+    with pytest.raises(NotFoundError) as caught:
+        read(store)
+    assert f"cannot read {store.url}/gone: " in str(caught.value)
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/hostname", "a//b", "./a", "..", "a/.."])
+def test_no_name_leaves_the_store(store: Store, name: str) -> None:
+    """Whatever wrote the name: nothing beside the URL's folder is read, written or deleted."""
+    for act in (store.get, lambda n: store.put_new(n, b""), lambda n: store.delete([n]), store.head, store.list_folder):
+        with pytest.raises(CallError, match="step out"):
+            act(name)
+    with pytest.raises(CallError, match="step out"), store.open_stream(name):
+        pass
+
+
+# Local disk
+
+
+@pytest.mark.parametrize("folder", ["a b", "a%41", "a#b", "a?b", "ü", "a+b", "#1", "{0..1}", "*"])
+def test_a_folder_of_any_name_holds_the_objects(tmp_path: Path, folder: str) -> None:
+    """The objects are files right there, and a pickled store or one opened by its URL finds them."""
+    store = Store(tmp_path / folder)
+    store.put_new("a", b"cargo")
+    assert (tmp_path / folder / "a").read_bytes() == b"cargo"
+    assert pickle.loads(pickle.dumps(store)).get("a") == Store(store.url).get("a") == b"cargo"
+
+
+def test_a_put_leaves_one_file(tmp_path: Path) -> None:
+    """No temporary file stays beside it, neither after a put nor after a refused one."""
+    store = Store(tmp_path)
+    store.put_new("a", b"cargo")
+    with pytest.raises(ExistsError):
+        store.put_new("a", b"more")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_syncing_what_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """A commit must not stand on an object that vanished."""
+    with pytest.raises(NotFoundError, match="cannot fsync"):
+        Store(tmp_path).sync(["a"])
+
+
+def test_a_file_in_the_folders_place_is_a_store_error(tmp_path: Path) -> None:
+    """The message names the URL."""
+    (tmp_path / "file").write_bytes(b"")
+    store = Store(tmp_path / "file")
+    with pytest.raises(StoreError, match=r"cannot write file://.*/file/a"):
+        store.put_new("a", b"")
+
+
+FORK = """
+import os, sys
+from dray.shards.errors import StoreError
+from dray.shards.store import Store
+store = Store(sys.argv[1])
+store.put_new("a", b"cargo")
+child = os.fork()
+if child == 0:
+    with store.open_stream("a") as file:
+        code = 10 if file.read() == b"cargo" else 1
+    try:
+        store.get("a")
+    except StoreError as exc:
+        code += "spawn" in str(exc)
+    os._exit(code)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), store.get("a"))
+"""
+
+
+def test_a_forked_child_refuses_and_does_not_hang(tmp_path: Path) -> None:
+    """It can read files, says what to do instead of the rest, and its parent goes on."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (found.stdout, found.stderr) == ("11 b'cargo'\n", "")
+
+
+# S3: rights, secrets, buckets
+
+
+def test_a_read_only_key_cannot_put_or_delete(s3: SeaweedServer) -> None:
+    """Denied is its own error: another try would not help."""
+    url = s3.url("store/read-only")
+    Store(url, s3.storage_options).put_new("a", b"cargo")
+    reader = Store(url, s3.read_only_options)
+    with pytest.raises(DeniedError, match=f"{url}/b: permission denied"):
+        reader.put_new("b", b"more")
+    with pytest.raises(DeniedError, match=f"{url}/a"):
+        reader.delete(["a"])
+    with pytest.raises(DeniedError, match=f"{url}/c"), reader.open_writer("c") as sink:
+        sink.write(b"more")
+    assert reader.get("a") == b"cargo"
+
+
+def test_a_missing_bucket_is_not_found(s3: SeaweedServer) -> None:
+    """Also where a listing meets it: a bucket misspelt must not read as an empty dataset."""
+    store = Store("s3://no-such-bucket/x", s3.storage_options)
+    with pytest.raises(NotFoundError, match="s3://no-such-bucket/x/a"):
+        store.get("a")
+    with pytest.raises(NotFoundError, match="s3://no-such-bucket/x"):
+        store.list_folder()
+
+
+def _errors_of(store: Store) -> list[DrayError]:
+    """What each call raises."""
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("a"),
+        lambda: store.get_ranges("a", [0], [1]),
+        lambda: store.put_new("a", b""),
+        lambda: store.list_folder(),
+        lambda: store.head("a"),
+        lambda: store.delete(["a"]),
+        lambda: _write(store),
+        lambda: store.open_stream("a").__enter__(),
+    ]
+    errors = []
+    for call in calls:
+        with pytest.raises(DrayError) as caught:
+            call()
+        errors.append(caught.value)
+    return errors
+
+
+def _write(store: Store) -> None:
+    with store.open_writer("a") as sink:
+        sink.write(b"x")
+
+
+def _shown(error: BaseException) -> str:
+    """All that a log would show of an error."""
+    return "".join(traceback.format_exception(error)) + repr(error) + repr(pickle.loads(pickle.dumps(error)))
+
+
+def test_a_wrong_secret_is_denied_and_not_shown(s3: SeaweedServer) -> None:
+    """Every call says that the key is at fault, none says the key."""
+    options = {**s3.storage_options, "secret_access_key": SECRET}
+    store = Store(s3.url("store/wrong"), options)
+    errors = _errors_of(store)
+    assert {type(error) for error in errors} == {DeniedError}
+    assert all("s3://data/store/wrong" in str(error) for error in errors)
+    shown = repr(store) + "".join(map(_shown, errors))
+    assert not [value for value in (SECRET, options["access_key_id"]) if value in shown]
+
+
+def test_a_wrong_endpoint_fails_and_shows_no_secret(s3: SeaweedServer) -> None:
+    """Neither of the options nor of a password that somebody wrote into the endpoint."""
+    options = {
+        **s3.storage_options,
+        "endpoint": f"http://user:{SECRET}@127.0.0.1:9",
+        "retry_config": {"max_retries": 0},
+    }
+    errors = _errors_of(Store(s3.url("store/wrong"), options))
+    assert {type(error) for error in errors} == {StoreError}
+    shown = "".join(map(_shown, errors))
+    assert not [value for value in (SECRET, options["secret_access_key"]) if value in shown]
+
+
+def test_a_secret_of_the_environment_is_not_shown(s3: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes it from there when no option gives one, and quotes the key's id in its answer."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-NOBODY-KNOWS")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    store = Store(s3.url("store/wrong"), {"endpoint": s3.endpoint, "region": "us-east-1"})
+    shown = "".join(map(_shown, _errors_of(store)))
+    assert not [value for value in (SECRET, "AKIA-NOBODY-KNOWS") if value in shown]
+
+
+@pytest.mark.parametrize("options", [{"secret_acess_key": SECRET}, {"timeout": "soon"}, {"region": 5}])
+def test_a_wrong_option_is_a_wrong_call(options: dict[str, object]) -> None:
+    """A misspelt option is told, its value is not."""
+    with pytest.raises(CallError, match="cannot open s3://bucket/x") as caught:
+        Store("s3://bucket/x", options)
+    assert SECRET not in _shown(caught.value)
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        ("/a/b", "file:///a/b"),
+        ("/a/b/", "file:///a/b"),
+        ("/a/../b/./c//d", "file:///b/c/d"),
+        (Path("/a/b"), "file:///a/b"),
+        ("/", "file:///"),
+        ("/a b/ü", "file:///a b/ü"),
+        ("/a%41#b?c", "file:///a%2541%23b%3Fc"),
+        ("file:///a/b/", "file:///a/b"),
+        ("file:///a%20b", "file:///a b"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/a/b//", "s3://bucket/a/b"),
+        ("gs://bucket/a", "gs://bucket/a"),
+        ("az://container/a", "az://container/a"),
+        ("memory://x/y/", "memory://x/y"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+    ],
+)
+def test_a_url_has_one_spelling(url: str | Path, normal: str) -> None:
+    """However it was written, and written again."""
+    assert normal_url(url) == normal_url(normal_url(url)) == normal
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker in another folder opens the same place; a tilde is the home folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert normal_url("a/../b") == f"file://{tmp_path}/b"
+    assert normal_url("~/data") == "file:///home/ann/data"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "empty URL"),
+        ("http://host/a", "http:// is not a storage URL"),
+        ("S3://bucket/a", "S3:// is not a storage URL"),
+        ("ftp://user:hush@host/a", "ftp:// is not a storage URL"),
+        ("s3://key:hush@bucket/a", "must not hold a key"),
+        ("s3://bucket/a?token=hush", "s3://bucket/a: a storage URL has no query"),
+        ("s3://bucket/a#hush", "has no query or fragment"),
+        ("s3://", "the bucket is missing"),
+        ("s3:///a", "the bucket is missing"),
+        ("file://data/train", "three slashes"),
+        ("file:///a#b", "%23"),
+    ],
+)
+def test_a_url_that_cannot_be_opened_is_a_wrong_call(url: str, message: str) -> None:
+    """The message says what is wrong with it, without a key that it may hold."""
+    with pytest.raises(CallError, match=message) as caught:
+        Store(url)
+    assert "hush" not in str(caught.value)
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).map("/a/".__add__))
+@settings(max_examples=100, deadline=None)
+def test_a_path_survives_its_url(path: str) -> None:
+    """For any path: its URL leads back to it, and the URL of the URL is the same."""
+    url = normal_url(path)
+    assert local_path(url) == os.path.abspath(path)
+    assert normal_url(url) == url

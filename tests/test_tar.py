@@ -1,0 +1,408 @@
+"""Tars: what dray writes is read alike by tarfile, GNU tar and webdataset; what it scans is whole or an error."""
+
+import io
+import os
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+from xxhash import xxh3_64_intdigest
+
+from dray.shards.errors import CallError, DamagedError
+from dray.shards.layout import check_names, check_suffixes, key_of
+from dray.shards.tar import BLOCK, END, Member, TarWriter, header, max_member_bytes, scan
+
+Files = list[tuple[str, bytes]]
+
+
+def write(files: Files) -> bytes:
+    """The tar that dray makes of these files."""
+    writer = TarWriter()
+    for name, data in files:
+        writer.add(name.encode(), data)
+    return bytes(writer.finish())
+
+
+def scanned(tar: bytes) -> list[Member]:
+    """What the scanner says of a tar."""
+    return list(scan(io.BytesIO(tar), "x.tar"))
+
+
+def noted(files: Files) -> list[Member]:
+    """What the writer noted, as members."""
+    writer = TarWriter()
+    for name, data in files:
+        writer.add(name.encode(), data)
+    return list(map(Member, [name for name, _ in files], writer.offsets, writer.sizes, writer.hashes))
+
+
+def _allowed(name: str) -> bool:
+    try:
+        check_names([name])
+    except CallError:
+        return False
+    return True
+
+
+# Names as builds take them, 1 to 482 bytes: components of printable characters, and some at the limits of ustar.
+letters = st.characters(exclude_categories=["C", "Z"], exclude_characters="/", include_characters=" ")
+parts = st.text(letters, min_size=1, max_size=20) | st.integers(90, 160).map("x".__mul__) | st.just("é" * 77)
+names = st.lists(parts, min_size=1, max_size=3).map("/".join).filter(_allowed)
+contents = st.binary(max_size=1100) | st.sampled_from([bytes(511), bytes(512), bytes(513), b"\0" * 1024])
+
+
+def _unique_files(files: Files) -> Files:
+    """Each in a folder of its own, so that no file stands where another needs a folder."""
+    return [(f"{number}/{name}", data) for number, (name, data) in enumerate(files)]
+
+
+some_files = st.lists(st.tuples(names, contents), max_size=6).map(_unique_files)
+
+
+# The writer, read by others
+
+
+@given(some_files)
+@settings(max_examples=100, deadline=None)
+def test_tarfile_reads_what_was_written(files: Files) -> None:
+    """Names, bytes, and the fixed header fields."""
+    with tarfile.open(fileobj=io.BytesIO(write(files)), mode="r:") as tar:
+        found = [(info, tar.extractfile(info)) for info in tar.getmembers()]
+        assert [(info.name, file.read()) for info, file in found if file] == files
+        assert {(i.mtime, i.uid, i.gid, i.mode, i.uname, i.gname) for i, _ in found} <= {(0, 0, 0, 0o644, "", "")}
+
+
+@given(some_files)
+@settings(max_examples=50, deadline=None)
+def test_gnu_tar_reads_what_was_written(files: Files) -> None:
+    """It lists the names, and extracts files of those bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.tar")
+        path.write_bytes(write(files))
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        list_names = ["tar", "--quoting-style=literal", "-tf", path]
+        listed = subprocess.run(list_names, capture_output=True, check=True, env=environment)
+        assert (listed.stdout.decode().split("\n")[:-1], listed.stderr) == ([name for name, _ in files], b"")
+        extracted = subprocess.run(["tar", "-xf", path, "-C", folder], capture_output=True, check=True, env=environment)
+        assert extracted.stderr == b""
+        assert [(name, Path(folder, name).read_bytes()) for name, _ in files] == files
+
+
+@given(st.lists(st.tuples(names, contents, contents), max_size=5), st.sampled_from(["txt", "tensor.pyd", "a.b.c"]))
+@settings(max_examples=100, deadline=None)
+def test_webdataset_reads_what_was_written(samples: list[tuple[str, bytes, bytes]], suffix: str) -> None:
+    """Every sample under the key that a build makes of its name, with both parts."""
+    keys = [key_of(f"{number}-{name}") for number, (name, _, _) in enumerate(samples)]
+    written = [(key, a, b) for key, (_, a, b) in zip(keys, samples, strict=True)]
+    tar = write([file for key, a, b in written for file in ((f"{key}.cls", a), (f"{key}.{suffix}", b))])
+    members = ({**file, "__url__": "x.tar"} for file in tar_file_iterator(io.BytesIO(tar)))
+    found = [(sample["__key__"], sample["cls"], sample[suffix]) for sample in group_by_keys(members)]
+    assert found == written
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("__a", "x__"), ("__a__", "txt"), ("a", "__x__"), ("__a/b", "c__")])
+def test_no_name_that_builds_take_is_passed_over_by_webdataset(name: str, suffix: str) -> None:
+    """Readers skip members like `__meta__`: a sample must not hide as one."""
+    try:
+        check_names([name])
+        check_suffixes([suffix])
+    except CallError:
+        return
+    assert list(tar_file_iterator(io.BytesIO(write([(f"{key_of(name)}.{suffix}", b"x")]))))
+
+
+@given(some_files)
+@settings(max_examples=100, deadline=None)
+def test_the_scan_finds_what_the_writer_noted(files: Files) -> None:
+    """Offsets, sizes and checksums, and the data lie there."""
+    tar = write(files)
+    assert scanned(tar) == noted(files)
+    assert [tar[m.offset : m.offset + m.size] for m in scanned(tar)] == [data for _, data in files]
+    assert [m.xxh3_64 for m in scanned(tar)] == [xxh3_64_intdigest(data) for _, data in files]
+
+
+@given(some_files)
+@settings(max_examples=50, deadline=None)
+def test_a_tar_is_a_function_of_names_and_contents(files: Files) -> None:
+    """The same bytes again, in whole blocks, within the size that was planned, closed by two zero blocks."""
+    tar = write(files)
+    assert tar == write(files)
+    assert len(tar) % BLOCK == 0
+    assert len(tar) <= len(END) + sum(max_member_bytes(len(name.encode()), len(data)) for name, data in files)
+    assert tar.endswith(END)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_blocks"),
+    [
+        ("n" * 99, 1),
+        ("n" * 100, 1),
+        ("n" * 101, 3),  # no slash to cut at: PAX
+        ("é" * 50, 1),
+        ("é" * 51, 3),
+        ("p" * 155 + "/" + "n" * 100, 1),
+        ("p" * 156 + "/" + "n" * 100, 3),
+        ("p" * 155 + "/" + "n" * 101, 3),
+        ("p" + "/" + "n" * 100, 1),
+        ("a/" * 120 + "n", 1),
+        ("p" * 120 + "/", 3),
+        ("/" + "n" * 100, 3),
+        ("n" * 490, 3),
+        ("n" * 600, 4),
+    ],
+    ids=lambda value: f"{len(value.encode())} bytes" if isinstance(value, str) else None,
+)
+def test_a_header_takes_as_few_blocks_as_the_name_allows(name: str, num_blocks: int) -> None:
+    """100 bytes fit a ustar name, 155 more its prefix, where a slash divides them; the rest needs a PAX header."""
+    assert len(header(name.encode(), 0)) == num_blocks * BLOCK <= max_member_bytes(len(name.encode()), 0)
+    with tarfile.open(fileobj=io.BytesIO(header(name.encode(), 0) + END)) as tar:
+        assert tar.getnames() == [name.rstrip("/")]
+    assert [member.name for member in scanned(header(name.encode(), 0) + END)] == [name]
+
+
+@pytest.mark.parametrize("length", range(80, 120))
+def test_a_pax_record_counts_its_own_length(length: int) -> None:
+    """Also where the count gains a digit by being counted."""
+    name = "n" * (length + 100)
+    assert scanned(write([(name, b"x")]))[0].name == name
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 32) - 1, (1 << 33) - 1])
+def test_tarfile_reads_the_size_of_any_member(size: int) -> None:
+    """Up to the 8 GiB that eleven octal digits hold."""
+    assert tarfile.TarInfo.frombuf(header(b"a", size), "utf-8", "strict").size == size
+
+
+class Vast(bytes):
+    """Bytes that say they are almost 4 GiB."""
+
+    def __len__(self) -> int:
+        return (4 << 30) - 2000
+
+
+def test_a_shard_does_not_pass_4_gib() -> None:
+    """Sizes would overflow; the message names the member and what to do, and what was written before is whole."""
+    writer = TarWriter()
+    writer.add(b"a", b"x")
+    with pytest.raises(CallError, match="4 GiB at 'b': build with more shards"):
+        writer.add(b"b", Vast())
+    assert writer.finish() == write([("a", b"x")])
+
+
+# The scanner, on tars of others
+
+
+LONG = "folder/" * 30 + "name.txt"
+
+
+def _tarfile_tar(kind: int) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
+        for name, info_type, link in [
+            ("d", tarfile.DIRTYPE, ""),
+            ("a.txt", tarfile.REGTYPE, ""),
+            ("l" * 90, tarfile.SYMTYPE, "t" * 95),
+            ("f" * 99, tarfile.FIFOTYPE, ""),
+            (LONG, tarfile.REGTYPE, ""),
+            ("hard", tarfile.LNKTYPE, "a.txt"),
+            ("ü.txt", tarfile.REGTYPE, ""),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.mtime = info_type, link, 1.5 if kind == tarfile.PAX_FORMAT else 1
+            info.size = len(name) if info_type == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(name.encode()[: info.size]))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_of_tarfile_is_scanned(kind: int) -> None:
+    """Regular files alone, at the offsets where tarfile finds them."""
+    tar = _tarfile_tar(kind)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as file:
+        expected = [(info.name, info.offset_data, info.size) for info in file if info.isreg()]
+    assert [(m.name, m.offset, m.size) for m in scanned(tar)] == expected
+    assert [name for name, _, _ in expected] == ["a.txt", LONG, "ü.txt"]
+
+
+@pytest.mark.parametrize("kind", ["v7", "oldgnu", "gnu", "ustar", "pax"])
+def test_a_tar_of_gnu_tar_is_scanned(kind: str, tmp_path: Path) -> None:
+    """With folders, links, long names (where the format has them) and the padding to 10 KiB at the end."""
+    long = "short.txt" if kind == "v7" else f"{'f' * 60}/{'g' * 60}/long.txt"
+    (tmp_path / "in" / long).parent.mkdir(parents=True)
+    (tmp_path / "in" / long).write_bytes(b"long")
+    (tmp_path / "in" / "a.txt").write_bytes(bytes(1000))
+    (tmp_path / "in" / "link").symlink_to("a.txt")
+    command = ["tar", f"--format={kind}", "--sort=name", "-cf", tmp_path / "x.tar", "-C", tmp_path / "in", "."]
+    subprocess.run(command, check=True)
+    found = scanned((tmp_path / "x.tar").read_bytes())
+    assert sorted((m.name, m.size) for m in found) == sorted([("./a.txt", 1000), (f"./{long}", 4)])
+
+
+@pytest.mark.parametrize("kind", ["gnu", "pax"])
+def test_a_sparse_member_is_refused(kind: str, tmp_path: Path) -> None:
+    """Its bytes do not lie in a row: no index can say where."""
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(500_000)
+        file.write(b"x")
+    command = ["tar", f"--format={kind}", "-Scf", tmp_path / "x.tar", "-C", tmp_path, "sparse"]
+    subprocess.run(command, check=True)
+    with pytest.raises(DamagedError, match=r"x.tar at offset \d+: a sparse member"):
+        scanned((tmp_path / "x.tar").read_bytes())
+
+
+def test_a_global_pax_header_is_passed_over() -> None:
+    """`git archive` writes one."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "abc"}) as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    assert [member.name for member in scanned(file.getvalue())] == ["a.txt"]
+
+
+def test_a_type_that_nobody_knows_is_passed_over_with_its_data() -> None:
+    """As tarfile does; a dump directory of GNU tar is one."""
+    info = tarfile.TarInfo("dump")
+    info.type, info.size = b"D", 5
+    tar = info.tobuf(tarfile.GNU_FORMAT) + b"aaaaa".ljust(BLOCK, b"\0") + write([("a.txt", b"x")])
+    assert [member.name for member in scanned(tar)] == ["a.txt"]
+
+
+# The scanner, on damage
+
+
+FILES = [("a.txt", b"one"), ("b/" + "n" * 120 + ".txt", bytes(600)), ("p" * 60 + "/" + "n" * 60, b""), ("c.txt", b"3")]
+TAR = write(FILES)
+
+
+def _is_damaged(tar: bytes) -> bool:
+    """True if the scanner refuses it by name and offset; any other error fails the test."""
+    try:
+        scanned(tar)
+    except DamagedError as exc:
+        return "x.tar at offset " in str(exc)
+    return False
+
+
+def test_every_cut_is_an_error() -> None:
+    """At block borders and between them: a cut tar never reads as a shorter one."""
+    cuts = [*range(0, len(TAR), BLOCK), *range(1, len(TAR), 97), len(TAR) - 1]
+    assert [cut for cut in cuts if not _is_damaged(TAR[:cut])] == []
+    assert not _is_damaged(TAR)
+
+
+@given(some_files, st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_cut_of_any_tar_is_an_error(files: Files, data: st.DataObject) -> None:
+    """The law for all tars of dray."""
+    tar = write(files)
+    assert _is_damaged(tar[: data.draw(st.integers(0, len(tar) - 1))])
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x10, 0x80, 0xFF])
+def test_every_flipped_header_byte_is_an_error(flip: int) -> None:
+    """Beyond the checksum field, whose digits have more than one spelling; there, what the header says stays true."""
+    whole = scanned(TAR)
+    starts = [0] + [at for at in range(0, len(TAR), BLOCK) if TAR[at + 257 : at + 262] == b"ustar"]
+    missed = []
+    for at in {start + byte for start in starts for byte in range(BLOCK)}:
+        damaged = TAR[:at] + bytes([TAR[at] ^ flip]) + TAR[at + 1 :]
+        if not _is_damaged(damaged) and not (148 <= at % BLOCK < 156 and scanned(damaged) == whole):
+            missed.append(at)
+    assert missed == []
+
+
+@given(some_files.filter(bool), st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_flip_is_an_error_or_differs_from_the_index_or_matters_to_nobody(files: Files, data: st.DataObject) -> None:
+    """A flip in names or data shows; one that the scanner does not see changes no member's name, place or bytes."""
+    tar = bytearray(write(files))
+    tar[data.draw(st.integers(0, len(tar) - 1))] ^= data.draw(st.integers(1, 255))
+    if not _is_damaged(bytes(tar)) and scanned(bytes(tar)) == noted(files):
+        assert [bytes(tar[m.offset : m.offset + m.size]) for m in noted(files)] == [content for _, content in files]
+
+
+@given(some_files.filter(bool), st.data())
+@settings(max_examples=100, deadline=None)
+def test_bytes_that_are_no_tar_are_damaged(files: Files, data: st.DataObject) -> None:
+    """Garbage over any stretch of a tar ends in DamagedError or in members; never in another error."""
+    tar = bytearray(write(files))
+    start = data.draw(st.integers(0, len(tar) - 1))
+    garbage = data.draw(st.binary(min_size=1, max_size=600))
+    tar[start : start + len(garbage)] = garbage
+    _is_damaged(bytes(tar))
+
+
+def _sealed(block: bytes) -> bytes:
+    """A header with its checksum set right."""
+    body = bytearray(block)
+    body[148:156] = b" " * 8
+    body[148:156] = b"%06o\0 " % sum(body)
+    return bytes(body)
+
+
+def _with_size(size_field: bytes) -> bytes:
+    block = bytearray(header(b"a.txt", 0))
+    block[124:136] = size_field
+    return _sealed(bytes(block)) + write([("b.txt", b"2")])
+
+
+def _pax(record: bytes) -> bytes:
+    block = bytearray(header(b"pax", len(record)))
+    block[156:157] = tarfile.XHDTYPE
+    return _sealed(bytes(block)) + record.ljust(-(-len(record) // BLOCK) * BLOCK, b"\0") + write([("b.txt", b"2")])
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        pytest.param(b"", id="empty file"),
+        pytest.param(bytes(BLOCK), id="one zero block"),
+        pytest.param(TAR[:-BLOCK], id="a single zero block at the end"),
+        pytest.param(TAR[: -2 * BLOCK], id="no end"),
+        pytest.param(TAR + b"x", id="a byte after the end"),
+        pytest.param(TAR + bytes(BLOCK) + TAR, id="two tars"),
+        pytest.param(TAR[: -2 * BLOCK] + bytes(BLOCK) + TAR, id="a zero block in the middle"),
+        pytest.param(b"\x1f\x8b" + os.urandom(1022), id="gzip"),
+        pytest.param(_with_size(b"\xff" * 12), id="a negative size"),
+        pytest.param(_with_size(b"\xff" * 10 + b"\xfe\x01"), id="a size of minus one block"),
+        pytest.param(_with_size(b"\x80" + b"\x00" * 3 + b"\xff" * 8), id="a size of 2^64"),
+        pytest.param(_with_size(b"\x80" + b"\xff" * 11), id="a size of 2^88"),
+        pytest.param(_with_size(b"7" * 11 + b"\0"), id="a size of 8 GiB"),
+        pytest.param(_with_size(b"00000009999\0"), id="a size that is not octal"),
+        pytest.param(_pax(b"22 size=9999999999999\n"), id="a PAX size beyond the tar"),
+        pytest.param(_pax(b"30 size=999999999999999999999\n"), id="a PAX size beyond any tar"),
+        pytest.param(_pax(b"6009 size=" + b"9" * 5998 + b"\n"), id="a PAX size of 5998 digits"),
+        pytest.param(_pax(b"9" * 6000 + b" path=x\n"), id="a PAX length of 6000 digits"),
+        pytest.param(_pax(b"11 size=-5\n"), id="a negative PAX size"),
+        pytest.param(_pax(b"8 path=x\n"), id="a PAX length that is wrong"),
+        pytest.param(_pax(b"0 path=x\n"), id="a PAX length of nothing"),
+        pytest.param(_pax(b"path=x\n"), id="a PAX record without length"),
+    ],
+)
+def test_a_broken_tar_is_damaged(tar: bytes) -> None:
+    """Named with its offset, and never read as a shorter one."""
+    assert _is_damaged(tar)
+
+
+def test_zeros_after_the_end_are_padding() -> None:
+    """GNU tar and tarfile fill up to 10 KiB."""
+    assert scanned(TAR + bytes(10240 - BLOCK)) == scanned(TAR)
+    assert scanned(END) == []
+
+
+def test_a_stream_that_fails_is_not_hidden() -> None:
+    """The reader's own error passes: it says more than a cut tar would."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() >= 1024:
+                raise TimeoutError("no answer")
+            return super().read(size)
+
+    with pytest.raises(TimeoutError):
+        list(scan(Failing(TAR), "x.tar"))
