@@ -75,11 +75,11 @@ def check_sample_names(names: Sequence[str]) -> None:
     if not names:
         raise CallError("no input samples: the list of names is empty")
     check_names(names)
-    keys = Counter(map(key_of, names))
-    if len(keys) == len(names):
+    if len(set(map(key_of, names))) == len(names):
         return
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise CallError(f"names given more than once: {some(twice)}")
+    keys = Counter(map(key_of, names))
     colliding = sorted(name for name in names if keys[key_of(name)] > 1)
     raise CallError(f"names that become one key, as dots are replaced by dashes: {some(colliding)}: rename the files")
 

@@ -8,6 +8,7 @@ from dray.shards.errors import CallError
 
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # beyond doubt, as most are
 _STEP_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 _WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")  # readers of WebDataset pass such members over
 
@@ -99,7 +100,8 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         CallError: Names the first 20.
     """
-    bad = [name for name in names if not _is_path(name) or _WEBDATASET_META.match(name)]
+    bad = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one look for each of millions
+    bad = [name for name in bad if not _is_path(name) or _WEBDATASET_META.match(name)]
     if bad:
         raise CallError(
             f"{some(bad)}: a name is a relative path without '..', empty parts or control characters, "

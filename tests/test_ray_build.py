@@ -1,6 +1,7 @@
 """The same build on Ray: one worker, several nodes, killed workers."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,13 +46,27 @@ def content(folder: Path) -> dict[str, bytes]:
 RECORDS = ("commits", "intents")
 
 
+ONE_WORKER = """
+import ray, sys
+from pathlib import Path
+from dray.pipelines import pickles_to_tars
+folder, output, *names = sys.argv[1:]
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20)
+pickles_to_tars(folder, names, ("image.pyd", "label.cls"), output, "wds", min_num_shards=8, progress=False)
+"""
+
+
 @pytest.mark.usefixtures("cluster")
-def test_in_process_and_on_two_nodes_gives_the_same_bytes(make_inputs: MakeInputs, tmp_path: Path) -> None:
+def test_in_process_on_one_worker_and_on_two_nodes_gives_the_same_bytes(
+    make_inputs: MakeInputs, tmp_path: Path
+) -> None:
     """Law 1: tars, indexes, manifests and tables of sources."""
     inputs = make_inputs(100, SUFFIXES)
     build(inputs, tmp_path / "process", address="none")
     report = build(inputs, tmp_path / "nodes")
-    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    command = [sys.executable, "-c", ONE_WORKER, inputs.folder, tmp_path / "worker", *inputs.names]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, "RAY_ADDRESS": "local"})
+    assert content(tmp_path / "process") == content(tmp_path / "nodes") == content(tmp_path / "worker")
     assert len(list((tmp_path / "nodes").glob("wds-*.tar"))) == 8
     assert report.num_reused == 0
 
