@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""Where and how dray runs: the command line, the quickstart and its S3 server."""
+
+from dray.cluster.seaweed import SeaweedServer
+
+__all__ = ["SeaweedServer"]

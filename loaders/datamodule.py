@@ -205,9 +205,10 @@ class PickledDataWDS(WebDataModule):
             RuntimeError: See `dray.pipelines.pickles_to_tars`.
         """
         from dray.pipelines import pickles_to_tars  # reading needs none of it
+        from dray.pipelines.progress import say
 
         for split, names in self._names_subset.items():
-            pickles_to_tars(
+            report = pickles_to_tars(
                 self._dir_pickles,
                 names,
                 self._suffix_keys_wds,
@@ -216,6 +217,7 @@ class PickledDataWDS(WebDataModule):
                 min_num_shards=self._n_tars_wds,
                 storage_options=self._storage_options,
             )
+            say(str(report), show=report.num_reused < report.num_shards)  # Lightning calls this for every stage
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dray.pipelines.announce import announce
 from dray.pipelines.pack import PackedShard, PackJob, PackTask
 from dray.pipelines.plan import Plan, Recipe, plan, same_shards
-from dray.pipelines.progress import say, shard_progress
+from dray.pipelines.progress import shard_progress
 from dray.pipelines.run import run_tasks
 from dray.pipelines.sources import Sources, find_sources
 from dray.pipelines.tables import source_chunks
@@ -81,7 +81,7 @@ def build(
         num_reused -= sum(not shard.adopted for shard in packed.values())
         manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
         snapshot = _commit(job, manifest, snapshot)
-    report = BuildReport(
+    return BuildReport(
         url=job.output.url,
         prefix=job.layout.prefix,
         version=snapshot.version,
@@ -91,8 +91,6 @@ def build(
         num_reused=num_reused,
         seconds=time.monotonic() - started,
     )
-    say(str(report), show=progress)
-    return report
 
 
 def _tasks(sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None) -> list[PackTask]:

@@ -7,15 +7,15 @@ names and fingerprints and gets back small records.
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 from dray.pipelines.pack import PackedShard, PackJob, PackTask, fill_shard, find_packed, pack_shard, store_shard
 from dray.pipelines.progress import say
+from dray.pipelines.session import IN_PROCESS, ray_session
 from dray.shards.errors import ClusterError, StoreError
 
-IN_PROCESS = "none"
 MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
 SILENT_S = 30.0  # after so long without a finished shard the driver says what it waits for
 CALL_OFF_S = 10.0  # at most, for tasks that are cancelled to end
@@ -64,7 +64,7 @@ def run_on_ray(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> 
     """
     import ray  # slow to import, and a build in process needs none of it
 
-    with _connected(ray, address):
+    with ray_session(address):
         send = _sender(ray, job)
         waiting = iter(tasks)
         window = max(4, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
@@ -140,17 +140,3 @@ def _is_ray_driver() -> bool:
     """Whether this process is connected to Ray, and not a worker of it."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode != ray.WORKER_MODE
-
-
-@contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Inside, this process is connected; a connection that was made here ends here."""
-    if ray.is_initialized():
-        yield
-        return
-    options = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, logging_level="warning", **options)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -1,0 +1,114 @@
+"""What `dray build` does: read the names, deal them to groups, and make each group a dataset on one cluster."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
+from dray.pipelines.progress import say
+from dray.pipelines.session import check_address, ray_session
+from dray.pipelines.sources import find_names
+from dray.shards import CallError, Store
+from dray.shards.client import StorageOptions
+from dray.shards.layout import check_suffixes
+
+GROUP_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes a folder
+
+
+def build_datasets(
+    source: str,
+    destination: str,
+    *,
+    prefix: str,
+    suffixes: list[str],
+    num_shards: int | None,
+    names_file: str | None,
+    fractions: Mapping[str, float] | None,
+    seed: int,
+    address: str | None,
+    storage_options: StorageOptions,
+    progress: bool,
+) -> Iterator[BuildReport]:
+    """Make a dataset in `destination`, or one in a folder of it for each group of a split; a report for each.
+
+    Each dataset is atomic for itself; an error leaves those before it done, and a rerun goes on from there.
+    """
+    names = read_names(names_file, Store(source, storage_options), check_suffixes(suffixes))
+    with ray_session(address if fractions else None):  # one build connects by itself, and only if it has work
+        for folder, group in _folders(destination, names, fractions, seed).items():
+            yield pickles_to_tars(
+                source,
+                group,
+                suffixes,
+                folder,
+                prefix,
+                min_num_shards=num_shards,
+                address=address,
+                storage_options=storage_options,
+                progress=progress,
+            )
+
+
+def read_names(names_file: str | None, source: Store, suffixes: tuple[str, ...]) -> list[str]:
+    """The names in a file, one a line (`-` is standard input); without a file those of all samples in the source."""
+    if names_file is None:
+        return find_names(source, suffixes)
+    text = sys.stdin.read() if names_file == "-" else Path(names_file).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """`train=0.9,val=0.1` as {"train": 0.9, "val": 0.1}.
+
+    Raises:
+        CallError: It is not of that form, or a group has no name that a folder may have.
+    """
+    groups: dict[str, float] = {}
+    for pair in text.split(","):
+        name, _, share = pair.strip().partition("=")
+        if not GROUP_NAME.fullmatch(name) or not re.fullmatch(r"\d*\.?\d+", share) or name in groups:
+            raise CallError(f"--split {text}: expected train=0.9,val=0.1 with each group once, found {pair.strip()!r}")
+        groups[name] = float(share)
+    return groups
+
+
+def parse_storage_options(pairs: list[str] | None) -> dict[str, str]:
+    """`["region=eu-west-1"]` as {"region": "eu-west-1"}.
+
+    Raises:
+        CallError: One has no `=`; what follows it is never quoted, for it may be a secret.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, options[name] = pair.partition("=")
+        if not name or not equals:
+            raise CallError("--storage-option: expected KEY=VALUE, such as region=eu-west-1")
+    return options
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The address given, once it is known to answer; else RAY_ADDRESS, by which `ray job submit` tells a job its cluster.
+
+    Raises:
+        CallError: It is a dashboard's.
+        ClusterError: Nothing answers there.
+    """
+    if address is not None:
+        check_address(address)
+        return address
+    found = os.environ.get("RAY_ADDRESS", "")
+    return None if found.startswith("http") else found or None  # people set a dashboard's for `ray job submit`
+
+
+def _folders(
+    destination: str, names: list[str], fractions: Mapping[str, float] | None, seed: int
+) -> dict[str, list[str]]:
+    """Folder -> the names that go there; a group without a sample is left out, and said."""
+    if fractions is None:
+        return {destination: names}
+    groups = split_by_hash(names, fractions, seed)
+    for group in (group for group, members in groups.items() if not members):
+        say(f"group {group!r} of the split got no sample of {len(names):,}: left out")
+    return {f"{destination.rstrip('/')}/{group}": members for group, members in groups.items() if members}

@@ -1,0 +1,231 @@
+"""The `dray` command.
+
+Results go to standard output, progress and errors to standard error. What the caller can mend is one line and exit
+code 1; a command line that cannot be read is exit code 2, Ctrl-C 130. Ray and torch are imported by the commands that
+need them, so that `dray --help` is quick.
+"""
+
+import importlib.metadata
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dray.shards.errors import DrayError
+
+EXPECTED = (DrayError, TypeError, ValueError, OSError)  # what a wrong call or a missing file raises
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StorageOptionList = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="Of the object store, such as [bold]endpoint=http://host:8333[/] or [bold]region=eu-west-1[/]; "
+        "repeatable. Secrets belong in the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_*, AZURE_*.",
+    ),
+]
+
+
+class StoreKind(StrEnum):
+    """Where the quickstart keeps its files."""
+
+    disk = "disk"
+    s3 = "s3"
+
+
+def main() -> None:
+    """Run the command line; expected errors end as one line on standard error."""
+    try:
+        app(prog_name="dray")
+    except EXPECTED as exc:
+        if os.environ.get("DRAY_TRACEBACK"):
+            raise
+        hint = "" if isinstance(exc, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
+        print(f"dray: error: {exc}{hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dray {importlib.metadata.version('dray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    version: Annotated[  # noqa: ARG001  its callback acts
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the whole traceback of an error, as DRAY_TRACEBACK=1 does.")
+    ] = False,
+) -> None:
+    """Pack pickled samples into WebDataset shards with Ray; stream each GPU rank its share of them.
+
+    New here? This packs real data and trains on it, in under a minute:
+
+    [bold]dray quickstart[/]
+    """
+    if traceback:
+        os.environ["DRAY_TRACEBACK"] = "1"
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Where the files lie: a path or an s3:// URL.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Where the shards go: a path or an s3:// URL.")],
+    *,
+    suffix: Annotated[
+        list[str],
+        typer.Option(metavar="SUFFIX", help="What follows a name's dot, such as tensor.pyd; repeat it for more parts."),
+    ],
+    prefix: Annotated[
+        str, typer.Option(help="The dataset's prefix: shards are PREFIX-000000.tar and so on.")
+    ] = "wdshards",
+    shards: Annotated[
+        int | None,
+        typer.Option(help="Exactly so many shards (of each group of a split).", show_default="by size, 256 MiB each"),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The samples' names, one a line, in the order wanted; - is standard input.",
+            show_default="all in SRC, sorted",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUPS",
+            help="Deal the samples to groups by a hash of their names, such as train=0.9,val=0.05,test=0.05: each "
+            "becomes a dataset of its own, DEST/train and so on.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split: another seed deals otherwise.")] = 0,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running Ray cluster; [bold]local[/] starts one on this machine, [bold]none[/] packs in "
+            "this process.",
+            show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
+        ),
+    ] = None,
+    storage_option: StorageOptionList = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the report.")] = False,
+) -> None:
+    r"""Pack files into shards; a rerun packs only what is missing.
+
+    A sample is its name and one file a suffix: [bold]a7.image.pyd[/] and [bold]a7.label.cls[/] are the sample a7.
+
+    [bold]Examples[/]
+
+    Every *.tensor.pyd in a folder, on the cores of this machine:
+
+    [cyan]dray build pickles/ shards/ --suffix tensor.pyd --address local[/]
+
+    Two parts a sample, split three ways, from and to S3:
+
+    [cyan]dray build s3://lab/raw s3://lab/digits --suffix image.pyd --suffix label.cls \
+      --split train=0.9,val=0.05,test=0.05 --shards 8[/]
+
+    The samples that another program lists:
+
+    [cyan]list-samples | dray build pickles/ shards/ --suffix tensor.pyd --names -[/]
+
+    As a job on a Ray cluster:
+
+    [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
+    """
+    from dray.cluster.build import build_datasets, cluster_address, parse_fractions, parse_storage_options
+
+    reports = build_datasets(
+        source,
+        destination,
+        prefix=prefix,
+        suffixes=suffix,
+        num_shards=shards,
+        names_file=names,
+        fractions=parse_fractions(split) if split else None,
+        seed=seed,
+        address=cluster_address(address),
+        storage_options=parse_storage_options(storage_option),
+        progress=not quiet,
+    )
+    for report in reports:
+        typer.echo(str(report))
+
+
+@app.command()
+def ls(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    *,
+    prefix: Annotated[str | None, typer.Option(help="Only this dataset.", show_default="all that lie there")] = None,
+    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    urls: Annotated[
+        bool, typer.Option("--urls", help="Only the tars' URLs, one a line; as one pattern on stderr.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON: a list, one object a dataset.")] = False,
+    all_shards: Annotated[bool, typer.Option("--all", help="Every shard in the table, not the first 20.")] = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Show the datasets in a folder: version, size, parts, shards.
+
+    [bold]Examples[/]
+
+    [cyan]dray ls dray-quickstart/shards/train[/]
+
+    [cyan]dray ls s3://lab/digits/train --prefix wdshards --version 3 --all[/]
+
+    The tars for another WebDataset reader:
+
+    [cyan]dray ls s3://lab/digits/train --urls > tars.txt[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.ls import list_datasets
+
+    list_datasets(
+        url,
+        prefix=prefix,
+        version=version,
+        form="urls" if urls else "json" if as_json else "all" if all_shards else "table",
+        storage_options=parse_storage_options(storage_option),
+    )
+
+
+@app.command()
+def quickstart(
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Made if missing; it stays until you remove it.")
+    ] = Path("dray-quickstart"),
+    store: Annotated[
+        StoreKind, typer.Option(help="[bold]s3[/]: all files go to an S3 server that runs here meanwhile.")
+    ] = StoreKind.disk,
+) -> None:
+    r"""Pack 1,797 handwritten digits, train on them, pack again: what dray does, in under a minute.
+
+    Needs [bold]pip install 'dray\[quickstart]'[/], and nothing from the network.
+
+    [bold]Examples[/]
+
+    [cyan]dray quickstart[/]
+
+    The same on object storage:
+
+    [cyan]dray quickstart --dir /tmp/digits --store s3[/]
+    """
+    from dray.cluster.quickstart import run_quickstart
+
+    run_quickstart(directory, store.value)

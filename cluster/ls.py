@@ -1,0 +1,139 @@
+"""What `dray ls` shows: the datasets under a URL, their last or a given version, and the tars of it.
+
+The cost is a listing and three small reads a dataset, whatever the number of shards.
+"""
+
+import json
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from dray.shards import NotFoundError, Snapshot, Store
+from dray.shards.client import StorageOptions
+from dray.shards.layout import Layout
+from dray.shards.log import latest_version
+
+Form = Literal["table", "all", "urls", "json"]
+
+MOST_SHARDS = 20  # rows of a table unless all are asked for
+MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
+
+
+def list_datasets(
+    url: str, *, prefix: str | None, version: int | None, form: Form, storage_options: StorageOptions
+) -> None:
+    """Print the datasets in a folder, one version of each, in the form asked for.
+
+    Raises:
+        NotFoundError: There is none, or not that version.
+    """
+    store = Store(url, storage_options)
+    found = [(store, prefix)] if prefix else find_datasets(store, storage_options)
+    snapshots = [_open(folder, name, version) for folder, name in found]
+    console = Console()
+    if form == "json":
+        _print(console, json.dumps([_facts(snapshot) for snapshot in snapshots], indent=1))
+        return
+    for snapshot in snapshots:
+        if form == "urls":
+            _print_urls(console, snapshot)
+        else:
+            _print_dataset(console, snapshot, most_shards=None if form == "all" else MOST_SHARDS)
+
+
+def find_datasets(store: Store, storage_options: StorageOptions) -> list[tuple[Store, str]]:
+    """The (folder, prefix) of each dataset right in a folder, else of those one folder below it: a split's groups.
+
+    Raises:
+        NotFoundError: No dataset lies there.
+    """
+    if found := [(store, prefix) for prefix in _prefixes(store)]:
+        return found
+    folders = [Store(store.url_of(name), storage_options) for name in store.list_folders()[:MOST_FOLDERS]]
+    found = [(folder, prefix) for folder in folders for prefix in _prefixes(folder)]
+    if not found:
+        raise NotFoundError(f"no dataset in {store.url} nor one folder below: check the URL, or make one: dray build")
+    return found
+
+
+def _prefixes(store: Store) -> list[str]:
+    """The prefixes of the datasets right in a folder that have a version."""
+    prefixes = [folder.removeprefix("_dray/") for folder in store.list_folders("_dray")]
+    return [prefix for prefix in prefixes if latest_version(store, Layout(prefix))]
+
+
+def _open(store: Store, prefix: str, version: int | None) -> Snapshot:
+    layout = Layout(prefix)
+    last = latest_version(store, layout)
+    if not last:
+        raise NotFoundError(f"no dataset with prefix {prefix!r} in {store.url}: dray ls {store.url} shows those there")
+    if version is not None and not 1 <= version <= last:
+        raise NotFoundError(f"{store.url} {prefix}: no version {version}, the last is {last}")
+    return Snapshot.open(store, layout, version or last)
+
+
+def _print_urls(console: Console, snapshot: Snapshot) -> None:
+    """The tars on standard output, for a pipe; their pattern on standard error, so that no reader takes both."""
+    _print(console, "\n".join(snapshot.urls()))
+    if pattern := brace_pattern(snapshot):
+        _print(Console(stderr=True), f"as one pattern: {pattern}")
+
+
+def _print(console: Console, text: str) -> None:
+    """Plain text as it is: no markup, no colours, no line breaks of the console's own."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def brace_pattern(snapshot: Snapshot) -> str | None:
+    """The URLs of all tars as one pattern, `.../wdshards-{000000..000009}.tar`; None where none exists."""
+    pattern = snapshot.layout.brace_pattern([shard.number for shard in snapshot.shards])
+    return None if pattern is None else snapshot.store.url_of(pattern)
+
+
+def _facts(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "url": snapshot.store.url,
+        "prefix": snapshot.layout.prefix,
+        "version": snapshot.version,
+        "created": snapshot.commit.created,
+        "num_samples": snapshot.num_samples,
+        "num_bytes": snapshot.num_bytes,
+        "num_shards": len(snapshot.shards),
+        "source_url": snapshot.manifest.source_url,
+        "recipe": dict(snapshot.manifest.recipe),
+        "brace_pattern": brace_pattern(snapshot),
+        "shards": [
+            {"url": url, "num_samples": shard.num_samples, "num_bytes": shard.num_bytes}
+            for url, shard in zip(snapshot.urls(), snapshot.shards, strict=True)
+        ],
+    }
+
+
+def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | None) -> None:
+    """What it is, then a table of its shards."""
+    recipe = snapshot.manifest.recipe
+    transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
+    num_samples, num_shards = f"{snapshot.num_samples:,}", f"{len(snapshot.shards):,}"
+    lines = [
+        f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
+        f"  holds   {num_samples} samples in {num_shards} shards, {snapshot.num_bytes / 1e6:,.1f} MB",
+        f"  parts   {', '.join(recipe['suffixes'])}{transform}",
+        f"  source  {snapshot.manifest.source_url}",
+    ]
+    if pattern := brace_pattern(snapshot):
+        lines.append(f"  tars    {pattern}")
+    _print(console, "\n".join(lines))
+    console.print(_shard_table(snapshot, most_shards))
+
+
+def _shard_table(snapshot: Snapshot, most_shards: int | None) -> Table:
+    shown = snapshot.shards[:most_shards]
+    table = Table(box=None, pad_edge=True)
+    for heading in ("shard", "samples", "bytes"):
+        table.add_column(heading, justify="right")
+    for shard in shown:
+        table.add_row(f"{shard.number:06d}", f"{shard.num_samples:,}", f"{shard.num_bytes:,}")
+    if more := len(snapshot.shards) - len(shown):
+        table.add_row("...", f"{more:,} more", "--all")
+    return table

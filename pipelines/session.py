@@ -1,0 +1,65 @@
+"""One connection to Ray, also for several builds: starting or joining a cluster takes seconds."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dray.shards.errors import CallError, ClusterError
+
+IN_PROCESS = "none"
+CONNECT_TIMEOUT_S = 10
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Inside, every build runs on one cluster; a connection that was made here ends here.
+
+    Args:
+        address: Of a running cluster; `local` starts one on this machine; `none` or None connects to nothing.
+
+    Raises:
+        CallError: It is a dashboard's address: jobs are sent there, but no driver can connect.
+        ClusterError: No cluster answers there.
+    """
+    if address in (None, IN_PROCESS):
+        yield
+        return
+    import ray  # slow to import
+
+    if ray.is_initialized():
+        yield
+        return
+    check_address(address)
+    if address == "local":  # Ray warns that a token protects what it starts here: good, and nothing to act on
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    dashboard = False if address == "local" else None  # None: Ray's own choice
+    try:
+        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError) as exc:
+        raise ClusterError(f"cannot connect to Ray at {address}: {exc}") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Find out at once that nothing answers at an address: Ray itself would try for minutes.
+
+    Raises:
+        CallError: It is a dashboard's.
+        ClusterError: Nothing answers.
+    """
+    if address.startswith("http"):
+        raise CallError(
+            f"address {address}: expected HOST:PORT of a cluster (often port 6379), local or none; {address} looks "
+            f"like a dashboard: ray job submit --address {address} -- dray build ..."
+        )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # local, auto
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as exc:
+        raise ClusterError(f"address {address}: no Ray cluster answers there ({exc}); is it running?") from exc

@@ -1,0 +1,302 @@
+"""The `dray` command: what it prints where, its exit codes, and that its help tells the truth."""
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from webdataset.shardlists import expand_urls
+
+from dray.cluster import cli
+from dray.cluster.build import cluster_address, parse_fractions
+from dray.cluster.seaweed import SeaweedServer
+from dray.shards import CallError, Snapshot
+from tests.conftest import Inputs, MakeInputs
+
+PROGRAM = str(Path(sys.executable).parent / "dray")
+COMMANDS = [command.callback for command in cli.app.registered_commands if command.callback]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Dray = Callable[..., Outcome]
+
+
+@pytest.fixture
+def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
+    """Runs a command line in this process: words, and what lies on standard input."""
+    monkeypatch.setenv("DRAY_TRACEBACK", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*words: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def inputs(make_inputs: MakeInputs) -> Inputs:
+    """60 samples of two parts."""
+    return make_inputs(60, ("image.pyd", "label.cls"))
+
+
+@pytest.fixture
+def build(dray: Dray, inputs: Inputs, tmp_path: Path) -> Dray:
+    """Runs `dray build` on the inputs, with further words."""
+    words = ["build", inputs.folder, tmp_path / "out", "--suffix", "image.pyd", "--suffix", "label.cls"]
+    return lambda *more, **options: dray(*words, *more, **options)
+
+
+def test_build_packs_every_sample_of_the_folder(build: Dray, tmp_path: Path) -> None:
+    """One line on standard output tells what was made; a rerun says that there is nothing to do."""
+    first, second = build("--shards", 3), build("--shards", 3)
+    assert first.code == second.code == 0
+    assert "60 samples in 3 shards" in first.out
+    assert "3 packed" in first.out
+    assert "nothing to do" in second.out
+    assert len(second.out.splitlines()) == 1
+    assert Snapshot.latest(tmp_path / "out").num_samples == 60
+
+
+def test_quiet_leaves_standard_error_empty(build: Dray) -> None:
+    """The report stays."""
+    done = build("--quiet")
+    assert "60 samples" in done.out
+    assert done.err == ""
+
+
+def test_names_are_packed_in_the_order_of_standard_input(build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """Empty lines count for nothing."""
+    names = [inputs.names[row] for row in (5, 1, 40)]
+    assert build("--names", "-", stdin="\n".join(names) + "\n\n").code == 0
+    snapshot = Snapshot.latest(tmp_path / "out")
+    assert snapshot.index(snapshot.shards[0]).keys == [name.replace(".", "-") for name in names]
+
+
+def test_names_come_from_a_file(build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """One a line."""
+    (tmp_path / "names.txt").write_text("\n".join(inputs.names[:7]))
+    assert "7 samples" in build("--names", tmp_path / "names.txt").out
+
+
+def test_a_split_makes_a_dataset_of_each_group(build: Dray, tmp_path: Path) -> None:
+    """Together they hold each sample once; a group without one is said and left out."""
+    done = build("--split", "train=0.8,val=0.2,test=0", "--prefix", "digits", "--shards", 2)
+    sizes = [Snapshot.latest(tmp_path / "out" / group, "digits").num_samples for group in ("train", "val")]
+    assert sum(sizes) == 60
+    assert min(sizes) > 0
+    assert "group 'test' of the split got no sample" in done.err
+    assert not (tmp_path / "out" / "test").exists()
+
+
+def test_another_seed_splits_otherwise(build: Dray) -> None:
+    """The same seed deals the same, so there is nothing to do."""
+    split = ("--split", "train=0.5,val=0.5", "--quiet")
+    assert build(*split).out.count("packed") == 2
+    assert build(*split, "--seed", 0).out.count("nothing to do") == 2
+    assert build(*split, "--seed", 1).out.count("nothing to do") == 0
+
+
+def test_build_and_ls_reach_s3_by_the_environment(
+    dray: Dray, build: Dray, inputs: Inputs, s3: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys come from AWS_*, the endpoint by an option; neither output holds the secret."""
+    secret = s3.storage_options["secret_access_key"]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.storage_options["access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    place = ("--storage-option", f"endpoint={s3.endpoint}", "--storage-option", "region=us-east-1")
+    built = dray("build", inputs.folder, s3.url("cli/out"), "--suffix", "image.pyd", *place)
+    listed = dray("ls", s3.url("cli"), *place)
+    assert built.code == listed.code == 0, built.err + listed.err
+    assert f"{s3.url('cli/out')} wdshards version 1" in listed.out
+    assert secret not in built.out + built.err + listed.out + listed.err
+
+
+def test_ls_tells_what_a_folder_holds(dray: Dray, build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """Version, time, size, parts, source, tars, and a line a shard."""
+    build("--shards", 3)
+    out = dray("ls", tmp_path / "out").out
+    assert re.search(r"/out wdshards version 1, made \d{4}-\d\d-\d\dT", out)
+    for words in (
+        "60 samples in 3 shards",
+        "image.pyd, label.cls",
+        str(inputs.folder),
+        "wdshards-{000000..000002}.tar",
+    ):
+        assert words in out
+    assert re.search(r"^ *000002 +20 +[\d,]+ *$", out, re.MULTILINE)
+
+
+def test_ls_finds_every_prefix_and_the_groups_of_a_split(dray: Dray, build: Dray, tmp_path: Path) -> None:
+    """Datasets right in the folder, else those one folder below."""
+    build("--split", "train=0.5,val=0.5")
+    assert [found["url"].rpartition("/")[2] for found in json.loads(dray("ls", tmp_path / "out", "--json").out)] == [
+        "train",
+        "val",
+    ]
+    build("--prefix", "a")
+    build("--prefix", "b")
+    assert [found["prefix"] for found in json.loads(dray("ls", tmp_path / "out", "--json").out)] == ["a", "b"]
+    assert " b version 1" not in dray("ls", tmp_path / "out", "--prefix", "a").out
+
+
+def test_ls_shows_twenty_shards_unless_asked_for_all(dray: Dray, build: Dray, tmp_path: Path) -> None:
+    """It says how many it left out."""
+    build("--shards", 30)
+    short, long = dray("ls", tmp_path / "out").out, dray("ls", tmp_path / "out", "--all").out
+    assert "10 more" in short
+    assert " 000029 " not in short
+    assert " 000029 " in long
+
+
+def test_ls_urls_and_their_pattern_are_the_same_tars(dray: Dray, build: Dray, tmp_path: Path) -> None:
+    """URLs alone on standard output, for a pipe; webdataset expands the pattern on standard error to the same."""
+    build("--shards", 12)
+    listed = dray("ls", tmp_path / "out", "--urls")
+    urls = listed.out.splitlines()
+    assert [os.path.exists(url.removeprefix("file://")) for url in urls] == [True] * 12
+    assert expand_urls(listed.err.removeprefix("as one pattern: ").strip()) == urls
+
+
+def test_ls_shows_an_older_version(dray: Dray, build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """A rebuild after one file changed: version 1 still lists its own shards, which were not touched."""
+    build("--shards", 3)
+    inputs.path(inputs.names[0], "image.pyd").write_bytes(b"changed")
+    build("--shards", 3)
+    old, new = (dray("ls", tmp_path / "out", "--urls", "--version", version) for version in (1, 2))
+    assert old.out.splitlines()[1:] == new.out.splitlines()[1:]
+    assert old.out.splitlines()[0] != new.out.splitlines()[0]
+    assert "as one pattern" not in new.err
+    assert "no version 3, the last is 2" in dray("ls", tmp_path / "out", "--version", 3).err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "nowhere", "out", "--suffix", "image.pyd"], "no file \\*.image.pyd in file://.*/nowhere"),
+        (["build", ".", "out", "--suffix", ".pyd"], "suffix '.pyd'"),
+        (["build", ".", "out", "--suffix", "pyd", "--names", "missing.txt"], "'missing.txt'"),
+        (["build", ".", "out", "--suffix", "pyd", "--split", "train"], "--split train: expected train=0.9"),
+        (["build", ".", "out", "--suffix", "pyd", "--storage-option", "hidden"], "expected KEY=VALUE"),
+        (["build", ".", "out", "--suffix", "pyd", "--address", "http://head:8265"], "ray job submit --address http"),
+        (["build", ".", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
+        (["ls", "nowhere"], "no dataset in file://.*/nowhere"),
+        (["ls", "nowhere", "--prefix", "a"], "no dataset with prefix 'a'"),
+        (["ls", "ftp://host/folder"], "ftp:// is not a storage URL"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_1(
+    dray: Dray, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback; the line says what to mend."""
+    monkeypatch.chdir(tmp_path)
+    done = dray(*words)
+    assert done.code == 1
+    assert re.fullmatch(f"dray: error: .*{message}.*\n", done.err)
+    assert "hidden" not in done.err
+
+
+@pytest.mark.parametrize("words", [["build", "."], ["ls"], ["pack"], ["build", ".", "out", "--shards", "many"]])
+def test_a_command_line_that_cannot_be_read_is_exit_code_2(dray: Dray, words: list[str]) -> None:
+    """As with other programs; the message shows the usage."""
+    done = dray(*words)
+    assert done.code == 2
+    assert "Usage: dray" in done.err
+
+
+def test_the_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    """By `--traceback` or DRAY_TRACEBACK=1."""
+    for words, variables in ((["--traceback"], {}), ([], {"DRAY_TRACEBACK": "1"})):
+        command = [PROGRAM, *words, "ls", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables, timeout=60)
+        assert done.returncode == 1
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "NotFoundError: no dataset in" in done.stderr
+
+
+def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
+    """The signal comes while the command waits for its names; there is no traceback."""
+    os.mkfifo(tmp_path / "names")
+    command = [PROGRAM, "build", str(tmp_path), "out", "--suffix", "pyd", "--names", str(tmp_path / "names")]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        open(tmp_path / "names", "w"),  # returns when the command has opened it too
+    ):
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_the_version_is_the_distributions(dray: Dray) -> None:
+    """`dray --version`."""
+    assert re.fullmatch(r"dray \d+\.\d+\.\d+\S*\n", dray("--version").out)
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    """So it is there at once."""
+    program = "import sys, dray.cluster.cli; print({'lightning', 'ray', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_every_example_in_the_help_is_a_command_line_that_parses(dray: Dray, command: Callable[..., None]) -> None:
+    """Each command shows at least one, in its help as printed too."""
+    examples = re.findall(r"\[cyan\](.*?)\[/\]", command.__doc__ or "", re.DOTALL)
+    assert examples
+    assert examples[0] in re.sub(r"\s+", " ", dray(command.__name__, "--help").out)
+    for example in examples:
+        words = shlex.split(example.replace("\\\n", ""))
+        start = len(words) - words[::-1].index("dray")
+        name, *arguments = words[start : words.index(">") if ">" in words else None]
+        group = typer.main.get_group(cli.app)
+        assert name == command.__name__
+        assert group.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "expected"),
+    [
+        (None, None, None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        (None, "http://10.0.0.1:8265", None),
+        ("none", "10.0.0.1:6379", "none"),
+        ("local", None, "local"),
+    ],
+)
+def test_the_address_is_the_options_then_the_jobs(
+    given: str | None, variable: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAY_ADDRESS may be a dashboard's, set for `ray job submit`: no driver connects there."""
+    monkeypatch.setenv("RAY_ADDRESS", variable or "")
+    assert cluster_address(given) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "train", "train=", "train=x", "a=0.5,a=0.5", "../a=1", ".=1", "a=-1", "a=0.5,,b=0.5"]
+)
+def test_a_split_that_is_no_split_is_refused(text: str) -> None:
+    """A group becomes a folder, so its name leads nowhere else."""
+    with pytest.raises(CallError, match=r"expected train=0\.9"):
+        parse_fractions(text)
