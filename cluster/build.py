@@ -89,7 +89,7 @@ def parse_storage_options(pairs: list[str] | None) -> dict[str, str]:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The address given, once it is known to answer; else RAY_ADDRESS, by which `ray job submit` tells a job its cluster.
+    """The address given, once it answers; else RAY_ADDRESS, by which `ray job submit` tells a job its cluster.
 
     Raises:
         CallError: It is a dashboard's.

@@ -76,7 +76,7 @@ def build(
     num_reused = len(planned.shards)
     if snapshot is None or not same_shards(planned, [shard.digest for shard in snapshot.shards]):
         intent = announce(job.output, job.layout, planned, snapshot, progress=progress)
-        tasks = _tasks(sources, planned, intent, snapshot)
+        tasks = _tasks(job, sources, planned, intent, snapshot)
         packed = _pack(job, tasks, address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())
         manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
@@ -93,14 +93,16 @@ def build(
     )
 
 
-def _tasks(sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None) -> list[PackTask]:
+def _tasks(job: PackJob, sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None) -> list[PackTask]:
     """One for each shard that the last snapshot does not hold already."""
+    stored = {info.name for info in job.output.list_folder()}
     kept = {shard.number for shard in last.shards} if last else set()
     return [
         PackTask(
             number=number,
             sources=sources.part(shard.start, shard.stop),
             memory_bytes=shard.num_bytes * 5 // 4 + TASK_OVERHEAD_BYTES,
+            is_stored=job.layout.shard(number) in stored,
         )
         for shard, number in zip(planned.shards, intent.shards, strict=True)
         if number not in kept

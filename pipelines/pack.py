@@ -44,6 +44,7 @@ class PackTask:
     number: int
     sources: Sources
     memory_bytes: int  # what packing it takes at most
+    is_stored: bool = False  # a shard of that number lay there when the tasks were made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,8 @@ def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 def find_packed(job: PackJob, task: PackTask) -> PackedShard | None:
     """The shard where an earlier attempt stored it with its index; None where it is still to pack."""
+    if not task.is_stored:  # an index is never there before its shard
+        return None
     name = job.layout.index(task.number)
     try:
         body = job.output.get(name)

@@ -24,24 +24,23 @@ _ZEROS = bytes(BLOCK)
 _PADS = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size % 512
 
 
-def _fields(kind: bytes) -> tuple[bytes, bytes, bytes, int]:
-    """What lies between name and size, between size and checksum, and after it; and the sum of all of these."""
+def _fields(kind: bytes) -> tuple[bytes, bytes, int]:
+    """What lies between name and size, and between checksum and prefix; and the sum of both and a blank checksum."""
     before = b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
-    mtime = b"00000000000\0"
     after = kind + bytes(100) + b"ustar\0" + b"00" + bytes(32) + bytes(32) + b"0000000\0" + b"0000000\0"
-    return before, mtime, after, sum(before) + sum(mtime) + sum(after) + 8 * ord(" ")
+    return before, after, sum(before) + sum(after) + 8 * ord(" ")
 
 
 _FILE = _fields(tarfile.REGTYPE)
 _PAX = _fields(tarfile.XHDTYPE)
 
 
-def _block(name: bytes, size: int, fields: tuple[bytes, bytes, bytes, int] = _FILE, prefix: bytes = b"") -> bytes:
-    before, mtime, after, fixed_sum = fields
-    size_field = b"%011o\0" % size
-    checksum = fixed_sum + sum(name) + sum(size_field) + sum(prefix)
-    rest = prefix + _ZEROS[: 167 - len(prefix)]  # 155 bytes of prefix, 12 to the end of the block
-    return b"".join((name, _ZEROS[: 100 - len(name)], before, size_field, mtime, b"%06o\0 " % checksum, after, rest))
+def _block(name: bytes, size: int, fields: tuple[bytes, bytes, int] = _FILE, prefix: bytes = b"") -> bytes:
+    before, after, fixed_sum = fields
+    size_and_mtime = b"%011o\x0000000000000\0" % size
+    checksum = fixed_sum + sum(name) + sum(size_and_mtime) + sum(prefix)
+    head = b"".join((name, _ZEROS[len(name) : 100], before, size_and_mtime, b"%06o\0 " % checksum, after))
+    return head + prefix + _ZEROS[len(prefix) : 167]  # 155 bytes of prefix, 12 to the end of the block
 
 
 def header(name: bytes, size: int) -> bytes:
