@@ -11,6 +11,7 @@ from dray.loaders.decode import Decoder
 from dray.loaders.split import Split
 from dray.loaders.stream import Portable, TarDataset, Tars
 from dray.shards.client import StorageOptions
+from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.urls import local_path, normal_url
@@ -80,7 +81,7 @@ class WebDataModule(lightning.LightningDataModule):
                 f"n_samples has the splits {_names(n_samples)}, dirs_tars_wds {_names(dirs_tars_wds)}: give the same"
             )
         self._n_samples = dict(n_samples) if n_samples is not None else dict.fromkeys(dirs_tars_wds)
-        self._suffix_keys_wds = suffix_keys_wds
+        self._suffix_keys_wds = suffix_keys_wds if isinstance(suffix_keys_wds, str) else check_suffixes(suffix_keys_wds)
         self._dirs_tars_wds = dict(dirs_tars_wds)
         self._global_batch_size = global_batch_size
         self._prefix_tars_wds = prefix_tars_wds
@@ -93,6 +94,7 @@ class WebDataModule(lightning.LightningDataModule):
         self._storage_options = storage_options
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
         self._dataset: dict[Split, Any] = {}
+        self._counts: dict[Split, int | None] = {}  # as told, or as the snapshot says
 
     def prepare_data(self) -> None:
         """Nothing: the shards are there."""
@@ -132,8 +134,8 @@ class WebDataModule(lightning.LightningDataModule):
     def _setup_wds(self, split: Split) -> Any:
         """The split's dataset: tars, the user's pipeline, the user's calls."""
         tars = Tars.find(self._directory(split), self._prefix_tars_wds, self._storage_options)
-        if self._n_samples.get(split) is None:
-            self._n_samples[split] = tars.num_samples
+        told = self._n_samples.get(split)
+        self._counts[split] = tars.num_samples if told is None else told
         suffixes = check_suffixes(self._suffix_keys_wds)
         dataset = TarDataset(tars, suffixes, self._decoder, _of(self._kwargs_wds, split))
         return _invoke(dataset.compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
@@ -164,7 +166,7 @@ class WebDataModule(lightning.LightningDataModule):
         return os.fspath(directory)
 
     def _num_samples(self, split: Split) -> int:
-        num_samples = self._n_samples.get(split)
+        num_samples = self._counts[split]
         if num_samples is None:
             raise RuntimeError(
                 f"split {split.name!r}: its tars have no snapshot that tells how many samples they hold: "
@@ -182,7 +184,11 @@ class PickledDataWDS(WebDataModule):
         *args: Those of `WebDataModule` from `suffix_keys_wds` on; each directory in `dirs_tars_wds` receives a
             dataset.
         n_tars_wds: Exactly so many shards a split (fewer if it has fewer samples); None: by size.
+        progress: Show the progress of packing on standard error.
         **kwargs: Those of `WebDataModule`.
+
+    Raises:
+        CallError: Two splits with the same directory: each would replace the other's samples.
     """
 
     def __init__(
@@ -191,12 +197,17 @@ class PickledDataWDS(WebDataModule):
         names_subset: Mapping[Split, Sequence[str]],
         *args: Any,
         n_tars_wds: int | None = None,
+        progress: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__({split: len(names) for split, names in names_subset.items()}, *args, **kwargs)
         self._dir_pickles = dir_pickles
         self._names_subset = names_subset
         self._n_tars_wds = n_tars_wds
+        self._progress = progress
+        urls = [normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None]
+        if len(set(urls)) < len(urls):
+            raise CallError(f"dirs_tars_wds: each split needs a directory of its own, found {sorted(urls)}")
 
     def prepare_data(self) -> None:
         """Build every split's dataset; where a last snapshot holds just these samples, nothing is written.
@@ -208,6 +219,9 @@ class PickledDataWDS(WebDataModule):
         from dray.pipelines.progress import say
 
         for split, names in self._names_subset.items():
+            if not names:
+                say(f"split {split.name!r} has no samples: no dataset is made of it", show=self._progress)
+                continue
             report = pickles_to_tars(
                 self._dir_pickles,
                 names,
@@ -216,8 +230,10 @@ class PickledDataWDS(WebDataModule):
                 self._prefix_tars_wds,
                 min_num_shards=self._n_tars_wds,
                 storage_options=self._storage_options,
+                progress=self._progress,
             )
-            say(str(report), show=report.num_reused < report.num_shards)  # Lightning calls this for every stage
+            is_news = report.num_reused < report.num_shards  # Lightning calls this for every stage
+            say(str(report), show=self._progress and is_news)
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:

@@ -1,14 +1,14 @@
 """A dataset's tars as a WebDataset pipeline: webdataset's own reader with dray's opener, sharing and decoding.
 
 What differs from a plain `webdataset.WebDataset`: URLs are opened by dray's store and never reach a shell; a tar of a
-size that its snapshot does not name is an error; ranks and workers share samples where there are too few shards for
-one each; and parts are decoded safely.
+size that its snapshot does not name is an error; samples are shared evenly by ranks and workers, whatever the number of
+shards; and parts are decoded safely.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,19 @@ from webdataset.utils import pytorch_worker_info
 from dray.loaders.decode import Decoder
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.layout import Layout
+from dray.shards.log import latest_version
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tar:
+    """One tar of a split; a snapshot tells its size and the number of its first sample, a listing neither."""
+
+    url: str
+    num_bytes: int | None = None
+    first_sample: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,24 +41,27 @@ class Tars:
     """The tars that make up one split, in order."""
 
     store: Store
-    names: Sequence[str]
-    sizes: Mapping[str, int]  # bytes; empty where there is no snapshot to tell
+    tars: Sequence[Tar]
     num_samples: int | None  # None where there is no snapshot to tell
 
     @classmethod
     def find(cls, url: str, prefix: str, storage_options: StorageOptions | None = None) -> "Tars":
-        """Those of the dataset's last snapshot; without one, all that are called `{prefix}-*.tar`, by name.
+        """Those of the dataset's last snapshot; where none was ever committed, all called `{prefix}-*.tar`, by name.
 
         Raises:
             NotFoundError: There are none.
         """
-        store = Store(url, storage_options)
-        try:
-            snapshot = Snapshot.latest(url, prefix, storage_options=storage_options)
-        except NotFoundError:
+        store, layout = Store(url, storage_options), Layout(prefix)
+        version = latest_version(store, layout)
+        if not version:
             return cls._glob(store, prefix)
-        sizes = {snapshot.layout.shard(shard.number): shard.num_bytes for shard in snapshot.shards}
-        return cls(store=store, names=list(sizes), sizes=sizes, num_samples=snapshot.num_samples)
+        snapshot = Snapshot.open(store, layout, version)
+        starts = accumulate((shard.num_samples for shard in snapshot.shards), initial=0)
+        tars = [
+            Tar(url=tar_url, num_bytes=shard.num_bytes, first_sample=start)
+            for tar_url, shard, start in zip(snapshot.urls(), snapshot.shards, starts, strict=False)
+        ]
+        return cls(store=store, tars=tars, num_samples=snapshot.num_samples)
 
     @classmethod
     def _glob(cls, store: Store, prefix: str) -> "Tars":
@@ -58,7 +72,7 @@ class Tars:
                 f"neither a dataset nor tars {prefix}-*.tar under {store.url}: check directory and prefix, or build "
                 "them first: PickledDataWDS.prepare_data(), pickles_to_tars() or `dray build`"
             )
-        return cls(store=store, names=names, sizes={}, num_samples=None)
+        return cls(store=store, tars=[Tar(url=store.url_of(name)) for name in names], num_samples=None)
 
 
 class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
@@ -69,7 +83,8 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         suffixes: The parts wanted, in the order of the tuples.
         decoder: How to decode them.
         options: Keyword arguments of `webdataset.WebDataset`. Where neither `nodesplitter` nor `workersplitter` is
-            given, whole shards are dealt to ranks and workers, or samples where there are fewer shards than workers.
+            given, the samples are shared out evenly among all workers of all ranks: as many whole shards as each can
+            have, and the samples of the shards that are left.
 
     Raises:
         CallError: `cache_dir` with a dataset on object storage.
@@ -85,13 +100,13 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
             options["shardshuffle"] = 100  # what webdataset makes of it, with a warning
         if options.get("cache_dir") is not None and tars.store.local_root is None:
             raise CallError("cache_dir: shards on object storage are not cached yet; leave it out")
-        shares = not {"nodesplitter", "workersplitter"} & options.keys()
-        if shares:
+        is_shared_here = not {"nodesplitter", "workersplitter"} & options.keys()
+        if is_shared_here:
             options |= {"nodesplitter": None, "workersplitter": None}
-        super().__init__([tars.store.url_of(name) for name in tars.names], **options)
-        if shares:
-            self.pipeline.insert(1, _ShareOfShards(len(tars.names)))
-            self.append(_ShareOfSamples(len(tars.names), tars.num_samples))
+        super().__init__([tar.url for tar in tars.tars], **options)
+        if is_shared_here and not options.get("resampled") and options.get("mode") != "resampled":
+            self.pipeline.insert(1, _ShareOfShards(len(tars.tars), tars.num_samples))
+            self.append(_ShareOfSamples(tars))
         self.pipeline = [_Opener(tars) if isinstance(stage, StreamingOpen) else stage for stage in self.pipeline]
         self.append(_PartsOf(suffixes, decoder))
 
@@ -116,67 +131,77 @@ class Portable(IterableDataset[Any]):
         self.dataset = cloudpickle.loads(pickled)
 
 
-@dataclass(frozen=True, slots=True)
 class _Opener:
     """Stage: URLs -> open tars, each of the size that the snapshot names."""
 
-    tars: Tars
+    def __init__(self, tars: Tars) -> None:
+        self._store = tars.store
+        self._sizes = {tar.url: tar.num_bytes for tar in tars.tars}
 
     def __call__(self, source: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        store = self.tars.store
         for item in source:
-            name = item["url"].removeprefix(f"{store.url}/")
-            self._check_size(name)
-            with store.open_stream(name) as stream:
-                yield {"url": item["url"], "stream": stream}
+            url = item["url"]
+            name = url.removeprefix(f"{self._store.url}/")
+            self._check_size(url, name)
+            with self._store.open_stream(name) as stream:
+                yield {"url": url, "stream": stream}
 
-    def _check_size(self, name: str) -> None:
-        expected, store = self.tars.sizes.get(name), self.tars.store
+    def _check_size(self, url: str, name: str) -> None:
+        expected = self._sizes[url]
         if expected is None:
             return
-        if store.local_root is not None:
-            path = Path(store.local_root, name)
+        if self._store.local_root is not None:  # without the store's client: this may be a forked worker
+            path = Path(self._store.local_root, name)
             found = path.stat().st_size if path.exists() else None
         else:
-            info = store.head(name)
+            info = self._store.head(name)
             found = info.size if info else None
         if found != expected:
             raise DamagedError(
-                f"shard {store.url_of(name)}: {expected} bytes expected, found {found or 'nothing'}: it was cut, "
+                f"shard {url}: {expected} bytes expected, found {'nothing' if found is None else found}: it was cut, "
                 "replaced or deleted; build the dataset again"
             )
 
 
-def _slot() -> tuple[int, int]:
-    """This worker's number among all workers of all ranks, and how many there are."""
+def _slot(num_samples: int | None) -> tuple[int, int]:
+    """This worker's number among all workers of all ranks, and how many there are.
+
+    Where there are fewer samples than workers, some workers have the same number: none may be without a sample.
+    """
     rank, num_ranks, worker, num_workers = pytorch_worker_info()
-    return rank * num_workers + worker, num_ranks * num_workers
+    num_slots = min(num_ranks * num_workers, num_samples or num_ranks * num_workers)
+    return (rank * num_workers + worker) % num_slots, num_slots
 
 
 @dataclass(frozen=True, slots=True)
 class _ShareOfShards:
-    """Stage: this worker's shards; all of them where there are fewer shards than workers."""
-
-    num_shards: int
-
-    def __call__(self, source: Iterable[Any]) -> Iterator[Any]:
-        slot, num_slots = _slot()
-        return islice(source, slot, None, num_slots) if self.num_shards >= num_slots else iter(source)
-
-
-@dataclass(frozen=True, slots=True)
-class _ShareOfSamples:
-    """Stage: this worker's samples, where the shards were too few to be dealt out."""
+    """Stage: this worker's whole shards, as many as every worker can have, and then all that are left."""
 
     num_shards: int
     num_samples: int | None
 
     def __call__(self, source: Iterable[Any]) -> Iterator[Any]:
-        slot, num_slots = _slot()
-        if self.num_shards >= num_slots:
-            return iter(source)
-        shares = min(num_slots, self.num_samples or num_slots)  # fewer samples than workers: some get the same one
-        return islice(source, slot % shares, None, shares)
+        slot, num_slots = _slot(self.num_samples)
+        num_dealt = self.num_shards - self.num_shards % num_slots
+        for number, item in enumerate(source):
+            if number >= num_dealt or number % num_slots == slot:
+                yield item
+
+
+class _ShareOfSamples:
+    """Stage: this worker's samples of the shards that all workers read; whatever the order the shards come in."""
+
+    def __init__(self, tars: Tars) -> None:
+        self._tars = tars
+
+    def __call__(self, source: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        slot, num_slots = _slot(self._tars.num_samples)
+        num_shared = len(self._tars.tars) % num_slots
+        shared = self._tars.tars[len(self._tars.tars) - num_shared :]
+        numbers = {tar.url: count(tar.first_sample) for tar in shared}  # of the next sample of each
+        for sample in source:
+            if (of_shard := numbers.get(sample["__url__"])) is None or next(of_shard) % num_slots == slot:
+                yield sample
 
 
 @dataclass(frozen=True, slots=True)

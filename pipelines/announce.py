@@ -3,6 +3,9 @@
 Ranges of numbers ascend with the log, so a range that starts after the last intent's starts after all of them.
 """
 
+from collections.abc import Mapping
+
+from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Plan, number_shards
 from dray.pipelines.progress import say
 from dray.shards.layout import Layout
@@ -10,53 +13,55 @@ from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 
+LOOK_BACK = 16  # intents read from before the last commit's
 
-def announce(output: Store, layout: Layout, planned: Plan, last: Snapshot | None, *, progress: bool = True) -> Intent:
+
+def announce(
+    job: PackJob, planned: Plan, last: Snapshot | None, kept: Mapping[str, int], *, progress: bool = True
+) -> Intent:
     """The intent that a plan works under: an earlier one of the same plan and base, or a new one at the log's end.
 
     Shards of the last snapshot, and whole ones of uncommitted intents, are adopted where their digest is the plan's.
     A new range starts after every range and every tar that lies there.
 
     Args:
-        output: The dataset's directory.
-        layout: The names in it.
+        job: Where the dataset lies.
         planned: What is to be built.
         last: The snapshot that the plan starts from.
+        kept: Digest -> number of its shards that lie there whole.
         progress: Whether to say what is kept.
     """
     base = last.version if last else 0
-    log = [read_intent(output, layout, number) for number in _open_numbers(output, layout, last)]
+    log = [read_intent(job.output, job.layout, number) for number in _recent_numbers(job, last)]
     if not log:
-        _say_what_is_kept(output, layout, show=progress)
+        _say_what_is_kept(job.output, job.layout, show=progress)
     while True:
         for intent in log:
             if intent.base == base and intent.plan == planned.digest:
                 return intent
-        wanted = _next_intent(output, layout, planned, last, log)
-        log.append(create_intent(output, layout, wanted))
+        log.append(create_intent(job.output, job.layout, _next_intent(job, planned, base, kept, log)))
 
 
-def _open_numbers(output: Store, layout: Layout, last: Snapshot | None) -> list[int]:
-    """The intents that may hold shards to adopt: those after the last commit's, and that one for its range."""
-    numbers = numbers_in(output, layout.intents)
-    return [number for number in numbers if last is None or number >= last.manifest.intent]
+def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
+    """The intents that may hold shards to adopt: since the last commit's, and some before that may have failed."""
+    numbers = numbers_in(job.output, job.layout.intents)
+    return [number for number in numbers if last is None or number > last.manifest.intent - LOOK_BACK]
 
 
-def _next_intent(output: Store, layout: Layout, planned: Plan, last: Snapshot | None, log: list[Intent]) -> Intent:
-    stored = _stored_numbers(output, layout)
+def _next_intent(job: PackJob, planned: Plan, base: int, kept: Mapping[str, int], log: list[Intent]) -> Intent:
+    stored = _stored_numbers(job.output, job.layout)
     known = {
         digest: number
         for intent in log
         for digest, number in zip(intent.digests, intent.shards, strict=True)
         if number in stored
     }
-    known |= {shard.digest: shard.number for shard in last.shards} if last else {}
     first = max([*stored, *(intent.first + intent.count - 1 for intent in log), -1]) + 1
-    numbering = number_shards(planned, known, first)
+    numbering = number_shards(planned, {**known, **kept}, first)
     return Intent(
         number=log[-1].number + 1 if log else 1,
         plan=planned.digest,
-        base=last.version if last else 0,
+        base=base,
         first=first,
         count=numbering.count,
         shards=numbering.numbers,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dray.pipelines.announce import announce
 from dray.pipelines.pack import PackedShard, PackJob, PackTask
 from dray.pipelines.plan import Plan, Recipe, plan, same_shards
-from dray.pipelines.progress import shard_progress
+from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.run import run_tasks
 from dray.pipelines.sources import Sources, find_sources
 from dray.pipelines.tables import source_chunks
@@ -73,13 +73,17 @@ def build(
     planned = plan(sources, recipe)
     version = latest_version(job.output, job.layout)
     snapshot = Snapshot.open(job.output, job.layout, version) if version else None
+    stored = _stored_sizes(job)
+    kept = _whole_shards(job, snapshot, stored)
     num_reused = len(planned.shards)
-    if snapshot is None or not same_shards(planned, [shard.digest for shard in snapshot.shards]):
-        intent = announce(job.output, job.layout, planned, snapshot, progress=progress)
-        tasks = _tasks(job, sources, planned, intent, snapshot)
+    if snapshot is None or not same_shards(planned, [shard.digest for shard in kept.values()]):
+        known = {shard.digest: number for number, shard in kept.items()}
+        intent = announce(job, planned, snapshot, known, progress=progress)
+        tasks = _tasks(job, sources, planned, intent, kept, stored)
         packed = _pack(job, tasks, address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())
-        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
+        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, kept, packed)
+        _say_what_is_superseded(job, snapshot, manifest, show=progress)
         snapshot = _commit(job, manifest, snapshot)
     return BuildReport(
         url=job.output.url,
@@ -93,10 +97,21 @@ def build(
     )
 
 
-def _tasks(job: PackJob, sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None) -> list[PackTask]:
+def _stored_sizes(job: PackJob) -> dict[str, int]:
+    """Name -> bytes of what lies in the dataset's directory."""
+    return {info.name: info.size for info in job.output.list_folder()}
+
+
+def _whole_shards(job: PackJob, last: Snapshot | None, stored: dict[str, int]) -> dict[int, Shard]:
+    """Number -> shard of the last snapshot, those that lie there: who deletes tars by hand wants them packed anew."""
+    shards = last.shards if last else ()
+    return {shard.number: shard for shard in shards if stored.get(job.layout.shard(shard.number)) == shard.num_bytes}
+
+
+def _tasks(
+    job: PackJob, sources: Sources, planned: Plan, intent: Intent, kept: dict[int, Shard], stored: dict[str, int]
+) -> list[PackTask]:
     """One for each shard that the last snapshot does not hold already."""
-    stored = {info.name for info in job.output.list_folder()}
-    kept = {shard.number for shard in last.shards} if last else set()
     return [
         PackTask(
             number=number,
@@ -114,16 +129,20 @@ def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progr
     packed: dict[int, PackedShard] = {}
     title = f"packing {job.layout.prefix}"
     with shard_progress(title, num_shards=len(tasks), show=progress) as advance:
-        for shard in run_tasks(job, tasks, address):
+        for shard in run_tasks(job, tasks, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
-    stored = {info.name: info.size for info in job.output.list_folder()} if packed else {}
+    stored = _stored_sizes(job) if packed else {}
     for shard in packed.values():
         name = job.layout.shard(shard.number)
-        if stored.get(name) != shard.num_bytes:
+        if stored.get(name) == shard.num_bytes:
+            continue
+        found = job.output.head(name)  # a network mount may list what it remembers
+        if found is None or found.size != shard.num_bytes:
             raise StoreError(
-                f"{job.output.url_of(name)} was packed with {shard.num_bytes} bytes, but here {stored.get(name)} are "
-                "seen: the workers write to another place? A local directory must be on a disk that all nodes share"
+                f"{job.output.url_of(name)} was packed with {shard.num_bytes} bytes, but here is "
+                f"{f'one of {found.size}' if found else 'nothing'}: do the workers write to another place? "
+                "A local directory must be on a disk that all nodes share"
             )
     for number in list(packed)[:1]:  # all shards share their folders
         job.output.sync([job.layout.shard(number), job.layout.index(number)])
@@ -137,10 +156,10 @@ def _manifest(
     planned: Plan,
     intent: Intent,
     last: Snapshot | None,
+    kept: dict[int, Shard],
     packed: dict[int, PackedShard],
 ) -> Manifest:
     """The next snapshot's content; its tables of sources are stored."""
-    kept = {shard.number: shard for shard in last.shards} if last else {}
     shards = [
         Shard(
             number=number,
@@ -187,6 +206,17 @@ def _source_hashes(
         if number in packed:
             hashes[shard.start : shard.stop] = packed[number].source_hashes
     return hashes
+
+
+def _say_what_is_superseded(job: PackJob, last: Snapshot | None, manifest: Manifest, *, show: bool) -> None:
+    numbers = {shard.number for shard in manifest.shards}
+    old = [shard for shard in (last.shards if last else ()) if shard.number not in numbers]
+    if old:
+        say(
+            f"{len(old)} shards of version {last.version if last else 0} stay for its readers; programs that glob "
+            f"{job.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
+            show=show,
+        )
 
 
 def _commit(job: PackJob, manifest: Manifest, last: Snapshot | None) -> Snapshot:

@@ -1,13 +1,14 @@
 """`pickles_to_tars`: the one call that turns a folder of pickles into a dataset."""
 
 import os
-from collections.abc import Iterable, Sequence
-
-import cloudpickle
+from collections.abc import Iterable
 
 from dray.pipelines.build import BuildReport, build
-from dray.pipelines.pack import PackJob, Transform
+from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Recipe
+from dray.pipelines.progress import say
+from dray.pipelines.sources import as_names
+from dray.pipelines.transform import Function, Transform
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
@@ -17,11 +18,11 @@ from dray.shards.store import Store
 
 def pickles_to_tars(
     dir_input: str | os.PathLike[str],
-    input_prefix_subset: Sequence[str],
+    input_prefix_subset: Iterable[str],
     input_suffix: str | Iterable[str],
     dir_output: str | os.PathLike[str],
     output_prefix: str,
-    func_output_data: Transform | None = None,
+    func_output_data: Function | None = None,
     min_num_shards: int | None = None,
     *,
     transform_version: str | None = None,
@@ -37,7 +38,7 @@ def pickles_to_tars(
 
     Args:
         dir_input: Where the files lie: a path or an object-storage URL.
-        input_prefix_subset: The names of the samples, in the order wanted.
+        input_prefix_subset: The names of the samples, in the order wanted (a set is sorted).
         input_suffix: One suffix, or several: then each sample has a part of each.
         dir_output: The dataset's directory: a path or an object-storage URL.
         output_prefix: The dataset's prefix.
@@ -75,6 +76,8 @@ def pickles_to_tars(
         inputs=Store(dir_input, options),
         output=Store(dir_output, storage_options),
         layout=Layout(output_prefix),
-        transform=None if func_output_data is None else cloudpickle.dumps(func_output_data),
+        transform=None if func_output_data is None else Transform(func_output_data),
     )
-    return build(job, recipe, list(input_prefix_subset), address=address, progress=progress)
+    if recipe.transform is not None and transform_version is None:
+        say("func_output_data has no transform_version: nothing of an earlier build is reused", show=progress)
+    return build(job, recipe, as_names(input_prefix_subset), address=address, progress=progress)

@@ -31,6 +31,8 @@ class Recipe:
     shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
 
     def __post_init__(self) -> None:
+        if self.num_shards is not None and not isinstance(self.num_shards, int):
+            raise TypeError(f"the number of shards is a whole number, not {self.num_shards!r}")
         if self.num_shards is not None and self.num_shards <= 0:
             raise CallError(f"the number of shards is {self.num_shards}: give at least 1, or None to go by size")
 
@@ -152,8 +154,12 @@ def _too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
 
 
 def _shard_digest(content: str, sources: Sources) -> str:
-    names = "\0".join(sources.names).encode()
-    return digest_of(b"".join((content.encode(), names, sources.sizes.tobytes(), sources.stamps.tobytes())))
+    """Of the files, by where they lie, their names and their fingerprints.
+
+    The place is part of it: two folders unpacked from archives may well hold other files of the same sizes and times.
+    """
+    names = "\0".join((content, sources.url, *sources.names)).encode()
+    return digest_of(b"".join((names, sources.sizes.tobytes(), sources.stamps.tobytes())))
 
 
 def same_shards(planned: Plan, digests: Sequence[str]) -> bool:

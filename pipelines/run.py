@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from dray.pipelines.pack import PackedShard, PackJob, PackTask, fill_shard, find_packed, pack_shard, store_shard
+from dray.pipelines.pack import PackedShard, PackJob, PackTask, adopt_shard, fill_shard, pack_shard, store_shard
 from dray.pipelines.progress import say
 from dray.pipelines.session import IN_PROCESS, ray_session
 from dray.shards.errors import ClusterError, StoreError
@@ -22,7 +22,7 @@ CALL_OFF_S = 10.0  # at most, for tasks that are cancelled to end
 TASKS_PER_CPU = 2  # in flight: one runs, one waits at hand
 
 
-def run_tasks(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> Iterator[PackedShard]:
+def run_tasks(job: PackJob, tasks: Sequence[PackTask], address: str | None, *, progress: bool) -> Iterator[PackedShard]:
     """Pack every task's shard; yields records as shards are stored.
 
     Args:
@@ -31,12 +31,13 @@ def run_tasks(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> I
         address: Of a Ray cluster; `local` starts one for this build; `none` packs in process; None uses Ray where
             this process is a driver that is connected to it already, and packs in process elsewhere: inside a Ray
             task or actor too, whose group may hold every CPU.
+        progress: Whether to say what is waited for.
     """
     if not tasks:
         return iter(())
     if address == IN_PROCESS or (address is None and not _is_ray_driver()):
         return run_in_process(job, tasks)
-    return run_on_ray(job, tasks, address)
+    return run_on_ray(job, tasks, address, progress=progress)
 
 
 def run_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard]:
@@ -44,8 +45,8 @@ def run_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedSh
     with ThreadPoolExecutor(1) as uploader:
         storing: Future[PackedShard] | None = None
         for task in tasks:
-            if (packed := find_packed(job, task)) is not None:
-                yield packed
+            if task.is_stored:
+                yield adopt_shard(job, task)
                 continue
             filled = fill_shard(job, task)
             if storing is not None:
@@ -56,7 +57,9 @@ def run_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedSh
             yield storing.result()
 
 
-def run_on_ray(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> Iterator[PackedShard]:
+def run_on_ray(
+    job: PackJob, tasks: Sequence[PackTask], address: str | None, *, progress: bool
+) -> Iterator[PackedShard]:
     """A bounded window of tasks, spread over the nodes.
 
     Raises:
@@ -67,21 +70,27 @@ def run_on_ray(job: PackJob, tasks: Sequence[PackTask], address: str | None) -> 
     with ray_session(address):
         send = _sender(ray, job)
         waiting = iter(tasks)
-        window = max(4, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-        flying = {send(task): task for task in islice(waiting, window)}
+        flying: dict[Any, PackTask] = {}
         silent = True
         try:
-            while flying:
+            while True:
+                room = _window(ray) - len(flying)  # worked out anew: clusters grow
+                flying |= {send(task): task for task in islice(waiting, max(0, room))}
+                if not flying:
+                    return
                 done, _ = ray.wait(list(flying), num_returns=1, timeout=SILENT_S if silent else None)
                 if not done:
-                    _say_what_is_missing(ray, len(flying))
+                    _say_what_is_missing(ray, len(flying), show=progress)
                     continue
                 silent = False
                 task = flying.pop(done[0])
                 yield _result(ray, done[0], task)
-                flying |= {send(task): task for task in islice(waiting, 1)}
         finally:
             _call_off(ray, list(flying))  # after an error or an interrupt
+
+
+def _window(ray: Any) -> int:
+    return max(4, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
 
 
 def _sender(ray: Any, job: PackJob) -> Any:
@@ -126,13 +135,14 @@ def _call_off(ray: Any, references: list[Any]) -> None:
             ray.get(reference)
 
 
-def _say_what_is_missing(ray: Any, num_tasks: int) -> None:
+def _say_what_is_missing(ray: Any, num_tasks: int, *, show: bool) -> None:
     total, free = ray.cluster_resources(), ray.available_resources()
     say(
-        f"no shard stored yet: {num_tasks} tasks of 1 CPU each are sent out; of the cluster's "
+        f"no shard stored yet; {num_tasks} tasks are sent out, each for 1 CPU. Of the cluster's "
         f"{total.get('CPU', 0):.0f} CPUs {free.get('CPU', 0):.0f} are free, of its memory for tasks "
-        f"{free.get('memory', 0) / 1e9:.1f} GB of {total.get('memory', 0) / 1e9:.1f} GB. If none is free, other jobs "
-        "hold them: wait, add nodes, or build in process (address 'none')"
+        f"{free.get('memory', 0) / 1e9:.1f} GB of {total.get('memory', 0) / 1e9:.1f} GB. None free: the first shards "
+        "are being packed, or other jobs hold the cluster. To pack without Ray: address='none'",
+        show=show,
     )
 
 

@@ -8,9 +8,9 @@ import os
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest
 
-from dray.shards.errors import CallError, InputError, MissingInputError, StoreError
+from dray.shards.errors import CallError, DeniedError, InputError, MissingInputError, NotFoundError
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.store import ObjectInfo, Store
 
@@ -36,12 +36,14 @@ class Sources:
     """The n input samples of a build, in the order given, of s files each.
 
     Attributes:
+        url: The directory of the files.
         names: n names; sample i has the files `{name}.{suffix}`.
         suffixes: s suffixes.
         sizes: (n, s) int64, bytes.
         stamps: (n, s) int64.
     """
 
+    url: str
     names: Sequence[str]
     suffixes: tuple[str, ...]
     sizes: NDArray[np.int64]
@@ -56,12 +58,7 @@ class Sources:
 
     def part(self, start: int, stop: int) -> "Sources":
         """The samples start .. stop - 1."""
-        return Sources(
-            names=self.names[start:stop],
-            suffixes=self.suffixes,
-            sizes=self.sizes[start:stop],
-            stamps=self.stamps[start:stop],
-        )
+        return replace(self, names=self.names[start:stop], sizes=self.sizes[start:stop], stamps=self.stamps[start:stop])
 
 
 def check_sample_names(names: Sequence[str]) -> None:
@@ -70,8 +67,6 @@ def check_sample_names(names: Sequence[str]) -> None:
     Raises:
         CallError: None given; one that would leave the directory; one given twice; two that become the same key.
     """
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError("names: a list of strings, one a sample")
     if not names:
         raise CallError("no input samples: the list of names is empty")
     check_names(names)
@@ -82,6 +77,18 @@ def check_sample_names(names: Sequence[str]) -> None:
     keys = Counter(map(key_of, names))
     colliding = sorted(name for name in names if keys[key_of(name)] > 1)
     raise CallError(f"names that become one key, as dots are replaced by dashes: {some(colliding)}: rename the files")
+
+
+def as_names(names: Iterable[str]) -> list[str]:
+    """Names as a list: in the order given, or sorted where a set gives none.
+
+    Raises:
+        TypeError: One string, or something that is not a string among them.
+    """
+    listed = sorted(names) if isinstance(names, Set) else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"the names of the samples are a list of strings, found {names!r:.80}")
+    return listed
 
 
 def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) -> Sources:
@@ -107,6 +114,7 @@ def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) 
         )
     shape = (len(names), len(suffixes))
     return Sources(
+        url=store.url,
         names=names,
         suffixes=suffixes,
         sizes=found[:, 0].reshape(shape),
@@ -204,21 +212,22 @@ def _read_local(root: str, sources: Sources) -> Iterator[bytes]:
     try:
         for file, size, stamp in _files(sources):
             yield _read_file(folder, file, size, stamp)
-    except OSError as exc:
-        raise InputError(f"cannot read an input under {root}: {exc}") from exc
     finally:
         os.close(folder)
 
 
 def _read_file(folder: int, file: str, size: int, stamp: int) -> bytes:
-    descriptor = os.open(file, os.O_RDONLY, dir_fd=folder)
     try:
-        info = os.fstat(descriptor)
-        data = os.read(descriptor, size)
-        while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
-            data += more
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(file, os.O_RDONLY, dir_fd=folder)
+        try:
+            info = os.fstat(descriptor)
+            data = os.read(descriptor, size)
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
+                data += more
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise InputError(f"cannot read {file!r}: {exc.strerror}") from exc
     if info.st_size != size or len(data) != size or info.st_mtime_ns != stamp:
         raise InputError(f"{file!r} changed during the build: let its writer finish, then build again")
     return data
@@ -237,8 +246,8 @@ def _read_remote(store: Store, sources: Sources) -> Iterator[bytes]:
 
 def _fetch(store: Store, file: str, size: int, stamp: int) -> bytes:
     try:
-        data, info = store.get_object(file)
-    except StoreError as exc:
+        data, info = store.get_object(file, size)
+    except (NotFoundError, DeniedError) as exc:  # others may pass: a worker tries them again
         raise InputError(str(exc)) from exc
     if len(data) != size or etag_stamp(info) != stamp:
         raise InputError(f"{store.url_of(file)} changed during the build: let its writer finish, then build again")

@@ -1,7 +1,7 @@
 """Where the objects of a dataset lie below its URL, and which names may be used there."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from dray.shards.errors import CallError
@@ -120,6 +120,8 @@ def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
     if not isinstance(suffixes, str) and not isinstance(suffixes, Iterable):
         raise TypeError(f"a suffix is a string or an iterable of strings, not {type(suffixes).__name__}: {suffixes!r}")
     found = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
+    if isinstance(suffixes, Set):
+        found = tuple(sorted(found, key=str))  # its own order differs from process to process
     for suffix in found:
         if not isinstance(suffix, str):
             raise TypeError(f"a suffix is a string, not {type(suffix).__name__}: {suffix!r}")

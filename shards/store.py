@@ -8,6 +8,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from dray.shards.urls import local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
-STREAM_CHUNK_BYTES = 4 << 20
+STREAM_CHUNK_BYTES = 8 << 20
 
 _STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
@@ -34,6 +35,12 @@ class ObjectInfo:
     name: str  # relative to the store's URL
     size: int  # bytes
     etag: str
+
+
+def _info(name: str, meta: Any) -> ObjectInfo:
+    """Azure quotes an ETag in one answer and not in another; a store without ETags has a time at least."""
+    etag = (meta["e_tag"] or meta["last_modified"].isoformat()).removeprefix("W/").strip('"')
+    return ObjectInfo(name, meta["size"], etag)
 
 
 class ByteSink(Protocol):
@@ -104,15 +111,19 @@ class Store:
         """
         return self.get_object(name)[0]
 
-    def get_object(self, name: str) -> tuple[bytes, ObjectInfo]:
+    def get_object(self, name: str, expected_bytes: int = 0) -> tuple[bytes, ObjectInfo]:
         """The bytes of one object with the size and ETag that came with them.
+
+        Args:
+            name: The object.
+            expected_bytes: Its size, if known: a large one is given the time that it takes.
 
         Raises:
             NotFoundError: Nothing lies there.
         """
         with self._errors("read", name):
-            found = self._client.get(self._key(name))
-            return bytes(found.bytes()), ObjectInfo(name, found.meta["size"], found.meta["e_tag"] or "")
+            found = self._client_for(expected_bytes).get(self._key(name))
+            return bytes(found.bytes()), _info(name, found.meta)
 
     def get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """Byte ranges of one object, fetched concurrently; near ones in one request. An empty range is b"".
@@ -148,16 +159,23 @@ class Store:
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[BinaryIO]:
-        """A file object that reads one object from its start to its end, in one request, without seeking."""
+        """A file object that reads one object from its start to its end, without seeking.
+
+        An object is fetched in ranges, the next while the last is read: each request has its own timeout, so a reader
+        may take as long as it likes.
+
+        Raises:
+            NotFoundError: Nothing lies there.
+        """
         if self.local_root is not None:  # without the client: a forked worker may read files
             self._check_name(name)
             with _file_errors(self.url_of(name)), Path(self.local_root, name).open("rb") as file:
                 yield file
             return
-        with self._errors("read", name):
-            size = self._client.head(self._key(name))["size"]
-            found = self._client_for(size).get(self._key(name))
-            yield io.BufferedReader(_Stream(found.stream(min_chunk_size=STREAM_CHUNK_BYTES)), STREAM_CHUNK_BYTES)
+        if (info := self.head(name)) is None:
+            raise NotFoundError(f"cannot read {self.url_of(name)}: nothing lies there")
+        with ThreadPoolExecutor(1) as ahead:
+            yield io.BufferedReader(_Ranges(self, info, ahead), STREAM_CHUNK_BYTES)
 
     def head(self, name: str) -> ObjectInfo | None:
         """Size and ETag of one object; None where nothing lies."""
@@ -166,7 +184,7 @@ class Store:
                 found = self._client.head(self._key(name))
         except NotFoundError:
             return None
-        return ObjectInfo(name, found["size"], found["e_tag"] or "")
+        return _info(name, found)
 
     def list_folder(self, folder: str = "") -> list[ObjectInfo]:
         """The objects right in a folder, by name; deeper ones are not looked at. A missing folder is empty."""
@@ -174,7 +192,7 @@ class Store:
             found = self._client.list_with_delimiter(self._key(folder) or None)["objects"]
         start = len(f"{self._key('')}/".lstrip("/"))
         return sorted(
-            (ObjectInfo(meta["path"][start:], meta["size"], meta["e_tag"] or "") for meta in found),
+            (_info(meta["path"][start:], meta) for meta in found),
             key=lambda info: info.name,
         )
 
@@ -247,25 +265,33 @@ def _file_errors(url: str) -> Iterator[None]:
         raise kind(f"cannot read {url}: {exc.strerror}") from exc
 
 
-class _Stream(io.RawIOBase):
-    """A body that arrives in chunks, as a raw file."""
+class _Ranges(io.RawIOBase):
+    """An object as a raw file: one range is read while the next is fetched."""
 
-    def __init__(self, chunks: Iterator[Any]) -> None:
-        self._chunks = iter(chunks)
+    def __init__(self, store: Store, info: ObjectInfo, ahead: Executor) -> None:
+        self._store = store
+        self._info = info
+        self._ahead = ahead
         self._rest = memoryview(b"")
+        self._next = 0  # where the range after the coming one starts
+        self._coming = self._fetch()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # the type of a writable buffer has a public name from Python 3.12 on
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
+        if not self._rest and self._coming is not None:
+            self._rest, self._coming = self._coming.result()[0], self._fetch()
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
+
+    def _fetch(self) -> Future[list[memoryview]] | None:
+        start, length = self._next, min(STREAM_CHUNK_BYTES, self._info.size - self._next)
+        if length <= 0:
+            return None
+        self._next += length
+        return self._ahead.submit(self._store.get_ranges, self._info.name, [start], [length])
 
 
 def _fsync(path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
     with pytest.raises(InputError):
         build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0007", ValueError()))
     Store(place.url, place.storage_options).put_new("wds-000003.tar", bytes(1024))
-    with pytest.raises(DamagedError, match=r"wds-000003\.tar holds other samples"):
+    with pytest.raises(DamagedError, match=r"wds-000003\.tar holds other samples.*away, then build again"):
         build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
     assert stored(place)["wds-000003.tar"] == bytes(1024)
 
@@ -268,6 +269,119 @@ def test_tars_of_another_maker_are_kept_and_said(
     assert [shard.number for shard in latest(place).shards] == [42, 43, 44, 45]
     assert store.get("wds-000041.tar") == b"foreign"
     assert "1 tars that dray did not write" in capsys.readouterr().err
+
+
+def test_shards_deleted_by_hand_are_packed_anew(make_inputs: MakeInputs, place: Place) -> None:
+    """A rebuild is the way out that the reader's error names."""
+    inputs = make_inputs(20)
+    build(inputs, place)
+    Store(place.url, place.storage_options).delete(["wds-000001.tar", "wds-000003.tar"])
+    report = build(inputs, place)
+    assert (report.version, report.num_reused) == (2, 2)
+    assert [shard.number for shard in latest(place).shards] == [0, 4, 2, 5]
+    assert [data for _, _, data in parts_of(latest(place))] == [inputs.part(name, SUFFIX) for name in inputs.names]
+
+
+def test_another_folder_of_files_of_the_same_sizes_and_times_is_another_source(
+    make_inputs: MakeInputs, tmp_path: Path
+) -> None:
+    """Archives unpack with the same times: fingerprints alone would take the new files for the old."""
+    first, place = make_inputs(5), Place(str(tmp_path / "out"))
+    second = Inputs(tmp_path / "second", first.names, first.suffixes)
+    second.folder.mkdir()
+    for name in first.names:
+        second.path(name, SUFFIX).write_bytes(first.part(name, SUFFIX)[::-1])
+        for inputs in (first, second):
+            os.utime(inputs.path(name, SUFFIX), ns=(0, 0))
+    build(first, place)
+    assert build(second, place).num_reused == 0
+    assert [data for _, _, data in parts_of(latest(place))] == [second.part(name, SUFFIX) for name in second.names]
+
+
+def test_a_failed_build_serves_a_later_one_though_others_committed_meanwhile(
+    make_inputs: MakeInputs, place: Place
+) -> None:
+    """Its whole shards are found in the log of intents."""
+    inputs = make_inputs(20)
+    with pytest.raises(InputError):
+        build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0019", ValueError()))
+    build(inputs, place, names=inputs.names[:3], min_num_shards=1)
+    report = build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
+    assert (report.version, report.num_reused) == (2, 3)
+
+
+def test_a_failed_and_mended_build_ends_in_the_same_bytes(make_inputs: MakeInputs, place: Place) -> None:
+    """Law 3: the table of sources and the manifest too."""
+    inputs, fresh = make_inputs(20), Place(f"{place.url}-fresh", place.storage_options)
+    with pytest.raises(InputError):
+        build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0019", ValueError()))
+    for where in (place, fresh):
+        build(inputs, where, transform_version="1", func_output_data=lambda key, parts: parts)
+    kept = [{n: b for n, b in stored(w).items() if "commits" not in n and "intents" not in n} for w in (place, fresh)]
+    assert kept[0] == kept[1]
+
+
+def test_an_index_that_is_not_its_shards_is_never_committed(make_inputs: MakeInputs, place: Place) -> None:
+    """A shard deleted by hand left its index; the function gives other bytes now."""
+    inputs, numbers = make_inputs(8), count()
+
+    def transform(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if (number := next(numbers)) == 7:
+            raise ValueError("the first build fails at its end")
+        return {"x.txt": b"%05d" % number}
+
+    options: Any = {"transform_version": "1", "func_output_data": transform}
+    with pytest.raises(InputError):
+        build(inputs, place, **options)
+    Store(place.url, place.storage_options).delete(["wds-000000.tar"])
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=r"index/000000\.arrow is not the index of wds-000000\.tar.*Delete both"):
+            build(inputs, place, **options)
+
+
+def test_what_a_user_must_know_is_said_and_silence_is_kept(
+    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old shards that stay under the glob; a function that is never reused."""
+    inputs, place = make_inputs(8), Place(str(tmp_path / "out"))
+    build(inputs, place)
+    inputs.path(inputs.names[0], SUFFIX).write_bytes(b"changed")
+    build(inputs, place, func_output_data=lambda key, parts: parts)
+    assert capsys.readouterr().err == ""
+    build(inputs, place, func_output_data=lambda key, parts: parts, progress=True)
+    said = capsys.readouterr().err
+    assert "no transform_version: nothing of an earlier build is reused" in said
+    assert "4 shards of version 2 stay for its readers; programs that glob wds-*.tar see them" in said
+
+
+def test_in_process_the_function_itself_is_called(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Not a copy: what it notes is there afterwards, and it may hold what cannot be pickled."""
+    inputs, seen, lock = make_inputs(5), list[str](), threading.Lock()
+
+    def transform(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        with lock:
+            seen.append(key)
+        return parts
+
+    build(inputs, Place(str(tmp_path / "out")), func_output_data=transform)
+    assert seen == [name.replace(".", "-") for name in inputs.names]
+
+
+def test_a_set_of_names_or_suffixes_is_sorted(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """A set has another order in every process; a build must not."""
+    inputs = make_inputs(9, TWO_SUFFIXES)
+    names, suffixes = set(inputs.names), set(inputs.suffixes)
+    pickles_to_tars(inputs.folder, names, suffixes, tmp_path / "out", "wds", progress=False)
+    index = latest(Place(str(tmp_path / "out"))).index(latest(Place(str(tmp_path / "out"))).shards[0])
+    assert list(index.keys) == sorted(index.keys)
+    assert index.suffixes == TWO_SUFFIXES
+
+
+@pytest.mark.parametrize(("names", "options"), [("abc", {}), (["a", 7], {}), (["a"], {"min_num_shards": 2.5})])
+def test_wrong_types_are_type_errors(tmp_path: Path, names: Any, options: Any) -> None:
+    """A string is not a list of names, and half a shard is none."""
+    with pytest.raises(TypeError):
+        pickles_to_tars(tmp_path, names, SUFFIX, tmp_path / "out", "wds", progress=False, **options)
 
 
 def test_two_builders_of_the_same_plan_both_succeed_with_one_result(make_inputs: MakeInputs, place: Place) -> None:

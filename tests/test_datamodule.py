@@ -177,7 +177,8 @@ def test_without_a_global_batch_size_an_epoch_is_one_pass(pickles: Path, tmp_pat
     data.setup("test")
     assert [int(sample[0, 0]) for sample in data.val_dataloader()] == list(numbers_of(Split.val))
     assert [int(sample[0][0, 0]) for sample in data.test_dataloader()] == list(numbers_of(Split.test))
-    assert data._n_samples == COUNTS
+    data._global_batch_size = BATCH
+    assert len(data.val_dataloader()) == 2
 
 
 def test_invoked_methods_come_last(pickles: Path, tmp_path: Path) -> None:
@@ -199,6 +200,26 @@ def test_any_number_of_workers_shares_any_number_of_shards(
         pickles, tmp_path, n_tars_wds=num_shards, kwargs_wld={split: {"num_workers": num_workers} for split in Split}
     )
     assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+@pytest.mark.parametrize("shuffle_shards", [False, True])
+@pytest.mark.parametrize(("num_shards", "num_ranks"), [(3, 4), (3, 2), (7, 3), (1, 5), (11, 11), (11, 16)])
+def test_ranks_share_the_samples_evenly_whatever_the_shards(
+    pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int, num_ranks: int,
+    shuffle_shards: bool,
+) -> None:  # fmt: skip
+    """Each sample on one rank, numbers that differ by a sample or two, and no rank without one."""
+    data = ready(pickles, tmp_path, n_tars_wds=num_shards, kwargs_wds={Split.val: {"shardshuffle": shuffle_shards}})
+    shares = []
+    monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
+    for rank in range(num_ranks):
+        monkeypatch.setenv("RANK", str(rank))
+        data.setup("validate")  # as each rank does for itself
+        shares.append([int(tensor[0, 0]) for tensor in data._dataset[Split.val]])
+    seen = [number for share in shares for number in share]
+    assert set(seen) == set(numbers_of(Split.val))
+    assert len(seen) == max(COUNTS[Split.val], num_ranks)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer) -> None:
@@ -318,6 +339,42 @@ def test_readers_see_the_committed_shards_and_no_others(pickles: Path, tmp_path:
     Store(tmp_path / "val").put_new("myshards-000077.tar", b"stray")
     data.setup("validate")
     assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+def test_a_dataset_with_lost_metadata_is_an_error_and_not_a_pile_of_tars(pickles: Path, tmp_path: Path) -> None:
+    """Globbing would bring back shards of older versions."""
+    ready(pickles, tmp_path)
+    for manifest in (tmp_path / "val" / "_dray" / "myshards" / "manifests").glob("*.json"):
+        manifest.unlink()
+    data = module(pickles, tmp_path)
+    with pytest.raises(NotFoundError, match="manifests"):
+        data.setup("validate")
+
+
+def test_a_set_or_a_generator_of_suffixes_has_one_order(pickles: Path, tmp_path: Path) -> None:
+    """The same in every process and every setup."""
+    both = {SUFFIX, "label.cls"}
+    assert module(pickles, tmp_path, suffixes=both)._suffix_keys_wds == ("label.cls", SUFFIX)
+    data = ready(pickles, tmp_path, suffixes=(suffix for suffix in [SUFFIX, "label.cls"]), pipeline_wds=None)
+    assert data._suffix_keys_wds == (SUFFIX, "label.cls")
+
+
+def test_splits_that_share_a_directory_are_refused(pickles: Path, tmp_path: Path) -> None:
+    """Each would replace the other's samples."""
+    names, directories = {split: names_of(split) for split in Split}, dict.fromkeys(Split, f"{tmp_path}/x")
+    with pytest.raises(ValueError, match="a directory of its own"):
+        PickledDataWDS(pickles, names, SUFFIX, directories, BATCH)
+
+
+def test_a_split_without_samples_is_left_out_and_said(
+    pickles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A split by hash may leave a small one empty."""
+    names = {Split.train: names_of(Split.train), Split.test: []}
+    directories = {split: f"{tmp_path}/{split.name}" for split in names}
+    PickledDataWDS(pickles, names, SUFFIX, directories, BATCH).prepare_data()
+    assert "split 'test' has no samples" in capsys.readouterr().err
+    assert Snapshot.latest(tmp_path / "train").num_samples == COUNTS[Split.train]
 
 
 def test_pipe_urls_never_reach_a_shell(tmp_path: Path) -> None:

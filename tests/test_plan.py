@@ -1,5 +1,7 @@
 """Planning as tables and properties: values in, values out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,8 @@ SUFFIX = "x.pyd"
 def sources(sizes: list[int], *, stamp: int = 7) -> Sources:
     names = [f"n{number}" for number in range(len(sizes))]
     stamps = np.full((len(sizes), 1), stamp, np.int64)
-    return Sources(names=names, suffixes=(SUFFIX,), sizes=np.array(sizes, np.int64).reshape(-1, 1), stamps=stamps)
+    rows = np.array(sizes, np.int64).reshape(-1, 1)
+    return Sources(url="file:///inputs", names=names, suffixes=(SUFFIX,), sizes=rows, stamps=stamps)
 
 
 def counts(shards: tuple[PlannedShard, ...]) -> list[int]:
@@ -74,7 +77,7 @@ def test_less_than_one_shard_is_a_value_error(num_shards: int) -> None:
 
 
 def test_a_shard_digest_follows_its_sources_and_its_recipe() -> None:
-    """Another name, size, stamp, order or transform is another shard; other shards of the plan do not matter."""
+    """Another place, name, size, stamp, order or transform is another shard; other shards of the plan do not matter."""
     recipe = Recipe(suffixes=(SUFFIX,), num_shards=2)
     base = plan(sources([1, 2, 3, 4]), recipe).shards
     assert plan(sources([1, 2, 3, 9]), recipe).shards[0].digest == base[0].digest
@@ -82,6 +85,7 @@ def test_a_shard_digest_follows_its_sources_and_its_recipe() -> None:
         plan(sources([1, 2, 3, 9]), recipe).shards[1],
         plan(sources([1, 2, 3, 4], stamp=8), recipe).shards[1],
         plan(sources([1, 2, 4, 3]), recipe).shards[1],
+        plan(replace(sources([1, 2, 3, 4]), url="file:///others"), recipe).shards[1],
         plan(sources([1, 2, 3, 4]), Recipe(suffixes=(SUFFIX,), num_shards=2, transform="1")).shards[1],
     ]
     assert base[1].digest not in {shard.digest for shard in others}

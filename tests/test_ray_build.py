@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dray.pipelines import pickles_to_tars
-from dray.shards import ClusterError, InputError, Snapshot
+from dray.shards import CallError, ClusterError, InputError, Snapshot
 from tests.conftest import Inputs, MakeInputs
 
 SUFFIXES = ("image.pyd", "label.cls")
@@ -152,6 +153,14 @@ def test_a_function_from_a_module_that_workers_lack_says_so(
     with pytest.raises(RuntimeError, match=r"sample\.\d+.*'only_at_the_driver'.*runtime_env"):
         build(make_inputs(5, SUFFIXES), tmp_path / "out", func_output_data=only_at_the_driver.transform)
     del sys.modules["only_at_the_driver"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_function_that_cannot_travel_says_so(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Before anything is packed, with the way out."""
+    lock = threading.Lock()
+    with pytest.raises(CallError, match=r"func_output_data cannot be sent to other processes.*'none'"):
+        build(make_inputs(5, SUFFIXES), tmp_path / "out", func_output_data=lambda key, parts: {"x": str(lock).encode()})
 
 
 @pytest.mark.usefixtures("cluster")
