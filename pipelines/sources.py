@@ -161,17 +161,19 @@ def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _stat_chunk(folder: int, files: Sequence[str]) -> list[tuple[int, int]]:
-    return [_stat_file(folder, file) for file in files]
+    may_read: dict[tuple[int, int, int], bool] = {}  # by mode and owner: one question for all files that are alike
+    return [_stat_file(folder, file, may_read) for file in files]
 
 
-def _stat_file(folder: int, file: str) -> tuple[int, int]:
+def _stat_file(folder: int, file: str, may_read: dict[tuple[int, int, int], bool]) -> tuple[int, int]:
     try:
         info = os.stat(file, dir_fd=folder)
     except OSError:
         return -1, 0
-    if not stat.S_ISREG(info.st_mode) or not os.access(file, os.R_OK, dir_fd=folder):
-        return -1, 0
-    return info.st_size, info.st_mtime_ns
+    rights = (info.st_mode, info.st_uid, info.st_gid)
+    if rights not in may_read:
+        may_read[rights] = stat.S_ISREG(info.st_mode) and os.access(file, os.R_OK, dir_fd=folder)
+    return (info.st_size, info.st_mtime_ns) if may_read[rights] else (-1, 0)
 
 
 def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, int]]:

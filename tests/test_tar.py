@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.shards.errors import CallError, DamagedError
 from dray.shards.layout import check_names, check_suffixes, key_of
-from dray.shards.tar import BLOCK, END, Member, TarWriter, header, max_member_bytes, scan
+from dray.shards.tar import BLOCK, END, Member, TarWriter, header, headers, max_member_bytes, scan
 
 Files = list[tuple[str, bytes]]
 
@@ -406,3 +407,32 @@ def test_a_stream_that_fails_is_not_hidden() -> None:
 
     with pytest.raises(TimeoutError):
         list(scan(Failing(TAR), "x.tar"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text("ab/é", min_size=1, max_size=60), st.binary(max_size=1500)), min_size=1, max_size=12))
+def test_members_added_together_are_as_if_added_one_by_one(members: list[tuple[str, bytes]]) -> None:
+    """The same bytes and the same notes, also where a name is too long for a plain header."""
+    names, parts = [name.encode() for name, _ in members], [data for _, data in members]
+    together, one_by_one = TarWriter(), TarWriter()
+    together.extend(names, np.array([len(data) for data in parts], np.int64), parts)
+    for name, data in zip(names, parts, strict=True):
+        one_by_one.add(name, data)
+    assert together.finish() == one_by_one.finish()
+    assert [together.offsets, together.sizes, together.hashes] == [
+        one_by_one.offsets,
+        one_by_one.sizes,
+        one_by_one.hashes,
+    ]
+
+
+def test_headers_of_large_members_are_as_one_by_one() -> None:
+    """Up to the last octal digit."""
+    names, sizes = [b"a", b"b" * 100], np.array([0, 8**11 - 1], np.int64)
+    assert headers(names, sizes) == b"".join(header(name, int(size)) for name, size in zip(names, sizes, strict=True))
+
+
+def test_a_part_of_another_size_than_announced_is_refused() -> None:
+    """The layout was worked out from the sizes."""
+    with pytest.raises(CallError, match="'a': 2 bytes announced, 1 given"):
+        TarWriter().extend([b"a"], np.array([2], np.int64), [b"x"])
