@@ -172,10 +172,12 @@ def _manifest(
         else kept[number]
         for shard, number in zip(planned.shards, intent.shards, strict=True)
     ]
-    numbers = np.repeat(np.array(intent.shards, np.int64), [shard.num_samples for shard in shards])
+    counts = [shard.num_samples for shard in shards]
+    numbers = np.repeat(np.array(intent.shards, np.int64), counts)
+    rows = np.concatenate([np.arange(count) for count in counts])
     hashes = _source_hashes(sources, planned, intent, last, packed)
     chunks = []
-    for num_rows, body in source_chunks(sources, numbers, hashes):
+    for num_rows, body in source_chunks(sources, numbers, rows, hashes):
         chunks.append(SourceChunk(digest=digest_of(body), num_rows=num_rows))
         put_content(job.output, job.layout.sources(chunks[-1].digest), body)
     return Manifest(

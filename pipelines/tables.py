@@ -13,14 +13,15 @@ CHUNK_ROWS = 1_000_000
 
 
 def source_chunks(
-    sources: Sources, shards: NDArray[np.int64], hashes: NDArray[np.uint64]
+    sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
 ) -> Iterator[tuple[int, bytes]]:
     """The table in chunks sorted by key, as Parquet: the same bytes for the same sources.
 
     Args:
         sources: n samples of s files.
         shards: (n,) the number of each sample's shard.
-        hashes: (n, s) xxh3_64 of each file, 0 where it is not known.
+        rows: (n,) which sample of its shard it is, from 0.
+        hashes: (n, s) xxh3_64 of each file.
 
     Yields:
         (rows, bytes of a Parquet file), at most 1 M rows each.
@@ -29,6 +30,7 @@ def source_chunks(
         "key": pa.array(sources.keys(), pa.string()),
         "name": pa.array(sources.names, pa.string()),
         "shard": pa.array(shards),
+        "row": pa.array(rows),
     }
     for column, suffix in enumerate(sources.suffixes):
         columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])

@@ -120,6 +120,16 @@ def test_hashes_of_sources_are_kept_for_reused_shards(make_inputs: MakeInputs, p
     assert latest(place).sources().drop_columns("shard") == latest(fresh).sources().drop_columns("shard")
 
 
+def test_the_table_of_sources_tells_where_every_sample_lies(make_inputs: MakeInputs, place: Place) -> None:
+    """Shard and row of each key, as the indexes have it."""
+    build(make_inputs(20), place)
+    snapshot = latest(place)
+    by_index = {key: (shard.number, row) for shard in snapshot.shards
+                for row, key in enumerate(snapshot.index(shard).keys)}  # fmt: skip
+    table = snapshot.sources().select(["key", "shard", "row"]).to_pylist()
+    assert {entry["key"]: (entry["shard"], entry["row"]) for entry in table} == by_index
+
+
 def test_the_same_files_give_the_same_bytes_anywhere(make_inputs: MakeInputs, place: Place, tmp_path: Path) -> None:
     """Law 1, across kinds of stores: tars, indexes, tables and manifests."""
     inputs = make_inputs(10, TWO_SUFFIXES)
