@@ -184,7 +184,7 @@ def say_what_next(directory: Path, store: str) -> None:
         f"""Try next:
    dray ls {directory}/shards                # what was built
    tar tf {directory}/shards/test/wdshards-000000.tar | head   # shards are plain tar files
-   touch {directory}/samples/digit-0007.image.pyd && dray quickstart --dir {directory}   # packs one shard again"""
+   echo 1 > {directory}/samples/digit-0007.label.cls; dray quickstart --dir {directory}   # packs one shard again"""
     )
 
 

@@ -3,8 +3,6 @@
 Ranges of numbers ascend with the log, so a range that starts after the last intent's starts after all of them.
 """
 
-from collections.abc import Mapping
-
 from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Plan, number_shards
 from dray.pipelines.progress import say
@@ -16,19 +14,16 @@ from dray.shards.store import Store
 LOOK_BACK = 16  # intents read from before the last commit's
 
 
-def announce(
-    job: PackJob, planned: Plan, last: Snapshot | None, kept: Mapping[str, int], *, progress: bool = True
-) -> Intent:
+def announce(job: PackJob, planned: Plan, last: Snapshot | None, *, progress: bool = True) -> Intent:
     """The intent that a plan works under: an earlier one of the same plan and base, or a new one at the log's end.
 
-    Shards of the last snapshot, and whole ones of uncommitted intents, are adopted where their digest is the plan's.
+    Whole shards of recent intents are adopted where their digest is the plan's.
     A new range starts after every range and every tar that lies there.
 
     Args:
         job: Where the dataset lies.
         planned: What is to be built.
         last: The snapshot that the plan starts from.
-        kept: Digest -> number of its shards that lie there whole.
         progress: Whether to say what is kept.
     """
     base = last.version if last else 0
@@ -39,7 +34,7 @@ def announce(
         for intent in log:
             if intent.base == base and intent.plan == planned.digest:
                 return intent
-        log.append(create_intent(job.output, job.layout, _next_intent(job, planned, base, kept, log)))
+        log.append(create_intent(job.output, job.layout, _next_intent(job, planned, last, log)))
 
 
 def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
@@ -48,20 +43,21 @@ def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
     return [number for number in numbers if last is None or number > last.manifest.intent - LOOK_BACK]
 
 
-def _next_intent(job: PackJob, planned: Plan, base: int, kept: Mapping[str, int], log: list[Intent]) -> Intent:
+def _next_intent(job: PackJob, planned: Plan, last: Snapshot | None, log: list[Intent]) -> Intent:
     stored = _stored_numbers(job.output, job.layout)
+    adoptable = stored - {shard.number for shard in (last.shards if last else ())}  # those stay, or are damaged
     known = {
         digest: number
         for intent in log
         for digest, number in zip(intent.digests, intent.shards, strict=True)
-        if number in stored
+        if number in adoptable
     }
     first = max([*stored, *(intent.first + intent.count - 1 for intent in log), -1]) + 1
-    numbering = number_shards(planned, {**known, **kept}, first)
+    numbering = number_shards(planned, known, first)
     return Intent(
         number=log[-1].number + 1 if log else 1,
         plan=planned.digest,
-        base=base,
+        base=last.version if last else 0,
         first=first,
         count=numbering.count,
         shards=numbering.numbers,

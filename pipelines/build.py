@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dray.pipelines.announce import announce
-from dray.pipelines.pack import PackedShard, PackJob, PackTask
-from dray.pipelines.plan import Plan, Recipe, plan, same_shards
+from dray.pipelines.pack import PackedShard, PackJob, PackTask, hash_sources
+from dray.pipelines.plan import Last, Plan, Recipe, find_in, fingerprints_in, plan
 from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.run import run_tasks
 from dray.pipelines.sources import Sources, find_sources
@@ -70,19 +69,18 @@ def build(
     """
     started = time.monotonic()
     sources = find_sources(job.inputs, names, recipe.suffixes)
-    planned = plan(sources, recipe)
     version = latest_version(job.output, job.layout)
     snapshot = Snapshot.open(job.output, job.layout, version) if version else None
     stored = _stored_sizes(job)
-    kept = _whole_shards(job, snapshot, stored)
+    last = _last(snapshot, stored) if snapshot else None
+    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last))
     num_reused = len(planned.shards)
-    if snapshot is None or not same_shards(planned, [shard.digest for shard in kept.values()]):
-        known = {shard.digest: number for number, shard in kept.items()}
-        intent = announce(job, planned, snapshot, known, progress=progress)
-        tasks = _tasks(job, sources, planned, intent, kept, stored)
+    if snapshot is None or planned.has_work:
+        intent = announce(job, planned, snapshot, progress=progress)
+        tasks = _tasks(job, sources, planned, intent, stored)
         packed = _pack(job, tasks, address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())
-        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, kept, packed)
+        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
         _say_what_is_superseded(job, snapshot, manifest, show=progress)
         snapshot = _commit(job, manifest, snapshot)
     return BuildReport(
@@ -102,25 +100,47 @@ def _stored_sizes(job: PackJob) -> dict[str, int]:
     return {info.name: info.size for info in job.output.list_folder()}
 
 
-def _whole_shards(job: PackJob, last: Snapshot | None, stored: dict[str, int]) -> dict[int, Shard]:
-    """Number -> shard of the last snapshot, those that lie there: who deletes tars by hand wants them packed anew."""
-    shards = last.shards if last else ()
-    return {shard.number: shard for shard in shards if stored.get(job.layout.shard(shard.number)) == shard.num_bytes}
+def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
+    """The last snapshot as a plan sees it; a tar that somebody deleted by hand is to be packed anew."""
+    whole = {
+        shard.number for shard in snapshot.shards if stored.get(snapshot.layout.shard(shard.number)) == shard.num_bytes
+    }
+    return Last(
+        recipe=snapshot.manifest.recipe,
+        source_url=snapshot.manifest.source_url,
+        shards=snapshot.shards,
+        whole=frozenset(whole),
+        table=snapshot.sources(),
+    )
 
 
-def _tasks(
-    job: PackJob, sources: Sources, planned: Plan, intent: Intent, kept: dict[int, Shard], stored: dict[str, int]
-) -> list[PackTask]:
-    """One for each shard that the last snapshot does not hold already."""
+def _same_contents(job: PackJob, sources: Sources, recipe: Recipe, last: Last | None) -> NDArray[np.bool_] | None:
+    """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
+    if last is None or list(recipe.suffixes) != last.recipe["suffixes"] or sources.url != last.source_url:
+        return None
+    rows = find_in(last.table, sources)
+    candidates = np.flatnonzero(rows >= 0)
+    old = last.table.take(pa.array(rows[candidates]))
+    has_same_size = (fingerprints_in(old, recipe.suffixes, "size") == sources.sizes[candidates]).all(axis=1)
+    has_same_stamp = (fingerprints_in(old, recipe.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
+    touched = np.flatnonzero(has_same_size & ~has_same_stamp)
+    found = hash_sources(job, sources.take(candidates[touched]))
+    is_same = np.zeros(len(sources), bool)
+    is_same[candidates[touched]] = (found == fingerprints_in(old, recipe.suffixes, "xxh3_64")[touched]).all(axis=1)
+    return is_same
+
+
+def _tasks(job: PackJob, sources: Sources, planned: Plan, intent: Intent, stored: dict[str, int]) -> list[PackTask]:
+    """One for each shard that does not stay."""
     return [
         PackTask(
             number=number,
-            sources=sources.part(shard.start, shard.stop),
+            sources=sources.take(shard.rows),
             memory_bytes=shard.num_bytes * 5 // 4 + TASK_OVERHEAD_BYTES,
             is_stored=job.layout.shard(number) in stored,
         )
         for shard, number in zip(planned.shards, intent.shards, strict=True)
-        if number not in kept
+        if shard.fate != "reused"
     ]
 
 
@@ -156,10 +176,10 @@ def _manifest(
     planned: Plan,
     intent: Intent,
     last: Snapshot | None,
-    kept: dict[int, Shard],
     packed: dict[int, PackedShard],
 ) -> Manifest:
     """The next snapshot's content; its tables of sources are stored."""
+    kept = {shard.number: shard for shard in (last.shards if last else ())}
     shards = [
         Shard(
             number=number,
@@ -172,9 +192,9 @@ def _manifest(
         else kept[number]
         for shard, number in zip(planned.shards, intent.shards, strict=True)
     ]
-    counts = [shard.num_samples for shard in shards]
-    numbers = np.repeat(np.array(intent.shards, np.int64), counts)
-    rows = np.concatenate([np.arange(count) for count in counts])
+    numbers, rows = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
+    for shard, number in zip(planned.shards, intent.shards, strict=True):
+        numbers[shard.rows], rows[shard.rows] = number, np.arange(len(shard.rows))
     hashes = _source_hashes(sources, planned, intent, last, packed)
     chunks = []
     for num_rows, body in source_chunks(sources, numbers, rows, hashes):
@@ -196,17 +216,14 @@ def _source_hashes(
 ) -> NDArray[np.uint64]:
     """(n, s) xxh3_64 of each input file: as packed now, or as the last snapshot noted for the shards it keeps."""
     hashes = np.zeros(sources.sizes.shape, np.uint64)
-    if last is not None and len(packed) < len(planned.shards):
-        table = last.sources()
-        rows = pc.call_function("index_in", [pa.array(sources.keys())], pc.SetLookupOptions(value_set=table["key"]))
-        known = np.flatnonzero(rows.is_valid().to_numpy(zero_copy_only=False))
-        old_rows = rows.drop_null().to_numpy()
-        for column, suffix in enumerate(sources.suffixes):
-            if f"{suffix}/xxh3_64" in table.column_names:
-                hashes[known, column] = table[f"{suffix}/xxh3_64"].to_numpy()[old_rows]
+    kept = [shard.rows for shard in planned.shards if shard.fate == "reused"]
+    if last is not None and kept:
+        table, rows = last.sources(), np.concatenate(kept)
+        old = table.take(pa.array(find_in(table, sources.take(rows))))
+        hashes[rows] = fingerprints_in(old, sources.suffixes, "xxh3_64")
     for shard, number in zip(planned.shards, intent.shards, strict=True):
         if number in packed:
-            hashes[shard.start : shard.stop] = packed[number].source_hashes
+            hashes[shard.rows] = packed[number].source_hashes
     return hashes
 
 

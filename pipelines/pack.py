@@ -152,13 +152,14 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
             raise DamagedError(f"{url} holds other samples than this build reserved it for")
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
-    hashes = index.xxh3_64 if job.transform is None else _hash_sources(job, task)
+    hashes = index.xxh3_64 if job.transform is None else hash_sources(job, task.sources)
     return _store_index(job, task, index, hashes, adopted=True)
 
 
-def _hash_sources(job: PackJob, task: PackTask) -> NDArray[np.uint64]:
-    hashes = [xxh3_64_intdigest(data) for data in read_files(job.inputs, task.sources)]
-    return np.array(hashes, np.uint64).reshape(task.sources.sizes.shape)
+def hash_sources(job: PackJob, sources: Sources) -> NDArray[np.uint64]:
+    """(n, s) xxh3_64 of each file, read for it."""
+    hashes = [xxh3_64_intdigest(data) for data in read_files(job.inputs, sources)]
+    return np.array(hashes, np.uint64).reshape(sources.sizes.shape)
 
 
 def _store_index(

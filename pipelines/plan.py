@@ -1,23 +1,30 @@
-"""What a build will do, worked out before it does it: which samples go to which shard, and which shards exist already.
+"""What a build will do, worked out before it does it: which shards stay, which are packed, and why.
 
-Everything here takes values and returns values: no I/O, no clock, no global state.
+A first build, or one whose recipe or input directory changed, deals all samples anew. Any other keeps each shard whose
+samples are all there unchanged, rewrites in its old order one that lost or changed some, and puts new samples into new
+shards. Everything here takes values and returns values: no I/O, no clock, no global state.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
 from dray.pipelines.sources import Sources
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
-from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
+from dray.shards.snapshot import Shard
+from dray.shards.tar import END, MAX_SHARD_BYTES
 
 DEFAULT_SHARD_BYTES = 256 << 20
 MAX_SHARD_SAMPLES = 100_000
+Fate = Literal["reused", "rewritten", "new"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +33,7 @@ class Recipe:
 
     suffixes: tuple[str, ...]
     transform: str | None = None  # None: a part is its file; else the declared version of the user's function
-    num_shards: int | None = None  # exactly so many, or by size where None
+    num_shards: int | None = None  # exactly so many at first, or by size where None
     shard_bytes: int = DEFAULT_SHARD_BYTES  # by size: a shard ends before it would pass this
     shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
 
@@ -38,61 +45,105 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it."""
-        return asdict(self)
+        return {**asdict(self), "suffixes": list(self.suffixes)}
 
     def content_digest(self) -> str:
         """Of what decides the bytes of one shard, given its samples: how they are dealt to shards does not."""
         return digest_of(json.dumps([self.suffixes, self.transform]).encode())
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedShard:
-    """The samples start .. stop - 1 of the sources, packed in that order."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Last:
+    """The last snapshot, as a plan sees it.
 
-    start: int
-    stop: int
-    num_bytes: int  # upper bound of the tar where parts are stored as they are
-    digest: str  # of its sources and the recipe
+    Attributes:
+        recipe: Its recipe, as its manifest records it.
+        source_url: Where its inputs lay.
+        shards: Its shards, in order.
+        whole: The numbers of those that lie there with their size.
+        table: Its table of sources.
+    """
+
+    recipe: Mapping[str, Any]
+    source_url: str
+    shards: Sequence[Shard]
+    whole: frozenset[int]
+    table: pa.Table
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PlannedShard:
+    """One shard of the next snapshot.
+
+    Attributes:
+        rows: (n,) which of the sources it holds, in its order.
+        fate: Whether it is there already.
+        reason: Why it is packed, for the person who asks.
+        number: Of a shard that stays; None for one that is packed.
+        num_bytes: Of the tar; for one that is packed an upper bound, where parts are stored as they are.
+        digest: Of its sources and the recipe.
+    """
+
+    rows: NDArray[np.int64]
+    fate: Fate
+    reason: str
+    number: int | None
+    num_bytes: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The shards of the next snapshot, in order."""
+    """The shards of the next snapshot, in order.
+
+    Attributes:
+        shards: Those that stay, those that are packed.
+        num_refreshed: Samples whose fingerprint changed and whose content did not.
+        num_dropped: Shards of the last snapshot none of whose samples is left.
+    """
 
     shards: tuple[PlannedShard, ...]
+    num_refreshed: int = 0
+    num_dropped: int = 0
 
     @property
     def digest(self) -> str:
         """Of the whole plan: two builders with the same digest do the same."""
         return digest_of("".join(shard.digest for shard in self.shards).encode())
 
+    @property
+    def has_work(self) -> bool:
+        """Whether the next snapshot would differ from the last."""
+        return bool(self.num_refreshed or self.num_dropped) or any(shard.fate != "reused" for shard in self.shards)
+
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """The number of each planned shard: reserved anew, or of a shard with the same digest."""
+    """The number of each planned shard: its own, reserved anew, or of a shard with the same digest."""
 
     numbers: tuple[int, ...]
     count: int  # how many are reserved anew, from the first on
 
 
-def plan(sources: Sources, recipe: Recipe) -> Plan:
-    """Deal the sources to shards.
+def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: NDArray[np.bool_] | None = None) -> Plan:
+    """Work out the next snapshot.
+
+    Args:
+        sources: The n samples that it is to hold.
+        recipe: What to make of them.
+        last: The snapshot to start from, if there is one.
+        is_same: (n,) samples whose content is known to be the last snapshot's though their fingerprint is not.
 
     Raises:
         CallError: A shard would pass 4 GiB; the message says how many shards fit.
     """
-    sizes = _sample_bytes(sources)
-    bounds = _even_bounds(len(sources), recipe.num_shards) if recipe.num_shards else _bounds_by_size(sizes, recipe)
-    totals = np.add.reduceat(sizes, bounds[:-1]) + len(END)
-    if totals.max() > MAX_SHARD_BYTES and recipe.transform is None:
-        raise CallError(_too_large(sizes, len(totals)))
-    content = recipe.content_digest()
-    return Plan(
-        tuple(
-            PlannedShard(start, stop, total, _shard_digest(content, sources.part(start, stop)))
-            for start, stop, total in zip(bounds[:-1].tolist(), bounds[1:].tolist(), totals.tolist(), strict=True)
-        )
-    )
+    rows = np.arange(len(sources))
+    if last is None:
+        return Plan(tuple(_deal(sources, rows, recipe, recipe.num_shards, "first build")))
+    if changes := _changes(recipe, sources.url, last):
+        shards = tuple(_deal(sources, rows, recipe, recipe.num_shards, changes))
+        return Plan(shards, num_dropped=len(last.shards))
+    return _increment(sources, recipe, last, np.zeros(len(sources), bool) if is_same is None else is_same)
 
 
 def number_shards(planned: Plan, known: Mapping[str, int], first: int) -> Numbering:
@@ -106,51 +157,117 @@ def number_shards(planned: Plan, known: Mapping[str, int], first: int) -> Number
     numbers: list[int] = []
     free = first
     for shard in planned.shards:
-        number = known.get(shard.digest)
+        number = known.get(shard.digest) if shard.number is None else shard.number
         if number is None:
             number, free = free, free + 1
         numbers.append(number)
     return Numbering(tuple(numbers), free - first)
 
 
-def _sample_bytes(sources: Sources) -> NDArray[np.int64]:
-    """(n,) upper bound of what each sample takes in a tar."""
-    padded = (sources.sizes + BLOCK - 1) // BLOCK * BLOCK
-    data: NDArray[np.int64] = padded.sum(axis=1) + BLOCK * len(sources.suffixes)
-    longest = 100 - 1 - max(map(len, sources.suffixes))
-    for row, name in enumerate(sources.names):
-        if len(name) > longest or not name.isascii():
-            files = (f"{name}.{suffix}".encode() for suffix in sources.suffixes)
-            parts = zip(files, sources.sizes[row].tolist(), strict=True)
-            data[row] = sum(max_member_bytes(len(file), size) for file, size in parts)
-    return data
+def find_in(table: pa.Table, sources: Sources) -> NDArray[np.int64]:
+    """(n,) the row of each source in a table of sources, by key; -1 where it is not there."""
+    options = pc.SetLookupOptions(value_set=table["key"].combine_chunks())
+    rows = pc.call_function("index_in", [pa.array(sources.keys(), pa.string())], options)
+    found: NDArray[np.int64] = rows.fill_null(-1).to_numpy().astype(np.int64)
+    return found
 
 
-def _even_bounds(num_samples: int, num_shards: int) -> NDArray[np.int64]:
-    """Half-open bounds of contiguous shards whose sample counts differ by at most one."""
-    num_shards = min(num_shards, num_samples)
-    return np.arange(num_shards + 1, dtype=np.int64) * num_samples // num_shards
+def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDArray[Any]:
+    """(n, s) one kind of column of a table of sources: size, stamp or xxh3_64."""
+    return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
 
 
-def _bounds_by_size(sizes: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
-    """Half-open bounds of shards filled one after another; a sample larger than a shard has one of its own."""
-    ends = np.cumsum(sizes)
-    bounds = [0]
-    while bounds[-1] < len(sizes):
-        start = bounds[-1]
-        filled = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, filled + recipe.shard_bytes - len(END), side="right"))
-        bounds.append(max(start + 1, min(stop, start + recipe.shard_samples)))
-    return np.array(bounds, np.int64)
+def _changes(recipe: Recipe, source_url: str, last: Last) -> str:
+    """Why everything is packed anew; empty where it is not."""
+    then, now = last.recipe, recipe.to_json()
+    changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if source_url != last.source_url:
+        changed.append(f"the inputs were in {last.source_url}, are in {source_url}")
+    return "; ".join(changed)
 
 
-def _too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
-    if sizes.max() + len(END) > MAX_SHARD_BYTES:
-        return f"one sample of {int(sizes.max())} bytes passes 4 GiB, the most that a shard may hold"
-    fits = num_shards
-    while (np.add.reduceat(sizes, _even_bounds(len(sizes), fits)[:-1]) + len(END)).max() > MAX_SHARD_BYTES:
-        fits += 1
-    return f"{num_shards} shards would pass 4 GiB each, the most that a shard may hold: {fits} shards fit"
+def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np.bool_]) -> Plan:
+    old_rows = find_in(last.table, sources)
+    is_old = old_rows >= 0
+    old = last.table.take(pa.array(old_rows[is_old]))
+    shard_of = np.full(len(sources), -1)
+    shard_of[is_old] = old["shard"].to_numpy()
+    row_of = np.zeros(len(sources), np.int64)
+    row_of[is_old] = old["row"].to_numpy()
+    has_same_print = np.zeros(len(sources), bool)
+    has_same_print[is_old] = (
+        (fingerprints_in(old, recipe.suffixes, "size") == sources.sizes[is_old])
+        & (fingerprints_in(old, recipe.suffixes, "stamp") == sources.stamps[is_old])
+    ).all(axis=1)
+    stays = is_old & (has_same_print | is_same)
+    members = _members(shard_of, row_of)
+    shards, num_dropped = [], 0
+    for shard in last.shards:
+        rows = members.get(shard.number, np.zeros(0, np.int64))
+        num_changed, num_removed = int((~stays[rows]).sum()), shard.num_samples - len(rows)
+        if not len(rows):
+            num_dropped += 1
+        elif shard.number in last.whole and not num_changed and not num_removed:
+            shards.append(_reused(shard, rows))
+        else:
+            missing = "" if shard.number in last.whole else f"; {shard.number:06d} is missing or cut"
+            reason = f"of {shard.number:06d}: {num_changed} changed, {num_removed} removed{missing}"
+            shards += _deal(sources, rows, recipe, 1, reason, fate="rewritten")
+    new = np.flatnonzero(~is_old)
+    if len(new):
+        shards += _deal(sources, new, recipe, _num_new_shards(len(new), recipe, last), f"{len(new)} new samples")
+    return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), num_dropped)
+
+
+def _members(shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Shard number -> its samples that are still there, in its order."""
+    order = np.lexsort((row_of, shard_of))
+    numbers, starts = np.unique(shard_of[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _num_new_shards(num_samples: int, recipe: Recipe, last: Last) -> int | None:
+    """As many as keep the last snapshot's samples a shard, where the recipe names a number of shards."""
+    if recipe.num_shards is None:
+        return None
+    per_shard = -(-sum(shard.num_samples for shard in last.shards) // len(last.shards))
+    return -(-num_samples // per_shard)
+
+
+def _reused(shard: Shard, rows: NDArray[np.int64]) -> PlannedShard:
+    return PlannedShard(
+        rows=rows, fate="reused", reason="", number=shard.number, num_bytes=shard.num_bytes, digest=shard.digest
+    )
+
+
+def _deal(
+    sources: Sources,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    num_shards: int | None,
+    reason: str,
+    *,
+    fate: Fate = "new",
+) -> Iterator[PlannedShard]:
+    """Cut samples, in their order, into shards that are to be packed.
+
+    Raises:
+        CallError: A shard would pass 4 GiB; the message says how many shards fit.
+    """
+    dealt = sources.take(rows)
+    sizes = sample_bytes(dealt)
+    has_outgrown = fate == "rewritten" and sizes.sum() + len(END) > MAX_SHARD_BYTES
+    if num_shards is None or has_outgrown:
+        bounds = bounds_by_size(sizes, shard_bytes=recipe.shard_bytes, shard_samples=recipe.shard_samples)
+    else:
+        bounds = even_bounds(len(rows), num_shards)
+    totals = np.add.reduceat(sizes, bounds[:-1]) + len(END)
+    if totals.max() > MAX_SHARD_BYTES and recipe.transform is None:
+        raise CallError(too_large(sizes, len(totals)))
+    content = recipe.content_digest()
+    for start, stop, total in zip(bounds[:-1].tolist(), bounds[1:].tolist(), totals.tolist(), strict=True):
+        digest = _shard_digest(content, dealt.take(np.arange(start, stop)))
+        yield PlannedShard(rows=rows[start:stop], fate=fate, reason=reason, number=None, num_bytes=total, digest=digest)
 
 
 def _shard_digest(content: str, sources: Sources) -> str:
@@ -160,8 +277,3 @@ def _shard_digest(content: str, sources: Sources) -> str:
     """
     names = "\0".join((content, sources.url, *sources.names)).encode()
     return digest_of(b"".join((names, sources.sizes.tobytes(), sources.stamps.tobytes())))
-
-
-def same_shards(planned: Plan, digests: Sequence[str]) -> bool:
-    """Whether a snapshot with these digests is what the plan would make: then there is nothing to do."""
-    return [shard.digest for shard in planned.shards] == list(digests)

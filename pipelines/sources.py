@@ -56,9 +56,10 @@ class Sources:
         """The key of each sample."""
         return [key_of(name) for name in self.names]
 
-    def part(self, start: int, stop: int) -> "Sources":
-        """The samples start .. stop - 1."""
-        return replace(self, names=self.names[start:stop], sizes=self.sizes[start:stop], stamps=self.stamps[start:stop])
+    def take(self, rows: NDArray[np.int64]) -> "Sources":
+        """Some of the samples, in the order of `rows`."""
+        names = [self.names[row] for row in rows.tolist()]
+        return replace(self, names=names, sizes=self.sizes[rows], stamps=self.stamps[rows])
 
 
 def check_sample_names(names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ CHUNK_ROWS = 1_000_000
 def source_chunks(
     sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
 ) -> Iterator[tuple[int, bytes]]:
-    """The table in chunks sorted by key, as Parquet: the same bytes for the same sources.
+    """The table in chunks, as Parquet: the same bytes for the same sources.
 
     Args:
         sources: n samples of s files.
@@ -26,6 +26,16 @@ def source_chunks(
     Yields:
         (rows, bytes of a Parquet file), at most 1 M rows each.
     """
+    table = source_table(sources, shards, rows, hashes)
+    for start in range(0, len(table), CHUNK_ROWS):
+        chunk = table.slice(start, CHUNK_ROWS)
+        yield len(chunk), _parquet(chunk)
+
+
+def source_table(
+    sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
+) -> pa.Table:
+    """The whole table, sorted by key; the arguments are those of `source_chunks`."""
     columns = {
         "key": pa.array(sources.keys(), pa.string()),
         "name": pa.array(sources.names, pa.string()),
@@ -36,10 +46,7 @@ def source_chunks(
         columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])
         columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
         columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
-    table = pa.table(columns).sort_by("key")
-    for start in range(0, len(table), CHUNK_ROWS):
-        chunk = table.slice(start, CHUNK_ROWS)
-        yield len(chunk), _parquet(chunk)
+    return pa.table(columns).sort_by("key")
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -109,6 +109,53 @@ def test_one_changed_file_rewrites_one_shard_under_a_new_name(make_inputs: MakeI
     assert before.items() <= stored(place).items()
 
 
+def test_new_samples_go_to_new_shards_and_removed_ones_leave_theirs(make_inputs: MakeInputs, place: Place) -> None:
+    """Shards of other samples stay, and the reader sees just the samples asked for."""
+    inputs = make_inputs(26)
+    build(inputs, place, names=inputs.names[:20])
+    names = [name for name in inputs.names if name != inputs.names[11]]
+    report = build(inputs, place, names=names)
+    assert [shard.number for shard in latest(place).shards] == [0, 1, 4, 3, 5, 6]
+    assert [shard.num_samples for shard in latest(place).shards] == [5, 5, 4, 5, 3, 3]
+    expected = {(name.replace(".", "-"), inputs.part(name, SUFFIX)) for name in names}
+    assert {(key, data) for key, _, data in parts_of(latest(place))} == expected
+    assert (report.num_samples, report.num_reused) == (25, 3)
+
+
+def test_touched_files_are_read_and_found_the_same(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Nothing is packed; the next run need not read them again."""
+    inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
+    build(inputs, place)
+    for name in inputs.names:
+        os.utime(inputs.path(name, SUFFIX), ns=(7, 7))
+    tars = {name for name in stored(place) if name.endswith(".tar")}
+    reports = [build(inputs, place) for _ in range(2)]
+    assert [(report.version, report.num_reused) for report in reports] == [(2, 4), (2, 4)]
+    assert {name for name in stored(place) if name.endswith(".tar")} == tars
+    assert latest(place).sources()[f"{SUFFIX}/stamp"].to_pylist() == [7] * 20
+
+
+def test_a_file_of_the_same_size_and_another_content_is_packed(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Its content tells, whatever its time."""
+    inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
+    build(inputs, place)
+    path = inputs.path(inputs.names[9], SUFFIX)
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(7, 7))
+    assert build(inputs, place).num_reused == 3
+    assert ("sample-0009", SUFFIX, path.read_bytes()) in set(parts_of(latest(place)))
+
+
+def test_every_sample_removed_but_one_leaves_one_shard(make_inputs: MakeInputs, place: Place) -> None:
+    """The others are dropped; the old version still has them."""
+    inputs = make_inputs(20)
+    build(inputs, place)
+    build(inputs, place, names=inputs.names[3:4])
+    assert [key for key, _, _ in parts_of(latest(place))] == ["sample-0003"]
+    old = Snapshot.at(place.url, "wds", 1, storage_options=place.storage_options)
+    assert len(list(parts_of(old))) == 20
+
+
 def test_hashes_of_sources_are_kept_for_reused_shards(make_inputs: MakeInputs, place: Place) -> None:
     """The table of sources of a second version equals that of a first build of the same files, but for numbers."""
     inputs = make_inputs(20, TWO_SUFFIXES)

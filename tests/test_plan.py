@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines.plan import PlannedShard, Recipe, number_shards, plan, same_shards
+from dray.pipelines.plan import Last, Plan, PlannedShard, Recipe, number_shards, plan
 from dray.pipelines.sources import Sources
+from dray.pipelines.tables import source_table
 from dray.shards.errors import CallError
+from dray.shards.snapshot import Shard
 from dray.shards.tar import MAX_SHARD_BYTES
 
 SUFFIX = "x.pyd"
@@ -23,12 +25,11 @@ def sources(sizes: list[int], *, stamp: int = 7) -> Sources:
 
 
 def counts(shards: tuple[PlannedShard, ...]) -> list[int]:
-    return [shard.stop - shard.start for shard in shards]
+    return [len(shard.rows) for shard in shards]
 
 
 def assert_cut_in_order(shards: tuple[PlannedShard, ...], num_samples: int) -> None:
-    assert [shard.start for shard in shards] == [0, *(shard.stop for shard in shards)][:-1]
-    assert shards[-1].stop == num_samples
+    assert np.concatenate([shard.rows for shard in shards]).tolist() == list(range(num_samples))
 
 
 @settings(deadline=None)
@@ -47,7 +48,7 @@ def test_shards_by_size_keep_both_limits(sizes: list[int], shard_bytes: int, sha
     """Only a sample that is larger than a shard makes a larger shard, alone."""
     recipe = Recipe(suffixes=(SUFFIX,), shard_bytes=shard_bytes, shard_samples=shard_samples)
     planned = plan(sources(sizes), recipe).shards
-    assert all(shard.num_bytes <= shard_bytes or shard.stop - shard.start == 1 for shard in planned)
+    assert all(shard.num_bytes <= shard_bytes or len(shard.rows) == 1 for shard in planned)
     assert max(counts(planned)) <= shard_samples
     assert_cut_in_order(planned, len(sizes))
 
@@ -100,10 +101,104 @@ def test_known_shards_keep_their_numbers_and_new_ones_follow_the_first_free() ->
     assert numbering.count == 3
 
 
-def test_only_the_same_shards_in_the_same_order_are_nothing_to_do() -> None:
-    """What a rerun compares with the last snapshot."""
-    planned = plan(sources([1] * 3), Recipe(suffixes=(SUFFIX,), num_shards=3))
-    digests = [shard.digest for shard in planned.shards]
-    assert same_shards(planned, digests)
-    assert not same_shards(planned, digests[::-1])
-    assert not same_shards(planned, digests[:2])
+def named(fingerprints: dict[str, int]) -> Sources:
+    """Sources of one byte each: name -> stamp."""
+    names = list(fingerprints)
+    stamps = np.array(list(fingerprints.values()), np.int64).reshape(-1, 1)
+    sizes = np.ones((len(names), 1), np.int64)
+    return Sources(url="file:///inputs", names=names, suffixes=(SUFFIX,), sizes=sizes, stamps=stamps)
+
+
+RECIPE = Recipe(suffixes=(SUFFIX,), num_shards=3)
+
+
+def committed(before: Sources, planned: Plan, recipe: Recipe = RECIPE, *, missing: set[int] | None = None) -> Last:
+    """The snapshot that a plan makes, as the next plan sees it."""
+    numbers = number_shards(planned, {}, first=0).numbers
+    shards, shard_of, row_of = [], np.zeros(len(before), np.int64), np.zeros(len(before), np.int64)
+    for shard, number in zip(planned.shards, numbers, strict=True):
+        shard_of[shard.rows], row_of[shard.rows] = number, np.arange(len(shard.rows))
+        shards.append(Shard(number=number, num_bytes=shard.num_bytes, num_samples=len(shard.rows),
+                            digest=shard.digest, index_digest=""))  # fmt: skip
+    table = source_table(before, shard_of, row_of, np.zeros(before.sizes.shape, np.uint64))
+    whole = frozenset(numbers) - (missing or set())
+    return Last(recipe=recipe.to_json(), source_url=before.url, shards=shards, whole=whole, table=table)
+
+
+SAMPLES = st.dictionaries(st.sampled_from([f"k{number}" for number in range(12)]), st.integers(1, 3), min_size=1)
+
+
+@settings(deadline=None)
+@given(SAMPLES, SAMPLES, st.integers(1, 5))
+def test_a_next_plan_holds_each_sample_once_and_keeps_what_did_not_change(
+    then: dict[str, int], now: dict[str, int], num_shards: int
+) -> None:
+    """Reused shards hold just the samples that they held, unchanged; every other sample is packed."""
+    recipe = Recipe(suffixes=(SUFFIX,), num_shards=num_shards)
+    before, after = named(then), named(now)
+    first = plan(before, recipe)
+    second = plan(after, recipe, committed(before, first, recipe))
+    rows = np.concatenate([shard.rows for shard in second.shards])
+    assert sorted(rows.tolist()) == list(range(len(now)))
+    assert second.has_work == (then != now)
+    held = {number: [before.names[row] for row in shard.rows] for number, shard in enumerate(first.shards)}
+    for shard in second.shards:
+        names = [after.names[row] for row in shard.rows]
+        if shard.fate == "reused":
+            assert names == held[shard.number]  # type: ignore[index]
+            assert all(then[name] == now[name] for name in names)
+    kept = {shard.number for shard in second.shards if shard.fate == "reused"}
+    assert kept == {number for number, names in held.items() if all(then[name] == now.get(name) for name in names)}
+
+
+def test_a_changed_sample_rewrites_its_shard_in_its_old_order_and_place() -> None:
+    """Its neighbours stay; removed samples leave; new ones come last."""
+    before = named(dict.fromkeys("abcdef", 1))
+    last = committed(before, plan(before, RECIPE))
+    second = plan(named({"x": 1, "f": 1, "e": 1, "d": 2, "c": 1, "a": 1}), RECIPE, last)
+    found = [(shard.fate, ["xfedca"[row] for row in shard.rows]) for shard in second.shards]
+    assert found == [("rewritten", ["a"]), ("rewritten", ["c", "d"]), ("reused", ["e", "f"]), ("new", ["x"])]
+    assert second.shards[0].reason == "of 000000: 0 changed, 1 removed"
+    assert second.shards[1].reason == "of 000001: 1 changed, 0 removed"
+    assert number_shards(second, {}, first=3).numbers == (3, 4, 2, 5)
+
+
+def test_a_shard_with_no_sample_left_is_dropped() -> None:
+    """And the others stay."""
+    before = named(dict.fromkeys("abcdef", 1))
+    second = plan(named(dict.fromkeys("abef", 1)), RECIPE, committed(before, plan(before, RECIPE)))
+    assert [shard.number for shard in second.shards] == [0, 2]
+    assert (second.num_dropped, second.has_work) == (1, True)
+
+
+def test_a_missing_shard_is_packed_anew_under_another_number() -> None:
+    """With the reason."""
+    before = named(dict.fromkeys("abcdef", 1))
+    second = plan(before, RECIPE, committed(before, plan(before, RECIPE), missing={1}))
+    assert [shard.fate for shard in second.shards] == ["reused", "rewritten", "reused"]
+    assert "000001 is missing or cut" in second.shards[1].reason
+
+
+def test_a_touched_sample_of_the_same_content_packs_nothing_and_is_noted() -> None:
+    """The next snapshot has its new fingerprint."""
+    before = named(dict.fromkeys("abcdef", 1))
+    touched = named({**dict.fromkeys("abcdef", 1), "b": 2})
+    is_same = np.array([name == "b" for name in touched.names])
+    second = plan(touched, RECIPE, committed(before, plan(before, RECIPE)), is_same)
+    assert {shard.fate for shard in second.shards} == {"reused"}
+    assert (second.num_refreshed, second.has_work) == (1, True)
+
+
+def test_a_changed_recipe_rebuilds_and_says_why() -> None:
+    """Each changed value, then and now."""
+    before = named(dict.fromkeys("abcdef", 1))
+    last = committed(before, plan(before, RECIPE))
+    second = plan(before, Recipe(suffixes=(SUFFIX,), num_shards=2, transform="7"), last)
+    assert [shard.fate for shard in second.shards] == ["new", "new"]
+    assert second.shards[0].reason == "transform was None, is '7'; num_shards was 3, is 2"
+
+
+def test_another_order_of_the_same_names_is_nothing_to_do() -> None:
+    """The order given counts for new samples."""
+    before = named(dict.fromkeys("abcdef", 1))
+    assert not plan(named(dict.fromkeys("fedcba", 1)), RECIPE, committed(before, plan(before, RECIPE))).has_work

@@ -1,0 +1,48 @@
+"""Dealing samples to shards: evenly to a number of shards, or by size. Arithmetic on sizes, nothing else."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dray.pipelines.sources import Sources
+from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
+
+
+def sample_bytes(sources: Sources) -> NDArray[np.int64]:
+    """(n,) upper bound of what each sample takes in a tar."""
+    padded = (sources.sizes + BLOCK - 1) // BLOCK * BLOCK
+    data: NDArray[np.int64] = padded.sum(axis=1) + BLOCK * len(sources.suffixes)
+    longest = 100 - 1 - max(map(len, sources.suffixes))
+    for row, name in enumerate(sources.names):
+        if len(name) > longest or not name.isascii():
+            files = (f"{name}.{suffix}".encode() for suffix in sources.suffixes)
+            parts = zip(files, sources.sizes[row].tolist(), strict=True)
+            data[row] = sum(max_member_bytes(len(file), size) for file, size in parts)
+    return data
+
+
+def even_bounds(num_samples: int, num_shards: int) -> NDArray[np.int64]:
+    """Half-open bounds of contiguous shards whose sample counts differ by at most one."""
+    num_shards = min(num_shards, num_samples)
+    return np.arange(num_shards + 1, dtype=np.int64) * num_samples // num_shards
+
+
+def bounds_by_size(sizes: NDArray[np.int64], *, shard_bytes: int, shard_samples: int) -> NDArray[np.int64]:
+    """Half-open bounds of shards filled one after another; a sample larger than a shard has one of its own."""
+    ends = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        start = bounds[-1]
+        filled = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, filled + shard_bytes - len(END), side="right"))
+        bounds.append(max(start + 1, min(stop, start + shard_samples)))
+    return np.array(bounds, np.int64)
+
+
+def too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
+    """What to say where so many shards would pass 4 GiB: how many fit."""
+    if sizes.max() + len(END) > MAX_SHARD_BYTES:
+        return f"one sample of {int(sizes.max())} bytes passes 4 GiB, the most that a shard may hold"
+    fits = num_shards
+    while (np.add.reduceat(sizes, even_bounds(len(sizes), fits)[:-1]) + len(END)).max() > MAX_SHARD_BYTES:
+        fits += 1
+    return f"{num_shards} shards would pass 4 GiB each, the most that a shard may hold: {fits} shards fit"
