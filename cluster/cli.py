@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 
 from dray.shards.errors import DrayError
+from dray.shards.snapshot import DEFAULT_PREFIX
+from dray.shards.verify import Level
 
 EXPECTED = (DrayError, TypeError, ValueError, OSError)  # what a wrong call or a missing file raises
 
@@ -203,6 +205,88 @@ def ls(
         form="urls" if urls else "json" if as_json else "all" if all_shards else "table",
         storage_options=parse_storage_options(storage_option),
     )
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    *,
+    prefix: Annotated[str, typer.Option(help="The dataset's prefix.")] = DEFAULT_PREFIX,
+    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    level: Annotated[
+        Level,
+        typer.Option(
+            help="[bold]quick[/]: is all there? [bold]index[/]: is every part where its index says? "
+            "[bold]full[/]: every byte, by checksum."
+        ),
+    ] = Level.INDEX,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="If something is wrong, write the names of all samples there, in order, for `dray build --names`.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    r"""Prove that a dataset is whole, or name what is wrong and how to mend it; exit code 1 then.
+
+    Nothing is written to the dataset. Shards that dray did not write are not looked at.
+
+    [bold]Examples[/]
+
+    [cyan]dray verify dray-quickstart/shards/train[/]
+
+    Every byte of an older version:
+
+    [cyan]dray verify s3://lab/digits/train --version 3 --level full[/]
+
+    One group of a split, with what a rebuild of it needs:
+
+    [cyan]dray verify shards/train --level full --names train.txt[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.verify import verify_dataset
+
+    whole = verify_dataset(
+        url,
+        prefix=prefix,
+        version=version,
+        level=level.value,
+        as_json=as_json,
+        names_file=names,
+        storage_options=parse_storage_options(storage_option),
+    )
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's name, its dots replaced by dashes.")],
+    *,
+    prefix: Annotated[str, typer.Option(help="The dataset's prefix.")] = DEFAULT_PREFIX,
+    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Show one sample: its shard, and where each part lies and what it holds.
+
+    Parts are decoded safely: a pickle that names anything outside the safe list is refused, and the reason shown.
+
+    [bold]Examples[/]
+
+    [cyan]dray show dray-quickstart/shards/train digit-0042[/]
+
+    As it was in version 3:
+
+    [cyan]dray show s3://lab/digits/train a7 --version 3[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.show import show_sample
+
+    show_sample(url, key, prefix=prefix, version=version, storage_options=parse_storage_options(storage_option))
 
 
 @app.command()

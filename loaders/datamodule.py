@@ -148,7 +148,7 @@ class WebDataModule(lightning.LightningDataModule):
         options = dict(_of(self._kwargs_wld, split) or {})
         if options.get("num_workers") and local_path(normal_url(self._directory(split))) is None:
             options.setdefault("multiprocessing_context", "spawn")  # a store's connections do not live through a fork
-        if options.get("multiprocessing_context") is not None:
+        if options.get("num_workers"):
             dataset = Portable(dataset)
         loader = WebLoader(dataset, **{"batch_size": None, **options})
         loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))

@@ -8,13 +8,12 @@ shards; and parts are decoded safely.
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
-from pathlib import Path
+from itertools import accumulate, count, islice
 from typing import Any
 
 import cloudpickle
-from torch.utils.data import IterableDataset
-from webdataset.cache import StreamingOpen
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.cache import FileCache, StreamingOpen
 from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
@@ -29,11 +28,12 @@ from dray.shards.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tar:
-    """One tar of a split; a snapshot tells its size and the number of its first sample, a listing neither."""
+    """One tar of a split; a snapshot tells its bytes and samples, a listing neither."""
 
     url: str
     num_bytes: int | None = None
-    first_sample: int = 0
+    first_sample: int = 0  # of the split
+    num_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Tars:
         snapshot = Snapshot.open(store, layout, version)
         starts = accumulate((shard.num_samples for shard in snapshot.shards), initial=0)
         tars = [
-            Tar(url=tar_url, num_bytes=shard.num_bytes, first_sample=start)
+            Tar(url=tar_url, num_bytes=shard.num_bytes, first_sample=start, num_samples=shard.num_samples)
             for tar_url, shard, start in zip(snapshot.urls(), snapshot.shards, starts, strict=False)
         ]
         return cls(store=store, tars=tars, num_samples=snapshot.num_samples)
@@ -83,8 +83,8 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         suffixes: The parts wanted, in the order of the tuples.
         decoder: How to decode them.
         options: Keyword arguments of `webdataset.WebDataset`. Where neither `nodesplitter` nor `workersplitter` is
-            given, the samples are shared out evenly among all workers of all ranks: as many whole shards as each can
-            have, and the samples of the shards that are left.
+            given, every worker of every rank gets an equal run of the samples (equal to one). Without a snapshot nobody
+            knows the samples: then whole tars are dealt out, or every so many-th sample where there are too few tars.
 
     Raises:
         CallError: `cache_dir` with a dataset on object storage.
@@ -103,32 +103,37 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         is_shared_here = not {"nodesplitter", "workersplitter"} & options.keys()
         if is_shared_here:
             options |= {"nodesplitter": None, "workersplitter": None}
+        if is_shared_here and tars.num_samples is not None:
+            options["empty_check"] = False  # a rank's last workers may be without a sample
         super().__init__([tar.url for tar in tars.tars], **options)
         if is_shared_here and not options.get("resampled") and options.get("mode") != "resampled":
-            self.pipeline.insert(1, _ShareOfShards(len(tars.tars), tars.num_samples))
-            self.append(_ShareOfSamples(tars))
-        self.pipeline = [_Opener(tars) if isinstance(stage, StreamingOpen) else stage for stage in self.pipeline]
-        self.append(_PartsOf(suffixes, decoder))
+            self.pipeline.insert(1, _SharedTars(tars))
+            self.pipeline.append(_SharedSamples(tars))
+        self.pipeline = [
+            _Opener(tars) if isinstance(stage, StreamingOpen | FileCache) else stage for stage in self.pipeline
+        ]  # files of this disk need no cache
+        self.pipeline.append(_PartsOf(suffixes, decoder))
 
 
 class Portable(IterableDataset[Any]):
-    """A dataset that reaches spawned workers with the lambdas and local functions in its pipeline."""
+    """A dataset that reaches workers that are not forked with the lambdas and local functions in its pipeline."""
 
     def __init__(self, dataset: Iterable[Any]) -> None:
         self.dataset = dataset
+        self._home: tuple[int, int] | None = None  # rank and number of ranks of the trainer, in another process
 
     def __iter__(self) -> Iterator[Any]:
+        if self._home is not None and get_worker_info() is not None:
+            # This process is in no process group: these variables tell it, and webdataset in it, whose worker it is.
+            os.environ.update(RANK=str(self._home[0]), WORLD_SIZE=str(self._home[1]))
         return iter(self.dataset)
 
-    def __getstate__(self) -> tuple[bytes, int, int]:
+    def __getstate__(self) -> tuple[bytes, tuple[int, int]]:
         rank, num_ranks, _, _ = pytorch_worker_info()
-        return cloudpickle.dumps(self.dataset), rank, num_ranks
+        return cloudpickle.dumps(self.dataset), self._home or (rank, num_ranks)
 
-    def __setstate__(self, state: tuple[bytes, int, int]) -> None:
-        pickled, rank, num_ranks = state
-        # A spawned worker is in no process group: these variables tell it, and webdataset in it, whose worker it is.
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))
-        self.dataset = cloudpickle.loads(pickled)
+    def __setstate__(self, state: tuple[bytes, tuple[int, int]]) -> None:
+        self.dataset, self._home = cloudpickle.loads(state[0]), state[1]
 
 
 class _Opener:
@@ -140,68 +145,58 @@ class _Opener:
 
     def __call__(self, source: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for item in source:
-            url = item["url"]
-            name = url.removeprefix(f"{self._store.url}/")
-            self._check_size(url, name)
-            with self._store.open_stream(name) as stream:
-                yield {"url": url, "stream": stream}
-
-    def _check_size(self, url: str, name: str) -> None:
-        expected = self._sizes[url]
-        if expected is None:
-            return
-        if self._store.local_root is not None:  # without the store's client: this may be a forked worker
-            path = Path(self._store.local_root, name)
-            found = path.stat().st_size if path.exists() else None
-        else:
-            info = self._store.head(name)
-            found = info.size if info else None
-        if found != expected:
-            raise DamagedError(
-                f"shard {url}: {expected} bytes expected, found {'nothing' if found is None else found}: it was cut, "
-                "replaced or deleted; build the dataset again"
-            )
+            name = item["url"].removeprefix(f"{self._store.url}/")
+            with self._store.open_stream(name, self._sizes[item["url"]]) as stream:
+                yield {"url": item["url"], "stream": stream}
 
 
-def _slot(num_samples: int | None) -> tuple[int, int]:
-    """This worker's number among all workers of all ranks, and how many there are.
-
-    Where there are fewer samples than workers, some workers have the same number: none may be without a sample.
-    """
+def _share(num_samples: int) -> range:
+    """The samples of this worker: a rank's equal run, cut into equal runs for its workers."""
     rank, num_ranks, worker, num_workers = pytorch_worker_info()
-    num_slots = min(num_ranks * num_workers, num_samples or num_ranks * num_workers)
-    return (rank * num_workers + worker) % num_slots, num_slots
+    if num_samples < num_ranks:  # no rank may be without a sample: the others would wait for it
+        own = range(rank % num_samples, rank % num_samples + 1)
+    else:
+        own = range(rank * num_samples // num_ranks, (rank + 1) * num_samples // num_ranks)
+    return own[worker * len(own) // num_workers : (worker + 1) * len(own) // num_workers]
 
 
-@dataclass(frozen=True, slots=True)
-class _ShareOfShards:
-    """Stage: this worker's whole shards, as many as every worker can have, and then all that are left."""
+def _turn() -> tuple[int, int]:
+    """This worker's number among all workers of all ranks, and how many there are."""
+    rank, num_ranks, worker, num_workers = pytorch_worker_info()
+    return rank * num_workers + worker, num_ranks * num_workers
 
-    num_shards: int
-    num_samples: int | None
+
+class _SharedTars:
+    """Stage: the tars that hold samples of this worker; before any shuffle, so that all workers agree."""
+
+    def __init__(self, tars: Tars) -> None:
+        self._tars = tars
 
     def __call__(self, source: Iterable[Any]) -> Iterator[Any]:
-        slot, num_slots = _slot(self.num_samples)
-        num_dealt = self.num_shards - self.num_shards % num_slots
-        for number, item in enumerate(source):
-            if number >= num_dealt or number % num_slots == slot:
-                yield item
+        if self._tars.num_samples is None:
+            turn, num_turns = _turn()
+            return islice(source, turn, None, num_turns) if len(self._tars.tars) >= num_turns else iter(source)
+        own = _share(self._tars.num_samples)
+        return (
+            item
+            for item, tar in zip(source, self._tars.tars, strict=True)
+            if tar.first_sample < own.stop and own.start < tar.first_sample + tar.num_samples
+        )
 
 
-class _ShareOfSamples:
-    """Stage: this worker's samples of the shards that all workers read; whatever the order the shards come in."""
+class _SharedSamples:
+    """Stage: the samples of this worker, in whatever order its tars come."""
 
     def __init__(self, tars: Tars) -> None:
         self._tars = tars
 
     def __call__(self, source: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        slot, num_slots = _slot(self._tars.num_samples)
-        num_shared = len(self._tars.tars) % num_slots
-        shared = self._tars.tars[len(self._tars.tars) - num_shared :]
-        numbers = {tar.url: count(tar.first_sample) for tar in shared}  # of the next sample of each
-        for sample in source:
-            if (of_shard := numbers.get(sample["__url__"])) is None or next(of_shard) % num_slots == slot:
-                yield sample
+        if self._tars.num_samples is None:
+            turn, num_turns = _turn()
+            return iter(source) if len(self._tars.tars) >= num_turns else islice(source, turn, None, num_turns)
+        own = _share(self._tars.num_samples)
+        numbers = {tar.url: count(tar.first_sample) for tar in self._tars.tars}  # of the next sample of each
+        return (sample for sample in source if next(numbers[sample["__url__"]]) in own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,20 @@
 Ranges of numbers ascend with the log, so a range that starts after the last intent's starts after all of them.
 """
 
+from collections.abc import Iterable
+
 from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Plan, number_shards
 from dray.pipelines.progress import say
-from dray.shards.layout import Layout
 from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in, read_intent
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
 
 LOOK_BACK = 16  # intents read from before the last commit's
 
 
-def announce(job: PackJob, planned: Plan, last: Snapshot | None, *, progress: bool = True) -> Intent:
+def announce(
+    job: PackJob, planned: Plan, last: Snapshot | None, stored: Iterable[str], *, progress: bool = True
+) -> Intent:
     """The intent that a plan works under: an earlier one of the same plan and base, or a new one at the log's end.
 
     Whole shards of recent intents are adopted where their digest is the plan's.
@@ -24,17 +26,19 @@ def announce(job: PackJob, planned: Plan, last: Snapshot | None, *, progress: bo
         job: Where the dataset lies.
         planned: What is to be built.
         last: The snapshot that the plan starts from.
+        stored: The names of what lies in the dataset's directory.
         progress: Whether to say what is kept.
     """
     base = last.version if last else 0
+    numbers = {number for name in stored if (number := job.layout.shard_number(name)) is not None}
     log = [read_intent(job.output, job.layout, number) for number in _recent_numbers(job, last)]
     if not log:
-        _say_what_is_kept(job.output, job.layout, show=progress)
+        _say_what_is_kept(job, numbers, show=progress)
     while True:
         for intent in log:
             if intent.base == base and intent.plan == planned.digest:
                 return intent
-        log.append(create_intent(job.output, job.layout, _next_intent(job, planned, last, log)))
+        log.append(create_intent(job.output, job.layout, _next_intent(planned, last, numbers, log)))
 
 
 def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
@@ -43,8 +47,7 @@ def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
     return [number for number in numbers if last is None or number > last.manifest.intent - LOOK_BACK]
 
 
-def _next_intent(job: PackJob, planned: Plan, last: Snapshot | None, log: list[Intent]) -> Intent:
-    stored = _stored_numbers(job.output, job.layout)
+def _next_intent(planned: Plan, last: Snapshot | None, stored: set[int], log: list[Intent]) -> Intent:
     adoptable = stored - {shard.number for shard in (last.shards if last else ())}  # those stay, or are damaged
     known = {
         digest: number
@@ -67,15 +70,10 @@ def _next_intent(job: PackJob, planned: Plan, last: Snapshot | None, log: list[I
     )
 
 
-def _stored_numbers(output: Store, layout: Layout) -> set[int]:
-    found = (layout.shard_number(info.name) for info in output.list_folder())
-    return {number for number in found if number is not None}
-
-
-def _say_what_is_kept(output: Store, layout: Layout, *, show: bool) -> None:
-    if foreign := _stored_numbers(output, layout):
+def _say_what_is_kept(job: PackJob, foreign: set[int], *, show: bool) -> None:
+    if foreign:
         say(
-            f"{len(foreign)} tars that dray did not write lie under {output.url_of(layout.prefix)}-*: they are kept, "
-            f"new shards start at {max(foreign) + 1:06d}, and readers that glob see both; dray's readers see the new",
+            f"{len(foreign)} tars that dray did not write lie under {job.output.url_of(job.layout.prefix)}-*: they are "
+            f"kept, new shards start at {max(foreign) + 1:06d}, and readers that glob see both; dray's see the new",
             show=show,
         )

@@ -76,7 +76,7 @@ def build(
     planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last))
     num_reused = len(planned.shards)
     if snapshot is None or planned.has_work:
-        intent = announce(job, planned, snapshot, progress=progress)
+        intent = announce(job, planned, snapshot, stored, progress=progress)
         tasks = _tasks(job, sources, planned, intent, stored)
         packed = _pack(job, tasks, address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())

@@ -145,15 +145,24 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     name = job.layout.shard(task.number)
     url = job.output.url_of(name)
     try:
+        info = job.output.head(name)
         with job.output.open_stream(name) as stream:
-            info = job.output.head(name)
             index = ShardIndex.of_members(scan(stream, url), shard_bytes=info.size if info else 0, where=url)
-        if list(index.keys) != task.sources.keys():
+        if not _holds(index, job, task.sources):
             raise DamagedError(f"{url} holds other samples than this build reserved it for")
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
     hashes = index.xxh3_64 if job.transform is None else hash_sources(job, task.sources)
     return _store_index(job, task, index, hashes, adopted=True)
+
+
+def _holds(index: ShardIndex, job: PackJob, sources: Sources) -> bool:
+    """Whether a stored shard holds the planned samples; of a function's parts only the keys are known beforehand."""
+    if list(index.keys) != sources.keys():
+        return False
+    return job.transform is not None or (
+        index.suffixes == sources.suffixes and np.array_equal(index.sizes, sources.sizes)
+    )
 
 
 def hash_sources(job: PackJob, sources: Sources) -> NDArray[np.uint64]:

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from dray.shards.client import StorageOptions
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, key_of
 from dray.shards.log import Commit, canonical_json, latest_version, read_commit
 from dray.shards.store import Store
 
@@ -200,8 +202,66 @@ class Snapshot:
         return ShardIndex.from_bytes(body, self.store.url_of(name))
 
     def sources(self) -> pa.Table:
-        """The sources, sorted by key: key, name, shard, and of each suffix size, stamp and xxh3_64."""
+        """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64."""
         return pa.concat_tables([self._chunk(chunk) for chunk in self.manifest.sources])
+
+    def find(self, key: str) -> tuple[Shard, ShardIndex, int]:
+        """The shard that holds a sample, its index, and the sample's row there.
+
+        Reads the table of sources and one index.
+
+        Raises:
+            NotFoundError: No sample has that key; names its neighbours.
+            DamagedError: The table or the index is not what it should be.
+        """
+        table = self.sources()
+        keys = table["key"]
+        row = pc.call_function("index", [keys], pc.IndexOptions(value=pa.scalar(key, keys.type))).as_py()
+        if row < 0:
+            raise NotFoundError(f"no sample {key!r} in {self._name}: {_key_hint(keys, key)}")
+        number = table["shard"][row].as_py()
+        for shard in self.shards:
+            if shard.number == number:
+                index = self.index(shard)
+                if key in index.keys:
+                    return shard, index, list(index.keys).index(key)
+        raise DamagedError(f"{self._name}: shard {number} does not hold sample {key!r}, as the table of sources says")
+
+    def read(self, key: str) -> dict[str, bytes]:
+        """The parts of one sample, by suffix, checked.
+
+        Raises:
+            NotFoundError: No sample has that key; names its neighbours.
+            DamagedError: A part is not what its index says: names shard, key and suffix.
+        """
+        return self.read_row(*self.find(key))
+
+    def read_row(self, shard: Shard, index: ShardIndex, row: int) -> dict[str, bytes]:
+        """The parts of the sample in one row of a shard, by suffix, checked.
+
+        Raises:
+            NotFoundError: The shard is missing.
+            DamagedError: A part is not what the index says: names shard, key and suffix.
+        """
+        name = self.layout.shard(shard.number)
+        columns = [column for column in range(len(index.suffixes)) if index.offsets[row, column]]
+        starts, sizes = index.offsets[row, columns].tolist(), index.sizes[row, columns].tolist()
+        parts: dict[str, bytes] = {}
+        for column, data in zip(columns, self.store.get_ranges(name, starts, sizes), strict=True):
+            suffix = index.suffixes[column]
+            if xxh3_64_intdigest(data) != index.xxh3_64[row, column]:
+                raise DamagedError(
+                    f"{self.store.url_of(name)}: part {suffix!r} of key {index.keys[row]!r} at offset "
+                    f"{index.offsets[row, column]} is not what was packed: dray verify {self.store.url} tells how to "
+                    "mend it"
+                )
+            parts[suffix] = bytes(data)
+        return parts
+
+    @property
+    def _name(self) -> str:
+        """For messages."""
+        return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
     def _chunk(self, chunk: SourceChunk) -> pa.Table:
         name = self.layout.sources(chunk.digest)
@@ -209,6 +269,14 @@ class Snapshot:
         if digest_of(body) != chunk.digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
         return pq.read_table(pa.BufferReader(body))
+
+
+def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
+    """What may have been meant: the keys before and after it in order."""
+    place = pc.call_function("sum", [pc.call_function("less", [keys, pa.scalar(key, keys.type)])]).as_py() or 0
+    near = keys[max(0, place - 1) : place + 1].to_pylist()
+    dots = f"; dots of a name became dashes: {key_of(key)!r}?" if "." in key else ""
+    return f"near it lie {' and '.join(map(repr, near)) or 'none'}{dots}"
 
 
 def put_content(store: Store, name: str, data: bytes) -> None:

@@ -158,24 +158,40 @@ class Store:
             )
 
     @contextmanager
-    def open_stream(self, name: str) -> Iterator[BinaryIO]:
+    def open_stream(self, name: str, expected_bytes: int | None = None) -> Iterator[BinaryIO]:
         """A file object that reads one object from its start to its end, without seeking.
 
         An object is fetched in ranges, the next while the last is read: each request has its own timeout, so a reader
         may take as long as it likes.
 
+        Args:
+            name: The object.
+            expected_bytes: Its size, if it must be that.
+
         Raises:
             NotFoundError: Nothing lies there.
+            DamagedError: Nothing, or something of another size, lies where a size is expected.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
             self._check_name(name)
-            with _file_errors(self.url_of(name)), Path(self.local_root, name).open("rb") as file:
+            path = Path(self.local_root, name)
+            self._check_size(name, path.stat().st_size if path.is_file() else None, expected_bytes)
+            with _file_errors(self.url_of(name)), path.open("rb") as file:
                 yield file
             return
-        if (info := self.head(name)) is None:
+        info = self.head(name)
+        self._check_size(name, info.size if info else None, expected_bytes)
+        if info is None:
             raise NotFoundError(f"cannot read {self.url_of(name)}: nothing lies there")
         with ThreadPoolExecutor(1) as ahead:
             yield io.BufferedReader(_Ranges(self, info, ahead), STREAM_CHUNK_BYTES)
+
+    def _check_size(self, name: str, found: int | None, expected: int | None) -> None:
+        if expected is not None and found != expected:
+            raise DamagedError(
+                f"{self.url_of(name)}: {expected} bytes expected, found {'nothing' if found is None else found}: "
+                "it was cut, replaced or deleted; build the dataset again"
+            )
 
     def head(self, name: str) -> ObjectInfo | None:
         """Size and ETag of one object; None where nothing lies."""

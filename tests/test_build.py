@@ -15,7 +15,14 @@ import webdataset
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
+from dray.pipelines.announce import announce
+from dray.pipelines.pack import PackJob
+from dray.pipelines.plan import Recipe, plan
+from dray.pipelines.sources import find_sources
 from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store
+from dray.shards import store as store_module
+from dray.shards.layout import Layout
+from dray.shards.tar import TarWriter
 from tests.conftest import Inputs, MakeInputs, Place
 
 SUFFIX = "tensor.pyd"
@@ -337,6 +344,49 @@ def test_shards_deleted_by_hand_are_packed_anew(make_inputs: MakeInputs, place: 
     assert (report.version, report.num_reused) == (2, 2)
     assert [shard.number for shard in latest(place).shards] == [0, 4, 2, 5]
     assert [data for _, _, data in parts_of(latest(place))] == [inputs.part(name, SUFFIX) for name in inputs.names]
+
+
+def test_a_shard_that_was_cut_is_packed_anew(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The rebuild does not take the cut one for its own, and leaves it where it lies."""
+    inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
+    build(inputs, place)
+    shard = tmp_path / "out" / "wds-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert build(inputs, place).num_reused == 3
+    assert [shard.number for shard in latest(place).shards] == [0, 1, 4, 3]
+    assert [data for _, _, data in parts_of(latest(place))] == [inputs.part(name, SUFFIX) for name in inputs.names]
+
+
+def test_a_foreign_shard_with_the_right_keys_is_not_adopted(make_inputs: MakeInputs, place: Place) -> None:
+    """Its parts must be the planned ones, by suffix and size."""
+    inputs = make_inputs(8)
+    tar = TarWriter()
+    for name in inputs.names[:2]:
+        tar.add(f"{name.replace('.', '-')}.other".encode(), b"foreign")
+    store = Store(place.url, place.storage_options)
+    announce(PackJob(inputs=Store(inputs.folder), output=store, layout=Layout("wds"), transform=None),
+             plan(find_sources(Store(inputs.folder), inputs.names, (SUFFIX,)), RECIPE), None, ())  # fmt: skip
+    store.put_new("wds-000000.tar", tar.finish())
+    with pytest.raises(DamagedError, match="holds other samples"):
+        build(inputs, place)
+
+
+RECIPE = Recipe(suffixes=(SUFFIX,), num_shards=4)
+
+
+def test_all_is_on_the_disk_before_the_commit(
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards, indexes, tables, their folders and the intent; then the commit itself."""
+    synced: list[str] = []
+    monkeypatch.setattr(store_module, "_fsync", lambda path: synced.append(os.path.relpath(path, tmp_path / "out")))
+    build(make_inputs(8), Place(str(tmp_path / "out")))
+    files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
+    commit = "_dray/wds/commits/0000000001.json"
+    before = set(synced[: synced.index(commit)])
+    assert files - before == {commit, "_dray/wds/commits"}
+    assert {".", ".."} <= before
+    assert "_dray/wds/commits" in synced[synced.index(commit) :]
 
 
 def test_another_folder_of_files_of_the_same_sizes_and_times_is_another_source(

@@ -2,6 +2,8 @@
 
 import pickle
 import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 import webdataset as wds
 from torch import Tensor, nn
 from webdataset import batched, shuffle
+from webdataset.cache import FileCache, StreamingOpen
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
+from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot, Store
 
 COUNTS = {Split.train: 50, Split.val: 11, Split.test: 12}
@@ -202,24 +206,83 @@ def test_any_number_of_workers_shares_any_number_of_shards(
     assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
 
 
+def shares(data: WebDataModule, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What each rank's dataset yields of val, set up as each rank does it for itself."""
+    found = []
+    monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
+    for rank in range(num_ranks):
+        monkeypatch.setenv("RANK", str(rank))
+        data.setup("validate")
+        found.append([int(sample[0, 0]) for sample in data._dataset[Split.val]])
+    return found
+
+
 @pytest.mark.parametrize("shuffle_shards", [False, True])
 @pytest.mark.parametrize(("num_shards", "num_ranks"), [(3, 4), (3, 2), (7, 3), (1, 5), (11, 11), (11, 16)])
 def test_ranks_share_the_samples_evenly_whatever_the_shards(
     pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int, num_ranks: int,
     shuffle_shards: bool,
 ) -> None:  # fmt: skip
-    """Each sample on one rank, numbers that differ by a sample or two, and no rank without one."""
+    """Each sample on one rank, numbers that differ by one at most, and no rank without a sample."""
     data = ready(pickles, tmp_path, n_tars_wds=num_shards, kwargs_wds={Split.val: {"shardshuffle": shuffle_shards}})
-    shares = []
-    monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
-    for rank in range(num_ranks):
-        monkeypatch.setenv("RANK", str(rank))
-        data.setup("validate")  # as each rank does for itself
-        shares.append([int(tensor[0, 0]) for tensor in data._dataset[Split.val]])
-    seen = [number for share in shares for number in share]
+    found = shares(data, num_ranks, monkeypatch)
+    seen = [number for share in found for number in share]
     assert set(seen) == set(numbers_of(Split.val))
     assert len(seen) == max(COUNTS[Split.val], num_ranks)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_ranks_share_shards_of_very_different_sizes_evenly(
+    pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last shard of a dataset that is packed by size is: no rank trains on a few samples again and again."""
+    val = names_of(Split.val)
+    for names in (val[:9], val):  # the second build adds a shard of two samples
+        pickles_to_tars(pickles, names, SUFFIX, tmp_path, "wdshards", progress=False)
+    assert [shard.num_samples for shard in Snapshot.latest(tmp_path).shards] == [9, 2]
+    data = WebDataModule(None, SUFFIX, {Split.val: tmp_path}, None, pipeline_wds={Split.val: untuple})
+    assert [len(share) for share in shares(data, 3, monkeypatch)] == [3, 4, 4]
+
+
+RANK_PROGRAM = """
+import sys, torch, torch.distributed as dist
+from dray.loaders import Split, WebDataModule
+
+def main():
+    rank, url, context = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
+    untuple = {Split.val: lambda source: (tensor for (tensor,) in source)}
+    workers = {Split.val: {"num_workers": 2, "multiprocessing_context": context}}
+    data = WebDataModule(None, "tensor.pyd", {Split.val: url}, None, "myshards", untuple, kwargs_wld=workers)
+    data.setup("validate")
+    print(*sorted(int(tensor[0, 0]) for tensor in data.val_dataloader()))
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_two_ranks_know_whose_they_are(pickles: Path, tmp_path: Path, context: str) -> None:
+    """However the workers are started, and with no variable that tells the rank: each sample on one rank."""
+    ready(pickles, tmp_path / "shards")
+    (tmp_path / "program.py").write_text(RANK_PROGRAM)
+    words = [f"{tmp_path}/shards/val", context, f"{tmp_path}/meeting"]
+    command = [sys.executable, f"{tmp_path}/program.py"]
+    ranks = [subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    outputs = [rank.communicate(timeout=120)[0].split() for rank in ranks]
+    assert sorted(int(number) for output in outputs for number in output) == list(numbers_of(Split.val))
+    assert [len(output) for output in outputs] == [5, 6]
+
+
+def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> None:
+    """Files of this disk need no cache: they are opened as without one, sizes checked."""
+    data = ready(pickles, tmp_path, kwargs_wds={Split.val: {"cache_dir": str(tmp_path)}})
+    shard = tmp_path / "val" / "myshards-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:1536])
+    with pytest.raises(DamagedError, match=r"myshards-000001\.tar"):
+        list(data.val_dataloader())
 
 
 def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer) -> None:
@@ -377,10 +440,13 @@ def test_a_split_without_samples_is_left_out_and_said(
     assert Snapshot.latest(tmp_path / "train").num_samples == COUNTS[Split.train]
 
 
-def test_pipe_urls_never_reach_a_shell(tmp_path: Path) -> None:
-    """A directory is a directory, whatever it is called."""
+def test_pipe_urls_never_reach_a_shell(pickles: Path, tmp_path: Path) -> None:
+    """A directory is a directory, whatever it is called; and no stage of webdataset's own opens anything."""
     command = f"pipe:touch {tmp_path}/ran; cat"
     data = WebDataModule({Split.val: 1}, SUFFIX, {Split.val: command}, 1)
     with pytest.raises(NotFoundError):
         data.setup("validate")
     assert not (tmp_path / "ran").exists()
+    for options in ({}, {"cache_dir": str(tmp_path)}, {"resampled": True}, {"nodesplitter": wds.split_by_node}):
+        data = ready(pickles, tmp_path, kwargs_wds={Split.val: options})
+        assert not any(isinstance(stage, StreamingOpen | FileCache) for stage in data._dataset[Split.val].pipeline)

@@ -121,6 +121,7 @@ def test_a_worker_that_always_dies_ends_the_build_with_its_shard_named(make_inpu
         build(inputs, tmp_path / "out", func_output_data=die, transform_version="1")
     report = build(inputs, tmp_path / "out", func_output_data=lambda key, parts: parts, transform_version="1")
     assert 4 <= report.num_reused < 8
+    assert report.version == 1  # the build that failed made none
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,0 +1,182 @@
+"""What `dray verify` prints: what is wrong with a version of a dataset, and how to mend it.
+
+A build packs anew what is missing, and never overwrites: so a damaged shard is deleted by hand first, and its index.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dray.pipelines.progress import shard_progress
+from dray.shards import NotFoundError, Snapshot, Store
+from dray.shards.client import StorageOptions
+from dray.shards.layout import Layout
+from dray.shards.log import latest_version
+from dray.shards.urls import local_path
+from dray.shards.verify import Finding, Level, open_whole, verify
+
+MOST_FINDINGS = 5  # printed of one object
+_SHOWN_OPTIONS = ("endpoint", "region")  # of the storage options, in a printed command: the others may be secret
+
+
+def verify_dataset(
+    url: str,
+    *,
+    prefix: str,
+    version: int | None,
+    level: str,
+    as_json: bool,
+    names_file: Path | None,
+    storage_options: StorageOptions,
+) -> bool:
+    """Print what is wrong with a version, and how to mend it; whether it is whole.
+
+    Raises:
+        NotFoundError: There is no such dataset or version.
+        StoreError: The store does not answer.
+    """
+    store, layout = Store(url, storage_options), Layout(prefix)
+    last = latest_version(store, layout)
+    if not 1 <= (version or last) <= last:
+        raise NotFoundError(
+            f"{store.url} has no version {version or 'at all'} of prefix {prefix!r}, the last is {last or 'none'}: "
+            f"dray ls {store.url} shows what is there"
+        )
+    opened = open_whole(store, layout, version or last)
+    snapshot = opened if isinstance(opened, Snapshot) else None
+    findings = [opened] if isinstance(opened, Finding) else _verified(opened, level)
+    facts: dict[str, Any] = {
+        "url": store.url,
+        "prefix": prefix,
+        "version": version or last,
+        "level": level,
+        "findings": [asdict(finding) for finding in findings],
+        "delete": [],
+        "rebuild": None,
+    }
+    if snapshot is not None and findings:
+        if names_file and _can_mend(findings):
+            names_file.write_text("".join(f"{name}\n" for name in names_in_order(snapshot)), encoding="utf-8")
+        facts["delete"] = names_to_delete(snapshot, findings)
+        facts["rebuild"] = rebuild_command(snapshot, findings, names_file, storage_options)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _print_findings(findings)
+        typer.echo(_summary(store.url, prefix, version or last, level, findings, snapshot))
+        for line in _advice(findings, snapshot, facts["delete"], facts["rebuild"], is_last=facts["version"] == last):
+            typer.echo(line)
+    return not findings
+
+
+def _verified(snapshot: Snapshot, level: str) -> list[Finding]:
+    title, num_shards = f"verifying {snapshot.layout.prefix}", len(snapshot.shards)
+    with shard_progress(title, num_shards=num_shards, show=level != Level.QUICK) as advance:
+        return list(verify(snapshot, level, on_shard=advance))
+
+
+def _print_findings(findings: Iterable[Finding]) -> None:
+    """The first few of each object: one damaged header may put a thousand samples in doubt."""
+    for url, group in groupby(findings, lambda finding: finding.url):
+        found = list(group)
+        for finding in found[:MOST_FINDINGS]:
+            typer.echo(str(finding))
+        if (more := len(found) - MOST_FINDINGS) > 0:
+            typer.echo(f"{url}: {more:,} more like these")
+
+
+def _can_mend(findings: Sequence[Finding]) -> bool:
+    """Whether a build can pack anew just what is wrong: it starts from the records of the last version."""
+    return all(finding.shard is not None for finding in findings)
+
+
+def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
+    """The tar and the index of each shard that something is wrong with, as far as they lie there: paths or URLs."""
+    if not _can_mend(findings):
+        return []
+    store, layout = snapshot.store, snapshot.layout
+    numbers = sorted({finding.shard for finding in findings if finding.shard is not None})
+    names = [name for number in numbers for name in (layout.shard(number), layout.index(number))]
+    urls = [store.url_of(name) for name in names if store.head(name)]
+    return [local_path(url) or url for url in urls]
+
+
+def names_in_order(snapshot: Snapshot) -> list[str]:
+    """The names of all samples in the order in which they were packed: what a build needs to make the same shards."""
+    table = snapshot.sources()
+    places = {shard.number: place for place, shard in enumerate(snapshot.shards)}
+    places_and_rows = [
+        (places[number], row) for number, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True)
+    ]
+    names = table["name"].to_pylist()
+    return [names[row] for row in sorted(range(len(names)), key=places_and_rows.__getitem__)]
+
+
+def rebuild_command(
+    snapshot: Snapshot, findings: Sequence[Finding], names_file: Path | None, storage_options: StorageOptions
+) -> str | None:
+    """The command line that packs anew what is missing; None where the dataset was made by a program's function."""
+    recipe, prefix = snapshot.manifest.recipe, snapshot.layout.prefix
+    if recipe["transform"] is not None:
+        return None
+    words = ["dray", "build", snapshot.manifest.source_url, snapshot.store.url]
+    words += ["--prefix", prefix if _can_mend(findings) else f"mended-{prefix}"]
+    words += [word for suffix in recipe["suffixes"] for word in ("--suffix", suffix)]
+    if recipe["num_shards"] is not None:
+        words += ["--shards", str(recipe["num_shards"])]
+    if names_file is not None and _can_mend(findings):
+        words += ["--names", str(names_file)]
+    for name in _SHOWN_OPTIONS:
+        if name in storage_options and "@" not in storage_options[name]:
+            words += ["--storage-option", f"{name}={storage_options[name]}"]
+    return shlex.join(words)
+
+
+def _summary(
+    url: str, prefix: str, version: int, level: str, findings: Sequence[Finding], snapshot: Snapshot | None
+) -> str:
+    what = f"{url} {prefix} version {version}"
+    size = ""
+    if snapshot is not None:
+        size = f": {snapshot.num_samples:,} samples in {len(snapshot.shards):,} shards"
+    if not findings:
+        return f"{what}{size}, all whole at level {level}"
+    damaged = len({finding.shard for finding in findings if finding.shard is not None})
+    return f"{what}{size}, {len(findings):,} findings in {damaged:,} shards at level {level}"
+
+
+def _advice(
+    findings: Sequence[Finding], snapshot: Snapshot | None, delete: Sequence[str], rebuild: str | None, *, is_last: bool
+) -> Iterator[str]:
+    """What to do, step by step."""
+    if not findings:
+        return
+    yield ""
+    if snapshot is None:
+        yield "The version's own record is damaged, and no build can start from it. Build again under another prefix:"
+        yield "dray build SRC DEST --prefix OTHER --suffix SUFFIX"
+        return
+    if not _can_mend(findings):
+        yield "A record of the version is damaged, and no build can start from it. Build again under another prefix:"
+    elif delete:
+        yield f"To mend it, if the samples still lie in {snapshot.manifest.source_url}: delete these, or move them to"
+        yield "another folder, for dray never overwrites"
+        yield from (f"  {name}" for name in delete)
+        yield "and build again; what is whole is kept:"
+    else:
+        yield "To mend it, build again; what is whole is kept:"
+    if rebuild is None:
+        yield f"Run the program that made it, with transform_version={snapshot.manifest.recipe['transform']!r}."
+    else:
+        yield f"  {rebuild}"
+        if " --names " not in rebuild:
+            yield "That packs every sample in the source. Was this dataset made of some (--names, --split), or in"
+            yield "another order? Then run `dray verify` with --names FILE, and build with the same."
+    if not is_last:
+        yield "This is not the last version: a build mends only the shards that the last one has too."

@@ -1,0 +1,286 @@
+"""Whether one version of a dataset is whole: what its manifest names is there, and is what was written.
+
+Three levels, each with all that the one before does:
+
+    quick   two listings and the records: commit, manifest, tables of sources; every shard and index in its place
+    index   every index is read, and every header of a shard: each part lies where its index says
+    full    every byte is read: checksums of all parts, padding, end of the archive
+
+For shards as dray writes them: a header must be the very bytes that `dray.shards.tar.header` gives.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import BinaryIO
+
+import numpy as np
+from xxhash import xxh3_64
+
+from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.index import ShardIndex, digest_of
+from dray.shards.layout import Layout
+from dray.shards.log import read_commit
+from dray.shards.snapshot import Shard, Snapshot
+from dray.shards.store import Store
+from dray.shards.tar import BLOCK, END, header
+
+RANGES_FROM_BYTES = 1 << 20  # a mean member's; the client reads through smaller gaps between two ranges anyway
+RANGES_AT_ONCE = 64
+_CHUNK_BYTES = 1 << 20
+
+
+class Level(StrEnum):
+    """How closely to look."""
+
+    QUICK = "quick"
+    INDEX = "index"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong."""
+
+    url: str  # of the object
+    what: str
+    shard: int | None = None  # its number; None where a record of the version is wrong
+    key: str | None = None  # of the sample
+    offset: int | None = None  # in the tar
+
+    def __str__(self) -> str:
+        at = "" if self.offset is None else f" at offset {self.offset}"
+        key = "" if self.key is None else f", key {self.key!r}"
+        return f"{self.url}{at}{key}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A member of a tar as its index tells it."""
+
+    key: str
+    header: bytes
+    offset: int  # of its data
+    size: int  # bytes
+    xxh3_64: int
+
+    @property
+    def start(self) -> int:
+        """Of its header."""
+        return self.offset - len(self.header)
+
+
+def open_whole(store: Store, layout: Layout, version: int) -> Snapshot | Finding:
+    """A version, or what is wrong with the two records that it cannot be opened without.
+
+    Raises:
+        NotFoundError: That version does not exist.
+        StoreError: The store does not answer.
+    """
+    commit_url = url = store.url_of(layout.commit(version))
+    try:
+        url = store.url_of(layout.manifest(read_commit(store, layout, version).manifest))
+        return Snapshot.open(store, layout, version)
+    except DamagedError as exc:
+        return Finding(url=url, what=str(exc).removeprefix(f"{url}: "))
+    except NotFoundError:
+        if url == commit_url:
+            raise
+        return Finding(url=url, what="the manifest is missing")
+
+
+def verify(
+    snapshot: Snapshot, level: str = Level.INDEX, *, on_shard: Callable[[int], None] | None = None
+) -> Iterator[Finding]:
+    """Everything that is wrong with a version, shard by shard as it is found; nothing is written.
+
+    Args:
+        snapshot: An open version.
+        level: "quick", "index" or "full"; the module tells what each looks at.
+        on_shard: Called with the bytes of each shard when it is done.
+
+    Raises:
+        CallError: There is no such level.
+        StoreError: The store does not answer; damage never raises.
+    """
+    if level not in list(Level):
+        raise CallError(f"level {level!r}: expected one of {', '.join(Level)}")
+    return _findings(snapshot, Level(level), on_shard or (lambda _: None))
+
+
+def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None]) -> Iterator[Finding]:
+    yield from _check_records(snapshot)
+    store, layout = snapshot.store, snapshot.layout
+    folders = ("", layout.index(0).rpartition("/")[0])
+    stored = {info.name: info.size for folder in folders for info in store.list_folder(folder)}
+    for shard in snapshot.shards:
+        yield from _check_shard(snapshot, shard, stored, level)
+        on_shard(shard.num_bytes)
+
+
+def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
+    """The commit, the manifest and the tables of sources, as they lie there now."""
+    store, layout, version = snapshot.store, snapshot.layout, snapshot.version
+    now = None
+    try:
+        now = open_whole(store, layout, version)
+    except NotFoundError:
+        yield Finding(url=store.url_of(layout.commit(version)), what="the commit is missing")
+    if isinstance(now, Finding):
+        yield now
+    elif now is not None and now.commit != snapshot.commit:
+        yield Finding(url=store.url_of(layout.commit(version)), what="the commit is another one than it was")
+    for chunk in snapshot.manifest.sources:
+        url = store.url_of(layout.sources(chunk.digest))
+        try:
+            if digest_of(store.get(layout.sources(chunk.digest))) != chunk.digest:
+                yield Finding(url=url, what="not the table of sources that its name says")
+        except NotFoundError:
+            yield Finding(url=url, what="the table of sources is missing")
+
+
+def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level: Level) -> Iterator[Finding]:
+    """A shard and its index; a tar of another size is not looked into."""
+    store, name, index_name = snapshot.store, snapshot.layout.shard(shard.number), snapshot.layout.index(shard.number)
+    num_bytes, index_bytes = _size(store, name, stored), _size(store, index_name, stored)
+    if num_bytes is None:
+        yield Finding(url=store.url_of(name), shard=shard.number, what="the shard is missing")
+    elif num_bytes != shard.num_bytes:
+        yield Finding(
+            url=store.url_of(name),
+            shard=shard.number,
+            what=f"{shard.num_bytes} bytes expected, found {num_bytes}: the shard was "
+            f"{'cut short' if num_bytes < shard.num_bytes else 'written to'} or replaced",
+        )
+    if index_bytes is None:
+        yield Finding(url=store.url_of(index_name), shard=shard.number, what="the index is missing")
+    elif level is not Level.QUICK:
+        yield from _check_index(snapshot, shard, full=level is Level.FULL, with_tar=num_bytes == shard.num_bytes)
+
+
+def _size(store: Store, name: str, stored: dict[str, int]) -> int | None:
+    """Bytes of an object; None where it is missing: a listing may be a moment old, so it is asked for by name."""
+    if name in stored:
+        return stored[name]
+    info = store.head(name)
+    return info.size if info else None
+
+
+def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool) -> Iterator[Finding]:
+    """An index is the one that the manifest names, makes sense, and its tar is what it says."""
+    url = snapshot.store.url_of(snapshot.layout.index(shard.number))
+    try:
+        index = snapshot.index(shard)
+    except (DamagedError, NotFoundError) as exc:
+        yield Finding(url=url, shard=shard.number, what=str(exc).removeprefix(f"{url}: "))
+        return
+    if (len(index.keys), index.shard_bytes) != (shard.num_samples, shard.num_bytes):
+        yield Finding(
+            url=url,
+            shard=shard.number,
+            what=f"{shard.num_samples} samples in {shard.num_bytes} bytes expected, "
+            f"found {len(index.keys)} in {index.shard_bytes}",
+        )
+    elif gap := _find_gap(index):
+        yield Finding(url=url, shard=shard.number, what=gap)
+    elif with_tar:
+        yield from _check_tar(snapshot.store, snapshot.layout.shard(shard.number), shard, index, full=full)
+
+
+def _members(index: ShardIndex) -> Iterator[_Expected]:
+    """What the tar of an index holds, in the tar's order."""
+    offsets, sizes, hashes = index.offsets.ravel(), index.sizes.ravel(), index.xxh3_64.ravel()
+    cells = np.flatnonzero(offsets)
+    cells = cells[np.argsort(offsets[cells], kind="stable")]
+    for cell, offset, size, xxh in zip(
+        cells.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(), strict=True
+    ):
+        row, column = divmod(int(cell), len(index.suffixes))
+        key = index.keys[row]
+        yield _Expected(key, header(f"{key}.{index.suffixes[column]}".encode(), size), offset, size, xxh)
+
+
+def _find_gap(index: ShardIndex) -> str | None:
+    """Where the parts of an index do not lie end to end, from the start of the tar to its end."""
+    end = 0
+    for member in _members(index):
+        if member.start != end:
+            return f"data of key {member.key!r} at offset {end + len(member.header)} expected, found {member.offset}"
+        end = member.offset + member.size + -member.size % BLOCK
+    if end + len(END) != index.shard_bytes:
+        return f"a tar of {end + len(END)} bytes expected by its parts, found {index.shard_bytes}"
+    return None
+
+
+def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
+    """The headers and the end of a tar, and all of it where `full`.
+
+    Single headers are fetched where parts are large; else the tar is read through, as fetching the headers would.
+    """
+    url = store.url_of(name)
+    num_members = max(1, int(np.count_nonzero(index.offsets)))
+    try:
+        if full or index.shard_bytes < num_members * RANGES_FROM_BYTES:
+            with store.open_stream(name) as stream:
+                yield from _check_stream(stream, url, shard.number, index, full=full)
+        else:
+            yield from _check_headers(store, name, shard.number, index)
+    except NotFoundError:
+        yield Finding(url=url, shard=shard.number, what="the shard is missing")
+    except DamagedError as exc:
+        yield Finding(url=url, shard=shard.number, what=str(exc).removeprefix(f"{url}: "))
+
+
+def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> Iterator[Finding]:
+    """By ranges: each header and the end of the archive."""
+    url, members, batch = store.url_of(name), list(_members(index)), RANGES_AT_ONCE
+    for some in (members[start : start + batch] for start in range(0, len(members), batch)):
+        starts, lengths = [member.start for member in some], [len(member.header) for member in some]
+        for member, found in zip(some, store.get_ranges(name, starts, lengths), strict=True):
+            if found != member.header:
+                yield _bad_header(url, number, member)
+    (end,) = store.get_ranges(name, [index.shard_bytes - len(END)], [len(END)])
+    if end != END:
+        yield _bad_end(url, number, index)
+
+
+def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
+    """From start to end, in bounded memory."""
+    for member in _members(index):
+        if stream.read(len(member.header)) != member.header:
+            yield _bad_header(url, number, member)
+        found = _read_hash(stream, member.size, full=full)
+        if full and found != member.xxh3_64:
+            what = f"checksum {member.xxh3_64:016x} of {member.size} bytes expected, found {found:016x}"
+            yield Finding(url=url, shard=number, key=member.key, offset=member.offset, what=what)
+        padding = stream.read(-member.size % BLOCK)
+        if full and padding.strip(b"\0"):
+            yield Finding(
+                url=url,
+                shard=number,
+                key=member.key,
+                offset=member.offset + member.size,
+                what="the padding after the data is not zero",
+            )
+    if stream.read(len(END)) != END or stream.read(1):
+        yield _bad_end(url, number, index)
+
+
+def _read_hash(stream: BinaryIO, size: int, *, full: bool) -> int:
+    """Read so many bytes, as far as there are; their xxh3_64 where `full`."""
+    hasher = xxh3_64()
+    while size and (chunk := stream.read(min(size, _CHUNK_BYTES))):
+        size -= len(chunk)
+        if full:
+            hasher.update(chunk)
+    return hasher.intdigest()
+
+
+def _bad_header(url: str, number: int, member: _Expected) -> Finding:
+    what = f"not the header of a part of {member.size} bytes that the index names here"
+    return Finding(url=url, shard=number, key=member.key, offset=member.start, what=what)
+
+
+def _bad_end(url: str, number: int, index: ShardIndex) -> Finding:
+    what = "two zero blocks expected as the end of the archive, found something else"
+    return Finding(url=url, shard=number, offset=index.shard_bytes - len(END), what=what)

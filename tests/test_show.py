@@ -1,0 +1,215 @@
+"""One sample by its key: `Snapshot.find`, `Snapshot.read` and `dray show`."""
+
+import datetime
+import gzip
+import json
+import os
+import pickle
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dray.cluster import cli
+from dray.cluster.show import MOST_CHARS, describe, describe_part
+from dray.pipelines import pickles_to_tars
+from dray.shards import DamagedError, NotFoundError, Snapshot
+from tests.conftest import Inputs, MakeInputs, Place
+
+SUFFIXES = ("image.pyd", "label.cls")
+
+
+class Evil:
+    """Runs a command when unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch /tmp/dray-show-was-here",)
+
+
+@pytest.fixture
+def inputs(make_inputs: MakeInputs) -> Inputs:
+    """30 samples of two parts."""
+    inputs = make_inputs(30, SUFFIXES)
+    for number, name in enumerate(inputs.names):
+        inputs.path(name, "label.cls").write_bytes(b"%d" % number)
+    return inputs
+
+
+def build(inputs: Inputs, place: Place) -> Snapshot:
+    """Three shards, not in the order of the keys."""
+    pickles_to_tars(
+        inputs.folder,
+        inputs.names[::-1],
+        inputs.suffixes,
+        place.url,
+        "wdshards",
+        min_num_shards=3,
+        address="none",
+        storage_options=place.storage_options,
+        input_storage_options={},
+        progress=False,
+    )
+    return Snapshot.latest(place.url, storage_options=place.storage_options)
+
+
+def put_tar(snapshot: Snapshot, number: int, tar: bytes) -> None:
+    """Replace a shard."""
+    name = snapshot.layout.shard(number)
+    snapshot.store.delete([name])
+    snapshot.store.put_new(name, tar)
+
+
+def test_every_sample_is_found_and_read_by_its_key(inputs: Inputs, place: Place) -> None:
+    """In its shard and row, and its parts are its files."""
+    snapshot = build(inputs, place)
+    for name in inputs.names:
+        key = name.replace(".", "-")
+        shard, index, row = snapshot.find(key)
+        assert index.keys[row] == key
+        assert shard in snapshot.shards
+        assert snapshot.read(key) == {suffix: inputs.part(name, suffix) for suffix in SUFFIXES}
+
+
+def test_an_unknown_key_is_not_found_with_its_neighbours(inputs: Inputs, place: Place) -> None:
+    """A name with dots is told its key; at both ends there is one neighbour."""
+    snapshot = build(inputs, place)
+    for key, hint in (
+        ("sample-0004x", "near it lie 'sample-0004' and 'sample-0005'"),
+        ("sample.0004", "dots of a name became dashes: 'sample-0004'?"),
+        ("a", "near it lie 'sample-0000'"),
+        ("z", "near it lie 'sample-0029'"),
+        ("", "no sample '' in version 1 of"),
+    ):
+        with pytest.raises(NotFoundError, match=re.escape(hint)):
+            snapshot.read(key)
+
+
+def test_a_part_that_lacks_is_no_part_of_a_read_sample(inputs: Inputs, tmp_path: Path) -> None:
+    """A function may give samples of different parts; an empty part is one."""
+
+    def parts(key: str, sample: Mapping[str, bytes]) -> dict[str, bytes]:
+        return {"a": b"", "b": b"x"} if key.endswith("1") else {"b": b"y"}
+
+    pickles_to_tars(inputs.folder, inputs.names, SUFFIXES, tmp_path / "out", "wdshards", parts, progress=False)
+    snapshot = Snapshot.latest(tmp_path / "out")
+    assert snapshot.read("sample-0001") == {"a": b"", "b": b"x"}
+    assert snapshot.read("sample-0002") == {"b": b"y"}
+
+
+def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> None:
+    """Changed bytes and a cut shard name shard, key and suffix, or the shard."""
+    snapshot = build(inputs, place)
+    shard, index, row = snapshot.find("sample-0007")
+    name = snapshot.layout.shard(shard.number)
+    tar, offset = bytearray(snapshot.store.get(name)), int(index.offsets[row, 1])
+    tar[offset] ^= 1
+    put_tar(snapshot, shard.number, bytes(tar))
+    with pytest.raises(DamagedError, match=rf"{name}: part 'label.cls' of key 'sample-0007' at offset {offset} is not"):
+        snapshot.read("sample-0007")
+    put_tar(snapshot, shard.number, bytes(tar[: offset - 600]))
+    with pytest.raises(DamagedError, match="the object was cut short"):
+        snapshot.read("sample-0007")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "expected"),
+    [
+        ("image.pyd", pickle.dumps(torch.zeros(2, 3)), r"tensor float32 \(2, 3\)"),
+        ("a.npy", b"", "not decoded: part '.a.npy' is not what its extension says"),
+        ("pyd", pickle.dumps({"x": np.zeros((4,), np.int16)}), r"{'x': array int16 \(4,\)}"),
+        ("pyd", pickle.dumps(OrderedDict(w=torch.ones(1))), r"{'w': tensor float32 \(1,\)}"),
+        ("pyd", pickle.dumps(Evil()), "refused: pickle names .*system, which is not on the safe list; nothing of it"),
+        ("pyd", pickle.dumps(1 << 40_000), "a whole number of 40,001 bits"),
+        ("txt", b"ab\n\x1b[31m", r"'ab\\n\\x1b\[31m'"),
+        ("json.gz", gzip.compress(json.dumps([1, [2]]).encode()), r"\[1, \[2\]\]"),
+        ("cls", b"7", "7"),
+        ("bin", b"\0" * 50, r"50 bytes, b'(\\x00){16}'\.\.\."),
+    ],
+)
+def test_a_part_is_described_in_a_line(suffix: str, data: bytes, expected: str) -> None:
+    """Decoded safely, by its suffix."""
+    assert re.match(expected, describe_part(suffix, data))
+    assert not Path("/tmp/dray-show-was-here").exists()
+
+
+def test_a_description_is_short_whatever_the_value() -> None:
+    """Long, wide, deep or unprintable."""
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    for value in ("x" * 9999, list(range(9999)), deep, dict.fromkeys(range(99), "y" * 99), datetime.date(2024, 1, 2)):
+        assert 0 < len(describe(value)) <= MOST_CHARS
+    assert describe("x" * 9999).count("x") > 100
+
+
+@pytest.fixture
+def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv("DRAY_TRACEBACK", "")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dray", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_show_tells_where_a_sample_lies_and_what_it_holds(
+    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path
+) -> None:
+    """The offsets are those in the tar; a refused pickle is said and does not hide the other part."""
+    inputs.path("sample.0003", "image.pyd").write_bytes(pickle.dumps(Evil()))
+    build(inputs, Place(str(tmp_path / "out")))
+    code, out, err = dray("show", tmp_path / "out", "sample-0003")
+    assert (code, err) == (0, "")
+    tar = (tmp_path / "out" / "wdshards-000002.tar").read_bytes()
+    assert f"{tmp_path}/out/wdshards-000002.tar" in out
+    assert "sample  6 of 10, counted from 0" in out
+    (offset,) = re.findall(r"label.cls: 1 bytes at offset (\d+)\n    3\n", out)
+    assert tar[int(offset) : int(offset) + 1] == b"3"
+    assert "refused: pickle names" in out
+    assert "safe list" in out
+
+
+def test_show_opens_an_older_version(dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path) -> None:
+    """The sample as it was."""
+    build(inputs, Place(str(tmp_path / "out")))
+    inputs.path("sample.0003", "label.cls").write_bytes(b"1234567")
+    build(inputs, Place(str(tmp_path / "out")))
+    assert "    1234567\n" in dray("show", tmp_path / "out", "sample-0003")[1]
+    assert "    3\n" in dray("show", tmp_path / "out", "sample-0003", "--version", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample-9999"], "no sample 'sample-9999' in version 1 of .*/out wdshards: near it lie 'sample-0029'"),
+        (["sample-0001", "--version", "9"], "no version 9"),
+        (["sample-0001", "--prefix", "a"], "no dataset with prefix 'a'"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_exit_code_1(
+    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path, words: list[str], message: str
+) -> None:
+    """Key, version, dataset."""
+    build(inputs, Place(str(tmp_path / "out")))
+    code, out, err = dray("show", tmp_path / "out", *words)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(f"dray: error: .*{message}.*\n", err)
+
+
+def test_a_sample_of_nothing_but_empty_parts_is_read(inputs: Inputs, place: Place) -> None:
+    """No range is asked for."""
+    for name in inputs.names[:2]:
+        inputs.path(name, "label.cls").write_bytes(b"")
+        inputs.path(name, "image.pyd").write_bytes(b"")
+    snapshot = build(inputs, place)
+    assert snapshot.read("sample-0001") == {"image.pyd": b"", "label.cls": b""}
