@@ -52,9 +52,10 @@ class BuildReport:
 def build(
     job: PackJob, recipe: Recipe, names: Sequence[str], *, address: str | None = None, progress: bool = True
 ) -> BuildReport:
-    """Make the dataset's last snapshot hold just these samples, in this order.
+    """Make the dataset's last snapshot hold just these samples.
 
     Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
+    A first build keeps the order of the names, a later one that of the shards that stay.
 
     Args:
         job: The stores, the names on them and the user's function.
@@ -73,7 +74,7 @@ def build(
     snapshot = Snapshot.open(job.output, job.layout, version) if version else None
     stored = _stored_sizes(job)
     last = _last(snapshot, stored) if snapshot else None
-    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last))
+    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last, progress=progress))
     num_reused = len(planned.shards)
     if snapshot is None or planned.has_work:
         intent = announce(job, planned, snapshot, stored, progress=progress)
@@ -114,7 +115,9 @@ def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
     )
 
 
-def _same_contents(job: PackJob, sources: Sources, recipe: Recipe, last: Last | None) -> NDArray[np.bool_] | None:
+def _same_contents(
+    job: PackJob, sources: Sources, recipe: Recipe, last: Last | None, *, progress: bool
+) -> NDArray[np.bool_] | None:
     """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
     if last is None or list(recipe.suffixes) != last.recipe["suffixes"] or sources.url != last.source_url:
         return None
@@ -124,7 +127,11 @@ def _same_contents(job: PackJob, sources: Sources, recipe: Recipe, last: Last | 
     has_same_size = (fingerprints_in(old, recipe.suffixes, "size") == sources.sizes[candidates]).all(axis=1)
     has_same_stamp = (fingerprints_in(old, recipe.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
     touched = np.flatnonzero(has_same_size & ~has_same_stamp)
-    found = hash_sources(job, sources.take(candidates[touched]))
+    suspects = sources.take(candidates[touched])
+    if len(suspects):
+        megabytes = int(suspects.sizes.sum()) / 1e6
+        say(f"{len(suspects):,} samples were touched: reading {megabytes:,.0f} MB to see what changed", show=progress)
+    found = hash_sources(job, suspects)
     is_same = np.zeros(len(sources), bool)
     is_same[candidates[touched]] = (found == fingerprints_in(old, recipe.suffixes, "xxh3_64")[touched]).all(axis=1)
     return is_same

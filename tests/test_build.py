@@ -129,15 +129,18 @@ def test_new_samples_go_to_new_shards_and_removed_ones_leave_theirs(make_inputs:
     assert (report.num_samples, report.num_reused) == (25, 3)
 
 
-def test_touched_files_are_read_and_found_the_same(make_inputs: MakeInputs, tmp_path: Path) -> None:
+def test_touched_files_are_read_and_found_the_same(
+    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is packed; the next run need not read them again."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
     for name in inputs.names:
         os.utime(inputs.path(name, SUFFIX), ns=(7, 7))
     tars = {name for name in stored(place) if name.endswith(".tar")}
-    reports = [build(inputs, place) for _ in range(2)]
+    reports = [build(inputs, place, progress=True) for _ in range(2)]
     assert [(report.version, report.num_reused) for report in reports] == [(2, 4), (2, 4)]
+    assert capsys.readouterr().err.count("20 samples were touched: reading") == 1
     assert {name for name in stored(place) if name.endswith(".tar")} == tars
     assert latest(place).sources()[f"{SUFFIX}/stamp"].to_pylist() == [7] * 20
 

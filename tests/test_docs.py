@@ -32,7 +32,7 @@ def test_the_readme_program_packs_and_trains(folder: Path) -> None:
     assert len(list(folder.glob("shards/val/wdshards-*.tar"))) == 8
 
 
-def test_the_readme_commands_build_and_list(folder: Path) -> None:
+def test_the_readme_commands_build_list_verify_and_show(folder: Path) -> None:
     """Line by line, on the program's samples."""
     outputs = [
         subprocess.check_output(
@@ -42,6 +42,7 @@ def test_the_readme_commands_build_and_list(folder: Path) -> None:
     ]
     assert "train" in outputs[0]
     assert "wdshards-000007.tar" in outputs[2]
+    assert "s7" in outputs[4]
 
 
 def test_the_readme_python_blocks_run(folder: Path) -> None:
