@@ -37,7 +37,7 @@ def build_datasets(
     """
     names = read_names(names_file, Store(source, storage_options), check_suffixes(suffixes))
     with ray_session(address if fractions else None):  # one build connects by itself, and only if it has work
-        for folder, group in _folders(destination, names, fractions, seed).items():
+        for folder, group in group_folders(destination, names, fractions, seed).items():
             yield pickles_to_tars(
                 source,
                 group,
@@ -102,7 +102,7 @@ def cluster_address(address: str | None) -> str | None:
     return None if found.startswith("http") else found or None  # people set a dashboard's for `ray job submit`
 
 
-def _folders(
+def group_folders(
     destination: str, names: list[str], fractions: Mapping[str, float] | None, seed: int
 ) -> dict[str, list[str]]:
     """Folder -> the names that go there; a group without a sample is left out, and said."""

@@ -84,39 +84,47 @@ def common(
         os.environ["DRAY_TRACEBACK"] = "1"
 
 
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Where the files lie: a path or an s3:// URL.")]
+Destination = Annotated[str, typer.Argument(metavar="DEST", help="Where the shards go: a path or an s3:// URL.")]
+SuffixList = Annotated[
+    list[str],
+    typer.Option(metavar="SUFFIX", help="What follows a name's dot, such as tensor.pyd; repeat it for more parts."),
+]
+Prefix = Annotated[str, typer.Option(help="The dataset's prefix: shards are PREFIX-000000.tar and so on.")]
+NumShards = Annotated[
+    int | None,
+    typer.Option(help="Exactly so many shards (of each group of a split).", show_default="by size, 256 MiB each"),
+]
+NamesFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The samples' names, one a line, in the order wanted; - is standard input.",
+        show_default="all in SRC, sorted",
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GROUPS",
+        help="Deal the samples to groups by a hash of their names, such as train=0.9,val=0.05,test=0.05: each "
+        "becomes a dataset of its own, DEST/train and so on.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the split: another seed deals otherwise.")]
+
+
 @app.command()
 def build(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Where the files lie: a path or an s3:// URL.")],
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="Where the shards go: a path or an s3:// URL.")],
+    source: Source,
+    destination: Destination,
     *,
-    suffix: Annotated[
-        list[str],
-        typer.Option(metavar="SUFFIX", help="What follows a name's dot, such as tensor.pyd; repeat it for more parts."),
-    ],
-    prefix: Annotated[
-        str, typer.Option(help="The dataset's prefix: shards are PREFIX-000000.tar and so on.")
-    ] = "wdshards",
-    shards: Annotated[
-        int | None,
-        typer.Option(help="Exactly so many shards (of each group of a split).", show_default="by size, 256 MiB each"),
-    ] = None,
-    names: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The samples' names, one a line, in the order wanted; - is standard input.",
-            show_default="all in SRC, sorted",
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GROUPS",
-            help="Deal the samples to groups by a hash of their names, such as train=0.9,val=0.05,test=0.05: each "
-            "becomes a dataset of its own, DEST/train and so on.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split: another seed deals otherwise.")] = 0,
+    suffix: SuffixList,
+    prefix: Prefix = "wdshards",
+    shards: NumShards = None,
+    names: NamesFile = None,
+    split: Split = None,
+    seed: Seed = 0,
     address: Annotated[
         str | None,
         typer.Option(
@@ -168,6 +176,45 @@ def build(
     )
     for report in reports:
         typer.echo(str(report))
+
+
+@app.command()
+def plan(
+    source: Source,
+    destination: Destination,
+    *,
+    suffix: SuffixList,
+    prefix: Prefix = "wdshards",
+    shards: NumShards = None,
+    names: NamesFile = None,
+    split: Split = None,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON: a list, one object a dataset.")] = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Show what `dray build` with the same words would do, and why; nothing is written.
+
+    [bold]Examples[/]
+
+    [cyan]dray plan pickles/ shards/ --suffix tensor.pyd[/]
+
+    [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
+    """
+    from dray.cluster.build import parse_fractions, parse_storage_options
+    from dray.cluster.plan import plan_datasets, print_plans
+
+    plans = plan_datasets(
+        source,
+        destination,
+        prefix=prefix,
+        suffixes=suffix,
+        num_shards=shards,
+        names_file=names,
+        fractions=parse_fractions(split) if split else None,
+        seed=seed,
+        storage_options=parse_storage_options(storage_option),
+    )
+    print_plans(plans, as_json=as_json)
 
 
 @app.command()

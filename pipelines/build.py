@@ -49,6 +49,32 @@ class BuildReport:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Work:
+    """What a build has found out before it writes anything."""
+
+    sources: Sources
+    last: Snapshot | None
+    stored: dict[str, int]  # name -> bytes of what lies in the dataset's directory
+    planned: Plan
+
+
+def work_out(job: PackJob, recipe: Recipe, names: Sequence[str], *, progress: bool) -> Work:
+    """Fingerprint the inputs, look at what is there, and plan; nothing is written.
+
+    Raises:
+        CallError: The names cannot become keys, or a shard would pass 4 GiB.
+        MissingInputError: Input files are missing.
+    """
+    sources = find_sources(job.inputs, names, recipe.suffixes)
+    version = latest_version(job.output, job.layout)
+    snapshot = Snapshot.open(job.output, job.layout, version) if version else None
+    stored = _stored_sizes(job)
+    last = _last(snapshot, stored) if snapshot else None
+    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last, progress=progress))
+    return Work(sources=sources, last=snapshot, stored=stored, planned=planned)
+
+
 def build(
     job: PackJob, recipe: Recipe, names: Sequence[str], *, address: str | None = None, progress: bool = True
 ) -> BuildReport:
@@ -69,19 +95,14 @@ def build(
         ConflictError: Another builder committed something else meanwhile.
     """
     started = time.monotonic()
-    sources = find_sources(job.inputs, names, recipe.suffixes)
-    version = latest_version(job.output, job.layout)
-    snapshot = Snapshot.open(job.output, job.layout, version) if version else None
-    stored = _stored_sizes(job)
-    last = _last(snapshot, stored) if snapshot else None
-    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last, progress=progress))
-    num_reused = len(planned.shards)
-    if snapshot is None or planned.has_work:
-        intent = announce(job, planned, snapshot, stored, progress=progress)
-        tasks = _tasks(job, sources, planned, intent, stored)
+    work = work_out(job, recipe, names, progress=progress)
+    snapshot, num_reused = work.last, len(work.planned.shards)
+    if snapshot is None or work.planned.has_work:
+        intent = announce(job, work.planned, snapshot, work.stored, progress=progress)
+        tasks = _tasks(job, work.sources, work.planned, intent, work.stored)
         packed = _pack(job, tasks, address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())
-        manifest = _manifest(job, recipe, sources, planned, intent, snapshot, packed)
+        manifest = _manifest(job, recipe, work.sources, work.planned, intent, snapshot, packed)
         _say_what_is_superseded(job, snapshot, manifest, show=progress)
         snapshot = _commit(job, manifest, snapshot)
     return BuildReport(

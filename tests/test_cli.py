@@ -78,6 +78,37 @@ def test_build_packs_every_sample_of_the_folder(build: Dray, tmp_path: Path) -> 
     assert Snapshot.latest(tmp_path / "out").num_samples == 60
 
 
+def test_plan_tells_what_a_build_would_do_and_writes_nothing(
+    dray: Dray, build: Dray, inputs: Inputs, tmp_path: Path
+) -> None:
+    """First everything, then nothing, then the changed shard with its reason; and the build does just that."""
+    words = ["plan", inputs.folder, tmp_path / "out", "--suffix", "image.pyd", "--suffix", "label.cls", "--shards", 3]
+    assert "0 shards stay, 0 rewritten, 3 new" in dray(*words).out
+    assert not (tmp_path / "out").exists()
+    build("--shards", 3)
+    assert "nothing to do, 3 shards stay" in dray(*words).out
+    inputs.path(inputs.names[30], "label.cls").write_bytes(b"changed")
+    before = sorted((tmp_path / "out").rglob("*"))
+    out = dray(*words).out
+    assert "2 shards stay, 1 rewritten, 0 new" in out
+    assert "of 000001: 1 changed, 0 removed" in out
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    assert "1 packed, 2 reused" in build("--shards", 3).out
+
+
+def test_plan_as_json_lists_every_shard(dray: Dray, build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """Fate, number, samples, bytes and reason; a dataset each."""
+    build("--shards", 3)
+    words = ["plan", inputs.folder, tmp_path / "out", "--suffix", "image.pyd", "--suffix", "label.cls", "--json"]
+    [plan] = json.loads(dray(*words, "--shards", 3).out)
+    assert [(shard["fate"], shard["number"], shard["samples"]) for shard in plan["shards"]] == [
+        ("reused", number, 20) for number in range(3)
+    ]
+    [rebuild] = json.loads(dray(*words, "--shards", 2).out)
+    assert rebuild["dropped"] == 3
+    assert rebuild["shards"][0]["reason"] == "num_shards was 3, is 2"
+
+
 def test_quiet_leaves_standard_error_empty(build: Dray) -> None:
     """The report stays."""
     done = build("--quiet")

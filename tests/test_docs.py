@@ -41,8 +41,9 @@ def test_the_readme_commands_build_list_verify_and_show(folder: Path) -> None:
         for line in block_after("commands").splitlines()
     ]
     assert "train" in outputs[0]
-    assert "wdshards-000007.tar" in outputs[2]
-    assert "s7" in outputs[4]
+    assert outputs[1].count("nothing to do, 8 shards stay") == 3
+    assert "wdshards-000007.tar" in outputs[3]
+    assert "s7" in outputs[5]
 
 
 def test_the_readme_python_blocks_run(folder: Path) -> None:
