@@ -102,7 +102,7 @@ def dray_pack(inputs: Inputs, output: Path, num_shards: int = NUM_SHARDS) -> Run
     job = PackJob(inputs=Store(inputs.directory), output=Store(output), layout=Layout("shards"), transform=None)
     sources = find_sources(job.inputs, inputs.names, recipe.suffixes)
     tasks = [
-        PackTask(number=number, sources=sources.part(shard.start, shard.stop), memory_bytes=shard.num_bytes)
+        PackTask(number=number, sources=sources.take(shard.rows), memory_bytes=shard.num_bytes)
         for number, shard in enumerate(plan(sources, recipe).shards)
     ]
     return lambda: list(run_in_process(job, tasks))
