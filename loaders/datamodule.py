@@ -146,10 +146,10 @@ class WebDataModule(lightning.LightningDataModule):
         if dataset is None:
             raise RuntimeError(f"split {split.name!r} is not set up: call setup() with a stage that uses it first")
         options = dict(_of(self._kwargs_wld, split) or {})
-        if options.get("num_workers") and local_path(normal_url(self._directory(split))) is None:
-            options.setdefault("multiprocessing_context", "spawn")  # a store's connections do not live through a fork
         if options.get("num_workers"):
             dataset = Portable(dataset)
+            if local_path(normal_url(self._directory(split))) is None:  # connections do not live through a fork
+                options.setdefault("multiprocessing_context", "spawn")
         loader = WebLoader(dataset, **{"batch_size": None, **options})
         loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))
         if self._global_batch_size is not None:

@@ -54,7 +54,8 @@ class Work:
     """What a build has found out before it writes anything."""
 
     sources: Sources
-    last: Snapshot | None
+    snapshot: Snapshot | None  # the last one
+    last: Last | None  # the same as the plan saw it
     stored: dict[str, int]  # name -> bytes of what lies in the dataset's directory
     planned: Plan
 
@@ -72,7 +73,7 @@ def work_out(job: PackJob, recipe: Recipe, names: Sequence[str], *, progress: bo
     stored = _stored_sizes(job)
     last = _last(snapshot, stored) if snapshot else None
     planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last, progress=progress))
-    return Work(sources=sources, last=snapshot, stored=stored, planned=planned)
+    return Work(sources=sources, snapshot=snapshot, last=last, stored=stored, planned=planned)
 
 
 def build(
@@ -96,13 +97,12 @@ def build(
     """
     started = time.monotonic()
     work = work_out(job, recipe, names, progress=progress)
-    snapshot, num_reused = work.last, len(work.planned.shards)
+    snapshot, num_reused = work.snapshot, len(work.planned.shards)
     if snapshot is None or work.planned.has_work:
         intent = announce(job, work.planned, snapshot, work.stored, progress=progress)
-        tasks = _tasks(job, work.sources, work.planned, intent, work.stored)
-        packed = _pack(job, tasks, address=address, progress=progress)
+        packed = _pack(job, _tasks(job, work, intent), address=address, progress=progress)
         num_reused -= sum(not shard.adopted for shard in packed.values())
-        manifest = _manifest(job, recipe, work.sources, work.planned, intent, snapshot, packed)
+        manifest = _manifest(job, recipe, work, intent, packed)
         _say_what_is_superseded(job, snapshot, manifest, show=progress)
         snapshot = _commit(job, manifest, snapshot)
     return BuildReport(
@@ -158,16 +158,16 @@ def _same_contents(
     return is_same
 
 
-def _tasks(job: PackJob, sources: Sources, planned: Plan, intent: Intent, stored: dict[str, int]) -> list[PackTask]:
+def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
     """One for each shard that does not stay."""
     return [
         PackTask(
             number=number,
-            sources=sources.take(shard.rows),
+            sources=work.sources.take(shard.rows),
             memory_bytes=shard.num_bytes * 5 // 4 + TASK_OVERHEAD_BYTES,
-            is_stored=job.layout.shard(number) in stored,
+            is_stored=job.layout.shard(number) in work.stored,
         )
-        for shard, number in zip(planned.shards, intent.shards, strict=True)
+        for shard, number in zip(work.planned.shards, intent.shards, strict=True)
         if shard.fate != "reused"
     ]
 
@@ -197,17 +197,10 @@ def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progr
     return packed
 
 
-def _manifest(
-    job: PackJob,
-    recipe: Recipe,
-    sources: Sources,
-    planned: Plan,
-    intent: Intent,
-    last: Snapshot | None,
-    packed: dict[int, PackedShard],
-) -> Manifest:
+def _manifest(job: PackJob, recipe: Recipe, work: Work, intent: Intent, packed: dict[int, PackedShard]) -> Manifest:
     """The next snapshot's content; its tables of sources are stored."""
-    kept = {shard.number: shard for shard in (last.shards if last else ())}
+    sources, planned = work.sources, work.planned
+    kept = {shard.number: shard for shard in (work.last.shards if work.last else ())}
     shards = [
         Shard(
             number=number,
@@ -223,7 +216,7 @@ def _manifest(
     numbers, rows = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
     for shard, number in zip(planned.shards, intent.shards, strict=True):
         numbers[shard.rows], rows[shard.rows] = number, np.arange(len(shard.rows))
-    hashes = _source_hashes(sources, planned, intent, last, packed)
+    hashes = _source_hashes(work, intent, packed)
     chunks = []
     for num_rows, body in source_chunks(sources, numbers, rows, hashes):
         chunks.append(SourceChunk(digest=digest_of(body), num_rows=num_rows))
@@ -239,17 +232,16 @@ def _manifest(
     )
 
 
-def _source_hashes(
-    sources: Sources, planned: Plan, intent: Intent, last: Snapshot | None, packed: dict[int, PackedShard]
-) -> NDArray[np.uint64]:
+def _source_hashes(work: Work, intent: Intent, packed: dict[int, PackedShard]) -> NDArray[np.uint64]:
     """(n, s) xxh3_64 of each input file: as packed now, or as the last snapshot noted for the shards it keeps."""
+    sources = work.sources
     hashes = np.zeros(sources.sizes.shape, np.uint64)
-    kept = [shard.rows for shard in planned.shards if shard.fate == "reused"]
-    if last is not None and kept:
-        table, rows = last.sources(), np.concatenate(kept)
-        old = table.take(pa.array(find_in(table, sources.take(rows))))
+    kept = [shard.rows for shard in work.planned.shards if shard.fate == "reused"]
+    if work.last is not None and kept:
+        rows = np.concatenate(kept)
+        old = work.last.table.take(pa.array(find_in(work.last.table, sources.take(rows))))
         hashes[rows] = fingerprints_in(old, sources.suffixes, "xxh3_64")
-    for shard, number in zip(planned.shards, intent.shards, strict=True):
+    for shard, number in zip(work.planned.shards, intent.shards, strict=True):
         if number in packed:
             hashes[shard.rows] = packed[number].source_hashes
     return hashes

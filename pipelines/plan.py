@@ -108,8 +108,8 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of the whole plan: two builders with the same digest do the same."""
-        return digest_of("".join(shard.digest for shard in self.shards).encode())
+        """Of the whole plan, which shards stay included: two builders with the same digest do the same."""
+        return digest_of(json.dumps([(shard.digest, shard.number) for shard in self.shards]).encode())
 
     @property
     def has_work(self) -> bool:

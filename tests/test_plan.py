@@ -202,3 +202,12 @@ def test_another_order_of_the_same_names_is_nothing_to_do() -> None:
     """The order given counts for new samples."""
     before = named(dict.fromkeys("abcdef", 1))
     assert not plan(named(dict.fromkeys("fedcba", 1)), RECIPE, committed(before, plan(before, RECIPE))).has_work
+
+
+def test_a_plan_that_packs_a_shard_anew_is_another_than_one_that_keeps_it() -> None:
+    """Though the shard's digest is the same: the one must not work under the other's intent and reuse the name."""
+    before = named(dict.fromkeys("abcdef", 1))
+    first = plan(before, RECIPE)
+    keeps, repacks = (plan(before, RECIPE, committed(before, first, missing=missing)) for missing in (set(), {1}))
+    assert [shard.digest for shard in keeps.shards] == [shard.digest for shard in repacks.shards]
+    assert keeps.digest != repacks.digest
