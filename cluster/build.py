@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
@@ -14,39 +15,60 @@ from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import check_suffixes
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 GROUP_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes a folder
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What `dray build` and `dray plan` are asked for."""
+
+    source: str
+    destination: str
+    prefix: str
+    suffixes: Sequence[str]
+    num_shards: int | None
+    shuffle_seed: int | None
+    names_file: str | None
+    fractions: Mapping[str, float] | None  # of a split; None: one dataset
+    split_seed: int
+    checksum: bool
+    on_error: str
+    max_bad: str
+    storage_options: StorageOptions
+
+    def groups(self) -> dict[str, list[str]]:
+        """Folder -> the names that go there."""
+        source = Store(self.source, self.storage_options)
+        names = read_names(self.names_file, source, check_suffixes(self.suffixes))
+        return group_folders(self.destination, names, self.fractions, self.split_seed)
+
+
 def build_datasets(
-    source: str,
-    destination: str,
-    *,
-    prefix: str,
-    suffixes: list[str],
-    num_shards: int | None,
-    names_file: str | None,
-    fractions: Mapping[str, float] | None,
-    seed: int,
-    address: str | None,
-    storage_options: StorageOptions,
-    progress: bool,
+    wanted: Wanted, *, keep: int | None, grace_s: float, address: str | None, progress: bool
 ) -> Iterator[BuildReport]:
-    """Make a dataset in `destination`, or one in a folder of it for each group of a split; a report for each.
+    """Make a dataset in the destination, or one in a folder of it for each group of a split; a report for each.
 
     Each dataset is atomic for itself; an error leaves those before it done, and a rerun goes on from there.
     """
-    names = read_names(names_file, Store(source, storage_options), check_suffixes(suffixes))
-    with ray_session(address if fractions else None):  # one build connects by itself, and only if it has work
-        for folder, group in group_folders(destination, names, fractions, seed).items():
+    groups = wanted.groups()
+    with ray_session(address if wanted.fractions else None):  # one build connects by itself, and only if it has work
+        for folder, names in groups.items():
             yield pickles_to_tars(
-                source,
-                group,
-                suffixes,
+                wanted.source,
+                names,
+                wanted.suffixes,
                 folder,
-                prefix,
-                min_num_shards=num_shards,
+                wanted.prefix,
+                min_num_shards=wanted.num_shards,
+                shuffle_seed=wanted.shuffle_seed,
+                checksum=wanted.checksum,
+                on_error=wanted.on_error,
+                max_bad=wanted.max_bad,
+                keep=keep,
+                grace_s=grace_s,
                 address=address,
-                storage_options=storage_options,
+                storage_options=wanted.storage_options,
                 progress=progress,
             )
 
@@ -72,6 +94,18 @@ def parse_fractions(text: str) -> dict[str, float]:
             raise CallError(f"--split {text}: expected train=0.9,val=0.1 with each group once, found {pair.strip()!r}")
         groups[name] = float(share)
     return groups
+
+
+def parse_duration(text: str) -> float:
+    """`36h` in seconds.
+
+    Raises:
+        CallError: It is not of that form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])|0", text.strip())
+    if found is None:
+        raise CallError(f"{text!r}: expected a time such as 90s, 30m, 36h, 7d or 2w")
+    return float(found[1]) * _SECONDS[found[2]] if found[1] else 0.0
 
 
 def parse_storage_options(pairs: list[str] | None) -> dict[str, str]:

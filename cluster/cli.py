@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from dray.pipelines.tolerance import OnError
 from dray.shards.errors import DrayError
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.verify import Level
@@ -112,6 +113,46 @@ Split = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of the split: another seed deals otherwise.")]
+ShuffleSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="Shuffle the samples over all shards, by a hash of their keys under this seed.", show_default="as listed"
+    ),
+]
+Checksum = Annotated[
+    bool,
+    typer.Option("--checksum", help="Tell changed files by content, not by size and time (ETag): reads every file."),
+]
+OnErrorOption = Annotated[
+    OnError,
+    typer.Option(
+        help="Of files that are missing or cannot be read: [bold]fail[/] and name them; [bold]skip[/] them until "
+        "they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in a "
+        "table, which the report names."
+    ),
+]
+MaxBad = Annotated[
+    str, typer.Option(metavar="N|P%", help="Leave out so many samples at most: a number, or per cent of them.")
+]
+Version = Annotated[
+    str | None,
+    typer.Option(
+        help="This version: a number, or the name of a hold; the same as ?version=7 in the URL.",
+        show_default="the last",
+    ),
+]
+Url = Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")]
+DatasetPrefix = Annotated[str, typer.Option("--prefix", help="The dataset's prefix.")]
+AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
+Keep = Annotated[int, typer.Option(min=1, help="Keep the last so many versions; held ones stay too.")]
+OlderThan = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Keep what was the last version less than so long ago, and what unfinished builds stored since then: "
+        "30m, 36h, 7d, or 0.",
+    ),
+]
 
 
 @app.command()
@@ -122,9 +163,15 @@ def build(
     suffix: SuffixList,
     prefix: Prefix = "wdshards",
     shards: NumShards = None,
+    shuffle_seed: ShuffleSeed = None,
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    checksum: Checksum = False,
+    on_error: OnErrorOption = OnError.FAIL,
+    max_bad: MaxBad = "1%",
+    keep: Keep = 2,
+    older_than: OlderThan = "1d",
     address: Annotated[
         str | None,
         typer.Option(
@@ -159,20 +206,32 @@ def build(
 
     [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
     """
-    from dray.cluster.build import build_datasets, cluster_address, parse_fractions, parse_storage_options
+    from dray.cluster.build import (
+        Wanted,
+        build_datasets,
+        cluster_address,
+        parse_duration,
+        parse_fractions,
+        parse_storage_options,
+    )
 
-    reports = build_datasets(
-        source,
-        destination,
+    wanted = Wanted(
+        source=source,
+        destination=destination,
         prefix=prefix,
         suffixes=suffix,
         num_shards=shards,
+        shuffle_seed=shuffle_seed,
         names_file=names,
         fractions=parse_fractions(split) if split else None,
-        seed=seed,
-        address=cluster_address(address),
+        split_seed=seed,
+        checksum=checksum,
+        on_error=on_error.value,
+        max_bad=max_bad,
         storage_options=parse_storage_options(storage_option),
-        progress=not quiet,
+    )
+    reports = build_datasets(
+        wanted, keep=keep, grace_s=parse_duration(older_than), address=cluster_address(address), progress=not quiet
     )
     for report in reports:
         typer.echo(str(report))
@@ -186,9 +245,13 @@ def plan(
     suffix: SuffixList,
     prefix: Prefix = "wdshards",
     shards: NumShards = None,
+    shuffle_seed: ShuffleSeed = None,
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    checksum: Checksum = False,
+    on_error: OnErrorOption = OnError.FAIL,
+    max_bad: MaxBad = "1%",
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON: a list, one object a dataset.")] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -200,29 +263,33 @@ def plan(
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
-    from dray.cluster.build import parse_fractions, parse_storage_options
+    from dray.cluster.build import Wanted, parse_fractions, parse_storage_options
     from dray.cluster.plan import plan_datasets, print_plans
 
-    plans = plan_datasets(
-        source,
-        destination,
+    wanted = Wanted(
+        source=source,
+        destination=destination,
         prefix=prefix,
         suffixes=suffix,
         num_shards=shards,
+        shuffle_seed=shuffle_seed,
         names_file=names,
         fractions=parse_fractions(split) if split else None,
-        seed=seed,
+        split_seed=seed,
+        checksum=checksum,
+        on_error=on_error.value,
+        max_bad=max_bad,
         storage_options=parse_storage_options(storage_option),
     )
-    print_plans(plans, as_json=as_json)
+    print_plans(plan_datasets(wanted), as_json=as_json)
 
 
 @app.command()
 def ls(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    url: Url,
     *,
     prefix: Annotated[str | None, typer.Option(help="Only this dataset.", show_default="all that lie there")] = None,
-    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    version: Version = None,
     urls: Annotated[
         bool, typer.Option("--urls", help="Only the tars' URLs, one a line; as one pattern on stderr.")
     ] = False,
@@ -256,10 +323,10 @@ def ls(
 
 @app.command()
 def verify(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    url: Url,
     *,
-    prefix: Annotated[str, typer.Option(help="The dataset's prefix.")] = DEFAULT_PREFIX,
-    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    version: Version = None,
     level: Annotated[
         Level,
         typer.Option(
@@ -311,11 +378,11 @@ def verify(
 
 @app.command()
 def show(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")],
+    url: Url,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's name, its dots replaced by dashes.")],
     *,
-    prefix: Annotated[str, typer.Option(help="The dataset's prefix.")] = DEFAULT_PREFIX,
-    version: Annotated[int | None, typer.Option(help="This version.", show_default="the last")] = None,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    version: Version = None,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Show one sample: its shard, and where each part lies and what it holds.

@@ -12,7 +12,8 @@ from rich.table import Table
 from dray.shards import NotFoundError, Snapshot, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout
-from dray.shards.log import latest_version
+from dray.shards.log import read_head, read_version
+from dray.shards.urls import split_version
 
 Form = Literal["table", "all", "urls", "json"]
 
@@ -21,16 +22,18 @@ MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
 
 
 def list_datasets(
-    url: str, *, prefix: str | None, version: int | None, form: Form, storage_options: StorageOptions
+    url: str, *, prefix: str | None, version: str | None, form: Form, storage_options: StorageOptions
 ) -> None:
     """Print the datasets in a folder, one version of each, in the form asked for.
 
     Raises:
         NotFoundError: There is none, or not that version.
     """
-    store = Store(url, storage_options)
+    directory, pinned = split_version(url, version)
+    store = Store(directory, storage_options)
     found = [(store, prefix)] if prefix else find_datasets(store, storage_options)
-    snapshots = [_open(folder, name, version) for folder, name in found]
+    layouts = [(folder, Layout(name)) for folder, name in found]
+    snapshots = [Snapshot.load(folder, layout, read_version(folder, layout, pinned)) for folder, layout in layouts]
     console = Console()
     if form == "json":
         _print(console, json.dumps([_facts(snapshot) for snapshot in snapshots], indent=1))
@@ -60,17 +63,7 @@ def find_datasets(store: Store, storage_options: StorageOptions) -> list[tuple[S
 def _prefixes(store: Store) -> list[str]:
     """The prefixes of the datasets right in a folder that have a version."""
     prefixes = [folder.removeprefix("_dray/") for folder in store.list_folders("_dray")]
-    return [prefix for prefix in prefixes if latest_version(store, Layout(prefix))]
-
-
-def _open(store: Store, prefix: str, version: int | None) -> Snapshot:
-    layout = Layout(prefix)
-    last = latest_version(store, layout)
-    if not last:
-        raise NotFoundError(f"no dataset with prefix {prefix!r} in {store.url}: dray ls {store.url} shows those there")
-    if version is not None and not 1 <= version <= last:
-        raise NotFoundError(f"{store.url} {prefix}: no version {version}, the last is {last}")
-    return Snapshot.open(store, layout, version or last)
+    return [prefix for prefix in prefixes if read_head(store, Layout(prefix))]
 
 
 def _print_urls(console: Console, snapshot: Snapshot) -> None:
@@ -100,6 +93,9 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "num_samples": snapshot.num_samples,
         "num_bytes": snapshot.num_bytes,
         "num_shards": len(snapshot.shards),
+        "num_skipped": snapshot.manifest.accounting.skipped,
+        "num_quarantined": snapshot.manifest.accounting.quarantined,
+        "left_out": snapshot.left_out_url(),
         "source_url": snapshot.manifest.source_url,
         "recipe": dict(snapshot.manifest.recipe),
         "brace_pattern": brace_pattern(snapshot),
@@ -121,6 +117,9 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
         f"  parts   {', '.join(recipe['suffixes'])}{transform}",
         f"  source  {snapshot.manifest.source_url}",
     ]
+    if url := snapshot.left_out_url():
+        counts = snapshot.manifest.accounting
+        lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined: {url}")
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
     _print(console, "\n".join(lines))

@@ -2,52 +2,48 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.build import group_folders, read_names
-from dray.pipelines.build import work_out
+from dray.cluster.build import Wanted
 from dray.pipelines.pack import PackJob
-from dray.pipelines.plan import Plan, Recipe
+from dray.pipelines.plan import Recipe
+from dray.pipelines.tolerance import Tolerance
+from dray.pipelines.work import Work, work_out
 from dray.shards import Store
-from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, check_suffixes
 
 
-def plan_datasets(
-    source: str,
-    destination: str,
-    *,
-    prefix: str,
-    suffixes: list[str],
-    num_shards: int | None,
-    names_file: str | None,
-    fractions: Mapping[str, float] | None,
-    seed: int,
-    storage_options: StorageOptions,
-) -> Iterator[tuple[str, Plan]]:
-    """(URL, plan) of the dataset in `destination`, or of each group of a split; nothing is written."""
-    inputs, recipe = Store(source, storage_options), Recipe(suffixes=check_suffixes(suffixes), num_shards=num_shards)
-    names = read_names(names_file, inputs, recipe.suffixes)
-    for folder, group in group_folders(destination, names, fractions, seed).items():
-        output = Store(folder, storage_options)
-        job = PackJob(inputs=inputs, output=output, layout=Layout(prefix), transform=None)
-        yield output.url, work_out(job, recipe, group, progress=True).planned
+def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
+    """(URL, work) of the dataset in the destination, or of each group of a split; nothing is written."""
+    tolerance = Tolerance(on_error=wanted.on_error, max_bad=wanted.max_bad)
+    recipe = Recipe(
+        suffixes=check_suffixes(wanted.suffixes),
+        num_shards=wanted.num_shards,
+        shuffle_seed=wanted.shuffle_seed,
+        leaves_out_bad=tolerance.leaves_out,
+    )
+    inputs = Store(wanted.source, wanted.storage_options)
+    for folder, names in wanted.groups().items():
+        output = Store(folder, wanted.storage_options)
+        job = PackJob(inputs=inputs, output=output, layout=Layout(wanted.prefix), transform=None)
+        yield output.url, work_out(job, recipe, names, tolerance, checksum=wanted.checksum)
 
 
-def print_plans(plans: Iterator[tuple[str, Plan]], *, as_json: bool) -> None:
+def print_plans(plans: Iterator[tuple[str, Work]], *, as_json: bool) -> None:
     """A table a dataset, or all of them as JSON."""
     if as_json:
-        print(json.dumps([_as_json(url, planned) for url, planned in plans], indent=1))  # noqa: T201
+        print(json.dumps([_as_json(url, work) for url, work in plans], indent=1))  # noqa: T201
         return
-    for url, planned in plans:
-        _print_plan(url, planned)
+    for url, work in plans:
+        _print_plan(url, work)
 
 
-def _as_json(url: str, planned: Plan) -> dict[str, Any]:
+def _as_json(url: str, work: Work) -> dict[str, Any]:
     shards = [
         {
             "fate": shard.fate,
@@ -56,30 +52,40 @@ def _as_json(url: str, planned: Plan) -> dict[str, Any]:
             "bytes": shard.num_bytes,
             "reason": shard.reason,
         }
-        for shard in planned.shards
+        for shard in work.planned.shards
     ]
-    return {"url": url, "shards": shards, "dropped": planned.num_dropped, "refreshed": planned.num_refreshed}
+    planned = work.planned
+    return {
+        "url": url,
+        "has_work": work.has_work,
+        "shards": shards,
+        "dropped": planned.num_dropped,
+        "refreshed": planned.num_refreshed,
+        "left_out": [asdict(left.bad) for left in work.left_out],
+    }
 
 
-def _print_plan(url: str, planned: Plan) -> None:
+def _print_plan(url: str, work: Work) -> None:
     """The shards that would be packed; those that stay are only counted."""
-    packed = [shard for shard in planned.shards if shard.fate != "reused"]
+    packed = [shard for shard in work.planned.shards if shard.fate != "reused"]
     table = Table("fate", "samples", "bytes", "why", box=None)
     for shard in packed:
         table.add_row(shard.fate, f"{len(shard.rows):,}", f"{shard.num_bytes:,}", shard.reason)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{url}: {_summary(planned)}")
+    console.print(f"{url}: {_summary(work)}")
     if packed:
         console.print(table)
 
 
-def _summary(planned: Plan) -> str:
-    if not planned.has_work:
+def _summary(work: Work) -> str:
+    planned = work.planned
+    if not work.has_work:
         return f"nothing to do, {len(planned.shards):,} shards stay"
     fates = Counter(shard.fate for shard in planned.shards)
     to_pack = sum(shard.num_bytes for shard in planned.shards if shard.fate != "reused")
     return (
         f"{fates['reused']:,} shards stay, {fates['rewritten']:,} rewritten, {fates['new']:,} new, "
-        f"{planned.num_dropped:,} dropped, {planned.num_refreshed:,} samples touched but the same; "
+        f"{planned.num_dropped:,} dropped, {planned.num_refreshed:,} samples touched but the same, "
+        f"{len(work.left_out):,} left out; "
         f"{to_pack / 1e6:,.1f} MB to pack"
     )

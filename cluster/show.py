@@ -19,17 +19,14 @@ MOST_CHARS = 200  # of a value
 _MOST_BITS = 600  # of a whole number that is written out
 
 
-def show_sample(url: str, key: str, *, prefix: str, version: int | None, storage_options: StorageOptions) -> None:
+def show_sample(url: str, key: str, *, prefix: str, version: str | None, storage_options: StorageOptions) -> None:
     """Print one sample: shard, row, and of each part where it lies and what it holds.
 
     Raises:
         NotFoundError: There is no such dataset, version or key.
         DamagedError: Stored bytes are not what the snapshot says.
     """
-    if version is None:
-        snapshot = Snapshot.latest(url, prefix, storage_options=storage_options)
-    else:
-        snapshot = Snapshot.at(url, prefix, version, storage_options=storage_options)
+    snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
     shard, index, row = snapshot.find(key)
     parts = snapshot.read_row(shard, index, row)
     _print(f"{snapshot.store.url} {prefix} version {snapshot.version}, key {key!r}")

@@ -14,11 +14,11 @@ from typing import Any
 import typer
 
 from dray.pipelines.progress import shard_progress
-from dray.shards import NotFoundError, Snapshot, Store
+from dray.shards import Snapshot, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout
-from dray.shards.log import latest_version
-from dray.shards.urls import local_path
+from dray.shards.log import read_version
+from dray.shards.urls import local_path, split_version
 from dray.shards.verify import Finding, Level, open_whole, verify
 
 MOST_FINDINGS = 5  # printed of one object
@@ -29,7 +29,7 @@ def verify_dataset(
     url: str,
     *,
     prefix: str,
-    version: int | None,
+    version: str | None,
     level: str,
     as_json: bool,
     names_file: Path | None,
@@ -41,20 +41,16 @@ def verify_dataset(
         NotFoundError: There is no such dataset or version.
         StoreError: The store does not answer.
     """
-    store, layout = Store(url, storage_options), Layout(prefix)
-    last = latest_version(store, layout)
-    if not 1 <= (version or last) <= last:
-        raise NotFoundError(
-            f"{store.url} has no version {version or 'at all'} of prefix {prefix!r}, the last is {last or 'none'}: "
-            f"dray ls {store.url} shows what is there"
-        )
-    opened = open_whole(store, layout, version or last)
+    directory, pinned = split_version(url, version)
+    store, layout = Store(directory, storage_options), Layout(prefix)
+    opened = open_whole(store, layout, pinned)
     snapshot = opened if isinstance(opened, Snapshot) else None
+    number = snapshot.version if snapshot else pinned or "the last"
     findings = [opened] if isinstance(opened, Finding) else _verified(opened, level)
     facts: dict[str, Any] = {
         "url": store.url,
         "prefix": prefix,
-        "version": version or last,
+        "version": number,
         "level": level,
         "findings": [asdict(finding) for finding in findings],
         "delete": [],
@@ -69,8 +65,9 @@ def verify_dataset(
         typer.echo(json.dumps(facts, indent=1))
     else:
         _print_findings(findings)
-        typer.echo(_summary(store.url, prefix, version or last, level, findings, snapshot))
-        for line in _advice(findings, snapshot, facts["delete"], facts["rebuild"], is_last=facts["version"] == last):
+        typer.echo(_summary(store.url, prefix, number, level, findings, snapshot))
+        is_last = pinned is None or number == read_version(store, layout).version
+        for line in _advice(findings, snapshot, facts["delete"], facts["rebuild"], is_last=is_last):
             typer.echo(line)
     return not findings
 
@@ -139,7 +136,7 @@ def rebuild_command(
 
 
 def _summary(
-    url: str, prefix: str, version: int, level: str, findings: Sequence[Finding], snapshot: Snapshot | None
+    url: str, prefix: str, version: int | str, level: str, findings: Sequence[Finding], snapshot: Snapshot | None
 ) -> str:
     what = f"{url} {prefix} version {version}"
     size = ""

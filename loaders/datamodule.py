@@ -14,7 +14,7 @@ from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
-from dray.shards.urls import local_path, normal_url
+from dray.shards.urls import local_path, normal_url, split_version
 
 Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]
@@ -148,7 +148,8 @@ class WebDataModule(lightning.LightningDataModule):
         options = dict(_of(self._kwargs_wld, split) or {})
         if options.get("num_workers"):
             dataset = Portable(dataset)
-            if local_path(normal_url(self._directory(split))) is None:  # connections do not live through a fork
+            directory, _ = split_version(self._directory(split))
+            if local_path(normal_url(directory)) is None:  # connections do not live through a fork
                 options.setdefault("multiprocessing_context", "spawn")
         loader = WebLoader(dataset, **{"batch_size": None, **options})
         loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))

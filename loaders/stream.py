@@ -21,9 +21,10 @@ from dray.loaders.decode import Decoder
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.layout import Layout
-from dray.shards.log import latest_version
+from dray.shards.log import read_head, read_version
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
+from dray.shards.urls import split_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,18 @@ class Tars:
 
     @classmethod
     def find(cls, url: str, prefix: str, storage_options: StorageOptions | None = None) -> "Tars":
-        """Those of the dataset's last snapshot; where none was ever committed, all called `{prefix}-*.tar`, by name.
+        """Those of the dataset's last version, or of the one that the URL names (`?version=7`).
+
+        Where nothing was ever committed, all called `{prefix}-*.tar`, by name.
 
         Raises:
             NotFoundError: There are none.
         """
-        store, layout = Store(url, storage_options), Layout(prefix)
-        version = latest_version(store, layout)
-        if not version:
+        directory, version = split_version(url)
+        store, layout = Store(directory, storage_options), Layout(prefix)
+        if version is None and read_head(store, layout) is None:
             return cls._glob(store, prefix)
-        snapshot = Snapshot.open(store, layout, version)
+        snapshot = Snapshot.load(store, layout, read_version(store, layout, version))
         starts = accumulate((shard.num_samples for shard in snapshot.shards), initial=0)
         tars = [
             Tar(url=tar_url, num_bytes=shard.num_bytes, first_sample=start, num_samples=shard.num_samples)

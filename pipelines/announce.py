@@ -29,33 +29,48 @@ def announce(
         stored: The names of what lies in the dataset's directory.
         progress: Whether to say what is kept.
     """
-    base = last.version if last else 0
-    numbers = {number for name in stored if (number := job.layout.shard_number(name)) is not None}
-    log = [read_intent(job.output, job.layout, number) for number in _recent_numbers(job, last)]
-    if not log:
-        _say_what_is_kept(job, numbers, show=progress)
+    tars = {number for name in stored if (number := job.layout.shard_number(name)) is not None}
+    numbers = numbers_in(job.output, job.layout.intents)
+    if not numbers:
+        _say_what_is_kept(job, tars, show=progress)
+    log = [read_intent(job.output, job.layout, number) for number in _recent(numbers, last)]
     while True:
         for intent in log:
-            if intent.base == base and intent.plan == planned.digest:
+            if _is_ours(intent, planned, last):
                 return intent
-        log.append(create_intent(job.output, job.layout, _next_intent(planned, last, numbers, log)))
+        log.append(create_intent(job.output, job.layout, _next_intent(planned, last, tars, log)))
 
 
-def _recent_numbers(job: PackJob, last: Snapshot | None) -> list[int]:
+def _recent(numbers: list[int], last: Snapshot | None) -> list[int]:
     """The intents that may hold shards to adopt: since the last commit's, and some before that may have failed."""
-    numbers = numbers_in(job.output, job.layout.intents)
-    return [number for number in numbers if last is None or number > last.manifest.intent - LOOK_BACK]
+    if last is None:
+        return numbers
+    first = max(last.commit.open_intent, last.manifest.intent - LOOK_BACK)
+    return [number for number in numbers if number >= first] or numbers[-1:]
+
+
+def _is_ours(intent: Intent, planned: Plan, last: Snapshot | None) -> bool:
+    """Whether an intent is of the same plan, and no gc gave up what it counts on."""
+    base = last.version if last else 0
+    if (intent.base, intent.plan) != (base, planned.digest):
+        return False
+    reused = {shard.number for shard in planned.shards if shard.number is not None}
+    return last is None or (
+        intent.number >= last.commit.open_intent
+        and all(number >= last.commit.open_shard or number in reused for number in intent.shards)
+    )
 
 
 def _next_intent(planned: Plan, last: Snapshot | None, stored: set[int], log: list[Intent]) -> Intent:
     adoptable = stored - {shard.number for shard in (last.shards if last else ())}  # those stay, or are damaged
+    open_shard = last.commit.open_shard if last else 0  # a gc may have given up those before
     known = {
         digest: number
         for intent in log
         for digest, number in zip(intent.digests, intent.shards, strict=True)
-        if number in adoptable
+        if number in adoptable and number >= open_shard
     }
-    first = max([*stored, *(intent.first + intent.count - 1 for intent in log), -1]) + 1
+    first = max([*stored, *(intent.numbers.stop - 1 for intent in log), -1]) + 1
     numbering = number_shards(planned, known, first)
     return Intent(
         number=log[-1].number + 1 if log else 1,

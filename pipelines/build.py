@@ -1,4 +1,4 @@
-"""The build: fingerprint the inputs, plan, announce, pack what is missing, commit.
+"""The build: fingerprint the inputs, plan, announce, pack what is missing, commit, give up old versions.
 
 Nothing is visible before the commit, and the commit is one small conditional write. A build that dies anywhere leaves
 whole shards under numbers that its intent reserved; the next build adopts those that it can use.
@@ -7,24 +7,25 @@ whole shards under numbers that its intent reserved; the next build adopts those
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import Any
 
 from dray.pipelines.announce import announce
-from dray.pipelines.pack import PackedShard, PackJob, PackTask, hash_sources
-from dray.pipelines.plan import Last, Plan, Recipe, find_in, fingerprints_in, plan
+from dray.pipelines.commit import commit_version
+from dray.pipelines.gc import sweep
+from dray.pipelines.manifest import next_manifest
+from dray.pipelines.pack import PackedShard, PackJob, PackTask
+from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
-from dray.pipelines.run import run_tasks
-from dray.pipelines.sources import Sources, find_sources
-from dray.pipelines.tables import source_chunks
-from dray.shards.errors import ConflictError, StoreError
-from dray.shards.index import digest_of
-from dray.shards.log import Commit, Intent, create_commit, latest_version, new_write_id, now
-from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot, SourceChunk, put_content
+from dray.pipelines.retention import Retention
+from dray.pipelines.run import pack_tasks
+from dray.pipelines.sources import BadInput
+from dray.pipelines.tolerance import NAMED, Tolerance
+from dray.pipelines.work import TASK_BYTES, Work, leave_out, stored_sizes, work_out
+from dray.shards.errors import ConflictError, DamagedError, StoreError
+from dray.shards.log import Intent
+from dray.shards.snapshot import Manifest, Snapshot
 
-TASK_OVERHEAD_BYTES = 64 << 20  # of a packing task, beside the shard in its memory
+ATTEMPTS = 8  # to commit, where others commit meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,129 +34,120 @@ class BuildReport:
 
     url: str
     prefix: str
-    version: int  # the snapshot that is now the last
+    version: int  # the one that is now the last
     num_shards: int
     num_samples: int
-    num_bytes: int  # of all tars of the snapshot
+    num_bytes: int  # of all tars of the version
     num_reused: int  # shards that lay there already, whole
+    num_skipped: int  # inputs that the version leaves out
+    num_quarantined: int
+    left_out_url: str | None  # the table of those, Parquet
     seconds: float
 
     def __str__(self) -> str:
         packed = self.num_shards - self.num_reused
         done = f"{packed:,} packed, {self.num_reused:,} reused" if packed else "nothing to do"
+        left_out = ""
+        if self.left_out_url:
+            left_out = f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: {self.left_out_url}"
         return (
             f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
-            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s{left_out}"
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Work:
-    """What a build has found out before it writes anything."""
-
-    sources: Sources
-    snapshot: Snapshot | None  # the last one
-    last: Last | None  # the same as the plan saw it
-    stored: dict[str, int]  # name -> bytes of what lies in the dataset's directory
-    planned: Plan
-
-
-def work_out(job: PackJob, recipe: Recipe, names: Sequence[str], *, progress: bool) -> Work:
-    """Fingerprint the inputs, look at what is there, and plan; nothing is written.
-
-    Raises:
-        CallError: The names cannot become keys, or a shard would pass 4 GiB.
-        MissingInputError: Input files are missing.
-    """
-    sources = find_sources(job.inputs, names, recipe.suffixes)
-    version = latest_version(job.output, job.layout)
-    snapshot = Snapshot.open(job.output, job.layout, version) if version else None
-    stored = _stored_sizes(job)
-    last = _last(snapshot, stored) if snapshot else None
-    planned = plan(sources, recipe, last, _same_contents(job, sources, recipe, last, progress=progress))
-    return Work(sources=sources, snapshot=snapshot, last=last, stored=stored, planned=planned)
-
-
 def build(
-    job: PackJob, recipe: Recipe, names: Sequence[str], *, address: str | None = None, progress: bool = True
+    job: PackJob,
+    recipe: Recipe,
+    names: Sequence[str],
+    tolerance: Tolerance,
+    *,
+    retention: Retention | None,
+    checksum: bool = False,
+    address: str | None = None,
+    progress: bool = True,
 ) -> BuildReport:
-    """Make the dataset's last snapshot hold just these samples.
+    """Make the dataset's last version hold just these samples.
 
     Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
-    A first build keeps the order of the names, a later one that of the shards that stay.
+    A first build keeps the order of the names, a later one that of the shards that stay. Where another build commits
+    meanwhile, this one plans again from there; what it has packed serves.
 
     Args:
         job: The stores, the names on them and the user's function.
         recipe: What decides the bytes.
         names: The samples.
+        tolerance: What to do about inputs that cannot be packed.
+        retention: Which versions stay; None: all.
+        checksum: Compare inputs by their content: all of them are read.
         address: See `run_tasks`.
         progress: Show a bar or lines on standard error.
 
     Raises:
-        InputError: A sample cannot be packed; the shards that were stored serve the next build.
-        ConflictError: Another builder committed something else meanwhile.
+        InputError: Samples cannot be packed; the shards that were stored serve the next build.
+        ConflictError: Another build made something of another kind of the dataset meanwhile.
     """
     started = time.monotonic()
-    work = work_out(job, recipe, names, progress=progress)
-    snapshot, num_reused = work.snapshot, len(work.planned.shards)
-    if snapshot is None or work.planned.has_work:
-        intent = announce(job, work.planned, snapshot, work.stored, progress=progress)
-        packed = _pack(job, _tasks(job, work, intent), address=address, progress=progress)
-        num_reused -= sum(not shard.adopted for shard in packed.values())
-        manifest = _manifest(job, recipe, work, intent, packed)
-        _say_what_is_superseded(job, snapshot, manifest, show=progress)
-        snapshot = _commit(job, manifest, snapshot)
+    base: Snapshot | None = None
+    for attempt in range(ATTEMPTS):
+        work = work_out(job, recipe, names, tolerance, checksum=checksum, address=address, progress=progress)
+        if attempt:
+            _check_rebase(job, recipe, base, work.snapshot)
+        base = work.snapshot
+        if base is not None and not work.has_work:
+            return _report(base, len(base.shards), started)
+        intent = announce(job, work.planned, base, work.stored, progress=progress)
+        packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
+        bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
+        manifest = next_manifest(job, recipe, work, intent, packed, bad)
+        _say_what_is_superseded(job, base, manifest, show=progress)
+        made = commit_version(job.output, job.layout, manifest, base, retention=retention)
+        if made is not None:
+            _sweep(job, made, base, retention, progress=progress)
+            num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
+            return _report(made, len(made.shards) - num_packed, started)
+        say("another writer committed meanwhile: planning again from there", show=progress)
+    raise ConflictError(
+        f"{job.output.url}: other writers of {job.layout.prefix!r} were faster {ATTEMPTS} times in a row; "
+        "nothing was lost: run this build again"
+    )
+
+
+def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Snapshot | None) -> None:
+    """Refuse to undo what somebody else has just decided: another recipe, or other inputs' directory.
+
+    Raises:
+        ConflictError: The last version is of another kind than this build's.
+    """
+    if last is None or (base is not None and base.version == last.version):
+        return
+    theirs = _kind(last)
+    if theirs != (recipe.to_json(), job.inputs.url) and (base is None or theirs != _kind(base)):
+        raise ConflictError(
+            f"{job.output.url}: while this build ran, another committed version {last.version} of "
+            f"{job.layout.prefix!r} by another recipe or from another directory ({last.manifest.source_url}); nothing "
+            f"was lost: agree which one is wanted, then run it again (dray ls {job.output.url} shows the other's)"
+        )
+
+
+def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
+    return dict(snapshot.manifest.recipe), snapshot.manifest.source_url
+
+
+def _report(snapshot: Snapshot, num_reused: int, started: float) -> BuildReport:
     return BuildReport(
-        url=job.output.url,
-        prefix=job.layout.prefix,
+        url=snapshot.store.url,
+        prefix=snapshot.layout.prefix,
         version=snapshot.version,
         num_shards=len(snapshot.shards),
         num_samples=snapshot.num_samples,
         num_bytes=snapshot.num_bytes,
         num_reused=num_reused,
+        num_skipped=snapshot.manifest.accounting.skipped,
+        num_quarantined=snapshot.manifest.accounting.quarantined,
+        left_out_url=snapshot.left_out_url(),
         seconds=time.monotonic() - started,
     )
-
-
-def _stored_sizes(job: PackJob) -> dict[str, int]:
-    """Name -> bytes of what lies in the dataset's directory."""
-    return {info.name: info.size for info in job.output.list_folder()}
-
-
-def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
-    """The last snapshot as a plan sees it; a tar that somebody deleted by hand is to be packed anew."""
-    whole = {
-        shard.number for shard in snapshot.shards if stored.get(snapshot.layout.shard(shard.number)) == shard.num_bytes
-    }
-    return Last(
-        recipe=snapshot.manifest.recipe,
-        source_url=snapshot.manifest.source_url,
-        shards=snapshot.shards,
-        whole=frozenset(whole),
-        table=snapshot.sources(),
-    )
-
-
-def _same_contents(
-    job: PackJob, sources: Sources, recipe: Recipe, last: Last | None, *, progress: bool
-) -> NDArray[np.bool_] | None:
-    """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
-    if last is None or list(recipe.suffixes) != last.recipe["suffixes"] or sources.url != last.source_url:
-        return None
-    rows = find_in(last.table, sources)
-    candidates = np.flatnonzero(rows >= 0)
-    old = last.table.take(pa.array(rows[candidates]))
-    has_same_size = (fingerprints_in(old, recipe.suffixes, "size") == sources.sizes[candidates]).all(axis=1)
-    has_same_stamp = (fingerprints_in(old, recipe.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
-    touched = np.flatnonzero(has_same_size & ~has_same_stamp)
-    suspects = sources.take(candidates[touched])
-    if len(suspects):
-        megabytes = int(suspects.sizes.sum()) / 1e6
-        say(f"{len(suspects):,} samples were touched: reading {megabytes:,.0f} MB to see what changed", show=progress)
-    found = hash_sources(job, suspects)
-    is_same = np.zeros(len(sources), bool)
-    is_same[candidates[touched]] = (found == fingerprints_in(old, recipe.suffixes, "xxh3_64")[touched]).all(axis=1)
-    return is_same
 
 
 def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
@@ -164,7 +156,7 @@ def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
         PackTask(
             number=number,
             sources=work.sources.take(shard.rows),
-            memory_bytes=shard.num_bytes * 5 // 4 + TASK_OVERHEAD_BYTES,
+            memory_bytes=shard.num_bytes * 5 // 4 + TASK_BYTES,
             is_stored=job.layout.shard(number) in work.stored,
         )
         for shard, number in zip(work.planned.shards, intent.shards, strict=True)
@@ -172,16 +164,40 @@ def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
     ]
 
 
-def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progress: bool) -> dict[int, PackedShard]:
-    """Run the tasks; then see that every shard lies where readers will look for it."""
+def _pack(
+    job: PackJob, work: Work, intent: Intent, tolerance: Tolerance, *, address: str | None, progress: bool
+) -> dict[int, PackedShard]:
+    """Run the tasks; then see that every shard lies where readers will look for it.
+
+    Raises:
+        InputError: More samples are bad than are borne. By then all other shards are stored, or 20 samples were bad.
+    """
     packed: dict[int, PackedShard] = {}
-    title = f"packing {job.layout.prefix}"
-    with shard_progress(title, num_shards=len(tasks), show=progress) as advance:
-        for shard in run_tasks(job, tasks, address, progress=progress):
+    bad: list[BadInput] = [left.bad for left in work.left_out]
+    most = tolerance.most(work.num_inputs) or NAMED
+    tasks = _tasks(job, work, intent)
+    with shard_progress(f"packing {job.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
+        for shard in pack_tasks(job, tasks, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
-    stored = _stored_sizes(job) if packed else {}
-    for shard in packed.values():
+            for entry in shard.bad[: max(0, NAMED - len(bad))]:
+                say(f"sample {entry.name!r} cannot be packed: {entry.error}", show=progress)
+            bad += shard.bad
+            if len(bad) > most:
+                tolerance.check(bad, work.num_inputs, job.inputs.url)
+    tolerance.check(bad, work.num_inputs, job.inputs.url)
+    _check_stored(job, [shard for shard in packed.values() if shard.num_samples])
+    return packed
+
+
+def _check_stored(job: PackJob, packed: Sequence[PackedShard]) -> None:
+    """Hold what lies there against the tasks' records, and make it durable.
+
+    Raises:
+        StoreError: A shard is not there: its task wrote to another place.
+    """
+    stored = stored_sizes(job) if packed else {}
+    for shard in packed:
         name = job.layout.shard(shard.number)
         if stored.get(name) == shard.num_bytes:
             continue
@@ -192,59 +208,8 @@ def _pack(job: PackJob, tasks: Sequence[PackTask], *, address: str | None, progr
                 f"{f'one of {found.size}' if found else 'nothing'}: do the workers write to another place? "
                 "A local directory must be on a disk that all nodes share"
             )
-    for number in list(packed)[:1]:  # all shards share their folders
-        job.output.sync([job.layout.shard(number), job.layout.index(number)])
-    return packed
-
-
-def _manifest(job: PackJob, recipe: Recipe, work: Work, intent: Intent, packed: dict[int, PackedShard]) -> Manifest:
-    """The next snapshot's content; its tables of sources are stored."""
-    sources, planned = work.sources, work.planned
-    kept = {shard.number: shard for shard in (work.last.shards if work.last else ())}
-    shards = [
-        Shard(
-            number=number,
-            num_bytes=packed[number].num_bytes,
-            num_samples=packed[number].num_samples,
-            digest=shard.digest,
-            index_digest=packed[number].index_digest,
-        )
-        if number in packed
-        else kept[number]
-        for shard, number in zip(planned.shards, intent.shards, strict=True)
-    ]
-    numbers, rows = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
-    for shard, number in zip(planned.shards, intent.shards, strict=True):
-        numbers[shard.rows], rows[shard.rows] = number, np.arange(len(shard.rows))
-    hashes = _source_hashes(work, intent, packed)
-    chunks = []
-    for num_rows, body in source_chunks(sources, numbers, rows, hashes):
-        chunks.append(SourceChunk(digest=digest_of(body), num_rows=num_rows))
-        put_content(job.output, job.layout.sources(chunks[-1].digest), body)
-    return Manifest(
-        prefix=job.layout.prefix,
-        source_url=job.inputs.url,
-        recipe=recipe.to_json(),
-        intent=intent.number,
-        accounting=Accounting(inputs=len(sources), packed=sum(shard.num_samples for shard in shards)),
-        shards=tuple(shards),
-        sources=tuple(chunks),
-    )
-
-
-def _source_hashes(work: Work, intent: Intent, packed: dict[int, PackedShard]) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each input file: as packed now, or as the last snapshot noted for the shards it keeps."""
-    sources = work.sources
-    hashes = np.zeros(sources.sizes.shape, np.uint64)
-    kept = [shard.rows for shard in work.planned.shards if shard.fate == "reused"]
-    if work.last is not None and kept:
-        rows = np.concatenate(kept)
-        old = work.last.table.take(pa.array(find_in(work.last.table, sources.take(rows))))
-        hashes[rows] = fingerprints_in(old, sources.suffixes, "xxh3_64")
-    for shard, number in zip(work.planned.shards, intent.shards, strict=True):
-        if number in packed:
-            hashes[shard.rows] = packed[number].source_hashes
-    return hashes
+    for shard in packed[:1]:  # all shards share their folders
+        job.output.sync([job.layout.shard(shard.number), job.layout.index(shard.number)])
 
 
 def _say_what_is_superseded(job: PackJob, last: Snapshot | None, manifest: Manifest, *, show: bool) -> None:
@@ -258,17 +223,18 @@ def _say_what_is_superseded(job: PackJob, last: Snapshot | None, manifest: Manif
         )
 
 
-def _commit(job: PackJob, manifest: Manifest, last: Snapshot | None) -> Snapshot:
-    """Make the manifest the next version. Atomic: one conditional write, read back after any error."""
-    body = manifest.to_bytes()
-    digest = digest_of(body)
-    put_content(job.output, job.layout.manifest(digest), body)
-    version = last.version + 1 if last else 1
-    commit = Commit(version=version, manifest=digest, write_id=new_write_id(), created=now())
-    standing = create_commit(job.output, job.layout, commit)
-    if standing.manifest != digest:
-        raise ConflictError(
-            f"{job.output.url}: another build of {job.layout.prefix!r} committed version {version} while this one ran; "
-            "nothing was lost: run this build again"
-        )
-    return Snapshot(job.output, job.layout, standing, manifest)
+def _sweep(job: PackJob, made: Snapshot, base: Snapshot | None, retention: Retention | None, *, progress: bool) -> None:
+    """Delete what the new commit gave up. The version stands: a failure here is only said."""
+    if retention is None or base is None:
+        return
+    before, after = base.commit, made.commit
+    if (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
+        return
+    try:
+        deleted = sweep(job.output, job.layout, after, retention.grace_s)
+    except (StoreError, DamagedError) as exc:
+        say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
+        return
+    if deleted:
+        what = f"versions before {after.kept_from} and builds that never ended"
+        say(f"{len(deleted):,} objects of {what} were deleted", show=progress)

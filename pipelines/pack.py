@@ -4,16 +4,17 @@ Safe to run twice, late, or after a crash: the shard is created, never overwritt
 read, held against the plan and indexed as it is. The index tells what is stored.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.sources import Sources, read_files
+from dray.pipelines.sources import BadInput, Sources, hash_files, read_files, try_files
 from dray.pipelines.transform import Transform
-from dray.shards.errors import DamagedError, ExistsError, StoreError
+from dray.shards.errors import DamagedError, ExistsError, InputError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import CREATE_ATTEMPTS
@@ -29,6 +30,7 @@ class PackJob:
     output: Store
     layout: Layout
     transform: Transform | None  # None: a part is its file
+    leaves_out_bad: bool = False  # whether a shard is stored without the samples that cannot be packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,36 +42,57 @@ class PackTask:
     memory_bytes: int  # what packing it takes at most
     is_stored: bool = False  # a shard of that number lay there when the tasks were made
 
+    def __str__(self) -> str:
+        return f"shard {self.number} (samples {self.sources.names[0]!r} to {self.sources.names[-1]!r})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedShard:
-    """What came of it: a small record, no sample's bytes."""
+    """What came of it: a small record, no sample's bytes.
+
+    Attributes:
+        number: The task's.
+        num_bytes: Of the tar; 0 where none was stored.
+        index_digest: Of the index.
+        is_packed: (n,) which of the task's samples the shard holds; none where none was stored.
+        source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
+        adopted: It lay there whole already.
+        bad: The samples that cannot be packed.
+    """
 
     number: int
     num_bytes: int
-    num_samples: int
     index_digest: str
-    source_hashes: NDArray[np.uint64]  # (n, s) xxh3_64 of each input file
-    adopted: bool  # it lay there whole already
+    is_packed: NDArray[np.bool_]
+    source_hashes: NDArray[np.uint64]
+    adopted: bool
+    bad: tuple[BadInput, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """That it holds."""
+        return int(self.is_packed.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A shard in memory, not yet stored."""
+    """A shard in memory, not yet stored; the other fields are those of a packed one."""
 
     task: PackTask
     tar: bytearray
-    index: ShardIndex
+    index: ShardIndex | None  # None where no sample could be packed
+    is_packed: NDArray[np.bool_]
     source_hashes: NDArray[np.uint64]
+    bad: tuple[BadInput, ...] = ()
 
 
 def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
     """Pack and store one shard, or adopt the one that lies there. Durable, idempotent.
 
-    A crash leaves no shard, or a whole one to adopt.
+    A crash leaves no shard, or a whole one to adopt. Where samples cannot be packed, the record names them, and the
+    shard is stored without them if the job says so, else not at all.
 
     Raises:
-        InputError: A sample could not be read or transformed: names it.
         DamagedError: Something else lies under that number.
         StoreError: The store failed.
     """
@@ -77,16 +100,21 @@ def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 
 def fill_shard(job: PackJob, task: PackTask) -> Filled:
-    """Read the samples of a shard and lay them out in memory.
-
-    Raises:
-        InputError: A sample could not be read or transformed: names it.
-    """
-    return _fill_as_is(job, task) if job.transform is None else _fill_transformed(job, task, job.transform)
+    """Read the samples of a shard and lay them out in memory, but for those that cannot be packed."""
+    if job.transform is None:
+        try:
+            return _fill_as_is(job, task)
+        except InputError:  # each sample for itself, then
+            pass
+    return _fill_each(job, task)
 
 
 def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
-    """Each part is its file: the hot path, two microseconds a part beyond reading it."""
+    """Each part is its file: the hot path, two microseconds a part beyond reading it.
+
+    Raises:
+        InputError: A sample cannot be read.
+    """
     tar = TarWriter()
     keys, suffixes = task.sources.keys(), task.sources.suffixes
     files = [f"{key}.{suffix}".encode() for key in keys for suffix in suffixes]
@@ -101,27 +129,61 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
         xxh3_64=np.array(tar.hashes, np.uint64).reshape(shape),
         shard_bytes=len(body),
     )
-    return Filled(task, body, index, index.xxh3_64)
+    return Filled(task, body, index, np.ones(len(keys), bool), index.xxh3_64)
 
 
-def _fill_transformed(job: PackJob, task: PackTask, transform: Transform) -> Filled:
-    """Each sample is what the user's function makes of it; samples may differ in their suffixes."""
+def _fill_each(job: PackJob, task: PackTask) -> Filled:
+    """Each sample is what the user's function makes of it, if there is one; samples may differ in their suffixes."""
     tar = TarWriter()
     files: list[str] = []
     hashes: list[list[int]] = []
-    suffixes = task.sources.suffixes
-    parts_in_a_row = read_files(job.inputs, task.sources)
-    for name in task.sources.names:
-        parts = list(islice(parts_in_a_row, len(suffixes)))
-        hashes.append([xxh3_64_intdigest(data) for data in parts])
-        sample = transform(name, dict(zip(suffixes, parts, strict=True)))
+    bad: list[BadInput] = []
+    is_packed = np.zeros(len(task.sources), bool)
+    for row, (name, sample, of_files) in enumerate(_samples(job, task.sources)):
+        if isinstance(sample, BadInput):
+            bad.append(sample)
+            continue
+        is_packed[row] = True
+        hashes.append(of_files)
         for suffix, data in sample.items():
             files.append(f"{key_of(name)}.{suffix}")
             tar.add(files[-1].encode(), data)
     body = tar.finish()
     members = map(Member, files, tar.offsets, tar.sizes, tar.hashes)
-    index = ShardIndex.of_members(members, shard_bytes=len(body), where=job.layout.shard(task.number))
-    return Filled(task, body, index, np.array(hashes, np.uint64))
+    where = job.layout.shard(task.number)
+    index = ShardIndex.of_members(members, shard_bytes=len(body), where=where) if files else None
+    source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
+    return Filled(task, body, index, is_packed, source_hashes, tuple(bad))
+
+
+def _samples(job: PackJob, sources: Sources) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
+    """(name, its parts or what is wrong with it, xxh3_64 of its files), in order."""
+    suffixes = sources.suffixes
+    in_a_row = try_files(job.inputs, sources)
+    for name in sources.names:
+        parts: dict[str, bytes] = {}
+        bad: BadInput | None = None
+        for suffix, data in zip(suffixes, islice(in_a_row, len(suffixes)), strict=True):
+            if not isinstance(data, InputError):
+                parts[suffix] = data
+            elif bad is None:
+                bad = BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
+        hashes = [xxh3_64_intdigest(data) for data in parts.values()]
+        yield name, bad or _transformed(job, name, parts), hashes
+
+
+def _transformed(job: PackJob, name: str, parts: dict[str, bytes]) -> dict[str, bytes] | BadInput:
+    if job.transform is None:
+        return parts
+    try:
+        return job.transform(name, parts)
+    except InputError as exc:
+        return BadInput(name=name, file="", stage="transform", error=str(exc))
+
+
+def find_bad(job: PackJob, sources: Sources) -> list[BadInput]:
+    """The samples that cannot be packed now; each is read and transformed, and thrown away."""
+    return [sample for _, sample, _ in _samples(job, sources) if isinstance(sample, BadInput)]
 
 
 def store_shard(job: PackJob, filled: Filled) -> PackedShard:
@@ -131,9 +193,28 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         DamagedError: Something else lies under that number.
         StoreError: The store failed; nothing half-written is visible.
     """
+    if filled.index is None or (filled.bad and not job.leaves_out_bad):
+        return PackedShard(
+            number=filled.task.number,
+            num_bytes=0,
+            index_digest="",
+            is_packed=np.zeros(len(filled.is_packed), bool),
+            source_hashes=filled.source_hashes[:0],
+            adopted=False,
+            bad=filled.bad,
+        )
     if not _create(job.output, job.layout.shard(filled.task.number), filled.tar):
         return adopt_shard(job, filled.task)  # a parallel attempt's, or the retry of our own request
-    return _store_index(job, filled.task, filled.index, filled.source_hashes, adopted=False)
+    digest = _store_index(job, filled.task, filled.index)
+    return PackedShard(
+        number=filled.task.number,
+        num_bytes=filled.index.shard_bytes,
+        index_digest=digest,
+        is_packed=filled.is_packed,
+        source_hashes=filled.source_hashes,
+        adopted=False,
+        bad=filled.bad,
+    )
 
 
 def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
@@ -145,36 +226,58 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     name = job.layout.shard(task.number)
     url = job.output.url_of(name)
     try:
-        info = job.output.head(name)
-        with job.output.open_stream(name) as stream:
-            index = ShardIndex.of_members(scan(stream, url), shard_bytes=info.size if info else 0, where=url)
-        if not _holds(index, job, task.sources):
+        index = read_index(job.output, name)
+        is_packed = _held(index, job, task.sources)
+        if is_packed is None:
             raise DamagedError(f"{url} holds other samples than this build reserved it for")
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
-    hashes = index.xxh3_64 if job.transform is None else hash_sources(job, task.sources)
-    return _store_index(job, task, index, hashes, adopted=True)
-
-
-def _holds(index: ShardIndex, job: PackJob, sources: Sources) -> bool:
-    """Whether a stored shard holds the planned samples; of a function's parts only the keys are known beforehand."""
-    if list(index.keys) != sources.keys():
-        return False
-    return job.transform is not None or (
-        index.suffixes == sources.suffixes and np.array_equal(index.sizes, sources.sizes)
+    packed = task.sources.take(np.flatnonzero(is_packed))
+    return PackedShard(
+        number=task.number,
+        num_bytes=index.shard_bytes,
+        index_digest=_store_index(job, task, index),
+        is_packed=is_packed,
+        source_hashes=index.xxh3_64 if job.transform is None else hash_files(job.inputs, packed),
+        adopted=True,
+        bad=_left_out(job, task.sources.take(np.flatnonzero(~is_packed))),
     )
 
 
-def hash_sources(job: PackJob, sources: Sources) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each file, read for it."""
-    hashes = [xxh3_64_intdigest(data) for data in read_files(job.inputs, sources)]
-    return np.array(hashes, np.uint64).reshape(sources.sizes.shape)
+def read_index(store: Store, name: str) -> ShardIndex:
+    """The index of a stored tar, by its bytes.
+
+    Raises:
+        DamagedError: It is no tar of whole samples; names it.
+    """
+    url, info = store.url_of(name), store.head(name)
+    with store.open_stream(name) as stream:
+        return ShardIndex.of_members(scan(stream, url), shard_bytes=info.size if info else 0, where=url)
 
 
-def _store_index(
-    job: PackJob, task: PackTask, index: ShardIndex, source_hashes: NDArray[np.uint64], *, adopted: bool
-) -> PackedShard:
-    """Store the index of a stored shard, make both durable, and sum up."""
+def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_] | None:
+    """(n,) which of the planned samples a stored shard holds; None where it is no shard of this plan's.
+
+    Of a function's parts only the keys are known beforehand.
+    """
+    stored, planned = list(index.keys), sources.keys()
+    in_stored = set(stored)
+    is_packed = np.array([key in in_stored for key in planned], bool)
+    if [key for key in planned if key in in_stored] != stored or not (job.leaves_out_bad or is_packed.all()):
+        return None
+    as_planned = index.suffixes == sources.suffixes and np.array_equal(index.sizes, sources.sizes[is_packed])
+    return is_packed if job.transform is not None or as_planned else None
+
+
+def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...]:
+    """What is wrong with samples that a stored shard lacks."""
+    still = {bad.name: bad for bad in (find_bad(job, sources) if len(sources) else ())}
+    then = BadInput(name="", file="", stage="read", error="could not be packed when its shard was stored; now it can")
+    return tuple(still.get(name, replace(then, name=name)) for name in sources.names)
+
+
+def _store_index(job: PackJob, task: PackTask, index: ShardIndex) -> str:
+    """Store the index of a stored shard, make both durable; returns its digest."""
     shard_name, index_name = job.layout.shard(task.number), job.layout.index(task.number)
     body = index.to_bytes()
     if not _create(job.output, index_name, body) and job.output.get(index_name) != body:
@@ -183,14 +286,7 @@ def _store_index(
             "deleted by hand? Delete both, then build again"
         )
     job.output.sync([shard_name, index_name], folders=False)  # the driver does these, once
-    return PackedShard(
-        number=task.number,
-        num_bytes=index.shard_bytes,
-        num_samples=len(index.keys),
-        index_digest=digest_of(body),
-        source_hashes=source_hashes,
-        adopted=adopted,
-    )
+    return digest_of(body)
 
 
 def _create(store: Store, name: str, data: bytes | bytearray) -> bool:

@@ -7,7 +7,9 @@ from dray.pipelines.build import BuildReport, build
 from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say
+from dray.pipelines.retention import DAY_S, Retention
 from dray.pipelines.sources import as_names
+from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.transform import Function, Transform
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
@@ -29,6 +31,12 @@ def pickles_to_tars(
     address: str | None = None,
     storage_options: StorageOptions | None = None,
     input_storage_options: StorageOptions | None = None,
+    shuffle_seed: int | None = None,
+    checksum: bool = False,
+    on_error: str = "fail",
+    max_bad: int | str = "1%",
+    keep: int | None = 2,
+    grace_s: float = DAY_S,
     progress: bool = True,
 ) -> BuildReport:
     """Pack `{dir_input}/{name}.{suffix}` of every name and suffix into `{dir_output}/{output_prefix}-%06d.tar`.
@@ -52,6 +60,14 @@ def pickles_to_tars(
             process is connected to, if any, and never from inside a Ray task or actor.
         storage_options: Of `dir_output`: see `dray.shards.Store`.
         input_storage_options: Of `dir_input`; None: the same as `storage_options`.
+        shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
+        checksum: Tell changed files by their content, not by size and time (ETag): every file is read.
+        on_error: What to do about samples that cannot be read or transformed. "fail" makes no version and names them,
+            after all other shards are stored; "skip" leaves them out until their files change; "quarantine" leaves
+            them out and tries them again in every build. What is left out is listed in a table beside the manifest.
+        max_bad: The most that may be left out: a number, or per cent of the samples (at least one).
+        keep: The last so many versions stay readable, older ones are deleted; None: all. Held ones stay.
+        grace_s: A version stays for so many seconds after it was superseded.
         progress: Show a bar on a terminal, plain lines elsewhere.
 
     Returns:
@@ -59,17 +75,23 @@ def pickles_to_tars(
 
     Raises:
         TypeError: A suffix is not a string.
-        ValueError: `min_num_shards` below 1; no names; names twice, colliding, or leaving the directory (CallError).
+        ValueError: `min_num_shards` below 1; an unknown `on_error`; no names; names twice, colliding, or leaving the
+            directory (CallError).
         MissingInputError: Input files that are missing or cannot be read: nothing was written.
-        RuntimeError: A sample failed to read or to transform: the message names it (InputError); or another build
-            committed meanwhile (ConflictError). No version was made; whole shards serve the next run.
+        RuntimeError: Samples failed to read or to transform: the message names up to 20 (InputError); or another build
+            made something else of the dataset meanwhile (ConflictError). No version was made; whole shards serve the
+            next run.
     """
     if transform_version is not None and func_output_data is None:
         raise CallError("transform_version tells the version of func_output_data: give both")
+    tolerance = Tolerance(on_error=on_error, max_bad=max_bad)
+    retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
     recipe = Recipe(
         suffixes=check_suffixes(input_suffix),
         transform=None if func_output_data is None else transform_version or f"undeclared {new_write_id()}",
         num_shards=min_num_shards,
+        shuffle_seed=shuffle_seed,
+        leaves_out_bad=tolerance.leaves_out,
     )
     options = storage_options if input_storage_options is None else input_storage_options
     job = PackJob(
@@ -77,7 +99,17 @@ def pickles_to_tars(
         output=Store(dir_output, storage_options),
         layout=Layout(output_prefix),
         transform=None if func_output_data is None else Transform(func_output_data),
+        leaves_out_bad=tolerance.leaves_out,
     )
     if recipe.transform is not None and transform_version is None:
         say("func_output_data has no transform_version: nothing of an earlier build is reused", show=progress)
-    return build(job, recipe, as_names(input_prefix_subset), address=address, progress=progress)
+    return build(
+        job,
+        recipe,
+        as_names(input_prefix_subset),
+        tolerance,
+        retention=retention,
+        checksum=checksum,
+        address=address,
+        progress=progress,
+    )

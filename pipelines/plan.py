@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
 from dray.pipelines.sources import Sources
@@ -36,6 +37,8 @@ class Recipe:
     num_shards: int | None = None  # exactly so many at first, or by size where None
     shard_bytes: int = DEFAULT_SHARD_BYTES  # by size: a shard ends before it would pass this
     shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
+    shuffle_seed: int | None = None  # samples in the order of a keyed hash of their keys; None: as given
+    leaves_out_bad: bool = False  # a shard may lack samples that cannot be packed; what it holds is the same
 
     def __post_init__(self) -> None:
         if self.num_shards is not None and not isinstance(self.num_shards, int):
@@ -44,12 +47,14 @@ class Recipe:
             raise CallError(f"the number of shards is {self.num_shards}: give at least 1, or None to go by size")
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest records it."""
-        return {**asdict(self), "suffixes": list(self.suffixes)}
+        """As the manifest records it: what must not change for shards to be kept."""
+        values = {**asdict(self), "suffixes": list(self.suffixes)}
+        del values["leaves_out_bad"]
+        return values
 
     def content_digest(self) -> str:
         """Of what decides the bytes of one shard, given its samples: how they are dealt to shards does not."""
-        return digest_of(json.dumps([self.suffixes, self.transform]).encode())
+        return digest_of(json.dumps([self.suffixes, self.transform, self.leaves_out_bad]).encode())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -60,7 +65,7 @@ class Last:
         recipe: Its recipe, as its manifest records it.
         source_url: Where its inputs lay.
         shards: Its shards, in order.
-        whole: The numbers of those that lie there with their size.
+        whole: The numbers of those that lie there with their size and their index.
         table: Its table of sources.
     """
 
@@ -137,10 +142,11 @@ def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: ND
     Raises:
         CallError: A shard would pass 4 GiB; the message says how many shards fit.
     """
-    rows = np.arange(len(sources))
     if last is None:
+        rows = _order(sources, np.arange(len(sources)), recipe)
         return Plan(tuple(_deal(sources, rows, recipe, recipe.num_shards, "first build")))
-    if changes := _changes(recipe, sources.url, last):
+    if changes := changes_of(recipe, sources.url, last):
+        rows = _order(sources, np.arange(len(sources)), recipe)
         shards = tuple(_deal(sources, rows, recipe, recipe.num_shards, changes))
         return Plan(shards, num_dropped=len(last.shards))
     return _increment(sources, recipe, last, np.zeros(len(sources), bool) if is_same is None else is_same)
@@ -177,7 +183,7 @@ def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDAr
     return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
 
 
-def _changes(recipe: Recipe, source_url: str, last: Last) -> str:
+def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
     """Why everything is packed anew; empty where it is not."""
     then, now = last.recipe, recipe.to_json()
     changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
@@ -210,13 +216,25 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
         elif shard.number in last.whole and not num_changed and not num_removed:
             shards.append(_reused(shard, rows))
         else:
-            missing = "" if shard.number in last.whole else f"; {shard.number:06d} is missing or cut"
+            missing = "" if shard.number in last.whole else f"; {shard.number:06d} or its index is missing or cut"
             reason = f"of {shard.number:06d}: {num_changed} changed, {num_removed} removed{missing}"
             shards += _deal(sources, rows, recipe, 1, reason, fate="rewritten")
-    new = np.flatnonzero(~is_old)
+    new = _order(sources, np.flatnonzero(~is_old), recipe)
     if len(new):
         shards += _deal(sources, new, recipe, _num_new_shards(len(new), recipe, last), f"{len(new)} new samples")
     return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), num_dropped)
+
+
+def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
+    """Samples as given, or shuffled: by xxh3_64 of the key under the seed, which no other sample has a say in."""
+    if recipe.shuffle_seed is None:
+        return rows
+    seed = recipe.shuffle_seed & 0xFFFF_FFFF_FFFF_FFFF
+    names = [sources.names[row] for row in rows.tolist()]
+    hashes = np.fromiter(
+        (xxh3_64_intdigest(key_of(name).encode(), seed) for name in names), np.uint64, count=len(names)
+    )
+    return rows[np.lexsort((np.array(names, object), hashes))] if len(rows) else rows
 
 
 def _members(shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

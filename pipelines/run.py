@@ -5,11 +5,11 @@ names and fingerprints and gets back small records.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dray.pipelines.pack import PackedShard, PackJob, PackTask, adopt_shard, fill_shard, pack_shard, store_shard
 from dray.pipelines.progress import say
@@ -17,30 +17,66 @@ from dray.pipelines.session import IN_PROCESS, ray_session
 from dray.shards.errors import ClusterError, StoreError
 
 MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
-SILENT_S = 30.0  # after so long without a finished shard the driver says what it waits for
+SILENT_S = 30.0  # after so long without a finished task the driver says what it waits for
 CALL_OFF_S = 10.0  # at most, for tasks that are cancelled to end
 TASKS_PER_CPU = 2  # in flight: one runs, one waits at hand
 
 
-def run_tasks(job: PackJob, tasks: Sequence[PackTask], address: str | None, *, progress: bool) -> Iterator[PackedShard]:
-    """Pack every task's shard; yields records as shards are stored.
+class Task(Protocol):
+    """What a task must tell to be sent out."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes at most."""
+        ...
+
+
+Shared = TypeVar("Shared")
+AnyTask = TypeVar("AnyTask", bound=Task)
+Result = TypeVar("Result")
+
+
+def pack_tasks(
+    job: PackJob, tasks: Sequence[PackTask], address: str | None, *, progress: bool
+) -> Iterator[PackedShard]:
+    """Pack every task's shard; yields records as shards are stored. For `address` see `run_tasks`."""
+    if runs_in_process(address):
+        return _pack_in_process(job, tasks)
+    return run_tasks(pack_shard, job, tasks, address, progress=progress)
+
+
+def run_tasks(
+    function: Callable[[Shared, AnyTask], Result],
+    shared: Shared,
+    tasks: Sequence[AnyTask],
+    address: str | None,
+    *,
+    progress: bool,
+) -> Iterator[Result]:
+    """Call a function for every task; yields what it returns, on Ray in the order in which they end.
 
     Args:
-        job: What the tasks share.
-        tasks: One a shard.
-        address: Of a Ray cluster; `local` starts one for this build; `none` packs in process; None uses Ray where
-            this process is a driver that is connected to it already, and packs in process elsewhere: inside a Ray
+        function: Of what the tasks share and one task. It runs more than once where a worker dies.
+        shared: Sent to every worker once.
+        tasks: What to do.
+        address: Of a Ray cluster; `local` starts one for this call; `none` works in process; None uses Ray where
+            this process is a driver that is connected to it already, and works in process elsewhere: inside a Ray
             task or actor too, whose group may hold every CPU.
         progress: Whether to say what is waited for.
     """
     if not tasks:
         return iter(())
-    if address == IN_PROCESS or (address is None and not _is_ray_driver()):
-        return run_in_process(job, tasks)
-    return run_on_ray(job, tasks, address, progress=progress)
+    if runs_in_process(address):
+        return (function(shared, task) for task in tasks)
+    return _run_on_ray(function, shared, tasks, address, progress=progress)
 
 
-def run_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard]:
+def runs_in_process(address: str | None) -> bool:
+    """Whether tasks run in this process."""
+    return address == IN_PROCESS or (address is None and not _is_ray_driver())
+
+
+def _pack_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard]:
     """One shard is stored while the next is filled: at most two are in memory."""
     with ThreadPoolExecutor(1) as uploader:
         storing: Future[PackedShard] | None = None
@@ -57,9 +93,14 @@ def run_in_process(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedSh
             yield storing.result()
 
 
-def run_on_ray(
-    job: PackJob, tasks: Sequence[PackTask], address: str | None, *, progress: bool
-) -> Iterator[PackedShard]:
+def _run_on_ray(
+    function: Callable[[Shared, AnyTask], Result],
+    shared: Shared,
+    tasks: Sequence[AnyTask],
+    address: str | None,
+    *,
+    progress: bool,
+) -> Iterator[Result]:
     """A bounded window of tasks, spread over the nodes.
 
     Raises:
@@ -68,9 +109,9 @@ def run_on_ray(
     import ray  # slow to import, and a build in process needs none of it
 
     with ray_session(address):
-        send = _sender(ray, job)
+        send = _sender(ray, function, shared)
         waiting = iter(tasks)
-        flying: dict[Any, PackTask] = {}
+        flying: dict[Any, AnyTask] = {}
         silent = True
         try:
             while True:
@@ -93,36 +134,34 @@ def _window(ray: Any) -> int:
     return max(4, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
 
 
-def _sender(ray: Any, job: PackJob) -> Any:
-    shared = ray.put(job)
+def _sender(ray: Any, function: Callable[..., Any], shared: Any) -> Any:
+    reference = ray.put(shared)
     largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-    remote = ray.remote(pack_shard)
+    remote = ray.remote(function)
     options = {
         "num_cpus": 1,
         "scheduling_strategy": "SPREAD",
         "max_retries": MAX_RETRIES,
         "retry_exceptions": [StoreError],
-        "name": "dray.pack_shard",
+        "name": f"dray.{function.__name__}",
     }
 
-    def send(task: PackTask) -> Any:
-        return remote.options(memory=min(task.memory_bytes, int(largest)), **options).remote(shared, task)
+    def send(task: Task) -> Any:
+        return remote.options(memory=min(task.memory_bytes, int(largest)), **options).remote(reference, task)
 
     return send
 
 
-def _result(ray: Any, reference: Any, task: PackTask) -> PackedShard:
+def _result(ray: Any, reference: Any, task: Task) -> Any:
     try:
-        packed: PackedShard = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as exc:
         raise exc.cause from exc
     except ray.exceptions.RayError as exc:
-        first, last = task.sources.names[0], task.sources.names[-1]
         raise ClusterError(
-            f"shard {task.number} (samples {first!r} to {last!r}) was not packed after {MAX_RETRIES} retries: "
-            f"{type(exc).__name__}: {str(exc).splitlines()[0]}; run the build again: shards already stored are kept"
+            f"{task} was not done after {MAX_RETRIES} retries: "
+            f"{type(exc).__name__}: {str(exc).splitlines()[0]}; run it again: shards already stored are kept"
         ) from exc
-    return packed
 
 
 def _call_off(ray: Any, references: list[Any]) -> None:
@@ -138,10 +177,10 @@ def _call_off(ray: Any, references: list[Any]) -> None:
 def _say_what_is_missing(ray: Any, num_tasks: int, *, show: bool) -> None:
     total, free = ray.cluster_resources(), ray.available_resources()
     say(
-        f"no shard stored yet; {num_tasks} tasks are sent out, each for 1 CPU. Of the cluster's "
+        f"nothing done yet; {num_tasks} tasks are sent out, each for 1 CPU. Of the cluster's "
         f"{total.get('CPU', 0):.0f} CPUs {free.get('CPU', 0):.0f} are free, of its memory for tasks "
-        f"{free.get('memory', 0) / 1e9:.1f} GB of {total.get('memory', 0) / 1e9:.1f} GB. None free: the first shards "
-        "are being packed, or other jobs hold the cluster. To pack without Ray: address='none'",
+        f"{free.get('memory', 0) / 1e9:.1f} GB of {total.get('memory', 0) / 1e9:.1f} GB. None free: the first tasks "
+        "are at work, or other jobs hold the cluster. To work without Ray: address='none'",
         show=show,
     )
 

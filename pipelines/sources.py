@@ -5,6 +5,7 @@ read while packing is held against it, so a file that changes during a build is 
 """
 
 import os
+import platform
 import stat
 import time
 from collections import Counter, deque
@@ -16,9 +17,9 @@ from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from dray.shards.errors import CallError, DeniedError, InputError, MissingInputError, NotFoundError
+from dray.shards.errors import CallError, DeniedError, InputError, MissingInputError, NotFoundError, StoreError
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.store import ObjectInfo, Store
 
@@ -39,8 +40,9 @@ class Sources:
         url: The directory of the files.
         names: n names; sample i has the files `{name}.{suffix}`.
         suffixes: s suffixes.
-        sizes: (n, s) int64, bytes.
+        sizes: (n, s) int64, bytes; -1 for a file that is missing or cannot be read.
         stamps: (n, s) int64.
+        by_content: Whether the stamps are the contents' hashes.
     """
 
     url: str
@@ -48,6 +50,7 @@ class Sources:
     suffixes: tuple[str, ...]
     sizes: NDArray[np.int64]
     stamps: NDArray[np.int64]
+    by_content: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,6 +63,16 @@ class Sources:
         """Some of the samples, in the order of `rows`."""
         names = [self.names[row] for row in rows.tolist()]
         return replace(self, names=names, sizes=self.sizes[rows], stamps=self.stamps[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadInput:
+    """A sample that cannot be packed."""
+
+    name: str
+    file: str  # which of its files; empty where it is none of them
+    stage: str  # "find", "read" or "transform"
+    error: str
 
 
 def check_sample_names(names: Sequence[str]) -> None:
@@ -102,17 +115,12 @@ def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) 
 
     Raises:
         CallError: See `check_sample_names`.
-        MissingInputError: Files that are not there or cannot be read; the first 20 are named.
+        MissingInputError: The directory cannot be opened.
     """
     check_sample_names(names)
     files = [f"{name}.{suffix}" for name in names for suffix in suffixes]
     prints = _stat_files(store.local_root, files) if store.local_root is not None else _look_up_files(store, files)
     found = np.fromiter(chain.from_iterable(prints), np.int64, count=2 * len(files)).reshape(-1, 2)
-    if missing := [files[row] for row in np.flatnonzero(found[:, 0] < 0)]:
-        raise MissingInputError(
-            f"{len(missing)} of {len(files)} input files under {store.url} are missing or cannot be read: "
-            f"{some(missing)}"
-        )
     shape = (len(names), len(suffixes))
     return Sources(
         url=store.url,
@@ -121,6 +129,18 @@ def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) 
         sizes=found[:, 0].reshape(shape),
         stamps=found[:, 1].reshape(shape),
     )
+
+
+def find_missing(sources: Sources) -> list[BadInput]:
+    """The samples of which a file is missing or cannot be read: the first such file of each."""
+    is_missing = sources.sizes < 0
+    return [
+        BadInput(name=name, file=(file := f"{name}.{suffix}"), stage="find", error=f"{file!r} is missing or unreadable")
+        for name, suffix in (
+            (sources.names[row], sources.suffixes[int(is_missing[row].argmax())])
+            for row in np.flatnonzero(is_missing.any(axis=1)).tolist()
+        )
+    ]
 
 
 def find_names(store: Store, suffixes: Sequence[str]) -> list[str]:
@@ -201,7 +221,22 @@ def read_files(store: Store, sources: Sources) -> Iterator[bytes]:
     Raises:
         InputError: A file is gone, cannot be read, or is not what was fingerprinted; names the file.
     """
+    for data in try_files(store, sources):
+        if isinstance(data, InputError):
+            raise data
+        yield data
+
+
+def try_files(store: Store, sources: Sources) -> Iterator[bytes | InputError]:
+    """The same with what is wrong in a bad file's place."""
     return _read_local(store.local_root, sources) if store.local_root is not None else _read_remote(store, sources)
+
+
+def hash_files(store: Store, sources: Sources) -> NDArray[np.uint64]:
+    """(n, s) xxh3_64 of each file, read for it; 0 for one that cannot be read, or is not what was fingerprinted."""
+    found = try_files(store, sources)
+    hashes = [0 if isinstance(data, InputError) else xxh3_64_intdigest(data) for data in found]
+    return np.array(hashes, np.uint64).reshape(sources.sizes.shape)
 
 
 def _files(sources: Sources) -> Iterator[tuple[str, int, int]]:
@@ -210,16 +245,22 @@ def _files(sources: Sources) -> Iterator[tuple[str, int, int]]:
     return zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
 
 
-def _read_local(root: str, sources: Sources) -> Iterator[bytes]:
-    folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
+def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError]:
+    try:
+        folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
+    except OSError as exc:
+        raise StoreError(
+            f"cannot open the input directory {root} on {platform.node()}: {exc.strerror}; "
+            "a local directory must be on a disk that all nodes share"
+        ) from exc
     try:
         for file, size, stamp in _files(sources):
-            yield _read_file(folder, file, size, stamp)
+            yield _read_file(folder, file, size, stamp, by_content=sources.by_content)
     finally:
         os.close(folder)
 
 
-def _read_file(folder: int, file: str, size: int, stamp: int) -> bytes:
+def _read_file(folder: int, file: str, size: int, stamp: int, *, by_content: bool) -> bytes | InputError:
     try:
         descriptor = os.open(file, os.O_RDONLY, dir_fd=folder)
         try:
@@ -230,31 +271,39 @@ def _read_file(folder: int, file: str, size: int, stamp: int) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as exc:
-        raise InputError(f"cannot read {file!r}: {exc.strerror}") from exc
-    if info.st_size != size or len(data) != size or info.st_mtime_ns != stamp:
-        raise InputError(f"{file!r} changed during the build: let its writer finish, then build again")
-    return data
+        return InputError(f"cannot read {file!r}: {exc.strerror}")
+    found = content_stamp(data) if by_content else info.st_mtime_ns
+    return data if info.st_size == len(data) == size and found == stamp else _changed(repr(file))
 
 
-def _read_remote(store: Store, sources: Sources) -> Iterator[bytes]:
+def _read_remote(store: Store, sources: Sources) -> Iterator[bytes | InputError]:
     """A window of requests, in order: while a sample is packed the next ones are on their way."""
     files = _files(sources)
     window = _files_at_a_time(sources)
+    fetch = partial(_fetch, store, sources.by_content)
     with ThreadPoolExecutor(window) as threads:
-        coming = deque(threads.submit(_fetch, store, *file) for file in islice(files, window))
+        coming = deque(threads.submit(fetch, *file) for file in islice(files, window))
         while coming:
             yield coming.popleft().result()
-            coming.extend(threads.submit(_fetch, store, *file) for file in islice(files, 1))
+            coming.extend(threads.submit(fetch, *file) for file in islice(files, 1))
 
 
-def _fetch(store: Store, file: str, size: int, stamp: int) -> bytes:
+def _fetch(store: Store, by_content: bool, file: str, size: int, stamp: int) -> bytes | InputError:
     try:
         data, info = store.get_object(file, size)
     except (NotFoundError, DeniedError) as exc:  # others may pass: a worker tries them again
-        raise InputError(str(exc)) from exc
-    if len(data) != size or etag_stamp(info) != stamp:
-        raise InputError(f"{store.url_of(file)} changed during the build: let its writer finish, then build again")
-    return data
+        return InputError(str(exc))
+    found = content_stamp(data) if by_content else etag_stamp(info)
+    return data if len(data) == size and found == stamp else _changed(store.url_of(file))
+
+
+def content_stamp(data: bytes) -> int:
+    """The bits of a content's xxh3_64 as a signed number."""
+    return int.from_bytes(xxh3_64_digest(data), signed=True)
+
+
+def _changed(file: str) -> InputError:
+    return InputError(f"{file} changed during the build: let its writer finish, then build again")
 
 
 def _files_at_a_time(sources: Sources) -> int:

@@ -1,15 +1,26 @@
-"""The table of sources that a snapshot keeps: of every sample its files' fingerprints and the shard it lies in."""
+"""The tables of a snapshot: of each sample its files' fingerprints and its place; what was left out, and why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dray.pipelines.sources import Sources
+from dray.pipelines.sources import BadInput, Sources
+from dray.shards.layout import key_of
 
 CHUNK_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """An input that a version does not hold."""
+
+    bad: BadInput
+    fate: str  # "skipped" or "quarantined"
+    stamp: int  # xxh3_64 of the sizes and stamps of its files
 
 
 def source_chunks(
@@ -47,6 +58,24 @@ def source_table(
         columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
         columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
     return pa.table(columns).sort_by("key")
+
+
+def left_out_table(bad: Sequence[LeftOut]) -> bytes:
+    """What was left out and why, as Parquet, sorted by key: the same bytes for the same inputs.
+
+    Columns: key, name, file, stage, error, and fate, which is "skipped" or "quarantined"; stamp tells a changed one.
+    """
+    rows = sorted(bad, key=lambda left: left.bad.name)
+    columns = {
+        "key": [key_of(left.bad.name) for left in rows],
+        "name": [left.bad.name for left in rows],
+        "file": [left.bad.file for left in rows],
+        "stage": [left.bad.stage for left in rows],
+        "error": [left.bad.error for left in rows],
+        "fate": [left.fate for left in rows],
+    }
+    table = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    return _parquet(pa.table({**table, "stamp": pa.array([left.stamp for left in rows], pa.uint64())}))
 
 
 def _parquet(table: pa.Table) -> bytes:

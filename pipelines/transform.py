@@ -39,7 +39,7 @@ class Transform:
         """The parts of one sample, checked.
 
         Raises:
-            InputError: The function cannot be opened here, raised, or gave what cannot be stored: names the sample.
+            InputError: The function cannot be opened here, raised, or gave what cannot be stored.
         """
         key = key_of(name)
         try:
@@ -50,11 +50,11 @@ class Transform:
                 sample[suffix] = _encoded(suffix, sample[suffix])
         except ModuleNotFoundError as exc:
             raise InputError(
-                f"sample {name!r}: func_output_data needs the module {exc.name!r}, which is missing where it ran "
+                f"func_output_data needs the module {exc.name!r}, which is missing where it ran "
                 f"({platform.node()}): install it there, or ship it with Ray's runtime_env"
             ) from exc
         except Exception as exc:
-            raise InputError(f"sample {name!r}: func_output_data failed: {type(exc).__name__}: {exc}") from exc
+            raise InputError(f"func_output_data failed: {type(exc).__name__}: {exc}") from exc
         return sample
 
     def _opened(self) -> Function:

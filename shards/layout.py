@@ -44,6 +44,16 @@ class Layout:
         """The folder of the intents."""
         return f"{self.folder}/intents"
 
+    @property
+    def manifests(self) -> str:
+        """The folder of the manifests and their tables."""
+        return f"{self.folder}/manifests"
+
+    @property
+    def indexes(self) -> str:
+        """The folder of the indexes."""
+        return f"{self.folder}/index"
+
     def shard(self, number: int) -> str:
         """The tar of a shard."""
         return f"{self.prefix}-{number:06d}.tar"
@@ -64,7 +74,7 @@ class Layout:
 
     def index(self, number: int) -> str:
         """The index of a shard."""
-        return f"{self.folder}/index/{number:06d}.arrow"
+        return f"{self.indexes}/{number:06d}.arrow"
 
     def commit(self, version: int) -> str:
         """The commit of a version."""
@@ -74,18 +84,30 @@ class Layout:
         """An intent."""
         return f"{self.intents}/{number:010d}.json"
 
-    def manifest(self, digest: str) -> str:
-        """A manifest, named by its content."""
-        return f"{self.folder}/manifests/{digest}.json"
+    def manifest(self, intent: int, digest: str) -> str:
+        """A manifest: the intent under which it was written, and the digest of its content."""
+        return f"{self.manifests}/{intent:010d}-{digest}.json"
 
-    def sources(self, digest: str) -> str:
-        """A chunk of the table of sources, named by its content."""
-        return f"{self.folder}/manifests/{digest}.parquet"
+    def table(self, intent: int, digest: str) -> str:
+        """A table of a manifest (a chunk of the sources, say), named in the same way."""
+        return f"{self.manifests}/{intent:010d}-{digest}.parquet"
 
 
 def record_number(name: str) -> int | None:
     """The number of a commit or intent by its object's name; None for another file that strayed there."""
     found = re.fullmatch(r"(?:.*/)?([0-9]{10})\.json", name)
+    return int(found[1]) if found else None
+
+
+def intent_of(name: str) -> int | None:
+    """The intent under which a manifest or a table of one was written, by its object's name; None for another file."""
+    found = re.fullmatch(r"(?:.*/)?([0-9]{10})-[0-9a-f]+\.(?:json|parquet)", name)
+    return int(found[1]) if found else None
+
+
+def indexed_number(name: str) -> int | None:
+    """The number of the shard whose index an object is, by its name; None for another file."""
+    found = re.fullmatch(r"(?:.*/)?([0-9]{6,})\.arrow", name)
     return int(found[1]) if found else None
 
 

@@ -2,32 +2,85 @@
 
 Each record is a small numbered object that is created once and never changed. Its write id tells whose it is: after
 any error the record is read back, because a lost reply, a retried request and a lost race look alike.
+
+Whatever changes a dataset adds a commit: a build, a compaction, a rollback, a hold, its release, a gc. So all of them
+are in one order, and each sees what those before it did. A commit that makes no version keeps the one before.
 """
 
 import json
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from enum import StrEnum
 from typing import Any, TypeVar, cast, get_origin
 
-from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
+from dray.shards.errors import CallError, DamagedError, DeniedError, NotFoundError, StoreError
 from dray.shards.layout import Layout, record_number
 from dray.shards.store import Store
 
 FORMAT = 1
 CREATE_ATTEMPTS = 4
+MAX_COMMIT_BYTES = 4096
 Record = TypeVar("Record", bound="Commit | Intent")
+
+
+class Operation(StrEnum):
+    """What a commit does."""
+
+    BUILD = "build"
+    COMPACT = "compact"
+    ROLLBACK = "rollback"
+    HOLD = "hold"
+    RELEASE = "release"
+    GC = "gc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Version `version` of a dataset is the manifest of that digest. At most 4 KiB on storage."""
+    """What is true of a dataset from now on. At most 4 KiB on storage.
 
+    Attributes:
+        number: Of this record; one that makes a version gives it its number.
+        operation: What was done.
+        version: The last version: this record's number, or an earlier one's where this record makes none.
+        intent: Under which that version's manifest was written; it names the manifest, with
+        manifest: the manifest's digest.
+        num_samples: Of that version.
+        num_shards: Of that version.
+        num_bytes: Of that version's tars.
+        kept_from: Versions before this one are dropped, unless they are held.
+        holds: Name -> version that is kept under it.
+        open_intent: Intents before this one are closed: what they reserved, and no kept version names, is deleted.
+        open_shard: The first shard number of that intent.
+        write_id: That no other write has.
+        created: UTC, ISO 8601.
+    """
+
+    number: int
+    operation: str
     version: int
-    manifest: str  # its digest, which names it
+    intent: int
+    manifest: str
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    kept_from: int = 1
+    holds: dict[str, int] = field(default_factory=dict)
+    open_intent: int = 1
+    open_shard: int = 0
     write_id: str
-    created: str  # UTC, ISO 8601
+    created: str
+
+    @property
+    def makes_version(self) -> bool:
+        """Whether this record is a version of its own."""
+        return self.version == self.number
+
+    def keeps(self, version: int) -> bool:
+        """Whether a version up to this record's is kept."""
+        return version >= self.kept_from or version in self.holds.values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +97,11 @@ class Intent:
     write_id: str
     created: str
 
+    @property
+    def numbers(self) -> range:
+        """The shard numbers that it reserved."""
+        return range(self.first, self.first + self.count)
+
 
 def new_write_id() -> str:
     """An id that no other write has."""
@@ -53,6 +111,11 @@ def new_write_id() -> str:
 def now() -> str:
     """The time for a record, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def unix_time(created: str) -> float:
+    """Seconds since 1970 of a record's time."""
+    return datetime.fromisoformat(created).timestamp()
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
@@ -66,18 +129,42 @@ def numbers_in(store: Store, folder: str) -> list[int]:
     return sorted(number for number in found if number is not None)
 
 
-def latest_version(store: Store, layout: Layout) -> int:
-    """The last committed version; 0 where nothing was ever committed."""
-    return max(numbers_in(store, layout.commits), default=0)
+def read_head(store: Store, layout: Layout) -> Commit | None:
+    """The last commit, which tells what is true now; None where nothing was ever committed."""
+    number = max(numbers_in(store, layout.commits), default=0)
+    return read_commit(store, layout, number) if number else None
 
 
-def read_commit(store: Store, layout: Layout, version: int) -> Commit:
-    """The commit of a version.
+def read_commit(store: Store, layout: Layout, number: int) -> Commit:
+    """A commit by its number.
 
     Raises:
-        NotFoundError: There is no such version.
+        NotFoundError: There is none.
     """
-    return _read(store, layout.commit(version), Commit)
+    return _read(store, layout.commit(number), Commit)
+
+
+def read_version(store: Store, layout: Layout, version: int | str | None = None) -> Commit:
+    """The commit that made a version.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        version: A number, also as text; the name of a hold; None: the last.
+
+    Raises:
+        NotFoundError: Nothing was ever committed, or there is no such version or hold.
+    """
+    if isinstance(version, int) or (version is not None and version.isdecimal()):
+        return _numbered(store, layout, int(version))
+    head = read_head(store, layout)
+    if head is None:
+        raise NotFoundError(
+            f"no dataset with prefix {layout.prefix!r} under {store.url}: "
+            "check the URL and the prefix, or build one with `dray build`"
+        )
+    number = head.version if version is None else _held(store, layout, head, version)
+    return head if number == head.number else _numbered(store, layout, number)
 
 
 def read_intent(store: Store, layout: Layout, number: int) -> Intent:
@@ -85,22 +172,99 @@ def read_intent(store: Store, layout: Layout, number: int) -> Intent:
     return _read(store, layout.intent(number), Intent)
 
 
-def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
-    """Create-only, durable: returns the commit that now stands under that version, this one or another's.
+def append_commit(
+    store: Store, layout: Layout, head: Commit | None, next_of: Callable[[Commit | None], Commit | None]
+) -> Commit | None:
+    """Add a commit at the end of the log. Durable.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        head: The last commit that the caller knows.
+        next_of: The commit to put after a given one, numbered one more; asked anew whenever another writer was faster.
+            None gives up.
+
+    Returns:
+        The commit that was added; None where `next_of` gave up.
 
     Raises:
+        CallError: The commit would pass 4 KiB: too many holds.
+        StoreError: The store did not take it, and nothing stands there.
+    """
+    while (commit := next_of(head)) is not None:
+        head = create_commit(store, layout, commit)
+        if head.write_id == commit.write_id:
+            return head
+    return None
+
+
+def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
+    """Create-only, durable: returns the commit that now stands under that number, this one or another's.
+
+    Raises:
+        CallError: It would pass 4 KiB: too many holds.
         StoreError: Nothing stands there and the store did not take ours.
     """
-    return _create(store, layout.commit(commit.version), commit)
+    if (size := len(_body(commit))) > MAX_COMMIT_BYTES:
+        raise CallError(f"{len(commit.holds)} holds: a commit of {size} bytes would pass 4 KiB; release some")
+    return _create(store, layout.commit(commit.number), commit)
 
 
 def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
-    """Create-only, durable: returns the intent that now stands under that number, this one or another's."""
-    return _create(store, layout.intent(intent.number), intent)
+    """Create-only, durable: returns the intent that now stands under that number, this one or another's.
+
+    Every build that writes shards comes by here first, so here a store that would overwrite them is found out.
+
+    Raises:
+        StoreError: The store ignores the condition of a conditional put.
+    """
+    name = layout.intent(intent.number)
+    standing = _create(store, name, intent)
+    if standing.write_id == intent.write_id:
+        try:
+            store.put_new(name, _body(intent))  # the same bytes: does no harm where the store takes them
+        except StoreError:  # it exists, or no answer: a store that took it would have said so
+            return standing
+        raise StoreError(
+            f"{store.url} ignores conditional puts (If-None-Match): it took {name} twice, so two builds could "
+            "overwrite each other's shards; use a store that honours them, as S3, GCS, Azure and SeaweedFS do"
+        )
+    return standing
+
+
+def _numbered(store: Store, layout: Layout, version: int) -> Commit:
+    try:
+        commit = read_commit(store, layout, version)
+    except NotFoundError as exc:
+        head = read_head(store, layout)
+        raise NotFoundError(
+            f"no version {version} of prefix {layout.prefix!r} under {store.url}; the last one there is "
+            f"{head.version if head else 'none'}: check the URL, the prefix and the version"
+        ) from exc
+    if not commit.makes_version:
+        raise NotFoundError(
+            f"number {version} of {layout.prefix!r} under {store.url} is a {commit.operation}, which makes no version: "
+            f"the last one then was {commit.version}"
+        )
+    return commit
+
+
+def _held(store: Store, layout: Layout, head: Commit, name: str) -> int:
+    if name not in head.holds:
+        names = ", ".join(sorted(head.holds)) or "none"
+        raise NotFoundError(
+            f"no hold {name!r} of prefix {layout.prefix!r} under {store.url}; there are: {names}. "
+            "A version is a number or the name of a hold: dray log shows them"
+        )
+    return head.holds[name]
+
+
+def _body(record: Commit | Intent) -> bytes:
+    return canonical_json({"format": FORMAT, **asdict(record)})
 
 
 def _create(store: Store, name: str, record: Record) -> Record:
-    body = canonical_json({"format": FORMAT, **asdict(record)})
+    body = _body(record)
     for attempt in range(CREATE_ATTEMPTS):
         standing: Record | None = record
         try:
@@ -139,10 +303,10 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
 
 def _check(record: Commit | Intent, name: str) -> None:
     """Refuse a record whose values are of another type than its fields, or that lies under another one's number."""
-    for field in fields(record):
-        value, kind = getattr(record, field.name), cast(Any, field.type)
+    for entry in fields(record):
+        value, kind = getattr(record, entry.name), cast(Any, entry.type)
         if not isinstance(value, get_origin(kind) or kind):
-            raise ValueError(f"{field.name} is {value!r}")
-    number = record.version if isinstance(record, Commit) else record.number
-    if number != record_number(name):
-        raise ValueError(f"it says that it is number {number}")
+            raise ValueError(f"{entry.name} is {value!r}")
+    unix_time(record.created)
+    if record.number != record_number(name):
+        raise ValueError(f"it says that it is number {record.number}")

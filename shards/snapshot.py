@@ -19,8 +19,9 @@ from dray.shards.client import StorageOptions
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
-from dray.shards.log import Commit, canonical_json, latest_version, read_commit
+from dray.shards.log import Commit, canonical_json, read_head, read_version
 from dray.shards.store import Store
+from dray.shards.urls import split_version
 
 FORMAT = 1
 DEFAULT_PREFIX = "wdshards"
@@ -39,8 +40,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceChunk:
-    """A Parquet table of sources, sorted by key; named by the digest of its bytes."""
+    """A Parquet table of sources, sorted by key; the intent under which it was written and its digest name it."""
 
+    intent: int
     digest: str
     num_rows: int
 
@@ -54,6 +56,10 @@ class Accounting:
     skipped: int = 0
     quarantined: int = 0
 
+    def __post_init__(self) -> None:
+        if self.inputs != self.packed + self.skipped + self.quarantined:
+            raise ValueError(f"not every input is accounted for: {self}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -66,6 +72,7 @@ class Manifest:
     accounting: Accounting
     shards: tuple[Shard, ...]
     sources: tuple[SourceChunk, ...]
+    left_out: SourceChunk | None = None  # the inputs that were skipped or quarantined
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
@@ -88,6 +95,7 @@ class Manifest:
                     "accounting": Accounting(**values["accounting"]),
                     "shards": tuple(Shard(**shard) for shard in values["shards"]),
                     "sources": tuple(SourceChunk(**chunk) for chunk in values["sources"]),
+                    "left_out": SourceChunk(**values["left_out"]) if values["left_out"] else None,
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
@@ -98,7 +106,7 @@ class Manifest:
 class Snapshot:
     """One version of a dataset, opened for reading.
 
-    Open one by `Snapshot.latest(url, prefix)` or `Snapshot.at(url, prefix, version)`.
+    Open one by `Snapshot.open(url, prefix)`.
     """
 
     store: Store
@@ -107,62 +115,55 @@ class Snapshot:
     manifest: Manifest
 
     @classmethod
-    def latest(
+    def open(
         cls,
         url: str | os.PathLike[str],
         prefix: str = DEFAULT_PREFIX,
         *,
+        version: int | str | None = None,
         storage_options: StorageOptions | None = None,
     ) -> "Snapshot":
-        """The last committed version.
+        """A version of a dataset.
+
+        Args:
+            url: The dataset's directory; one that ends in `?version=7` names the version as well.
+            prefix: The dataset's prefix.
+            version: Its number, or the name of a hold; None: the last that was committed.
+            storage_options: See `Store`.
 
         Raises:
-            NotFoundError: No build was ever committed under that URL and prefix.
-        """
-        store, layout = Store(url, storage_options), Layout(prefix)
-        version = latest_version(store, layout)
-        if not version:
-            raise NotFoundError(
-                f"no dataset with prefix {prefix!r} under {store.url}: "
-                "check the URL and the prefix, or build one with `dray build`"
-            )
-        return cls.open(store, layout, version)
-
-    @classmethod
-    def at(
-        cls,
-        url: str | os.PathLike[str],
-        prefix: str,
-        version: int,
-        *,
-        storage_options: StorageOptions | None = None,
-    ) -> "Snapshot":
-        """A version by its number.
-
-        Raises:
-            NotFoundError: That version does not exist.
-        """
-        return cls.open(Store(url, storage_options), Layout(prefix), version)
-
-    @classmethod
-    def open(cls, store: Store, layout: Layout, version: int) -> "Snapshot":
-        """A version by its number, on an open store.
-
-        Raises:
-            NotFoundError: That version does not exist.
+            CallError: The URL names another version than the argument.
+            NotFoundError: No build was ever committed under that URL and prefix; or that version does not exist, or
+                was dropped.
             DamagedError: Its manifest is not the one that was committed.
         """
+        directory, pinned = split_version(url, version)
+        store, layout = Store(directory, storage_options), Layout(prefix)
+        return cls.load(store, layout, read_version(store, layout, pinned))
+
+    @classmethod
+    def load(cls, store: Store, layout: Layout, commit: Commit) -> "Snapshot":
+        """The version that was the last as of a commit, on an open store.
+
+        Raises:
+            NotFoundError: It was dropped.
+            DamagedError: Its manifest is missing, or not the one that was committed.
+        """
+        name = layout.manifest(commit.intent, commit.manifest)
         try:
-            commit = read_commit(store, layout, version)
+            body = store.get(name)
         except NotFoundError as exc:
-            raise NotFoundError(
-                f"no version {version} of prefix {layout.prefix!r} under {store.url}; the last one there is "
-                f"{latest_version(store, layout) or 'none'}: check the URL, the prefix and the version"
-            ) from exc
-        name = layout.manifest(commit.manifest)
-        body = store.get(name)
+            head = read_head(store, layout)
+            if head is not None and not head.keeps(commit.version):
+                raise NotFoundError(
+                    f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
+                    f"{head.kept_from} on{_held_names(head)}; dray log {store.url} shows them"
+                ) from exc
+            raise DamagedError(f"{store.url_of(name)}: the manifest of version {commit.version} is missing") from exc
         if digest_of(body) != commit.manifest:
-            raise DamagedError(f"{store.url_of(name)}: the manifest is not the one that version {version} committed")
+            raise DamagedError(
+                f"{store.url_of(name)}: the manifest is not the one that version {commit.version} committed"
+            )
         return cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
 
     @property
@@ -205,6 +206,23 @@ class Snapshot:
         """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64."""
         return pa.concat_tables([self._chunk(chunk) for chunk in self.manifest.sources])
 
+    def left_out(self) -> pa.Table | None:
+        """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp. None where none."""
+        return self._chunk(self.manifest.left_out) if self.manifest.left_out else None
+
+    def left_out_url(self) -> str | None:
+        """Where the table of those lies, as Parquet."""
+        table = self.manifest.left_out
+        return self.store.url_of(self.layout.table(table.intent, table.digest)) if table else None
+
+    def record_names(self) -> list[str]:
+        """The objects that tell what this version is, besides its commit: the manifest and its tables."""
+        tables = [*self.manifest.sources, *([self.manifest.left_out] if self.manifest.left_out else [])]
+        return [
+            self.layout.manifest(self.commit.intent, self.commit.manifest),
+            *(self.layout.table(table.intent, table.digest) for table in tables),
+        ]
+
     def find(self, key: str) -> tuple[Shard, ShardIndex, int]:
         """The shard that holds a sample, its index, and the sample's row there.
 
@@ -218,6 +236,7 @@ class Snapshot:
         keys = table["key"]
         row = pc.call_function("index", [keys], pc.IndexOptions(value=pa.scalar(key, keys.type))).as_py()
         if row < 0:
+            self._say_if_left_out(key)
             raise NotFoundError(f"no sample {key!r} in {self._name}: {_key_hint(keys, key)}")
         number = table["shard"][row].as_py()
         for shard in self.shards:
@@ -258,17 +277,28 @@ class Snapshot:
             parts[suffix] = bytes(data)
         return parts
 
+    def _say_if_left_out(self, key: str) -> None:
+        table = self.left_out()
+        for entry in table.to_pylist() if table is not None else ():
+            if entry["key"] == key:
+                raise NotFoundError(f"sample {key!r} was {entry['fate']} by {self._name}: {entry['error']}")
+
     @property
     def _name(self) -> str:
         """For messages."""
         return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
     def _chunk(self, chunk: SourceChunk) -> pa.Table:
-        name = self.layout.sources(chunk.digest)
+        name = self.layout.table(chunk.intent, chunk.digest)
         body = self.store.get(name)
         if digest_of(body) != chunk.digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
         return pq.read_table(pa.BufferReader(body))
+
+
+def _held_names(head: Commit) -> str:
+    held = [f"{version} as {name!r}" for name, version in sorted(head.holds.items())]
+    return f", and {', '.join(held)}" if held else ""
 
 
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
@@ -280,7 +310,7 @@ def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
 
 
 def put_content(store: Store, name: str, data: bytes) -> None:
-    """Create an object whose name is the digest of its content, durably; one that is there already is the same.
+    """Create an object whose name tells its content, durably; one that is there already is the same.
 
     Raises:
         StoreError: The store did not take it.

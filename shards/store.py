@@ -9,22 +9,25 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import obstore
 from obstore.store import ObjectStore
 
-from dray.shards.client import StorageOptions, client_errors, client_panics, open_client
+from dray.shards.client import StorageOptions, client_errors, client_panics, link_refusals, open_client
 from dray.shards.errors import CallError, DamagedError, DeniedError, DrayError, NotFoundError, StoreError
 from dray.shards.urls import local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
 STREAM_CHUNK_BYTES = 8 << 20
+DELETES_AT_ONCE = 16
 
+_LEFTOVER = re.compile(r"#[0-9]+$")  # how obstore's local store names a file until it is whole
 _STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
 
@@ -35,12 +38,13 @@ class ObjectInfo:
     name: str  # relative to the store's URL
     size: int  # bytes
     etag: str
+    modified: datetime
 
 
 def _info(name: str, meta: Any) -> ObjectInfo:
     """Azure quotes an ETag in one answer and not in another; a store without ETags has a time at least."""
     etag = (meta["e_tag"] or meta["last_modified"].isoformat()).removeprefix("W/").strip('"')
-    return ObjectInfo(name, meta["size"], etag)
+    return ObjectInfo(name, meta["size"], etag, meta["last_modified"])
 
 
 class ByteSink(Protocol):
@@ -89,9 +93,9 @@ class Store:
             ExistsError: An object lies there already; it was not touched. After a lost reply it may be this very
                 one: read it back before judging.
             DeniedError: The caller may not write.
-            StoreError: The outcome is unknown: read back.
+            StoreError: The outcome is unknown: read back. Or the disk refuses hard links.
         """
-        with self._errors("write", name):
+        with self._errors("write", name), link_refusals():
             self._client_for(len(data)).put(self._key(name), data, mode="create", use_multipart=False)
 
     @contextmanager
@@ -220,13 +224,33 @@ class Store:
         return sorted(path[start:].rstrip("/") for path in found)
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete objects; one that is not there is no error."""
-        with self._errors("delete", names[0] if names else ""):
-            for name in names:
-                try:
-                    self._client.delete(self._key(name))
-                except FileNotFoundError:
-                    continue
+        """Delete objects, many at a time; one that is not there is no error."""
+        with ThreadPoolExecutor(DELETES_AT_ONCE) as threads:
+            for _ in threads.map(self._delete, names):
+                pass
+
+    def _delete(self, name: str) -> None:
+        with self._errors("delete", name):
+            if self.local_root is not None:  # the client cannot name what `leftovers` finds
+                self._check_name(name)
+                Path(self.local_root, name).unlink(missing_ok=True)
+                return
+            with suppress(FileNotFoundError):
+                self._client.delete(self._key(name))
+
+    def leftovers(self, folder: str = "") -> list[ObjectInfo]:
+        """What writes that never ended left right in a folder on local disk: `name#1`, seen by no listing."""
+        if self.local_root is None:
+            return []
+        path, found = Path(self.local_root, folder), []
+        with self._errors("list", folder), suppress(FileNotFoundError):
+            for entry in os.scandir(path):
+                if _LEFTOVER.search(entry.name) and entry.is_file(follow_symlinks=False):
+                    info = entry.stat(follow_symlinks=False)
+                    name = f"{folder}/{entry.name}".lstrip("/")
+                    modified = datetime.fromtimestamp(info.st_mtime, UTC)
+                    found.append(ObjectInfo(name, info.st_size, "", modified))
+        return sorted(found, key=lambda info: info.name)
 
     def sync(self, names: Sequence[str], *, folders: bool = True) -> None:
         """Make objects durable: on local disk they and their folders reach the disk; elsewhere they are already.

@@ -7,6 +7,7 @@ import urllib.parse
 from dray.shards.errors import CallError
 
 SCHEMES = ("s3", "gs", "az", "memory")
+_VERSION = "?version="
 _STEP = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
 
@@ -24,6 +25,8 @@ def normal_url(url: str | os.PathLike[str]) -> str:
         raise CallError("an empty URL: give a path or s3://bucket/path")
     scheme, separator, rest = text.partition("://")
     if not separator:
+        if _VERSION in text:
+            raise CallError(f"{text}: here the last version is meant, leave {_VERSION}... out")
         return _file_url(os.path.expanduser(text))
     if scheme == "file":
         if not rest.startswith("/"):
@@ -42,6 +45,22 @@ def normal_url(url: str | os.PathLike[str]) -> str:
     if not rest.split("/")[0]:
         raise CallError(f"{text}: the bucket is missing")
     return f"{scheme}://{rest.rstrip('/')}"
+
+
+def split_version(url: str | os.PathLike[str], version: int | str | None = None) -> tuple[str, int | str | None]:
+    """A dataset's URL without its `?version=7`, and the version that the URL or the argument names.
+
+    A path that really ends like that is written as a `file://` URL, with `%3F` for `?`.
+
+    Raises:
+        CallError: Both name a version, and not the same.
+    """
+    text, mark, pinned = os.fspath(url).partition(_VERSION)
+    if not mark:
+        return text, version
+    if not pinned or (version is not None and str(version) != pinned):
+        raise CallError(f"{text}: version {version!r} was asked for, and {_VERSION}{pinned} in the URL: give one")
+    return text, pinned
 
 
 def local_path(url: str) -> str | None:

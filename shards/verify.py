@@ -20,7 +20,7 @@ from xxhash import xxh3_64
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import read_commit
+from dray.shards.log import read_version
 from dray.shards.snapshot import Shard, Snapshot
 from dray.shards.store import Store
 from dray.shards.tar import BLOCK, END, header
@@ -70,23 +70,19 @@ class _Expected:
         return self.offset - len(self.header)
 
 
-def open_whole(store: Store, layout: Layout, version: int) -> Snapshot | Finding:
+def open_whole(store: Store, layout: Layout, version: int | str | None) -> Snapshot | Finding:
     """A version, or what is wrong with the two records that it cannot be opened without.
 
     Raises:
-        NotFoundError: That version does not exist.
+        NotFoundError: That version does not exist, or was dropped.
         StoreError: The store does not answer.
     """
-    commit_url = url = store.url_of(layout.commit(version))
     try:
-        url = store.url_of(layout.manifest(read_commit(store, layout, version).manifest))
-        return Snapshot.open(store, layout, version)
-    except DamagedError as exc:
-        return Finding(url=url, what=str(exc).removeprefix(f"{url}: "))
-    except NotFoundError:
-        if url == commit_url:
-            raise
-        return Finding(url=url, what="the manifest is missing")
+        return Snapshot.load(store, layout, read_version(store, layout, version))
+    except DamagedError as exc:  # its message starts with the URL of the record
+        text = str(exc)
+        end = text.index(": ", len(store.url))
+        return Finding(url=text[:end], what=text[end + 2 :])
 
 
 def verify(
@@ -111,7 +107,7 @@ def verify(
 def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None]) -> Iterator[Finding]:
     yield from _check_records(snapshot)
     store, layout = snapshot.store, snapshot.layout
-    folders = ("", layout.index(0).rpartition("/")[0])
+    folders = ("", layout.indexes)
     stored = {info.name: info.size for folder in folders for info in store.list_folder(folder)}
     for shard in snapshot.shards:
         yield from _check_shard(snapshot, shard, stored, level)
@@ -131,9 +127,9 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
     elif now is not None and now.commit != snapshot.commit:
         yield Finding(url=store.url_of(layout.commit(version)), what="the commit is another one than it was")
     for chunk in snapshot.manifest.sources:
-        url = store.url_of(layout.sources(chunk.digest))
+        url = store.url_of(layout.table(chunk.intent, chunk.digest))
         try:
-            if digest_of(store.get(layout.sources(chunk.digest))) != chunk.digest:
+            if digest_of(store.get(layout.table(chunk.intent, chunk.digest))) != chunk.digest:
                 yield Finding(url=url, what="not the table of sources that its name says")
         except NotFoundError:
             yield Finding(url=url, what="the table of sources is missing")

@@ -39,7 +39,7 @@ def build(inputs: Inputs, place: Place, **options: Any) -> BuildReport:
 
 
 def latest(place: Place) -> Snapshot:
-    return Snapshot.latest(place.url, "wds", storage_options=place.storage_options)
+    return Snapshot.open(place.url, "wds", storage_options=place.storage_options)
 
 
 def stored(place: Place, folder: str = "") -> dict[str, bytes]:
@@ -111,7 +111,7 @@ def test_one_changed_file_rewrites_one_shard_under_a_new_name(make_inputs: MakeI
     assert (report.version, report.num_reused) == (2, 3)
     assert [shard.number for shard in latest(place).shards] == [0, 4, 2, 3]
     assert ("sample-0007", SUFFIX, b"changed") in set(parts_of(latest(place)))
-    old = Snapshot.at(place.url, "wds", 1, storage_options=place.storage_options)
+    old = Snapshot.open(place.url, "wds", version=1, storage_options=place.storage_options)
     assert list(parts_of(old)) == old_parts
     assert before.items() <= stored(place).items()
 
@@ -162,7 +162,7 @@ def test_every_sample_removed_but_one_leaves_one_shard(make_inputs: MakeInputs, 
     build(inputs, place)
     build(inputs, place, names=inputs.names[3:4])
     assert [key for key, _, _ in parts_of(latest(place))] == ["sample-0003"]
-    old = Snapshot.at(place.url, "wds", 1, storage_options=place.storage_options)
+    old = Snapshot.open(place.url, "wds", version=1, storage_options=place.storage_options)
     assert len(list(parts_of(old))) == 20
 
 
@@ -247,7 +247,7 @@ def fail_at(bad_key: str, error: Exception) -> Any:
 
 
 def test_a_failing_function_names_the_sample_and_leaves_no_version(make_inputs: MakeInputs, place: Place) -> None:
-    """Whole shards stay for the rerun, which packs only the others."""
+    """All other shards are stored, for the rerun."""
     inputs = make_inputs(20)
     failing = fail_at("sample-0012", ZeroDivisionError("oops"))
     with pytest.raises(RuntimeError, match=r"sample\.0012.*ZeroDivisionError.*oops"):
@@ -256,8 +256,8 @@ def test_a_failing_function_names_the_sample_and_leaves_no_version(make_inputs: 
         latest(place)
     before = {name: body for name, body in stored(place).items() if name.endswith(".tar")}
     report = build(inputs, place, func_output_data=lambda key, parts: parts, transform_version="1")
-    assert sorted(before) == ["wds-000000.tar", "wds-000001.tar"]
-    assert report.num_reused == 2
+    assert sorted(before) == ["wds-000000.tar", "wds-000001.tar", "wds-000003.tar"]
+    assert report.num_reused == 3
     assert before.items() <= stored(place).items()
 
 
@@ -319,10 +319,10 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
     inputs = make_inputs(20)
     with pytest.raises(InputError):
         build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0007", ValueError()))
-    Store(place.url, place.storage_options).put_new("wds-000003.tar", bytes(1024))
-    with pytest.raises(DamagedError, match=r"wds-000003\.tar holds other samples.*away, then build again"):
+    Store(place.url, place.storage_options).put_new("wds-000001.tar", bytes(1024))
+    with pytest.raises(DamagedError, match=r"wds-000001\.tar holds other samples.*away, then build again"):
         build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
-    assert stored(place)["wds-000003.tar"] == bytes(1024)
+    assert stored(place)["wds-000001.tar"] == bytes(1024)
 
 
 def test_tars_of_another_maker_are_kept_and_said(

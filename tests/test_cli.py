@@ -75,7 +75,7 @@ def test_build_packs_every_sample_of_the_folder(build: Dray, tmp_path: Path) -> 
     assert "3 packed" in first.out
     assert "nothing to do" in second.out
     assert len(second.out.splitlines()) == 1
-    assert Snapshot.latest(tmp_path / "out").num_samples == 60
+    assert Snapshot.open(tmp_path / "out").num_samples == 60
 
 
 def test_plan_tells_what_a_build_would_do_and_writes_nothing(
@@ -120,7 +120,7 @@ def test_names_are_packed_in_the_order_of_standard_input(build: Dray, inputs: In
     """Empty lines count for nothing."""
     names = [inputs.names[row] for row in (5, 1, 40)]
     assert build("--names", "-", stdin="\n".join(names) + "\n\n").code == 0
-    snapshot = Snapshot.latest(tmp_path / "out")
+    snapshot = Snapshot.open(tmp_path / "out")
     assert snapshot.index(snapshot.shards[0]).keys == [name.replace(".", "-") for name in names]
 
 
@@ -133,7 +133,7 @@ def test_names_come_from_a_file(build: Dray, inputs: Inputs, tmp_path: Path) -> 
 def test_a_split_makes_a_dataset_of_each_group(build: Dray, tmp_path: Path) -> None:
     """Together they hold each sample once; a group without one is said and left out."""
     done = build("--split", "train=0.8,val=0.2,test=0", "--prefix", "digits", "--shards", 2)
-    sizes = [Snapshot.latest(tmp_path / "out" / group, "digits").num_samples for group in ("train", "val")]
+    sizes = [Snapshot.open(tmp_path / "out" / group, "digits").num_samples for group in ("train", "val")]
     assert sum(sizes) == 60
     assert min(sizes) > 0
     assert "group 'test' of the split got no sample" in done.err
@@ -218,7 +218,7 @@ def test_ls_shows_an_older_version(dray: Dray, build: Dray, inputs: Inputs, tmp_
     assert old.out.splitlines()[1:] == new.out.splitlines()[1:]
     assert old.out.splitlines()[0] != new.out.splitlines()[0]
     assert "as one pattern" not in new.err
-    assert "no version 3, the last is 2" in dray("ls", tmp_path / "out", "--version", 3).err
+    assert "no version 3 of prefix" in dray("ls", tmp_path / "out", "--version", 3).err
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_ranks_share_shards_of_very_different_sizes_evenly(
     val = names_of(Split.val)
     for names in (val[:9], val):  # the second build adds a shard of two samples
         pickles_to_tars(pickles, names, SUFFIX, tmp_path, "wdshards", progress=False)
-    assert [shard.num_samples for shard in Snapshot.latest(tmp_path).shards] == [9, 2]
+    assert [shard.num_samples for shard in Snapshot.open(tmp_path).shards] == [9, 2]
     data = WebDataModule(None, SUFFIX, {Split.val: tmp_path}, None, pipeline_wds={Split.val: untuple})
     assert [len(share) for share in shares(data, 3, monkeypatch)] == [3, 4, 4]
 
@@ -346,7 +346,7 @@ def test_preparing_again_writes_nothing(pickles: Path, tmp_path: Path) -> None:
     """The same samples are the same version."""
     for _ in range(2):
         module(pickles, tmp_path).prepare_data()
-    assert Snapshot.latest(tmp_path / "train", "myshards").version == 1
+    assert Snapshot.open(tmp_path / "train", "myshards").version == 1
 
 
 class Unsafe:
@@ -410,7 +410,7 @@ def test_a_dataset_with_lost_metadata_is_an_error_and_not_a_pile_of_tars(pickles
     for manifest in (tmp_path / "val" / "_dray" / "myshards" / "manifests").glob("*.json"):
         manifest.unlink()
     data = module(pickles, tmp_path)
-    with pytest.raises(NotFoundError, match="manifests"):
+    with pytest.raises(DamagedError, match="manifests"):
         data.setup("validate")
 
 
@@ -437,7 +437,7 @@ def test_a_split_without_samples_is_left_out_and_said(
     directories = {split: f"{tmp_path}/{split.name}" for split in names}
     PickledDataWDS(pickles, names, SUFFIX, directories, BATCH).prepare_data()
     assert "split 'test' has no samples" in capsys.readouterr().err
-    assert Snapshot.latest(tmp_path / "train").num_samples == COUNTS[Split.train]
+    assert Snapshot.open(tmp_path / "train").num_samples == COUNTS[Split.train]
 
 
 def test_pipe_urls_never_reach_a_shell(pickles: Path, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def test_every_object_has_its_place() -> None:
         "_dray/wdshards/commits/0000000007.json",
         "_dray/wdshards/intents/0000000007.json",
     ]
-    assert layout.manifest("ab") == "_dray/wdshards/manifests/ab.json"
-    assert layout.sources("ab") == "_dray/wdshards/manifests/ab.parquet"
+    assert layout.manifest(3, "ab") == "_dray/wdshards/manifests/0000000003-ab.json"
+    assert layout.table(3, "ab") == "_dray/wdshards/manifests/0000000003-ab.parquet"
 
 
 @pytest.mark.parametrize("prefix", ["wdshards", "a.b", "a b", "ü", "100%", "a-0", "_draya", "x" * 200])

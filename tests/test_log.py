@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,11 +17,11 @@ from dray.shards.log import (
     canonical_json,
     create_commit,
     create_intent,
-    latest_version,
     new_write_id,
     now,
     numbers_in,
     read_commit,
+    read_head,
     read_intent,
 )
 from dray.shards.store import Store
@@ -38,7 +38,18 @@ def store(place: Place) -> Store:
 
 def a_commit(version: int = 1) -> Commit:
     """A commit that no other write made."""
-    return Commit(version=version, manifest="ab" * 16, write_id=new_write_id(), created=now())
+    return Commit(
+        number=version,
+        operation="build",
+        version=version,
+        intent=1,
+        manifest="ab" * 16,
+        num_samples=1,
+        num_shards=1,
+        num_bytes=1,
+        write_id=new_write_id(),
+        created=now(),
+    )
 
 
 def an_intent(number: int = 1) -> Intent:
@@ -58,17 +69,17 @@ def an_intent(number: int = 1) -> Intent:
 
 def test_a_commit_comes_back_as_it_was(store: Store) -> None:
     """And is the last version."""
-    assert latest_version(store, LAYOUT) == 0
+    assert read_head(store, LAYOUT) is None
     commit = a_commit(1)
     assert create_commit(store, LAYOUT, commit) == read_commit(store, LAYOUT, 1) == commit
-    assert latest_version(store, LAYOUT) == 1
+    assert read_head(store, LAYOUT) == commit
 
 
 def test_an_intent_comes_back_as_it_was(store: Store) -> None:
     """Its numbers and digests in order; it is no version."""
     intent = an_intent(3)
     assert create_intent(store, LAYOUT, intent) == read_intent(store, LAYOUT, 3) == intent
-    assert (numbers_in(store, LAYOUT.intents), latest_version(store, LAYOUT)) == ([3], 0)
+    assert (numbers_in(store, LAYOUT.intents), read_head(store, LAYOUT)) == ([3], None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.text("0123456789abcdef", min_size=32, max_size=32))), st.data())
@@ -90,7 +101,9 @@ def test_the_last_version_is_the_highest_number(store: Store) -> None:
         store.put_new(f"{LAYOUT.commits}/{name}", b"")
     create_commit(store, Layout("other"), a_commit(50))
     assert numbers_in(store, LAYOUT.commits) == [1, 2, 10]
-    assert latest_version(store, LAYOUT) == 10
+    head = read_head(store, LAYOUT)
+    assert head is not None
+    assert head.version == 10
 
 
 def test_a_record_is_small(store: Store) -> None:
@@ -106,7 +119,7 @@ def test_racing_writers_agree_on_one_commit(store: Store) -> None:
     commits = [a_commit() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda commit: create_commit(store, LAYOUT, commit), commits))
-    assert set(found) == {read_commit(store, LAYOUT, 1)}
+    assert found == [read_commit(store, LAYOUT, 1)] * 4
     assert found[0] in commits
 
 
@@ -171,7 +184,7 @@ def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
         create_commit(Conflicting("memory://log-never", times=99), LAYOUT, a_commit())
     with pytest.raises(DeniedError, match="permission denied"):
         create_commit(Denying("memory://log-never"), LAYOUT, a_commit())
-    assert latest_version(Store("memory://log-never"), LAYOUT) == 0
+    assert read_head(Store("memory://log-never"), LAYOUT) is None
 
 
 def test_reading_no_record_is_not_found(store: Store) -> None:
@@ -181,8 +194,7 @@ def test_reading_no_record_is_not_found(store: Store) -> None:
 
 
 def _changed(**values: object) -> bytes:
-    commit = {"format": 1, "version": 1, "manifest": "ab", "write_id": "cd", "created": "now"}
-    return json.dumps({**commit, **values}).encode()
+    return json.dumps({"format": 1, **asdict(a_commit()), **values}).encode()
 
 
 @pytest.mark.parametrize(
@@ -201,10 +213,11 @@ def _changed(**values: object) -> bytes:
         _changed()[:-1],
         _changed(more=1),
         _changed(version="1"),
-        _changed(version=2),
+        _changed(number=2),
         _changed(manifest=None),
         _changed(manifest=["ab"]),
         _changed(write_id={}),
+        _changed(created="yesterday"),
     ],
     ids=lambda body: body[:80].decode("latin-1"),
 )

@@ -176,7 +176,7 @@ def test_a_missing_shard_is_packed_anew_under_another_number() -> None:
     before = named(dict.fromkeys("abcdef", 1))
     second = plan(before, RECIPE, committed(before, plan(before, RECIPE), missing={1}))
     assert [shard.fate for shard in second.shards] == ["reused", "rewritten", "reused"]
-    assert "000001 is missing or cut" in second.shards[1].reason
+    assert "000001 or its index is missing or cut" in second.shards[1].reason
 
 
 def test_a_touched_sample_of_the_same_content_packs_nothing_and_is_noted() -> None:

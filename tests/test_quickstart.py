@@ -35,7 +35,7 @@ def test_on_disk_it_packs_trains_and_then_has_nothing_to_do(tmp_path: Path) -> N
     first, again = out.split("Build again")
     assert first.count("4 packed, 0 reused") == 3
     assert again.count("nothing to do") == 3
-    snapshots = [Snapshot.latest(tmp_path / "start" / "shards" / split) for split in FRACTIONS]
+    snapshots = [Snapshot.open(tmp_path / "start" / "shards" / split) for split in FRACTIONS]
     assert sum(snapshot.num_samples for snapshot in snapshots) == 1797
     assert [len(snapshot.shards) for snapshot in snapshots] == [NUM_SHARDS] * 3
 

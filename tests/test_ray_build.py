@@ -81,7 +81,7 @@ def test_the_work_is_spread_over_the_nodes(make_inputs: MakeInputs, tmp_path: Pa
         return {"node.txt": ray.get_runtime_context().get_node_id().encode()}
 
     build(make_inputs(40, SUFFIXES), tmp_path / "out", func_output_data=where)
-    snapshot = Snapshot.latest(tmp_path / "out", "wds")
+    snapshot = Snapshot.open(tmp_path / "out", "wds")
     starts = [snapshot.index(shard).offsets[0].tolist() for shard in snapshot.shards]
     nodes = {bytes(snapshot.store.get_ranges(snapshot.layout.shard(shard.number), start, [56])[0])
              for shard, start in zip(snapshot.shards, starts, strict=True)}  # fmt: skip
@@ -173,7 +173,7 @@ def test_inside_a_ray_task_a_build_runs_in_process(make_inputs: MakeInputs, tmp_
     def hold_a_cpu(output: Path) -> tuple[int, list[bytes]]:
         pids = {"func_output_data": lambda key, parts: {"pid.cls": os.getpid()}}
         pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, output, "wds", progress=False, **pids)
-        snapshot = Snapshot.latest(output, "wds")
+        snapshot = Snapshot.open(output, "wds")
         index = snapshot.index(snapshot.shards[0])
         name = snapshot.layout.shard(0)
         found = snapshot.store.get_ranges(name, index.offsets[:, 0].tolist(), index.sizes[:, 0].tolist())

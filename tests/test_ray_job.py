@@ -59,7 +59,7 @@ def test_a_submitted_build_packs_on_the_cluster(
     done = call_ray(ray_environment, "job", "submit", "--address", dashboard, "--", *build)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 samples in 4 shards" in done.stdout
-    assert [shard.num_samples for shard in Snapshot.latest(tmp_path / "out").shards] == [10, 10, 10, 10]
+    assert [shard.num_samples for shard in Snapshot.open(tmp_path / "out").shards] == [10, 10, 10, 10]
     assert "pack_shard" in call_ray(ray_environment, "summary", "tasks", "--address", dashboard).stdout
 
 

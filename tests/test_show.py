@@ -55,7 +55,7 @@ def build(inputs: Inputs, place: Place) -> Snapshot:
         input_storage_options={},
         progress=False,
     )
-    return Snapshot.latest(place.url, storage_options=place.storage_options)
+    return Snapshot.open(place.url, storage_options=place.storage_options)
 
 
 def put_tar(snapshot: Snapshot, number: int, tar: bytes) -> None:
@@ -97,7 +97,7 @@ def test_a_part_that_lacks_is_no_part_of_a_read_sample(inputs: Inputs, tmp_path:
         return {"a": b"", "b": b"x"} if key.endswith("1") else {"b": b"y"}
 
     pickles_to_tars(inputs.folder, inputs.names, SUFFIXES, tmp_path / "out", "wdshards", parts, progress=False)
-    snapshot = Snapshot.latest(tmp_path / "out")
+    snapshot = Snapshot.open(tmp_path / "out")
     assert snapshot.read("sample-0001") == {"a": b"", "b": b"x"}
     assert snapshot.read("sample-0002") == {"b": b"y"}
 

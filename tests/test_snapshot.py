@@ -44,15 +44,26 @@ def put_sources(store: Store, table: pa.Table) -> SourceChunk:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     body = sink.getvalue().to_pybytes()
-    put_content(store, LAYOUT.sources(digest_of(body)), body)
-    return SourceChunk(digest=digest_of(body), num_rows=table.num_rows)
+    put_content(store, LAYOUT.table(1, digest_of(body)), body)
+    return SourceChunk(intent=1, digest=digest_of(body), num_rows=table.num_rows)
 
 
 def put_version(store: Store, version: int, manifest: Manifest) -> None:
     """Store a manifest and commit it."""
     body = manifest.to_bytes()
-    put_content(store, LAYOUT.manifest(digest_of(body)), body)
-    commit = Commit(version=version, manifest=digest_of(body), write_id=new_write_id(), created=now())
+    put_content(store, LAYOUT.manifest(manifest.intent, digest_of(body)), body)
+    commit = Commit(
+        number=version,
+        operation="build",
+        version=version,
+        intent=manifest.intent,
+        manifest=digest_of(body),
+        num_samples=manifest.accounting.packed,
+        num_shards=len(manifest.shards),
+        num_bytes=sum(shard.num_bytes for shard in manifest.shards),
+        write_id=new_write_id(),
+        created=now(),
+    )
     create_commit(store, LAYOUT, commit)
 
 
@@ -81,7 +92,7 @@ def manifest(place: Place) -> Manifest:
 
 def latest(place: Place) -> Snapshot:
     """The last version at a place."""
-    return Snapshot.latest(place.url, storage_options=place.storage_options)
+    return Snapshot.open(place.url, storage_options=place.storage_options)
 
 
 def test_a_snapshot_comes_back_as_it_was_committed(place: Place, manifest: Manifest) -> None:
@@ -107,7 +118,7 @@ def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> Non
     put_version(store, 2, replace(manifest, shards=(*manifest.shards, put_shard(store, 2, ["d"]))))
     assert (before.version, before.num_samples) == (1, 3)
     assert (latest(place).version, latest(place).num_samples) == (2, 4)
-    first = Snapshot.at(place.url, "wdshards", 1, storage_options=place.storage_options)
+    first = Snapshot.open(place.url, "wdshards", version=1, storage_options=place.storage_options)
     assert (first.commit, first.manifest) == (before.commit, before.manifest)
 
 
@@ -130,9 +141,9 @@ def test_no_dataset_is_not_found_with_a_hint(place: Place) -> None:
 def test_no_such_version_is_not_found_with_a_hint(place: Place, manifest: Manifest) -> None:
     """The message tells the last one that there is; another prefix has none."""
     with pytest.raises(NotFoundError, match=f"no version 7 .* under {place.url}; the last one there is 1: check"):
-        Snapshot.at(place.url, "wdshards", 7, storage_options=place.storage_options)
+        Snapshot.open(place.url, "wdshards", version=7, storage_options=place.storage_options)
     with pytest.raises(NotFoundError, match=r"no version 1 of prefix 'other' .* the last one there is none"):
-        Snapshot.at(place.url, "other", 1, storage_options=place.storage_options)
+        Snapshot.open(place.url, "other", version=1, storage_options=place.storage_options)
 
 
 def _assert_damaged(snapshot_of: Place, read: str, name: str) -> None:
@@ -144,7 +155,10 @@ def _assert_damaged(snapshot_of: Place, read: str, name: str) -> None:
 
 def test_a_replaced_manifest_is_damage(place: Place, manifest: Manifest) -> None:
     """Even by a whole manifest of another build."""
-    store, name = Store(place.url, place.storage_options), LAYOUT.manifest(digest_of(manifest.to_bytes()))
+    store, name = (
+        Store(place.url, place.storage_options),
+        LAYOUT.manifest(manifest.intent, digest_of(manifest.to_bytes())),
+    )
     replace_object(store, name, replace(manifest, shards=manifest.shards[:1]).to_bytes())
     with pytest.raises(DamagedError, match=f"{place.url}/{name}: the manifest is not the one that version 1 committed"):
         latest(place)
@@ -160,8 +174,8 @@ def test_a_replaced_index_is_damage(place: Place, manifest: Manifest) -> None:
 def test_replaced_sources_are_damage(place: Place, manifest: Manifest) -> None:
     """Even by another chunk of this snapshot."""
     store, (first, second) = Store(place.url, place.storage_options), manifest.sources
-    replace_object(store, LAYOUT.sources(first.digest), store.get(LAYOUT.sources(second.digest)))
-    _assert_damaged(place, "sources", LAYOUT.sources(first.digest))
+    replace_object(store, LAYOUT.table(1, first.digest), store.get(LAYOUT.table(1, second.digest)))
+    _assert_damaged(place, "sources", LAYOUT.table(1, first.digest))
 
 
 def test_a_missing_manifest_is_not_an_older_version(place: Place, manifest: Manifest) -> None:
@@ -169,9 +183,9 @@ def test_a_missing_manifest_is_not_an_older_version(place: Place, manifest: Mani
     store = Store(place.url, place.storage_options)
     later = replace(manifest, intent=2)
     put_version(store, 2, later)
-    name = LAYOUT.manifest(digest_of(later.to_bytes()))
+    name = LAYOUT.manifest(2, digest_of(later.to_bytes()))
     store.delete([name])
-    with pytest.raises(NotFoundError, match=f"{place.url}/{name}"):
+    with pytest.raises(DamagedError, match=f"{place.url}/{name}: the manifest of version 2 is missing"):
         latest(place)
 
 

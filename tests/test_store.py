@@ -1,7 +1,9 @@
 """The store: memory, local disk and a real S3 server keep the same promises and fail in the same words."""
 
+import errno
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import traceback
@@ -259,6 +261,51 @@ def test_a_file_in_the_folders_place_is_a_store_error(tmp_path: Path) -> None:
     store = Store(tmp_path / "file")
     with pytest.raises(StoreError, match=r"cannot write file://.*/file/a"):
         store.put_new("a", b"")
+
+
+NO_LINKS = """
+import ctypes, os, struct, sys
+from dray.shards.errors import StoreError
+from dray.shards.store import Store
+folder, refusal, *calls = sys.argv[1], *map(int, sys.argv[2:])
+allow, refuse = (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x50000 | refusal)  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+steps = [(0x20, 0, 0, 0)]  # load the number of the system call
+for call in calls:
+    steps += [(0x15, 0, 1, call), refuse]  # where it is this one
+code = b"".join(struct.pack("HBBI", *step) for step in [*steps, allow])
+text = ctypes.create_string_buffer(code)
+program = struct.pack("HP", len(code) // 8, ctypes.addressof(text))
+kernel = ctypes.CDLL(None)
+assert kernel.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert kernel.prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+try:
+    os.link(folder + "/old", folder + "/new")
+except OSError as exc:
+    print(exc.errno)
+try:
+    Store(folder).put_new("a", b"cargo")
+except StoreError as exc:
+    print(type(exc).__name__, exc)
+print(os.listdir(folder), Store(folder).get("old"))
+"""
+LINK_CALLS = {"x86_64": ("86", "265"), "aarch64": ("37",)}  # link and linkat; the younger machine has only the latter
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in LINK_CALLS, reason="needs seccomp and the calls' numbers"
+)
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_disk_without_hard_links_is_named(tmp_path: Path, refusal: int) -> None:
+    """The kernel refuses them to this process, as some mounts do: the error says so and no file is left."""
+    (tmp_path / "old").write_bytes(b"cargo")
+    command = [sys.executable, "-c", NO_LINKS, str(tmp_path), str(refusal), *LINK_CALLS[platform.machine()]]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.splitlines() == [
+        str(refusal),
+        f"StoreError cannot write file://{tmp_path}/a: this disk refuses hard links, which dray needs to create files "
+        f"without overwriting: use another disk or object storage ({os.strerror(refusal)})",
+        "['old'] b'cargo'",
+    ]
 
 
 FORK = """

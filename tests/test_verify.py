@@ -51,7 +51,7 @@ def build(inputs: Inputs, place: Place, num_shards: int = 2) -> Snapshot:
         input_storage_options={},
         progress=False,
     )
-    return Snapshot.latest(place.url, storage_options=place.storage_options)
+    return Snapshot.open(place.url, storage_options=place.storage_options)
 
 
 def replace_object(store: Store, name: str, body: bytes) -> None:
@@ -81,8 +81,8 @@ def test_a_whole_dataset_has_no_finding(inputs: Inputs, place: Place, level: str
 def damage_of(kind: str, snapshot: Snapshot) -> None:
     """Damage a dataset."""
     store = snapshot.store
-    tar, index, manifest = store.get(SHARD), store.get(INDEX), LAYOUT.manifest(snapshot.commit.manifest)
-    sources = LAYOUT.sources(snapshot.manifest.sources[0].digest)
+    tar, index, manifest = store.get(SHARD), store.get(INDEX), LAYOUT.manifest(1, snapshot.commit.manifest)
+    sources = LAYOUT.table(1, snapshot.manifest.sources[0].digest)
     commit = json.loads(store.get(LAYOUT.commit(1)))
     if kind.startswith("missing "):
         store.delete([{"shard": SHARD, "index": INDEX, "manifest": manifest, "sources": sources}[kind.split()[1]]])
@@ -116,7 +116,7 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
     [
         ("missing shard", "quick", f"/{SHARD}: the shard is missing"),
         ("missing index", "quick", f"/{INDEX}: the index is missing"),
-        ("missing manifest", "quick", r"\.json: the manifest is missing"),
+        ("missing manifest", "quick", r"\.json: the manifest of version 1 is missing"),
         ("missing sources", "quick", r"\.parquet: the table of sources is missing"),
         ("cut shard", "quick", rf"/{SHARD}: \d+ bytes expected, found \d+: the shard was cut short"),
         ("long shard", "quick", rf"/{SHARD}: \d+ bytes expected, found \d+: the shard was written to"),
@@ -176,8 +176,8 @@ def test_a_flipped_bit_anywhere_is_found_at_full(in_memory: Snapshot) -> None:
 def test_a_flipped_bit_of_any_object_is_found_at_full(in_memory: Snapshot, data: st.DataObject) -> None:
     """Shards, indexes, manifest, sources: not one byte that a reader needs may change unseen."""
     store = in_memory.store
-    sources = LAYOUT.sources(in_memory.manifest.sources[0].digest)
-    names = [SHARD, LAYOUT.shard(1), INDEX, LAYOUT.index(1), LAYOUT.manifest(in_memory.commit.manifest), sources]
+    sources = LAYOUT.table(1, in_memory.manifest.sources[0].digest)
+    names = [SHARD, LAYOUT.shard(1), INDEX, LAYOUT.index(1), LAYOUT.manifest(1, in_memory.commit.manifest), sources]
     name = data.draw(st.sampled_from(names))
     body = store.get(name)
     bit = data.draw(st.integers(0, 8 * len(body) - 1))
@@ -231,7 +231,7 @@ def test_a_transforms_own_parts_are_verified(inputs: Inputs, tmp_path: Path) -> 
         return dict(sorted(sample.items(), reverse=key.endswith("2"))) | ({"e": b""} if key.endswith("3") else {})
 
     pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, tmp_path / "out", "a", parts, progress=False)
-    assert found(Snapshot.latest(tmp_path / "out", "a"), "full") == []
+    assert found(Snapshot.open(tmp_path / "out", "a"), "full") == []
 
 
 class Silent(Store):
@@ -303,7 +303,7 @@ def test_what_the_command_prints_mends_the_dataset(dray: Run, inputs: Inputs, tm
     (command,) = re.findall(r"^  (dray build .*)$", text, re.MULTILINE)
     code, text = dray(*shlex.split(command)[1:])
     assert (code, "1 packed, 1 reused" in text) == (0, True), text
-    mended = Snapshot.latest(out)
+    mended = Snapshot.open(out)
     assert mended.version == 2
     assert found(mended, "full") == []
     assert [key for shard in mended.shards for key in mended.index(shard).keys] == [
@@ -354,7 +354,7 @@ def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Run, inputs:
         transform_version="7",
         progress=False,
     )
-    damage_of("cut index", Snapshot.latest(tmp_path / "out"))
+    damage_of("cut index", Snapshot.open(tmp_path / "out"))
     code, out = dray("verify", tmp_path / "out")
     assert code == 1
     assert "transform_version='7'" in out
@@ -375,5 +375,5 @@ def test_an_older_version_says_that_a_build_makes_the_last(dray: Run, inputs: In
 def test_no_such_version_is_one_line(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
     """It tells the last one, or that there is none."""
     build(inputs, Place(str(tmp_path / "out")))
-    assert "no version 3 of prefix 'wdshards', the last is 1" in dray("verify", tmp_path / "out", "--version", 3)[1]
+    assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3)[1]
     assert "no version at all of prefix 'a', the last is none" in dray("verify", tmp_path / "out", "--prefix", "a")[1]

@@ -1,0 +1,182 @@
+"""Giving up old versions and what builds that never ended left; first committed, then deleted.
+
+Deleted are only objects that dray wrote: shards and indexes under numbers that an intent reserved, manifests and their
+tables, and on local disk what unfinished writes left. Commits and intents stay for ever.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+from dray.pipelines.retention import Retention, retain
+from dray.shards.errors import NotFoundError
+from dray.shards.layout import Layout, indexed_number, intent_of
+from dray.shards.log import (
+    Commit,
+    Operation,
+    append_commit,
+    new_write_id,
+    now,
+    numbers_in,
+    read_commit,
+    read_head,
+    read_intent,
+)
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import ObjectInfo, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """What a gc did, or would do."""
+
+    url: str
+    prefix: str
+    dropped: tuple[int, ...]  # versions
+    kept: tuple[int, ...]  # versions
+    deleted: tuple[str, ...]  # names of objects, relative to the URL
+    num_bytes: int  # of them
+    is_dry_run: bool
+
+    def __str__(self) -> str:
+        would = "would drop" if self.is_dry_run else "dropped"
+        dropped = ", ".join(map(str, self.dropped)) or "none"
+        return (
+            f"{self.url} {self.prefix}: {would} versions: {dropped}; kept: {', '.join(map(str, self.kept))}; "
+            f"{len(self.deleted):,} objects, {self.num_bytes / 1e6:,.1f} MB{'' if self.is_dry_run else ' deleted'}"
+        )
+
+
+def gc(store: Store, layout: Layout, retention: Retention, *, dry_run: bool = False) -> GcReport:
+    """Drop versions and intents by a rule, then delete what no kept version names. Readers of kept ones see nothing.
+
+    Safe beside builds, other gcs and crashes: what one that died has not deleted, the next deletes.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        retention: The rule.
+        dry_run: Only say what would be done; nothing is written.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        DamagedError: The manifest of a version that is kept cannot be read: nothing is deleted then.
+    """
+    head = read_head(store, layout)
+    if head is None:
+        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
+
+    def next_of(last: Commit | None) -> Commit | None:
+        nonlocal head
+        head = last or head
+        return _next(store, layout, head, retention) if head else None
+
+    before = head.kept_from
+    if dry_run:
+        head = _next(store, layout, head, retention) or head
+    else:
+        head = append_commit(store, layout, head, next_of) or head
+    find = find_garbage if dry_run else sweep
+    doomed = find(store, layout, head, retention.grace_s)
+    return GcReport(
+        url=store.url,
+        prefix=layout.prefix,
+        dropped=tuple(number for number in _versions(store, layout, before, head) if not head.keeps(number)),
+        kept=tuple(kept_versions(store, layout, head)),
+        deleted=tuple(info.name for info in doomed),
+        num_bytes=sum(info.size for info in doomed),
+        is_dry_run=dry_run,
+    )
+
+
+def _next(store: Store, layout: Layout, head: Commit, retention: Retention) -> Commit | None:
+    """The commit of a gc; None where it would change nothing."""
+    commit = replace(head, number=head.number + 1, operation=Operation.GC, write_id=new_write_id(), created=now())
+    commit = retain(store, layout, commit, retention)
+    if commit.kept_from != head.kept_from:
+        return commit
+    if commit.open_intent == head.open_intent:
+        return None
+    garbage = [find_garbage(store, layout, record, retention.grace_s) for record in (head, commit)]
+    return commit if garbage[0] != garbage[1] else None
+
+
+def sweep(store: Store, layout: Layout, head: Commit, grace_s: float) -> list[ObjectInfo]:
+    """Delete what a commit gave up; see `find_garbage`."""
+    doomed = find_garbage(store, layout, head, grace_s)
+    store.delete([info.name for info in doomed])
+    return doomed
+
+
+def kept_versions(store: Store, layout: Layout, head: Commit) -> list[int]:
+    """The numbers of the versions that a commit keeps, ascending."""
+    return sorted({*_versions(store, layout, head.kept_from, head), *head.holds.values()})
+
+
+def _versions(store: Store, layout: Layout, first: int, head: Commit) -> list[int]:
+    numbers = range(first, head.number)
+    return [n for n in numbers if read_commit(store, layout, n).makes_version] + [head.number] * head.makes_version
+
+
+def find_garbage(store: Store, layout: Layout, head: Commit, grace_s: float) -> list[ObjectInfo]:
+    """The objects that no version kept by a commit names, and that no open intent may still need; by name.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        head: The last commit.
+        grace_s: What an unfinished write left is garbage when it is so old, in seconds.
+    """
+    live_shards: set[int] = set()
+    live_records: set[str] = set()
+    for version in kept_versions(store, layout, head):
+        snapshot = Snapshot.load(store, layout, read_commit(store, layout, version) if version != head.number else head)
+        live_shards |= {shard.number for shard in snapshot.shards}
+        live_records |= set(snapshot.record_names())
+    ranges = _Ranges(store, layout)
+    found = [
+        info
+        for info, number in _numbered_objects(store, layout)
+        if number < head.open_shard and number not in live_shards and ranges.reserved(number)
+    ]
+    for info in store.list_folder(layout.manifests):
+        intent = intent_of(info.name)
+        if intent is not None and intent < head.open_intent and info.name not in live_records:
+            found.append(info)
+    return sorted([*found, *_unfinished(store, layout, grace_s)], key=lambda info: info.name)
+
+
+def _numbered_objects(store: Store, layout: Layout) -> Iterator[tuple[ObjectInfo, int]]:
+    """Each tar and each index with the number of its shard."""
+    for info in store.list_folder():
+        if (number := layout.shard_number(info.name)) is not None:
+            yield info, number
+    for info in store.list_folder(layout.indexes):
+        if (number := indexed_number(info.name)) is not None:
+            yield info, number
+
+
+def _unfinished(store: Store, layout: Layout, grace_s: float) -> Iterable[ObjectInfo]:
+    """What writes that never ended left on local disk."""
+    folders = ("", layout.indexes, layout.manifests, layout.commits, layout.intents)
+    too_young = datetime.now(UTC) - timedelta(seconds=grace_s)
+    for folder in folders:
+        for info in store.leftovers(folder):
+            is_ours = folder or info.name.startswith(f"{layout.prefix}-")
+            if is_ours and info.modified <= too_young:
+                yield info
+
+
+class _Ranges:
+    """The shard numbers that intents reserved: ascending ranges, so one is found by halving, reading a few."""
+
+    def __init__(self, store: Store, layout: Layout) -> None:
+        self._intents = numbers_in(store, layout.intents)
+        self._range_of = cache(lambda number: read_intent(store, layout, number).numbers)
+
+    def reserved(self, number: int) -> bool:
+        """Whether an intent reserved a number."""
+        place = bisect_right(self._intents, number, key=lambda intent: self._range_of(intent).start)
+        return place > 0 and number in self._range_of(self._intents[place - 1])

@@ -1,0 +1,92 @@
+"""Which versions and intents a dataset keeps: a rule, and the commit that follows from it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+
+from dray.shards.errors import CallError
+from dray.shards.layout import Layout
+from dray.shards.log import Commit, Intent, numbers_in, read_commit, read_intent, unix_time
+from dray.shards.store import Store
+
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What is kept: the last `keep` versions, what was the last one less than the grace ago, and what is held.
+
+    An intent stays open, so that a build can still commit it, while it or a shard of it is younger than the grace.
+
+    Attributes:
+        keep: At least 1.
+        grace_s: Seconds.
+
+    Raises:
+        CallError: One of them is too small.
+    """
+
+    keep: int = 2
+    grace_s: float = DAY_S
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.grace_s < 0:
+            raise CallError(f"keep {self.keep} versions, older than {self.grace_s} s: at least 1, and 0 s")
+
+    def first_kept(self, versions: Sequence[tuple[int, float]], now: float) -> int:
+        """The first version to keep.
+
+        Args:
+            versions: (number, when it was made) of those kept so far, ascending; the last one is not superseded.
+            now: Unix time.
+        """
+        num_droppable = max(0, len(versions) - self.keep)
+        for (number, _), (_, superseded) in islice(pairwise(versions), num_droppable):
+            if now - superseded < self.grace_s:
+                return number
+        return versions[num_droppable][0]
+
+    def first_open(self, intents: Sequence[tuple[Intent, float]], now: float) -> tuple[int, int]:
+        """The first intent to keep open, and its first shard number.
+
+        Args:
+            intents: (intent, its last sign of life) of those open so far, ascending; at least one.
+            now: Unix time.
+        """
+        for intent, alive in intents:
+            if now - alive < self.grace_s:
+                return intent.number, intent.first
+        last = intents[-1][0]
+        return last.number + 1, last.numbers.stop
+
+
+def retain(store: Store, layout: Layout, commit: Commit, retention: Retention) -> Commit:
+    """A commit that is about to be made, its floors moved as far as the rule lets them.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        commit: With the floors of the one before.
+        retention: The rule.
+    """
+    now = time.time()
+    records = [read_commit(store, layout, number) for number in range(commit.kept_from, commit.number)]
+    records += [commit] if commit.makes_version else []
+    versions = [(record.version, unix_time(record.created)) for record in records if record.makes_version]
+    open_numbers = [number for number in numbers_in(store, layout.intents) if number >= commit.open_intent]
+    intents = [read_intent(store, layout, number) for number in open_numbers]
+    kept = replace(commit, kept_from=retention.first_kept(versions, now)) if versions else commit
+    if not intents:
+        return kept
+    open_intent, open_shard = retention.first_open(_with_signs_of_life(store, layout, intents), now)
+    return replace(kept, open_intent=open_intent, open_shard=open_shard)
+
+
+def _with_signs_of_life(store: Store, layout: Layout, intents: Sequence[Intent]) -> list[tuple[Intent, float]]:
+    """When each intent was announced, or the last shard of its numbers stored."""
+    stored = {layout.shard_number(info.name): info.modified.timestamp() for info in store.list_folder()}
+    return [
+        (intent, max([unix_time(intent.created), *(stored.get(number, 0.0) for number in intent.numbers)]))
+        for intent in intents
+    ]

@@ -1,0 +1,77 @@
+"""What a build does about inputs that cannot be packed."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dray.pipelines.sources import BadInput
+from dray.shards.errors import CallError, InputError, MissingInputError
+
+NAMED = 20  # bad inputs that an error names
+
+
+class OnError(StrEnum):
+    """The ways."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What a build does about bad inputs, and how many it bears.
+
+    Attributes:
+        on_error: "fail" makes no version, and names them. "skip" leaves them out until their files change.
+            "quarantine" leaves them out and tries them again in every build.
+        max_bad: The most that may be left out: a number, or per cent of the inputs such as "1%" (one at least).
+
+    Raises:
+        CallError: There is no such way, or no such limit.
+    """
+
+    on_error: str = OnError.FAIL
+    max_bad: int | str = "1%"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in list(OnError):
+            raise CallError(f"on_error {self.on_error!r}: expected one of {', '.join(OnError)}")
+        if not re.fullmatch(r"\d+(\.\d+)?%|\d+", str(self.max_bad)):
+            raise CallError(f"max_bad {self.max_bad!r}: expected a number such as 100, or per cent such as 0.5%")
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a version may lack inputs."""
+        return self.on_error != OnError.FAIL
+
+    @property
+    def fate(self) -> str:
+        """Of what is left out."""
+        return "skipped" if self.on_error == OnError.SKIP else "quarantined"
+
+    def most(self, num_inputs: int) -> int:
+        """How many of so many inputs may be left out."""
+        if not self.leaves_out:
+            return 0
+        text = str(self.max_bad)
+        return max(1, int(float(text[:-1]) / 100 * num_inputs)) if text.endswith("%") else int(text)
+
+    def check(self, bad: Sequence[BadInput], num_inputs: int, where: str) -> None:
+        """Refuse more bad inputs than are borne.
+
+        Raises:
+            MissingInputError: Too many, and all of them were not found.
+            InputError: Too many; names the first 20.
+        """
+        if len(bad) <= self.most(num_inputs):
+            return
+        kind = MissingInputError if all(entry.stage == "find" for entry in bad) else InputError
+        most = self.most(num_inputs)
+        limit = f", more than the {most} that on_error={str(self.on_error)!r} bears" if self.leaves_out else ""
+        if len(bad) == 1:
+            raise kind(f"sample {bad[0].name!r} of {where}: {bad[0].error}{limit}")
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        named = "; ".join(f"{entry.name!r}: {entry.error}" for entry in bad[:NAMED])
+        raise kind(f"{len(bad)} of {num_inputs} samples of {where} cannot be packed{limit}: {named}{more}")

@@ -1,0 +1,145 @@
+"""Holding, releasing and going back to versions: one commit each, no shard is touched."""
+
+import re
+from dataclasses import replace
+
+from dray.shards.errors import CallError, ConflictError, DamagedError, NotFoundError
+from dray.shards.layout import Layout
+from dray.shards.log import (
+    Commit,
+    Operation,
+    append_commit,
+    new_write_id,
+    now,
+    read_commit,
+    read_head,
+    read_version,
+)
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import Store
+from dray.shards.verify import verify
+
+_HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+
+def hold(store: Store, layout: Layout, name: str, version: int | str | None = None) -> int:
+    """Keep a version under a name, through every gc, until it is released. Returns its number.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        name: A letter, then letters, digits, `_`, `.` and `-`, 64 at most.
+        version: A number, or another hold; None: the last.
+
+    Raises:
+        CallError: The name cannot be one, or holds another version already.
+        NotFoundError: There is no such version, or it was dropped.
+    """
+    if not _HOLD_NAME.fullmatch(name):
+        raise CallError(f"hold {name!r}: a name is a letter, then letters, digits, '_', '.' and '-', 64 at most")
+    number = read_version(store, layout, version).version
+
+    def next_of(head: Commit | None) -> Commit | None:
+        head = _standing(store, layout, head)
+        if not head.keeps(number):
+            raise NotFoundError(f"version {number} of {layout.prefix!r} under {store.url} was dropped: nothing to hold")
+        if head.holds.get(name, number) != number:
+            raise CallError(f"{name!r} holds version {head.holds[name]} already: dray release {store.url} {name}")
+        return None if name in head.holds else _follow(head, Operation.HOLD, holds={**head.holds, name: number})
+
+    append_commit(store, layout, read_head(store, layout), next_of)
+    return number
+
+
+def release(store: Store, layout: Layout, name: str) -> int:
+    """Give up a hold; the next gc may drop its version. Returns the version's number.
+
+    Raises:
+        NotFoundError: There is no such hold.
+    """
+    number = read_version(store, layout, name).version if _HOLD_NAME.fullmatch(name) else 0
+    if not number:
+        raise NotFoundError(f"no hold {name!r}: dray log {store.url} shows those there")
+
+    def next_of(head: Commit | None) -> Commit | None:
+        head = _standing(store, layout, head)
+        holds = {held: version for held, version in head.holds.items() if held != name}
+        return None if name not in head.holds else _follow(head, Operation.RELEASE, holds=holds)
+
+    append_commit(store, layout, read_head(store, layout), next_of)
+    return number
+
+
+def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
+    """Make a new version that is equal to an old one; the ones between stay what they are.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        version: A number, or a hold.
+
+    Returns:
+        The new version; the last one, where that is the same already.
+
+    Raises:
+        NotFoundError: There is no such version, or it was dropped.
+        DamagedError: Something that it names is missing.
+        ConflictError: It was dropped, or another version was committed, while this ran.
+    """
+    old = Snapshot.load(store, layout, read_version(store, layout, version))
+    start = read_head(store, layout)
+    for finding in verify(old, "quick"):
+        raise DamagedError(
+            f"version {old.version} is not whole: {finding}; dray verify shows all that is wrong with it"
+        )
+
+    def next_of(head: Commit | None) -> Commit | None:
+        head = _standing(store, layout, head)
+        if (head.intent, head.manifest) == (old.commit.intent, old.commit.manifest):
+            return None
+        if not head.keeps(old.version) or (start is not None and head.version != start.version):
+            raise ConflictError(
+                f"{store.url} {layout.prefix}: another writer committed {head.operation} {head.number} while this "
+                "rollback ran: look at dray log, then run it again"
+            )
+        commit = _follow(head, Operation.ROLLBACK)
+        return replace(
+            commit,
+            version=commit.number,
+            intent=old.commit.intent,
+            manifest=old.commit.manifest,
+            num_samples=old.commit.num_samples,
+            num_shards=old.commit.num_shards,
+            num_bytes=old.commit.num_bytes,
+        )
+
+    append_commit(store, layout, start, next_of)
+    return Snapshot.load(store, layout, read_version(store, layout, None))
+
+
+def history(store: Store, layout: Layout) -> list[Commit]:
+    """Every commit, the first one first: a small read each.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+    """
+    head = _standing(store, layout, read_head(store, layout))
+    return [*(read_commit(store, layout, number) for number in range(1, head.number)), head]
+
+
+def _standing(store: Store, layout: Layout, head: Commit | None) -> Commit:
+    if head is None:
+        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
+    return head
+
+
+def _follow(head: Commit, operation: Operation, holds: dict[str, int] | None = None) -> Commit:
+    """The next commit, of the same version."""
+    return replace(
+        head,
+        number=head.number + 1,
+        operation=operation,
+        holds=head.holds if holds is None else holds,
+        write_id=new_write_id(),
+        created=now(),
+    )

@@ -1,0 +1,252 @@
+"""What a build finds out before it writes anything: its inputs, what lies there, and the plan.
+
+Nothing here writes. Inputs are looked up, those that were touched are read to see whether they changed, and those that
+an earlier build left out are tried again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from dray.pipelines.pack import PackJob, find_bad
+from dray.pipelines.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
+from dray.pipelines.progress import say
+from dray.pipelines.run import run_tasks
+from dray.pipelines.sources import BadInput, Sources, find_missing, find_sources, hash_files
+from dray.pipelines.tables import LeftOut
+from dray.pipelines.tolerance import OnError, Tolerance
+from dray.shards.errors import InputError
+from dray.shards.layout import indexed_number
+from dray.shards.log import read_head
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import Store
+
+HASH_FILES = 5000  # a task's at most
+HASH_BYTES = 256 << 20
+TASK_BYTES = 64 << 20  # of a task, beside the files in its memory
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Work:
+    """What a build has found out.
+
+    Attributes:
+        num_inputs: Names given.
+        sources: The inputs that the plan deals with.
+        left_out: Those that it leaves out.
+        snapshot: The last version, with the last commit.
+        last: The same as the plan saw it.
+        stored: Name -> bytes of what lies in the dataset's directory.
+        planned: The plan.
+        has_work: Whether the next version would differ from the last.
+    """
+
+    num_inputs: int
+    sources: Sources
+    left_out: tuple[LeftOut, ...]
+    snapshot: Snapshot | None
+    last: Last | None
+    stored: dict[str, int]
+    planned: Plan
+    has_work: bool
+
+
+def work_out(
+    job: PackJob,
+    recipe: Recipe,
+    names: Sequence[str],
+    tolerance: Tolerance,
+    *,
+    checksum: bool = False,
+    address: str | None = None,
+    progress: bool = True,
+) -> Work:
+    """Fingerprint the inputs, look at what is there, and plan; nothing is written.
+
+    Args:
+        job: The stores and the names on them.
+        recipe: What decides the bytes.
+        names: The samples.
+        tolerance: What to do about inputs that cannot be packed.
+        checksum: Fingerprint the inputs by their content: all of them are read.
+        address: See `run_tasks`: where files are read.
+        progress: Say what takes long.
+
+    Raises:
+        CallError: The names cannot become keys, or a shard would pass 4 GiB.
+        InputError: More inputs are missing or bad than are borne.
+    """
+    found = find_sources(job.inputs, names, recipe.suffixes)
+    missing = find_missing(found)
+    tolerance.check(missing, len(names), job.inputs.url)
+    left_out = _as_left_out(missing, found, tolerance)
+    sources = _without(found, left_out)
+    if checksum:
+        sources = _by_content(job.inputs, sources, address, progress=progress)
+    head = read_head(job.output, job.layout)
+    snapshot = Snapshot.load(job.output, job.layout, head) if head else None
+    stored = stored_sizes(job)
+    last = _last(job, snapshot, stored) if snapshot else None
+    is_same = None
+    if snapshot is not None and last is not None and not changes_of(recipe, sources.url, last):
+        left_out += _still_bad(job, sources, snapshot, tolerance)
+        sources = _without(sources, left_out)
+        is_same = _same_contents(job, sources, last, address, progress=progress)
+    tolerance.check([left.bad for left in left_out], len(names), job.inputs.url)
+    if not len(sources):
+        raise InputError(f"none of the {len(names)} samples of {job.inputs.url} can be packed")
+    planned = plan(sources, recipe, last, is_same)
+    return Work(
+        num_inputs=len(names),
+        sources=sources,
+        left_out=tuple(left_out),
+        snapshot=snapshot,
+        last=last,
+        stored=stored,
+        planned=planned,
+        has_work=snapshot is None or planned.has_work or _marks(left_out) != _marks_in(snapshot),
+    )
+
+
+def stored_sizes(job: PackJob) -> dict[str, int]:
+    """Name -> bytes of what lies in the dataset's directory."""
+    return {info.name: info.size for info in job.output.list_folder()}
+
+
+def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
+    """The last version as a plan sees it; what somebody deleted by hand is to be packed anew."""
+    layout = job.layout
+    indexed = {indexed_number(info.name) for info in job.output.list_folder(layout.indexes)}
+    whole = {
+        shard.number
+        for shard in snapshot.shards
+        if stored.get(layout.shard(shard.number)) == shard.num_bytes and shard.number in indexed
+    }
+    return Last(
+        recipe=snapshot.manifest.recipe,
+        source_url=snapshot.manifest.source_url,
+        shards=snapshot.shards,
+        whole=frozenset(whole),
+        table=snapshot.sources(),
+    )
+
+
+def _same_contents(
+    job: PackJob, sources: Sources, last: Last, address: str | None, *, progress: bool
+) -> NDArray[np.bool_]:
+    """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
+    rows = find_in(last.table, sources)
+    candidates = np.flatnonzero(rows >= 0)
+    old = last.table.take(pa.array(rows[candidates]))
+    has_same_size = (fingerprints_in(old, sources.suffixes, "size") == sources.sizes[candidates]).all(axis=1)
+    has_same_stamp = (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
+    touched = np.flatnonzero(has_same_size & ~has_same_stamp)
+    suspects = sources.take(candidates[touched])
+    if sources.by_content:
+        found = suspects.stamps.view(np.uint64)
+    else:
+        found = _hashes(job.inputs, suspects, "were touched", address, progress=progress)
+    is_same = np.zeros(len(sources), bool)
+    is_same[candidates[touched]] = (found == fingerprints_in(old, sources.suffixes, "xxh3_64")[touched]).all(axis=1)
+    return is_same
+
+
+def _by_content(inputs: Store, sources: Sources, address: str | None, *, progress: bool) -> Sources:
+    """The same samples, their content in the stamps' place."""
+    hashes = _hashes(inputs, sources, "are compared by content", address, progress=progress)
+    return replace(sources, stamps=hashes.view(np.int64), by_content=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _HashTask:
+    first: int  # of its samples
+    sources: Sources
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.sources.sizes.max()) + TASK_BYTES
+
+    def __str__(self) -> str:
+        return f"reading samples {self.sources.names[0]!r} to {self.sources.names[-1]!r}"
+
+
+def _hash_task(inputs: Store, task: _HashTask) -> tuple[int, NDArray[np.uint64]]:
+    return task.first, hash_files(inputs, task.sources)
+
+
+def _hashes(inputs: Store, sources: Sources, why: str, address: str | None, *, progress: bool) -> NDArray[np.uint64]:
+    """(n, s) xxh3_64 of each file; 0 for one that cannot be read."""
+    hashes = np.zeros(sources.sizes.shape, np.uint64)
+    if not len(sources):
+        return hashes
+    say(f"{len(sources):,} samples {why}: reading {int(sources.sizes.sum()) / 1e6:,.0f} MB", show=progress)
+    ends = np.cumsum(sources.sizes.sum(axis=1))
+    group = np.maximum(ends // HASH_BYTES, np.arange(len(sources)) // HASH_FILES)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    groups = np.split(np.arange(len(sources)), starts[1:])
+    tasks = [_HashTask(int(rows[0]), sources.take(rows)) for rows in groups]
+    for first, found in run_tasks(_hash_task, inputs, tasks, address, progress=progress):
+        hashes[first : first + len(found)] = found
+    return hashes
+
+
+def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: Tolerance) -> list[LeftOut]:
+    """Inputs that the last version left out and this one leaves out again, as nothing about them changed.
+
+    Skipped ones are not looked at; quarantined ones are tried.
+    """
+    table = snapshot.left_out()
+    if table is None or not tolerance.leaves_out:
+        return []
+    then = {entry["name"]: entry for entry in table.to_pylist() if entry["stage"] != "find"}
+    rows = np.array([row for row, name in enumerate(sources.names) if name in then], np.int64)
+    known = sources.take(rows)
+    stamps = _stamps(known)
+    same = [row for row, name in enumerate(known.names) if then[name]["stamp"] == stamps[name]]
+    tried = [row for row in same if tolerance.on_error != OnError.SKIP or then[known.names[row]]["fate"] != "skipped"]
+    bad = {entry.name for entry in find_bad(job, known.take(np.array(tried, np.int64)))} if tried else set()
+    left = [known.names[row] for row in same if row not in set(tried) or known.names[row] in bad]
+    entries = [
+        BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
+        for name in left
+    ]
+    return _as_left_out(entries, known, tolerance)
+
+
+def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance) -> list[LeftOut]:
+    wanted = {entry.name for entry in bad}
+    rows = np.array([row for row, name in enumerate(sources.names) if name in wanted], np.int64) if wanted else None
+    stamps = _stamps(sources.take(rows)) if rows is not None else {}
+    return [LeftOut(bad=entry, fate=tolerance.fate, stamp=stamps[entry.name]) for entry in bad]
+
+
+def leave_out(bad: Sequence[BadInput], work: Work, tolerance: Tolerance) -> tuple[LeftOut, ...]:
+    """All that the next version leaves out: what was known before, and what could not be packed."""
+    return (*work.left_out, *_as_left_out(bad, work.sources, tolerance))
+
+
+def _stamps(sources: Sources) -> dict[str, int]:
+    """Name -> one number for the fingerprints of its files."""
+    prints = np.hstack([sources.sizes, sources.stamps])
+    return {name: xxh3_64_intdigest(prints[row].tobytes()) for row, name in enumerate(sources.names)}
+
+
+def _without(sources: Sources, left_out: Sequence[LeftOut]) -> Sources:
+    gone = {left.bad.name for left in left_out}
+    if not gone:
+        return sources
+    return sources.take(np.array([row for row, name in enumerate(sources.names) if name not in gone], np.int64))
+
+
+def _marks(left_out: Sequence[LeftOut]) -> set[tuple[str, str, int]]:
+    return {(left.bad.name, left.fate, left.stamp) for left in left_out}
+
+
+def _marks_in(snapshot: Snapshot) -> set[tuple[str, str, int]]:
+    table = snapshot.left_out()
+    entries = table.select(["name", "fate", "stamp"]).to_pylist() if table is not None else []
+    return {(entry["name"], entry["fate"], entry["stamp"]) for entry in entries}
