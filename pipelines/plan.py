@@ -230,11 +230,9 @@ def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray
     if recipe.shuffle_seed is None:
         return rows
     seed = recipe.shuffle_seed & 0xFFFF_FFFF_FFFF_FFFF
-    names = [sources.names[row] for row in rows.tolist()]
-    hashes = np.fromiter(
-        (xxh3_64_intdigest(key_of(name).encode(), seed) for name in names), np.uint64, count=len(names)
-    )
-    return rows[np.lexsort((np.array(names, object), hashes))] if len(rows) else rows
+    keys = sources.take(rows).keys()
+    hashes = np.array([xxh3_64_intdigest(key.encode(), seed) for key in keys], np.uint64)
+    return rows[np.lexsort((np.array(keys, object), hashes))]
 
 
 def _members(shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

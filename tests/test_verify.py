@@ -376,4 +376,4 @@ def test_no_such_version_is_one_line(dray: Run, inputs: Inputs, tmp_path: Path) 
     """It tells the last one, or that there is none."""
     build(inputs, Place(str(tmp_path / "out")))
     assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3)[1]
-    assert "no version at all of prefix 'a', the last is none" in dray("verify", tmp_path / "out", "--prefix", "a")[1]
+    assert "no dataset with prefix 'a' under" in dray("verify", tmp_path / "out", "--prefix", "a")[1]
