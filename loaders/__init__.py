@@ -1,6 +1,7 @@
 """Everything that reads a dataset for training: Lightning DataModules over streamed shards."""
 
 from dray.loaders.datamodule import PickledDataWDS, WebDataModule
+from dray.loaders.dataset import Dataset
 from dray.loaders.split import Split
 
-__all__ = ["PickledDataWDS", "Split", "WebDataModule"]
+__all__ = ["Dataset", "PickledDataWDS", "Split", "WebDataModule"]

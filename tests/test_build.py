@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import webdataset
@@ -19,10 +20,11 @@ from dray.pipelines.announce import announce
 from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
-from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store
+from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards import store as store_module
 from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter
+from tests.chaos import Chaos
 from tests.conftest import Inputs, MakeInputs, Place
 
 SUFFIX = "tensor.pyd"
@@ -323,6 +325,18 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
     with pytest.raises(DamagedError, match=r"wds-000001\.tar holds other samples.*away, then build again"):
         build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
     assert stored(place)["wds-000001.tar"] == bytes(1024)
+
+
+def test_a_store_that_ignores_conditional_puts_is_refused(make_inputs: MakeInputs, s3: SeaweedServer) -> None:
+    """It says "created" whatever lies there: found out before a shard is written."""
+    inputs = make_inputs(5)
+    with Chaos(urlsplit(s3.storage_options["endpoint"]).port or 0) as chaos:
+        place = Place(s3.url("careless"), {**s3.storage_options, "endpoint": chaos.endpoint})
+        careless = chaos.rule("ignore_condition")
+        with pytest.raises(StoreError, match="ignores conditional puts"):
+            build(inputs, place)
+        assert careless.hits == 1
+        assert [name for name in stored(place) if name.endswith(".tar")] == []
 
 
 def test_tars_of_another_maker_are_kept_and_said(

@@ -1,0 +1,94 @@
+"""A dataset as a mapping: one sample by its key, safely decoded. For looking, debugging and tests, not for training."""
+
+import os
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from functools import cached_property, lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from dray.loaders.decode import Decoder
+from dray.shards.client import StorageOptions
+from dray.shards.index import ShardIndex
+from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+
+INDEXES_AT_HAND = 64
+
+
+class Dataset:
+    """One version of a dataset: `dataset[key]` gives the values of a sample's parts by suffix.
+
+    The table of sources is read at the first look-up and stays in memory (some 60 bytes a sample); indexes are read as
+    they are needed, parts each time.
+
+    Args:
+        url: The dataset's directory; one that ends in `?version=7` names the version as well.
+        prefix: The dataset's prefix.
+        version: Its number, or the name of a hold; None: the last.
+        storage_options: See `dray.shards.Store`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
+        allow_pickle: Let pickled parts run any code that they name.
+
+    Raises:
+        NotFoundError: There is no such dataset or version.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        prefix: str = DEFAULT_PREFIX,
+        *,
+        version: int | str | None = None,
+        storage_options: StorageOptions | None = None,
+        allow: Collection[str] = (),
+        allow_pickle: bool = False,
+    ) -> None:
+        self.snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
+        self._shards = {shard.number: shard for shard in self.snapshot.shards}
+        self._index = lru_cache(INDEXES_AT_HAND)(self._read_index)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.snapshot.store.url!r}, {self.snapshot.layout.prefix!r}, version={self.snapshot.version})"
+
+    def __len__(self) -> int:
+        return self.snapshot.num_samples
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys, sorted."""
+        return iter(self._table["key"].to_pylist())
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._row(key) is not None
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """The decoded parts of a sample, by suffix.
+
+        Raises:
+            NotFoundError: No sample has that key; names its neighbours, or why it was left out.
+            DamagedError: A part is not what was packed; names shard, key and suffix.
+            RefusedError: A part holds something that is not on the safe list.
+        """
+        place = self._row(key)
+        if place is None:
+            self.snapshot.find(key)  # says why
+        entry = self._table.slice(place, 1)
+        shard = self._shards[entry["shard"][0].as_py()]
+        parts = self.snapshot.read_row(shard, self._index(shard.number), entry["row"][0].as_py())
+        url = self.snapshot.store.url_of(self.snapshot.layout.shard(shard.number))
+        sample = self._decoder({"__key__": key, "__url__": url, **parts})
+        return {suffix: sample[suffix] for suffix in parts}
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        """Key, shard and row of each sample, sorted by key."""
+        return self.snapshot.sources().select(["key", "shard", "row"]).combine_chunks()
+
+    def _row(self, key: str) -> int | None:
+        keys = self._table["key"]
+        place = bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
+        return place if place < len(keys) and keys[place].as_py() == key else None
+
+    def _read_index(self, number: int) -> ShardIndex:
+        return self.snapshot.index(self._shards[number])
