@@ -36,7 +36,7 @@ import webdataset
 from dray.pipelines import pickles_to_tars
 from dray.pipelines.pack import PackJob, PackTask
 from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.run import run_in_process
+from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import find_sources
 from dray.shards.layout import Layout
 from dray.shards.store import Store
@@ -105,7 +105,7 @@ def dray_pack(inputs: Inputs, output: Path, num_shards: int = NUM_SHARDS) -> Run
         PackTask(number=number, sources=sources.take(shard.rows), memory_bytes=shard.num_bytes)
         for number, shard in enumerate(plan(sources, recipe).shards)
     ]
-    return lambda: list(run_in_process(job, tasks))
+    return lambda: list(pack_tasks(job, tasks, "none", progress=False))
 
 
 def dray_call(inputs: Inputs, output: Path) -> Run:

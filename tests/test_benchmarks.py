@@ -14,3 +14,12 @@ def test_packing_is_measured_against_the_others(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for line in ("dray pack", "dray call", "ShardWriter", "GNU tar", "time of ShardWriter / dray pack", "peak memory"):
         assert line in done.stdout
+
+
+def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
+    """On few samples: it tells what was packed, and that a rerun with nothing to do wrote nothing."""
+    command = [sys.executable, BENCHMARKS / "rerun.py", "--samples", "200", "--rounds", "1", "--dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for line in ("first build", "nothing to do", "looking up every file", "1 of 10 shards packed", "1 of 11 shards"):
+        assert line in done.stdout
