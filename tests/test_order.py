@@ -1,0 +1,136 @@
+"""The order of an epoch: a permutation by arithmetic, well mixed, cheap to seek, the same everywhere."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dray.loaders.order import BLOCK_BYTES, Order, choose_block
+
+orders = st.builds(
+    Order,
+    num_samples=st.integers(1, 3000),
+    lanes=st.integers(1, 300),
+    block=st.integers(1, 64),
+    seed=st.integers(),
+    epoch=st.integers(0, 10**6),
+    window_rows=st.integers(1, 5),
+    shuffle=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(orders)
+def test_every_sample_comes_exactly_once(order: Order) -> None:
+    """Whatever the number of samples, lanes, blocks and rows."""
+    assert sorted(order.at(np.arange(order.num_samples))) == list(range(order.num_samples))
+
+
+@settings(max_examples=100, deadline=None)
+@given(order=orders, data=st.data())
+def test_a_position_may_be_asked_for_alone(order: Order, data: st.DataObject) -> None:
+    """Seeking is the same as reading on, in any shape."""
+    positions = data.draw(st.lists(st.integers(0, order.num_samples - 1), min_size=1, max_size=20))
+    whole = order.at(np.arange(order.num_samples))
+    assert order.at(positions).tolist() == whole[positions].tolist()
+    assert order.at([positions]).tolist() == [whole[positions].tolist()]
+    assert order.at(positions[0]) == whole[positions[0]]
+
+
+def test_without_shuffle_position_p_is_sample_p() -> None:
+    """Validation reads in order."""
+    assert Order(100, 8, 4, seed=3, shuffle=False).at(np.arange(100)).tolist() == list(range(100))
+
+
+def test_golden_values() -> None:
+    """Integers only: no Python, numpy or machine may give another order, for a resumed epoch would repeat samples."""
+    assert Order(100, 4, 5, seed=1, epoch=0).at(np.arange(8)).tolist() == [17, 63, 78, 27, 18, 64, 79, 26]
+    assert Order(100, 4, 5, seed=1, epoch=1).at(np.arange(8)).tolist() == [11, 61, 38, 97, 10, 64, 39, 99]
+    assert Order(103, 4, 5, seed=1, epoch=0, window_rows=3).at(np.arange(95, 103)).tolist() == [
+        45,
+        53,
+        13,
+        100,
+        43,
+        54,
+        65,
+        52,
+    ]
+    last = Order(10**12, 256, 64, seed=-7).at(np.arange(10**12 - 4, 10**12))
+    assert last.tolist() == [
+        732916877004,
+        732916876284,
+        732916876108,
+        732916876675,
+    ]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    """Everywhere, and not by a shift."""
+    base = Order(1000, 8, 10).at(np.arange(1000))
+    for other in (Order(1000, 8, 10, epoch=1), Order(1000, 8, 10, seed=1)):
+        found = other.at(np.arange(1000))
+        assert (found == base).mean() < 0.05
+        assert len(np.unique((found - base) % 1000)) > 300
+
+
+def test_a_global_batch_is_spread_over_all_shards_with_little_of_the_data_in_use() -> None:
+    """1,000 shards of 1,000 samples, 8 ranks of 32: at least 220 of the 226 distinct shards that chance would give."""
+    num_samples, batch = 1_000_000, 256
+    block = choose_block(num_samples, batch, 4096)
+    order = Order(num_samples, batch, block, seed=1)
+    shards = order.at(np.arange(1000 * batch, 1400 * batch)).reshape(400, batch) // 1000
+    assert np.mean([len(np.unique(row)) for row in shards]) >= 220
+    assert np.mean([len(np.unique(row[:32])) for row in shards]) >= 30.5
+    assert block * batch <= 0.02 * num_samples
+    blocks_in_use = [len(np.unique(order.at(np.arange(s, s + batch)) // block)) for s in range(0, 10**6, 50_000)]
+    assert max(blocks_in_use) <= 2 * batch  # each lane is in one block, which the epoch's shift may cut in two
+
+
+def test_neighbours_in_the_data_are_far_apart_in_the_epoch() -> None:
+    """The mean distance of two samples that lie side by side, in global batches: chance gives a third of the epoch."""
+    num_samples, batch = 100_000, 100
+    order = Order(num_samples, batch, choose_block(num_samples, batch, 10**5), seed=2)
+    places = np.empty(num_samples, np.int64)
+    places[order.at(np.arange(num_samples))] = np.arange(num_samples) // batch
+    assert np.corrcoef(np.arange(num_samples), places)[0, 1] ** 2 < 0.01
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_a_rank_reads_no_block_that_another_reads(num_ranks: int) -> None:
+    """With as many lanes as the global batch, a rank owns its lanes."""
+    num_samples, batch = 64_000, 64
+    order = Order(num_samples, batch, 20, seed=5)
+    lanes = np.arange(num_samples) % batch
+    blocks = [
+        set(
+            ((order.at(np.flatnonzero(lanes * num_ranks // batch == rank)) - order._shift) % num_samples // 20).tolist()
+        )
+        for rank in range(num_ranks)
+    ]
+    assert sum(map(len, blocks)) == len(set().union(*blocks)) == num_samples // 20
+
+
+def test_a_block_is_as_long_as_a_good_request_where_the_data_allow() -> None:
+    """And one sample at least."""
+    assert choose_block(10**9, 256, 4096) == BLOCK_BYTES // 4096
+    assert choose_block(1_000_000, 256, 1) == 1_000_000 // (50 * 256)
+    assert choose_block(1_000, 256, 1) == 1
+    assert choose_block(10**9, 256, 10**9) == 1
+
+
+def test_positions_outside_the_epoch_are_refused() -> None:
+    """Never wrapped round in silence."""
+    for position in (-1, 10):
+        with pytest.raises(IndexError, match="of an epoch of 10 samples"):
+            Order(10).at([0, position])
+    with pytest.raises(ValueError, match="an order of no kind"):
+        Order(10, lanes=0)
+
+
+def test_a_hundred_million_samples_need_no_list() -> None:
+    """What an order keeps is a number a lane."""
+    order = Order(100_000_000, 1024, 64, seed=9)
+    assert len(np.unique(order.at(np.arange(90_000_000, 90_000_000 + 4096)))) == 4096
+    kept = [value for value in vars(order).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in kept) <= 8 * 1024
