@@ -1,0 +1,133 @@
+"""Laws 5 to 8, as arithmetic: every sample once, equal steps, exact resumes, batches that no worker or rank changes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dray.loaders.cursor import Cursor, Remainder, Rest
+from dray.shards.errors import CallError
+
+CURSOR = Cursor(
+    dataset="ab" * 16, version=7, num_samples=1000, shuffle=True, seed=1, epoch=3, lanes=64, block=5, window_rows=1
+)
+
+counts = st.integers(1, 400)
+ranks = st.integers(1, 9)
+batches = st.integers(1, 16)  # of one rank
+remainders = st.sampled_from(list(Remainder))
+
+
+def taken(rest: Rest, steps: int | None = None) -> list[list[np.ndarray]]:
+    """The valid positions of each rank in each step."""
+    num_steps = len(rest) if steps is None else steps
+    shares = [[rest.share(step, rank) for rank in range(rest.num_ranks)] for step in range(num_steps)]
+    return [[share.positions[: share.num_valid] for share in step] for step in shares]
+
+
+def flat(steps: list[list[np.ndarray]]) -> list[int]:
+    return [int(position) for step in steps for positions in step for position in positions]
+
+
+def a_rest(num_samples: int, num_ranks: int, batch: int, remainder: Remainder, consumed: int = 0) -> Rest:
+    return Rest(
+        num_samples=num_samples, consumed=consumed, batch=batch * num_ranks, num_ranks=num_ranks, remainder=remainder
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(counts, ranks, batches, remainders)
+def test_every_position_is_taken_once(num_samples: int, num_ranks: int, batch: int, remainder: Remainder) -> None:
+    """Law 5: in order, over all ranks; dropped are fewer than one global batch."""
+    found = flat(taken(a_rest(num_samples, num_ranks, batch, remainder)))
+    assert found == list(range(len(found)))
+    missing = num_samples - len(found)
+    assert 0 <= missing < batch * num_ranks if remainder == Remainder.DROP else missing == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(counts, ranks, batches, remainders)
+def test_all_ranks_have_what_they_expect(num_samples: int, num_ranks: int, batch: int, remainder: Remainder) -> None:
+    """Law 6: a full batch in every step, but for a kept last one, which differs by one sample at most."""
+    rest = a_rest(num_samples, num_ranks, batch, remainder)
+    for step in range(len(rest)):
+        sizes = [len(rest.share(step, rank).positions) for rank in range(num_ranks)]
+        if remainder == Remainder.KEEP and step == len(rest) - 1:
+            assert max(sizes) - min(sizes) <= 1
+            assert max(sizes) <= batch
+        else:
+            assert set(sizes) == {batch}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), num_samples=counts, remainder=remainders)
+def test_stopping_and_going_on_otherwise_takes_the_rest(
+    data: st.DataObject, num_samples: int, remainder: Remainder
+) -> None:
+    """Law 7: with other ranks and batches after each stop, nothing twice, nothing missing but what drop may leave."""
+    consumed, found, last_batch = 0, list[int](), 1
+    for _ in range(data.draw(st.integers(1, 4))):
+        num_ranks, batch = data.draw(ranks), data.draw(batches)
+        rest = a_rest(num_samples, num_ranks, batch, remainder, consumed)
+        steps = data.draw(st.integers(0, len(rest)))
+        found += flat(taken(rest, steps))
+        consumed = min(num_samples, consumed + steps * rest.batch)
+    rest = a_rest(num_samples, 3, 5, remainder, consumed)
+    found += flat(taken(rest))
+    last_batch = rest.batch
+    assert found == list(range(len(found)))
+    missing = num_samples - len(found)
+    assert missing < last_batch if remainder == Remainder.DROP else missing == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts, st.integers(1, 4), st.integers(1, 4), remainders)
+def test_batches_are_the_same_for_every_number_of_ranks(
+    num_samples: int, factor: int, batch: int, remainder: Remainder
+) -> None:
+    """Law 8: a global batch is one thing, however many ranks share it."""
+    whole = a_rest(num_samples, 1, 12 * factor * batch, remainder)
+    for num_ranks in (2, 3, 4, 6, 12):
+        parts = a_rest(num_samples, num_ranks, 12 // num_ranks * factor * batch, remainder)
+        joined = [np.concatenate(step).tolist() for step in taken(parts)]
+        assert joined == [step[0].tolist() for step in taken(whole)]
+
+
+def test_filler_is_marked_and_repeats_the_beginning() -> None:
+    """Even where there are fewer samples than ranks."""
+    rest = a_rest(3, 5, 2, Remainder.PAD)
+    shares = [rest.share(0, rank) for rank in range(5)]
+    assert [share.positions.tolist() for share in shares] == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
+    assert [share.num_valid for share in shares] == [2, 1, 0, 0, 0]
+
+
+def test_a_cursor_goes_through_json_and_is_small() -> None:
+    """It lies in every checkpoint."""
+    text = json.dumps(CURSOR.to_dict())
+    assert Cursor.from_dict(json.loads(text)) == CURSOR
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"more": 1}])
+def test_another_format_is_refused(change: dict[str, int]) -> None:
+    """By name, and nothing is guessed."""
+    with pytest.raises(CallError, match="not a cursor of format 1"):
+        Cursor.from_dict({**CURSOR.to_dict(), **change})
+
+
+def test_a_checkpoint_of_other_data_or_order_is_refused_by_name() -> None:
+    """Lanes, block and epoch are taken from the checkpoint; the rest must agree."""
+    CURSOR.check_same(replace(CURSOR, lanes=1, block=9, epoch=0, consumed=5, version=9))
+    for change in ({"dataset": "cd"}, {"num_samples": 1}, {"shuffle": False}, {"seed": 2}, {"window_rows": 4}):
+        with pytest.raises(CallError, match=f"{next(iter(change))}: .* in the checkpoint"):
+            CURSOR.check_same(replace(CURSOR, **change))  # type: ignore[arg-type]
+
+
+def test_advancing_counts_samples_and_steps() -> None:
+    """A short last step counts what there was."""
+    assert (CURSOR.advanced(3, 64).consumed, CURSOR.advanced(3, 64).steps) == (192, 3)
+    assert CURSOR.advanced(16, 64).consumed == 1000
+    assert CURSOR.order().at(np.arange(5)).tolist() == CURSOR.advanced(3, 64).order().at(np.arange(5)).tolist()
