@@ -141,6 +141,14 @@ Version = Annotated[
         show_default="the last",
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a running Ray cluster; [bold]local[/] starts one on this machine, [bold]none[/] packs in "
+        "this process.",
+        show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
+    ),
+]
 Url = Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")]
 DatasetPrefix = Annotated[str, typer.Option("--prefix", help="The dataset's prefix.")]
 AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
@@ -172,14 +180,7 @@ def build(
     max_bad: MaxBad = "1%",
     keep: Keep = 2,
     older_than: OlderThan = "1d",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a running Ray cluster; [bold]local[/] starts one on this machine, [bold]none[/] packs in "
-            "this process.",
-            show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
-        ),
-    ] = None,
+    address: Address = None,
     storage_option: StorageOptionList = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the report.")] = False,
 ) -> None:
@@ -401,6 +402,211 @@ def show(
     from dray.cluster.show import show_sample
 
     show_sample(url, key, prefix=prefix, version=version, storage_options=parse_storage_options(storage_option))
+
+
+@app.command()
+def log(
+    url: Url,
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list, the newest first.")] = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Show what was done to a dataset, the newest first, and what became of each version.
+
+    A version is the [bold]last[/], [bold]kept[/], [bold]held as NAME[/], or [bold]dropped[/]. Holds, releases and gcs
+    have numbers as well, and make no version.
+
+    [bold]Examples[/]
+
+    [cyan]dray log shards/train[/]
+
+    [cyan]dray log s3://lab/digits/train --json[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.log import print_log
+
+    print_log(url, prefix=prefix, as_json=as_json, storage_options=parse_storage_options(storage_option))
+
+
+@app.command()
+def diff(
+    url: Url,
+    a: Annotated[str, typer.Argument(metavar="A", help="A version: a number, or the name of a hold.")],
+    b: Annotated[str | None, typer.Argument(metavar="B", help="Another one.", show_default="the last")] = None,
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    all_keys: Annotated[
+        bool, typer.Option("--all", help="Every key and shard, not the first 20 of each kind.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Show what differs between two versions: samples, shards, recipe, sources.
+
+    Samples are compared by the content of their files: + was added, - removed, ~ changed. No shard is read.
+
+    [bold]Examples[/]
+
+    What the versions since 3 changed:
+
+    [cyan]dray diff shards/train 3[/]
+
+    [cyan]dray diff s3://lab/digits/train paper 7 --all[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.diff import print_diff
+
+    print_diff(
+        url,
+        a,
+        b,
+        prefix=prefix,
+        all_keys=all_keys,
+        as_json=as_json,
+        storage_options=parse_storage_options(storage_option),
+    )
+
+
+@app.command()
+def hold(
+    url: Url,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A letter, then letters, digits, '_', '.' and '-'.")],
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    version: Annotated[
+        str | None, typer.Option(help="This version: a number, or the name of another hold.", show_default="the last")
+    ] = None,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Keep a version under a name, whatever is built and cleaned up later.
+
+    Wherever a version is asked for, the name serves as well as the number.
+
+    [bold]Examples[/]
+
+    [cyan]dray hold shards/train paper[/]
+
+    [cyan]dray hold s3://lab/digits/train baseline --version 3[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.versions import hold_version
+
+    hold_version(url, name, prefix=prefix, version=version, storage_options=parse_storage_options(storage_option))
+
+
+@app.command()
+def release(
+    url: Url,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the hold; `dray log` shows them.")],
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Give up a hold: its version is dropped where no rule keeps it, and the next gc deletes it.
+
+    [bold]Examples[/]
+
+    [cyan]dray release shards/train paper[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.versions import release_version
+
+    release_version(url, name, prefix=prefix, storage_options=parse_storage_options(storage_option))
+
+
+@app.command()
+def rollback(
+    url: Url,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or the name of a hold.")],
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Make a new version that is equal to an old one; nothing is copied and nothing deleted.
+
+    The versions between stay what they are. The next build from the same sources redoes what the rollback undid.
+
+    [bold]Examples[/]
+
+    [cyan]dray rollback shards/train 3[/]
+
+    [cyan]dray rollback s3://lab/digits/train paper[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.versions import roll_back
+
+    roll_back(url, version, prefix=prefix, storage_options=parse_storage_options(storage_option))
+
+
+@app.command()
+def gc(
+    url: Url,
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    keep: Keep = 2,
+    older_than: OlderThan = "1d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    as_json: AsJson = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Drop old versions, and delete what no version that is kept names: every build does the same at its end.
+
+    Never deleted: the last version, versions held by a name, files that dray did not write.
+
+    [bold]Examples[/]
+
+    [cyan]dray gc shards/train --dry-run[/]
+
+    Keep the last version alone; no trainer reads an older one, and no build runs:
+
+    [cyan]dray gc s3://lab/digits/train --keep 1 --older-than 0[/]
+    """
+    from dray.cluster.build import parse_duration, parse_storage_options
+    from dray.cluster.versions import collect_garbage
+
+    collect_garbage(
+        url,
+        prefix=prefix,
+        keep=keep,
+        grace_s=parse_duration(older_than),
+        dry_run=dry_run,
+        as_json=as_json,
+        storage_options=parse_storage_options(storage_option),
+    )
+
+
+@app.command()
+def compact(
+    url: Url,
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    keep: Keep = 2,
+    older_than: OlderThan = "1d",
+    address: Address = None,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Merge the small shards that many builds left: a new version of the same samples in fewer tars.
+
+    No source is read. The samples of merged shards move to the place of the first of them.
+
+    [bold]Examples[/]
+
+    [cyan]dray compact shards/train[/]
+
+    [cyan]dray compact s3://lab/digits/train --address local[/]
+    """
+    from dray.cluster.build import cluster_address, parse_duration, parse_storage_options
+    from dray.cluster.versions import compact_shards
+
+    compact_shards(
+        url,
+        prefix=prefix,
+        keep=keep,
+        grace_s=parse_duration(older_than),
+        address=cluster_address(address),
+        storage_options=parse_storage_options(storage_option),
+    )
 
 
 @app.command()

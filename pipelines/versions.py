@@ -87,21 +87,25 @@ def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
         ConflictError: It was dropped, or another version was committed, while this ran.
     """
     old = Snapshot.load(store, layout, read_version(store, layout, version))
-    start = read_head(store, layout)
-    for finding in verify(old, "quick"):
+    start = _standing(store, layout, read_head(store, layout))
+    if not start.keeps(old.version):
+        raise NotFoundError(f"version {old.version} of {layout.prefix!r} under {store.url} was dropped")
+    findings = list(verify(old, "quick"))
+    last = _standing(store, layout, read_head(store, layout)) if findings else start
+    if findings and last.keeps(old.version):  # else it went while it was looked at
         raise DamagedError(
-            f"version {old.version} is not whole: {finding}; dray verify shows all that is wrong with it"
+            f"version {old.version} is not whole: {findings[0]}; dray verify shows all that is wrong with it"
         )
 
     def next_of(head: Commit | None) -> Commit | None:
         head = _standing(store, layout, head)
-        if (head.intent, head.manifest) == (old.commit.intent, old.commit.manifest):
-            return None
-        if not head.keeps(old.version) or (start is not None and head.version != start.version):
+        if not head.keeps(old.version) or head.version != start.version:
             raise ConflictError(
                 f"{store.url} {layout.prefix}: another writer committed {head.operation} {head.number} while this "
                 "rollback ran: look at dray log, then run it again"
             )
+        if (head.intent, head.manifest) == (old.commit.intent, old.commit.manifest):
+            return None
         commit = _follow(head, Operation.ROLLBACK)
         return replace(
             commit,
@@ -113,8 +117,8 @@ def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
             num_bytes=old.commit.num_bytes,
         )
 
-    append_commit(store, layout, start, next_of)
-    return Snapshot.load(store, layout, read_version(store, layout, None))
+    made = append_commit(store, layout, last, next_of)
+    return Snapshot(store, layout, made or read_commit(store, layout, start.version), old.manifest)
 
 
 def history(store: Store, layout: Layout) -> list[Commit]:

@@ -129,8 +129,16 @@ class Store:
             found = self._client_for(expected_bytes).get(self._key(name))
             return bytes(found.bytes()), _info(name, found.meta)
 
-    def get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """Byte ranges of one object, fetched concurrently; near ones in one request. An empty range is b"".
+    def get_ranges(
+        self, name: str, starts: Sequence[int], lengths: Sequence[int], *, gap: int = 1 << 20
+    ) -> list[memoryview]:
+        """Byte ranges of one object, fetched concurrently. An empty range is b"".
+
+        Args:
+            name: The object.
+            starts: In bytes.
+            lengths: In bytes.
+            gap: Ranges that lie at most so many bytes apart are fetched in one request.
 
         Raises:
             DamagedError: The object ends before a range does.
@@ -139,7 +147,10 @@ class Store:
         try:
             with self._errors("read", name), client_panics():
                 found = self._client.get_ranges(
-                    self._key(name), starts=[start for start, _ in asked], lengths=[length for _, length in asked]
+                    self._key(name),
+                    starts=[start for start, _ in asked],
+                    lengths=[length for _, length in asked],
+                    coalesce=gap,
                 )
         except (NotFoundError, DeniedError):
             raise

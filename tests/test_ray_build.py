@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.pipelines import pickles_to_tars
+from dray.pipelines import pack, pickles_to_tars
 from dray.shards import CallError, ClusterError, InputError, Snapshot
+from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs
 
 SUFFIXES = ("image.pyd", "label.cls")
@@ -105,6 +107,35 @@ def test_a_worker_that_dies_is_replaced_without_a_trace(make_inputs: MakeInputs,
     build(inputs, tmp_path / "undisturbed", **undisturbed)
     assert died.exists()
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("when", ["before its index is", "after its index was"])
+def test_a_worker_that_dies_after_its_shard_was_stored_has_it_adopted(
+    make_inputs: MakeInputs, tmp_path: Path, when: str
+) -> None:
+    """The retry's function gives other bytes; the index tells those that are stored."""
+    inputs, died = make_inputs(40, SUFFIXES), tmp_path / "died"
+
+    def noise(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        store_index = pack._store_index
+
+        def die_once(*args: Any, **kwargs: Any) -> str:
+            digest = store_index(*args, **kwargs) if when == "after its index was" else None
+            with suppress(FileExistsError):
+                died.touch(exist_ok=False)
+                os._exit(1)
+            return digest or store_index(*args, **kwargs)
+
+        if not died.exists() and store_index.__name__ != die_once.__name__:
+            pack._store_index = die_once
+        return {"noise.bin": os.urandom(1000 + os.urandom(1)[0])}
+
+    report = build(inputs, tmp_path / "out", func_output_data=noise)
+    assert died.exists()
+    assert (report.version, report.num_shards, report.num_reused) == (1, 8, 1)
+    assert list(verify(Snapshot.open(tmp_path / "out", "wds"), "full")) == []
+    assert len(list((tmp_path / "out").glob("wds-*"))) == 8
 
 
 @pytest.mark.usefixtures("cluster")

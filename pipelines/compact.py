@@ -1,0 +1,485 @@
+"""Merging small shards: a version like any other, of the same samples in fewer tars.
+
+No source is read and nothing is decoded: a merged shard is the members of its parts one after another, and its index
+is put together from theirs. Every byte is checked against the index that the manifest names while it is copied.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from dray.pipelines.announce import announce
+from dray.pipelines.commit import commit_version
+from dray.pipelines.gc import sweep
+from dray.pipelines.manifest import put_table
+from dray.pipelines.pack import PackJob, _create
+from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
+from dray.pipelines.progress import say, shard_progress
+from dray.pipelines.retention import Retention
+from dray.pipelines.run import run_tasks
+from dray.pipelines.sources import Sources
+from dray.pipelines.tables import source_chunks
+from dray.pipelines.work import TASK_BYTES, stored_sizes
+from dray.shards.errors import ConflictError, DamagedError, NotFoundError, StoreError
+from dray.shards.index import ShardIndex, digest_of
+from dray.shards.layout import Layout
+from dray.shards.log import Intent, Operation, read_head
+from dray.shards.snapshot import Manifest, Shard, Snapshot, SourceChunk
+from dray.shards.store import Store
+from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, Member, header
+
+ATTEMPTS = 8  # to commit, where others commit meanwhile
+PARTS_AT_ONCE = 4  # read by one task
+READ_BYTES = 8 << 20
+STREAM_BYTES = 4 * READ_BYTES  # of one open stream
+
+Group = tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactReport:
+    """What a compaction did."""
+
+    url: str
+    prefix: str
+    version: int  # the one that is now the last
+    num_merged: int  # small shards that are gone
+    num_made: int  # shards made of them
+    num_shards: int  # of the version
+    num_samples: int
+    num_bytes: int  # of all tars of the version
+    seconds: float
+
+    def __str__(self) -> str:
+        done = (
+            f"{self.num_merged:,} small ones merged into {self.num_made:,}" if self.num_merged else "nothing to merge"
+        )
+        return (
+            f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
+            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeTask:
+    """One shard to make of several."""
+
+    number: int
+    parts: Group
+    is_stored: bool  # a shard of that number lay there when the tasks were made
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes at most."""
+        return _merged_bytes(self.parts) * 5 // 4 + PARTS_AT_ONCE * STREAM_BYTES + TASK_BYTES
+
+    def __str__(self) -> str:
+        return f"shard {self.number} (merged of {len(self.parts)} from shard {self.parts[0].number} on)"
+
+
+def compact(
+    store: Store,
+    layout: Layout,
+    *,
+    retention: Retention | None,
+    address: str | None = None,
+    progress: bool = True,
+) -> CompactReport:
+    """Merge the small shards of the last version: the next one holds the same samples in fewer tars.
+
+    Atomic, as a build is. Where there is nothing to merge, nothing is written. Where another writer commits meanwhile,
+    it is planned again from there; what was merged serves. Samples of merged shards move to the place of the first one.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        retention: Which versions stay; None: all.
+        address: See `run_tasks`.
+        progress: Show a bar or lines on standard error.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        DamagedError: A small shard, or its index, is not what was packed: names shard and key. No version is made.
+        ConflictError: Other writers were faster again and again.
+    """
+    started = time.monotonic()
+    for _ in range(ATTEMPTS):
+        base = _last(store, layout)
+        groups = _plan_of(base.shards, base.manifest.recipe)
+        merged = [group for group in groups if len(group) > 1]
+        if not merged:
+            return _report(base, [], started)
+        try:
+            made = _merge(base, groups, retention, address, progress=progress)
+        except (DamagedError, NotFoundError):  # another's gc may have deleted what this one was reading
+            if _last(store, layout).version == base.version:
+                raise
+            made = None
+        if made is not None:
+            _say_what_is_superseded(base, merged, show=progress)
+            _sweep(made, base, retention, progress=progress)
+            return _report(made, merged, started)
+        say("another writer committed meanwhile: planning again from there", show=progress)
+    raise ConflictError(
+        f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
+        "run this compaction again"
+    )
+
+
+def num_small(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> int:
+    """How many shards a compaction would merge with others.
+
+    Args:
+        shards: Of a version.
+        recipe: Its recipe, as its manifest records it.
+    """
+    return sum(len(group) for group in _plan_of(shards, recipe) if len(group) > 1)
+
+
+def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | None = None) -> list[Group]:
+    """The shards of the next version: each is one that stays, or several that are merged in this order.
+
+    A shard is small when it has less than half of what a shard should have, in bytes and in samples. Small ones are
+    joined to the small ones before them up to the target. So at most one small shard is left, and doing it again
+    changes nothing.
+
+    Args:
+        shards: Of the last version.
+        target_bytes: Of a tar; 4 GiB where it is more.
+        max_samples: Of a shard; None: any number.
+    """
+    most_bytes, most_samples = min(target_bytes, MAX_SHARD_BYTES), math.inf if max_samples is None else max_samples
+    groups: list[list[Shard]] = []
+    last: list[Shard] = []  # the group that small ones join
+    num_bytes = num_samples = 0
+    for shard in shards:
+        if 2 * shard.num_bytes >= most_bytes or 2 * shard.num_samples >= most_samples:
+            groups.append([shard])
+            continue
+        num_bytes, num_samples = num_bytes + shard.num_bytes - len(END), num_samples + shard.num_samples
+        if not last or num_bytes > most_bytes or num_samples > most_samples:
+            last, num_bytes, num_samples = [], shard.num_bytes, shard.num_samples
+            groups.append(last)
+        last.append(shard)
+    return [tuple(group) for group in groups]
+
+
+def _plan_of(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> list[Group]:
+    """By the recipe: its size of a shard; or so many bytes that its number of shards holds the version."""
+    if recipe["num_shards"] is None:
+        return plan_merges(shards, recipe["shard_bytes"], recipe["shard_samples"])
+    return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))
+
+
+def _last(store: Store, layout: Layout) -> Snapshot:
+    head = read_head(store, layout)
+    if head is None:
+        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
+    return Snapshot.load(store, layout, head)
+
+
+def _merge(
+    base: Snapshot, groups: Sequence[Group], retention: Retention | None, address: str | None, *, progress: bool
+) -> Snapshot | None:
+    """Announce, merge and commit; None where the dataset moved on meanwhile."""
+    job = PackJob(inputs=base.store, output=base.store, layout=base.layout, transform=None)  # no input is read
+    stored = stored_sizes(job)
+    intent = announce(job, _announced(groups), base, stored, progress=progress)
+    tasks = [
+        MergeTask(number=number, parts=group, is_stored=base.layout.shard(number) in stored)
+        for group, number in zip(groups, intent.shards, strict=True)
+        if len(group) > 1
+    ]
+    merged: dict[int, Shard] = {}
+    with shard_progress(f"merging {base.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
+        for shard in run_tasks(merge_shards, base, tasks, address, progress=progress):
+            merged[shard.number] = shard
+            advance(shard.num_bytes)
+    _check_stored(job, list(merged.values()))
+    shards = [merged.get(number, group[0]) for group, number in zip(groups, intent.shards, strict=True)]
+    manifest = _next_manifest(job, base, groups, shards, intent)
+    return commit_version(base.store, base.layout, manifest, base, operation=Operation.COMPACT, retention=retention)
+
+
+def _announced(groups: Sequence[Group]) -> Plan:
+    """The groups as a plan of a build, which looks at no source."""
+    no_rows = np.zeros(0, np.int64)
+    return Plan(
+        tuple(
+            PlannedShard(
+                rows=no_rows,
+                fate="reused" if len(group) == 1 else "rewritten",
+                reason="" if len(group) == 1 else f"merged of {len(group)} small ones",
+                number=group[0].number if len(group) == 1 else None,
+                num_bytes=_merged_bytes(group),
+                digest=_merged_digest(group),
+            )
+            for group in groups
+        )
+    )
+
+
+def _merged_bytes(group: Group) -> int:
+    """Of the tar."""
+    return sum(shard.num_bytes - len(END) for shard in group) + len(END)
+
+
+def _merged_digest(group: Group) -> str:
+    """Of the parts, their bytes included: a shard that is adopted by it was made of the same bytes."""
+    if len(group) == 1:
+        return group[0].digest
+    return digest_of(json.dumps(["merged", *((shard.digest, shard.index_digest) for shard in group)]).encode())
+
+
+def merge_shards(base: Snapshot, task: MergeTask) -> Shard:
+    """Merge and store one shard and its index, durably, or adopt the one that lies there. Idempotent.
+
+    Args:
+        base: The version that the parts are of.
+        task: What to merge.
+
+    Raises:
+        DamagedError: A part is not what its index says: names shard and key. Or something else lies under the number.
+        StoreError: The store failed; nothing half-written is visible.
+    """
+    store, name = base.store, base.layout.shard(task.number)
+    indexes = [_index_of(base, shard) for shard in task.parts]
+    index = merge_indexes(indexes)
+    is_ours = not task.is_stored and _create(store, name, _merged_tar(base, task, indexes, index.shard_bytes))
+    if not is_ours:  # an earlier or parallel attempt's, or the retry of our own request
+        _check_is_ours(store, name, index)
+    return Shard(
+        number=task.number,
+        num_bytes=index.shard_bytes,
+        num_samples=len(index.keys),
+        digest=_merged_digest(task.parts),
+        index_digest=_store_index(base, task.number, index),
+    )
+
+
+def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:
+    try:
+        return base.index(shard)
+    except NotFoundError as exc:
+        url = base.store.url_of(base.layout.index(shard.number))
+        raise DamagedError(f"{url}: the index of shard {shard.number} is missing: build the dataset again") from exc
+
+
+def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
+    """The index of the tars' members one after another: the same that reading that tar gives.
+
+    Suffixes stand in the order in which they first appear, as in each index.
+    """
+    suffixes = tuple(dict.fromkeys(chain.from_iterable(index.suffixes for index in indexes)))
+    shape = (sum(len(index.keys) for index in indexes), len(suffixes))
+    offsets, sizes, hashes = np.zeros(shape, np.uint64), np.zeros(shape, np.uint32), np.zeros(shape, np.uint64)
+    row = start = 0
+    for index in indexes:
+        rows, columns = slice(row, row + len(index.keys)), [suffixes.index(suffix) for suffix in index.suffixes]
+        offsets[rows, columns] = np.where(index.offsets > 0, index.offsets + np.uint64(start), 0)
+        sizes[rows, columns] = index.sizes
+        hashes[rows, columns] = index.xxh3_64
+        row, start = rows.stop, start + index.shard_bytes - len(END)
+    return ShardIndex(
+        keys=list(chain.from_iterable(index.keys for index in indexes)),
+        suffixes=suffixes,
+        offsets=offsets,
+        sizes=sizes,
+        xxh3_64=hashes,
+        shard_bytes=start + len(END),
+    )
+
+
+def _merged_tar(base: Snapshot, task: MergeTask, indexes: Sequence[ShardIndex], num_bytes: int) -> bytearray:
+    """The members of the parts, read some at a time and checked."""
+    tar = bytearray(num_bytes)
+    names = [base.layout.shard(shard.number) for shard in task.parts]
+    starts = [0, *accumulate(index.shard_bytes - len(END) for index in indexes)]
+
+    def copy(part: int) -> None:
+        _read_checked(base.store, names[part], indexes[part], memoryview(tar)[starts[part] : starts[part + 1]])
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
+        for _ in threads.map(copy, range(len(names))):
+            pass
+    return tar
+
+
+def _check_is_ours(store: Store, name: str, index: ShardIndex) -> None:
+    """Refuse what lies under a reserved name if it is not byte for byte the tar of this index.
+
+    Raises:
+        DamagedError: It is not; says what to do.
+    """
+    try:
+        _read_checked(store, name, index, memoryview(bytearray(index.shard_bytes - len(END))))
+    except DamagedError as exc:
+        raise DamagedError(
+            f"{exc}; did another program write there? Move {store.url_of(name)} away, then compact again"
+        ) from exc
+
+
+def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) -> None:
+    """Read a tar, all but its end, and see that it is byte for byte what its index says: headers and padding too.
+
+    Raises:
+        DamagedError: It is not; names the shard, and the part and key.
+    """
+    url = store.url_of(name)
+    with store.open_stream(name, index.shard_bytes) as stream:
+        for start in range(0, len(room), READ_BYTES):
+            data = stream.read(min(READ_BYTES, len(room) - start))
+            room[start : start + len(data)] = data  # what is missing stays zero, and is found below
+        end = stream.read()
+    position = 0
+    for member in _members(index):
+        data_end = member.offset + member.size
+        padded_end = data_end + -member.size % BLOCK
+        if (
+            room[position : member.offset] != header(member.name.encode(), member.size)
+            or xxh3_64_intdigest(room[member.offset : data_end]) != member.xxh3_64
+            or room[data_end:padded_end] != bytes(padded_end - data_end)
+        ):
+            key, _, suffix = member.name.partition(".")
+            raise DamagedError(
+                f"{url}: part {suffix!r} of key {key!r} at offset {member.offset} is not what was packed: "
+                f"dray verify {store.url} tells how to mend it"
+            )
+        position = padded_end
+    if position != len(room) or end != END:
+        raise DamagedError(f"{url} at offset {position}: the end of the archive expected, found something else")
+
+
+def _members(index: ShardIndex) -> Iterator[Member]:
+    """What a tar holds by its index, in the tar's order."""
+    offsets, sizes, hashes = index.offsets.ravel(), index.sizes.ravel(), index.xxh3_64.ravel()
+    cells = np.flatnonzero(offsets)
+    cells = cells[np.argsort(offsets[cells], kind="stable")]
+    rows, columns = np.divmod(cells, max(1, len(index.suffixes)))
+    for row, column, offset, size, xxh in zip(
+        rows.tolist(), columns.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        yield Member(f"{index.keys[row]}.{index.suffixes[column]}", offset, size, xxh)
+
+
+def _store_index(base: Snapshot, number: int, index: ShardIndex) -> str:
+    """Store the index of a merged shard, make both durable; returns its digest."""
+    store, name, body = base.store, base.layout.index(number), index.to_bytes()
+    if not _create(store, name, body) and store.get(name) != body:
+        raise DamagedError(
+            f"{store.url_of(name)} is not the index of {base.layout.shard(number)}, which lies beside it: was a shard "
+            "deleted by hand? Delete both, then compact again"
+        )
+    store.sync([base.layout.shard(number), name], folders=False)  # the driver does these, once
+    return digest_of(body)
+
+
+def _check_stored(job: PackJob, merged: Sequence[Shard]) -> None:
+    """Hold what lies there against the tasks' records, and make it durable.
+
+    Raises:
+        StoreError: A shard is not there: its task wrote to another place.
+    """
+    stored = stored_sizes(job)
+    for shard in merged:
+        name = job.layout.shard(shard.number)
+        found = stored.get(name)
+        if found != shard.num_bytes:  # a network mount may list what it remembers
+            info = job.output.head(name)
+            found = info.size if info else None
+        if found != shard.num_bytes:
+            raise StoreError(
+                f"{job.output.url_of(name)} was made with {shard.num_bytes} bytes, but here is "
+                f"{'nothing' if found is None else f'one of {found}'}: do the workers write to another place? "
+                "A local directory must be on a disk that all nodes share"
+            )
+    for shard in merged[:1]:  # all shards share their folders
+        job.output.sync([job.layout.shard(shard.number), job.layout.index(shard.number)])
+
+
+def _next_manifest(
+    job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
+) -> Manifest:
+    """The last version's but for its shards, and where the table of sources says that samples lie."""
+    return Manifest(
+        prefix=base.manifest.prefix,
+        source_url=base.manifest.source_url,
+        recipe=base.manifest.recipe,
+        intent=intent.number,
+        accounting=base.manifest.accounting,
+        shards=tuple(shards),
+        sources=_moved_sources(job, base, groups, shards, intent),
+        left_out=base.manifest.left_out,
+    )
+
+
+def _moved_sources(
+    job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
+) -> tuple[SourceChunk, ...]:
+    """The table of sources with each sample's new shard and row, stored durably; unchanged chunks stay."""
+    moves: dict[int, tuple[int, int]] = {}  # old shard -> new shard, and the row where its samples start
+    for group, shard in zip(groups, shards, strict=True):
+        first_rows = accumulate((part.num_samples for part in group), initial=0)
+        moves |= {part.number: (shard.number, row) for part, row in zip(group, first_rows, strict=False)}
+    table = base.sources()
+    suffixes = tuple(base.manifest.recipe["suffixes"])
+    sources = Sources(
+        url=base.manifest.source_url,
+        names=table["name"].to_pylist(),
+        suffixes=suffixes,
+        sizes=fingerprints_in(table, suffixes, "size"),
+        stamps=fingerprints_in(table, suffixes, "stamp"),
+    )
+    numbers, place = np.unique(table["shard"].to_numpy(), return_inverse=True)
+    moved = np.array([moves[number] for number in numbers.tolist()], np.int64)[place]
+    rows = table["row"].to_numpy() + moved[:, 1]
+    chunks = source_chunks(sources, moved[:, 0], rows, fingerprints_in(table, suffixes, "xxh3_64"))
+    known = {chunk.digest: chunk for chunk in base.manifest.sources}
+    return tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in chunks)
+
+
+def _say_what_is_superseded(base: Snapshot, merged: Sequence[Group], *, show: bool) -> None:
+    say(
+        f"{sum(map(len, merged)):,} merged shards of version {base.version} stay for its readers; programs that glob "
+        f"{base.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
+        show=show,
+    )
+
+
+def _sweep(made: Snapshot, base: Snapshot, retention: Retention | None, *, progress: bool) -> None:
+    """Delete what the new commit gave up. The version stands: a failure here is only said."""
+    if retention is None:
+        return
+    before, after = base.commit, made.commit
+    if (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
+        return
+    try:
+        deleted = sweep(made.store, made.layout, after, retention.grace_s)
+    except (StoreError, DamagedError) as exc:
+        say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
+        return
+    if deleted:
+        say(f"{len(deleted):,} objects of versions before {after.kept_from} were deleted", show=progress)
+
+
+def _report(snapshot: Snapshot, merged: Sequence[Group], started: float) -> CompactReport:
+    return CompactReport(
+        url=snapshot.store.url,
+        prefix=snapshot.layout.prefix,
+        version=snapshot.version,
+        num_merged=sum(map(len, merged)),
+        num_made=len(merged),
+        num_shards=len(snapshot.shards),
+        num_samples=snapshot.num_samples,
+        num_bytes=snapshot.num_bytes,
+        seconds=time.monotonic() - started,
+    )
