@@ -16,6 +16,7 @@ from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import Work, work_out
 from dray.shards import Store
 from dray.shards.layout import Layout, check_suffixes
+from dray.shards.log import read_head
 
 
 def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
@@ -31,7 +32,10 @@ def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
     for folder, names in wanted.groups().items():
         output = Store(folder, wanted.storage_options)
         job = PackJob(inputs=inputs, output=output, layout=Layout(wanted.prefix), transform=None)
-        yield output.url, work_out(job, recipe, names, tolerance, checksum=wanted.checksum)
+        yield (
+            output.url,
+            work_out(job, recipe, names, tolerance, read_head(output, job.layout), checksum=wanted.checksum),
+        )
 
 
 def print_plans(plans: Iterator[tuple[str, Work]], *, as_json: bool) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
-from dray.pipelines.gc import sweep
+from dray.pipelines.finish import check_stored, finish
 from dray.pipelines.manifest import next_manifest
+from dray.pipelines.merges import num_small
 from dray.pipelines.pack import PackedShard, PackJob, PackTask
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
@@ -20,11 +21,12 @@ from dray.pipelines.retention import Retention
 from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import BadInput
 from dray.pipelines.tolerance import NAMED, Tolerance
-from dray.pipelines.work import TASK_BYTES, Work, leave_out, stored_sizes, work_out
+from dray.pipelines.work import TASK_BYTES, Work, leave_out, work_out
 from dray.shards.errors import ConflictError, DamagedError, StoreError
-from dray.shards.log import Intent
-from dray.shards.snapshot import Manifest, Snapshot
+from dray.shards.log import Intent, read_head
+from dray.shards.snapshot import Snapshot
 
+SMALL_SHARDS = 10  # so many are worth a word
 ATTEMPTS = 8  # to commit, where others commit meanwhile
 
 
@@ -35,6 +37,7 @@ class BuildReport:
     url: str
     prefix: str
     version: int  # the one that is now the last
+    is_new: bool  # whether this build made it
     num_shards: int
     num_samples: int
     num_bytes: int  # of all tars of the version
@@ -46,7 +49,7 @@ class BuildReport:
 
     def __str__(self) -> str:
         packed = self.num_shards - self.num_reused
-        done = f"{packed:,} packed, {self.num_reused:,} reused" if packed else "nothing to do"
+        done = f"{packed:,} packed, {self.num_reused:,} reused" if self.is_new else "nothing to do"
         left_out = ""
         if self.left_out_url:
             left_out = f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: {self.left_out_url}"
@@ -88,29 +91,40 @@ def build(
         ConflictError: Another build made something of another kind of the dataset meanwhile.
     """
     started = time.monotonic()
-    base: Snapshot | None = None
+    before: Snapshot | None = None  # what the attempt before started from
     for attempt in range(ATTEMPTS):
-        work = work_out(job, recipe, names, tolerance, checksum=checksum, address=address, progress=progress)
-        if attempt:
-            _check_rebase(job, recipe, base, work.snapshot)
-        base = work.snapshot
-        if base is not None and not work.has_work:
-            return _report(base, len(base.shards), started)
-        intent = announce(job, work.planned, base, work.stored, progress=progress)
-        packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
-        bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
-        manifest = next_manifest(job, recipe, work, intent, packed, bad)
-        _say_what_is_superseded(job, base, manifest, show=progress)
-        made = commit_version(job.output, job.layout, manifest, base, retention=retention)
+        head = read_head(job.output, job.layout)
+        try:
+            work = work_out(job, recipe, names, tolerance, head, checksum=checksum, address=address, progress=progress)
+            if attempt:
+                _check_rebase(job, recipe, before, work.snapshot)
+            before = work.snapshot
+            if before is not None and not work.has_work:
+                return _report(before, None, started)
+            intent = announce(job, work.planned, before, work.stored, progress=progress)
+            packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
+            bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
+            manifest = next_manifest(job, recipe, work, intent, packed, bad)
+            made = commit_version(job.output, job.layout, manifest, before, retention=retention)
+        except (StoreError, DamagedError):
+            if read_head(job.output, job.layout) == head:
+                raise
+            made = None  # a gc without a grace may have taken what this build was reading or had stored
         if made is not None:
-            _sweep(job, made, base, retention, progress=progress)
+            finish(made, before, retention, progress=progress)
+            _say_if_small(made, show=progress)
             num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
-            return _report(made, len(made.shards) - num_packed, started)
+            return _report(made, num_packed, started)
         say("another writer committed meanwhile: planning again from there", show=progress)
     raise ConflictError(
         f"{job.output.url}: other writers of {job.layout.prefix!r} were faster {ATTEMPTS} times in a row; "
         "nothing was lost: run this build again"
     )
+
+
+def _say_if_small(made: Snapshot, *, show: bool) -> None:
+    if (small := num_small(made.shards, made.manifest.recipe)) >= SMALL_SHARDS:
+        say(f"{small:,} small shards have piled up: dray compact {made.store.url} merges them", show=show)
 
 
 def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Snapshot | None) -> None:
@@ -134,15 +148,17 @@ def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
     return dict(snapshot.manifest.recipe), snapshot.manifest.source_url
 
 
-def _report(snapshot: Snapshot, num_reused: int, started: float) -> BuildReport:
+def _report(snapshot: Snapshot, num_packed: int | None, started: float) -> BuildReport:
+    """Of the last version; `num_packed` is None where it was there already."""
     return BuildReport(
         url=snapshot.store.url,
         prefix=snapshot.layout.prefix,
         version=snapshot.version,
+        is_new=num_packed is not None,
         num_shards=len(snapshot.shards),
         num_samples=snapshot.num_samples,
         num_bytes=snapshot.num_bytes,
-        num_reused=num_reused,
+        num_reused=len(snapshot.shards) - (num_packed or 0),
         num_skipped=snapshot.manifest.accounting.skipped,
         num_quarantined=snapshot.manifest.accounting.quarantined,
         left_out_url=snapshot.left_out_url(),
@@ -186,55 +202,7 @@ def _pack(
             if len(bad) > most:
                 tolerance.check(bad, work.num_inputs, job.inputs.url)
     tolerance.check(bad, work.num_inputs, job.inputs.url)
-    _check_stored(job, [shard for shard in packed.values() if shard.num_samples])
+    check_stored(
+        job.output, job.layout, {shard.number: shard.num_bytes for shard in packed.values() if shard.num_bytes}
+    )
     return packed
-
-
-def _check_stored(job: PackJob, packed: Sequence[PackedShard]) -> None:
-    """Hold what lies there against the tasks' records, and make it durable.
-
-    Raises:
-        StoreError: A shard is not there: its task wrote to another place.
-    """
-    stored = stored_sizes(job) if packed else {}
-    for shard in packed:
-        name = job.layout.shard(shard.number)
-        if stored.get(name) == shard.num_bytes:
-            continue
-        found = job.output.head(name)  # a network mount may list what it remembers
-        if found is None or found.size != shard.num_bytes:
-            raise StoreError(
-                f"{job.output.url_of(name)} was packed with {shard.num_bytes} bytes, but here is "
-                f"{f'one of {found.size}' if found else 'nothing'}: do the workers write to another place? "
-                "A local directory must be on a disk that all nodes share"
-            )
-    for shard in packed[:1]:  # all shards share their folders
-        job.output.sync([job.layout.shard(shard.number), job.layout.index(shard.number)])
-
-
-def _say_what_is_superseded(job: PackJob, last: Snapshot | None, manifest: Manifest, *, show: bool) -> None:
-    numbers = {shard.number for shard in manifest.shards}
-    old = [shard for shard in (last.shards if last else ()) if shard.number not in numbers]
-    if old:
-        say(
-            f"{len(old)} shards of version {last.version if last else 0} stay for its readers; programs that glob "
-            f"{job.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
-            show=show,
-        )
-
-
-def _sweep(job: PackJob, made: Snapshot, base: Snapshot | None, retention: Retention | None, *, progress: bool) -> None:
-    """Delete what the new commit gave up. The version stands: a failure here is only said."""
-    if retention is None or base is None:
-        return
-    before, after = base.commit, made.commit
-    if (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
-        return
-    try:
-        deleted = sweep(job.output, job.layout, after, retention.grace_s)
-    except (StoreError, DamagedError) as exc:
-        say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
-        return
-    if deleted:
-        what = f"versions before {after.kept_from} and builds that never ended"
-        say(f"{len(deleted):,} objects of {what} were deleted", show=progress)

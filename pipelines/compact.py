@@ -5,22 +5,21 @@ is put together from theirs. Every byte is checked against the index that the ma
 """
 
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
-from dray.pipelines.gc import sweep
+from dray.pipelines.finish import check_stored, finish
 from dray.pipelines.manifest import put_table
-from dray.pipelines.pack import PackJob, _create
+from dray.pipelines.merges import Group, plan_for
+from dray.pipelines.pack import PackJob, create, store_index
 from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.retention import Retention
@@ -31,17 +30,15 @@ from dray.pipelines.work import TASK_BYTES, stored_sizes
 from dray.shards.errors import ConflictError, DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Intent, Operation, read_head
+from dray.shards.log import Intent, Operation, no_dataset, read_head
 from dray.shards.snapshot import Manifest, Shard, Snapshot, SourceChunk
 from dray.shards.store import Store
-from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, Member, header
+from dray.shards.tar import BLOCK, END, Member, header
 
 ATTEMPTS = 8  # to commit, where others commit meanwhile
 PARTS_AT_ONCE = 4  # read by one task
 READ_BYTES = 8 << 20
 STREAM_BYTES = 4 * READ_BYTES  # of one open stream
-
-Group = tuple[Shard, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,78 +109,28 @@ def compact(
     """
     started = time.monotonic()
     for _ in range(ATTEMPTS):
-        base = _last(store, layout)
-        groups = _plan_of(base.shards, base.manifest.recipe)
-        merged = [group for group in groups if len(group) > 1]
-        if not merged:
-            return _report(base, [], started)
+        head = read_head(store, layout)
+        if head is None:
+            raise no_dataset(store, layout)
         try:
+            base = Snapshot.load(store, layout, head)
+            groups = plan_for(base.shards, base.manifest.recipe)
+            merged = [group for group in groups if len(group) > 1]
+            if not merged:
+                return _report(base, [], started)
             made = _merge(base, groups, retention, address, progress=progress)
-        except (DamagedError, NotFoundError):  # another's gc may have deleted what this one was reading
-            if _last(store, layout).version == base.version:
+        except (StoreError, DamagedError):
+            if read_head(store, layout) == head:
                 raise
-            made = None
+            made = None  # a gc without a grace may have taken what this one was reading or had stored
         if made is not None:
-            _say_what_is_superseded(base, merged, show=progress)
-            _sweep(made, base, retention, progress=progress)
+            finish(made, base, retention, progress=progress)
             return _report(made, merged, started)
         say("another writer committed meanwhile: planning again from there", show=progress)
     raise ConflictError(
         f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
         "run this compaction again"
     )
-
-
-def num_small(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> int:
-    """How many shards a compaction would merge with others.
-
-    Args:
-        shards: Of a version.
-        recipe: Its recipe, as its manifest records it.
-    """
-    return sum(len(group) for group in _plan_of(shards, recipe) if len(group) > 1)
-
-
-def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | None = None) -> list[Group]:
-    """The shards of the next version: each is one that stays, or several that are merged in this order.
-
-    A shard is small when it has less than half of what a shard should have, in bytes and in samples. Small ones are
-    joined to the small ones before them up to the target. So at most one small shard is left, and doing it again
-    changes nothing.
-
-    Args:
-        shards: Of the last version.
-        target_bytes: Of a tar; 4 GiB where it is more.
-        max_samples: Of a shard; None: any number.
-    """
-    most_bytes, most_samples = min(target_bytes, MAX_SHARD_BYTES), math.inf if max_samples is None else max_samples
-    groups: list[list[Shard]] = []
-    last: list[Shard] = []  # the group that small ones join
-    num_bytes = num_samples = 0
-    for shard in shards:
-        if 2 * shard.num_bytes >= most_bytes or 2 * shard.num_samples >= most_samples:
-            groups.append([shard])
-            continue
-        num_bytes, num_samples = num_bytes + shard.num_bytes - len(END), num_samples + shard.num_samples
-        if not last or num_bytes > most_bytes or num_samples > most_samples:
-            last, num_bytes, num_samples = [], shard.num_bytes, shard.num_samples
-            groups.append(last)
-        last.append(shard)
-    return [tuple(group) for group in groups]
-
-
-def _plan_of(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> list[Group]:
-    """By the recipe: its size of a shard; or so many bytes that its number of shards holds the version."""
-    if recipe["num_shards"] is None:
-        return plan_merges(shards, recipe["shard_bytes"], recipe["shard_samples"])
-    return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))
-
-
-def _last(store: Store, layout: Layout) -> Snapshot:
-    head = read_head(store, layout)
-    if head is None:
-        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
-    return Snapshot.load(store, layout, head)
 
 
 def _merge(
@@ -203,7 +150,7 @@ def _merge(
         for shard in run_tasks(merge_shards, base, tasks, address, progress=progress):
             merged[shard.number] = shard
             advance(shard.num_bytes)
-    _check_stored(job, list(merged.values()))
+    check_stored(base.store, base.layout, {shard.number: shard.num_bytes for shard in merged.values()})
     shards = [merged.get(number, group[0]) for group, number in zip(groups, intent.shards, strict=True)]
     manifest = _next_manifest(job, base, groups, shards, intent)
     return commit_version(base.store, base.layout, manifest, base, operation=Operation.COMPACT, retention=retention)
@@ -253,7 +200,7 @@ def merge_shards(base: Snapshot, task: MergeTask) -> Shard:
     store, name = base.store, base.layout.shard(task.number)
     indexes = [_index_of(base, shard) for shard in task.parts]
     index = merge_indexes(indexes)
-    is_ours = not task.is_stored and _create(store, name, _merged_tar(base, task, indexes, index.shard_bytes))
+    is_ours = not task.is_stored and create(store, name, _merged_tar(base, task, indexes, index.shard_bytes))
     if not is_ours:  # an earlier or parallel attempt's, or the retry of our own request
         _check_is_ours(store, name, index)
     return Shard(
@@ -261,7 +208,7 @@ def merge_shards(base: Snapshot, task: MergeTask) -> Shard:
         num_bytes=index.shard_bytes,
         num_samples=len(index.keys),
         digest=_merged_digest(task.parts),
-        index_digest=_store_index(base, task.number, index),
+        index_digest=store_index(store, base.layout, task.number, index),
     )
 
 
@@ -371,41 +318,6 @@ def _members(index: ShardIndex) -> Iterator[Member]:
         yield Member(f"{index.keys[row]}.{index.suffixes[column]}", offset, size, xxh)
 
 
-def _store_index(base: Snapshot, number: int, index: ShardIndex) -> str:
-    """Store the index of a merged shard, make both durable; returns its digest."""
-    store, name, body = base.store, base.layout.index(number), index.to_bytes()
-    if not _create(store, name, body) and store.get(name) != body:
-        raise DamagedError(
-            f"{store.url_of(name)} is not the index of {base.layout.shard(number)}, which lies beside it: was a shard "
-            "deleted by hand? Delete both, then compact again"
-        )
-    store.sync([base.layout.shard(number), name], folders=False)  # the driver does these, once
-    return digest_of(body)
-
-
-def _check_stored(job: PackJob, merged: Sequence[Shard]) -> None:
-    """Hold what lies there against the tasks' records, and make it durable.
-
-    Raises:
-        StoreError: A shard is not there: its task wrote to another place.
-    """
-    stored = stored_sizes(job)
-    for shard in merged:
-        name = job.layout.shard(shard.number)
-        found = stored.get(name)
-        if found != shard.num_bytes:  # a network mount may list what it remembers
-            info = job.output.head(name)
-            found = info.size if info else None
-        if found != shard.num_bytes:
-            raise StoreError(
-                f"{job.output.url_of(name)} was made with {shard.num_bytes} bytes, but here is "
-                f"{'nothing' if found is None else f'one of {found}'}: do the workers write to another place? "
-                "A local directory must be on a disk that all nodes share"
-            )
-    for shard in merged[:1]:  # all shards share their folders
-        job.output.sync([job.layout.shard(shard.number), job.layout.index(shard.number)])
-
-
 def _next_manifest(
     job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
 ) -> Manifest:
@@ -445,30 +357,6 @@ def _moved_sources(
     chunks = source_chunks(sources, moved[:, 0], rows, fingerprints_in(table, suffixes, "xxh3_64"))
     known = {chunk.digest: chunk for chunk in base.manifest.sources}
     return tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in chunks)
-
-
-def _say_what_is_superseded(base: Snapshot, merged: Sequence[Group], *, show: bool) -> None:
-    say(
-        f"{sum(map(len, merged)):,} merged shards of version {base.version} stay for its readers; programs that glob "
-        f"{base.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
-        show=show,
-    )
-
-
-def _sweep(made: Snapshot, base: Snapshot, retention: Retention | None, *, progress: bool) -> None:
-    """Delete what the new commit gave up. The version stands: a failure here is only said."""
-    if retention is None:
-        return
-    before, after = base.commit, made.commit
-    if (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
-        return
-    try:
-        deleted = sweep(made.store, made.layout, after, retention.grace_s)
-    except (StoreError, DamagedError) as exc:
-        say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
-        return
-    if deleted:
-        say(f"{len(deleted):,} objects of versions before {after.kept_from} were deleted", show=progress)
 
 
 def _report(snapshot: Snapshot, merged: Sequence[Group], started: float) -> CompactReport:

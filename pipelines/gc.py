@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from dray.pipelines.retention import Retention, retain
-from dray.shards.errors import NotFoundError
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.layout import Layout, indexed_number, intent_of
 from dray.shards.log import (
     Commit,
     Operation,
     append_commit,
     new_write_id,
+    no_dataset,
     now,
     numbers_in,
     read_commit,
@@ -64,27 +65,35 @@ def gc(store: Store, layout: Layout, retention: Retention, *, dry_run: bool = Fa
         NotFoundError: There is no such dataset.
         DamagedError: The manifest of a version that is kept cannot be read: nothing is deleted then.
     """
-    head = read_head(store, layout)
-    if head is None:
-        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
+    while True:
+        head = read_head(store, layout)
+        if head is None:
+            raise no_dataset(store, layout)
+        try:
+            return _gc(store, layout, head, retention, dry_run=dry_run)
+        except (NotFoundError, DamagedError):  # another one without a grace may have deleted what this one was reading
+            if read_head(store, layout) == head:
+                raise
 
-    def next_of(last: Commit | None) -> Commit | None:
-        nonlocal head
-        head = last or head
-        return _next(store, layout, head, retention) if head else None
 
-    before = head.kept_from
+def _gc(store: Store, layout: Layout, before: Commit, retention: Retention, *, dry_run: bool) -> GcReport:
+    last = before
+
+    def next_of(head: Commit | None) -> Commit | None:
+        nonlocal last
+        last = head or before
+        return _next(store, layout, last, retention)
+
     if dry_run:
-        head = _next(store, layout, head, retention) or head
+        last = _next(store, layout, last, retention) or last
     else:
-        head = append_commit(store, layout, head, next_of) or head
-    find = find_garbage if dry_run else sweep
-    doomed = find(store, layout, head, retention.grace_s)
+        last = append_commit(store, layout, before, next_of) or last
+    doomed = (find_garbage if dry_run else sweep)(store, layout, last, retention.grace_s)
     return GcReport(
         url=store.url,
         prefix=layout.prefix,
-        dropped=tuple(number for number in _versions(store, layout, before, head) if not head.keeps(number)),
-        kept=tuple(kept_versions(store, layout, head)),
+        dropped=tuple(n for n in _versions(store, layout, before.kept_from, last) if not last.keeps(n)),
+        kept=tuple(kept_versions(store, layout, last)),
         deleted=tuple(info.name for info in doomed),
         num_bytes=sum(info.size for info in doomed),
         is_dry_run=dry_run,

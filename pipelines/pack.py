@@ -203,9 +203,9 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
             adopted=False,
             bad=filled.bad,
         )
-    if not _create(job.output, job.layout.shard(filled.task.number), filled.tar):
+    if not create(job.output, job.layout.shard(filled.task.number), filled.tar):
         return adopt_shard(job, filled.task)  # a parallel attempt's, or the retry of our own request
-    digest = _store_index(job, filled.task, filled.index)
+    digest = store_index(job.output, job.layout, filled.task.number, filled.index)
     return PackedShard(
         number=filled.task.number,
         num_bytes=filled.index.shard_bytes,
@@ -236,7 +236,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     return PackedShard(
         number=task.number,
         num_bytes=index.shard_bytes,
-        index_digest=_store_index(job, task, index),
+        index_digest=store_index(job.output, job.layout, task.number, index),
         is_packed=is_packed,
         source_hashes=index.xxh3_64 if job.transform is None else hash_files(job.inputs, packed),
         adopted=True,
@@ -276,20 +276,24 @@ def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...]:
     return tuple(still.get(name, replace(then, name=name)) for name in sources.names)
 
 
-def _store_index(job: PackJob, task: PackTask, index: ShardIndex) -> str:
-    """Store the index of a stored shard, make both durable; returns its digest."""
-    shard_name, index_name = job.layout.shard(task.number), job.layout.index(task.number)
+def store_index(store: Store, layout: Layout, number: int, index: ShardIndex) -> str:
+    """Store the index of a stored shard; returns its digest. Their folders are the driver's to sync, once.
+
+    Raises:
+        DamagedError: Another index lies there.
+        StoreError: The store failed.
+    """
+    shard_name, index_name = layout.shard(number), layout.index(number)
     body = index.to_bytes()
-    if not _create(job.output, index_name, body) and job.output.get(index_name) != body:
+    if not create(store, index_name, body) and store.get(index_name) != body:
         raise DamagedError(
-            f"{job.output.url_of(index_name)} is not the index of {shard_name}, which lies beside it: was a shard "
+            f"{store.url_of(index_name)} is not the index of {shard_name}, which lies beside it: was a shard "
             "deleted by hand? Delete both, then build again"
         )
-    job.output.sync([shard_name, index_name], folders=False)  # the driver does these, once
     return digest_of(body)
 
 
-def _create(store: Store, name: str, data: bytes | bytearray) -> bool:
+def create(store: Store, name: str, data: bytes | bytearray) -> bool:
     """Whether this call created the object; False where one lay there: an earlier or parallel attempt's."""
     for _ in range(CREATE_ATTEMPTS):
         try:

@@ -1,7 +1,9 @@
 """Holding, releasing and going back to versions: one commit each, no shard is touched."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from dray.shards.errors import CallError, ConflictError, DamagedError, NotFoundError
 from dray.shards.layout import Layout
@@ -10,6 +12,7 @@ from dray.shards.log import (
     Operation,
     append_commit,
     new_write_id,
+    no_dataset,
     now,
     read_commit,
     read_head,
@@ -19,6 +22,7 @@ from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 from dray.shards.verify import verify
 
+READS_AT_ONCE = 16
 _HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
@@ -128,12 +132,13 @@ def history(store: Store, layout: Layout) -> list[Commit]:
         NotFoundError: There is no such dataset.
     """
     head = _standing(store, layout, read_head(store, layout))
-    return [*(read_commit(store, layout, number) for number in range(1, head.number)), head]
+    with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        return [*threads.map(partial(read_commit, store, layout), range(1, head.number)), head]
 
 
 def _standing(store: Store, layout: Layout, head: Commit | None) -> Commit:
     if head is None:
-        raise NotFoundError(f"no dataset with prefix {layout.prefix!r} under {store.url}: check the URL and the prefix")
+        raise no_dataset(store, layout)
     return head
 
 

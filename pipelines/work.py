@@ -21,7 +21,7 @@ from dray.pipelines.tables import LeftOut
 from dray.pipelines.tolerance import OnError, Tolerance
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
-from dray.shards.log import read_head
+from dray.shards.log import Commit
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 
@@ -60,6 +60,7 @@ def work_out(
     recipe: Recipe,
     names: Sequence[str],
     tolerance: Tolerance,
+    head: Commit | None,
     *,
     checksum: bool = False,
     address: str | None = None,
@@ -72,6 +73,7 @@ def work_out(
         recipe: What decides the bytes.
         names: The samples.
         tolerance: What to do about inputs that cannot be packed.
+        head: The last commit.
         checksum: Fingerprint the inputs by their content: all of them are read.
         address: See `run_tasks`: where files are read.
         progress: Say what takes long.
@@ -87,7 +89,6 @@ def work_out(
     sources = _without(found, left_out)
     if checksum:
         sources = _by_content(job.inputs, sources, address, progress=progress)
-    head = read_head(job.output, job.layout)
     snapshot = Snapshot.load(job.output, job.layout, head) if head else None
     stored = stored_sizes(job)
     last = _last(job, snapshot, stored) if snapshot else None

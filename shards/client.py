@@ -1,6 +1,5 @@
 """The obstore client of a URL: its options and timeouts, and its errors in dray's terms, without secrets."""
 
-import errno
 import os
 import re
 import urllib.parse
@@ -29,8 +28,6 @@ _KINDS = {  # errors that have no type in the client
     "403 Forbidden": DeniedError,
     "NoSuchBucket": NotFoundError,
 }
-_LINK_FAILED = re.compile(r"LocalFileSystem error: Unable to rename file: .*\(os error (\d+)\)")  # told of links too
-_LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 _memory_stores: dict[str, MemoryStore] = {}  # memory://NAME lives as long as the process: for tests and trials
 
 
@@ -74,7 +71,7 @@ def client_errors(verb: str, where: str, options: StorageOptions) -> Iterator[No
         raise
     except FileNotFoundError as exc:
         raise NotFoundError(f"cannot {verb} {where}: {_reason(exc, options)}") from None
-    except AlreadyExistsError:
+    except (AlreadyExistsError, FileExistsError):
         raise ExistsError(f"cannot {verb} {where}: an object lies there already") from None
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
         raise DeniedError(
@@ -106,21 +103,6 @@ def client_panics() -> Iterator[None]:
         if type(exc).__name__ != "PanicException":
             raise
         raise OSError(f"the client failed: {exc}") from None
-
-
-@contextmanager
-def link_refusals() -> Iterator[None]:
-    """Name what the disk lacks: to create a file, the client links a finished one, `name#1`, to its name."""
-    try:
-        yield
-    except BaseError as exc:
-        failed = _LINK_FAILED.search(str(exc))
-        if failed is None or int(failed[1]) not in _LINK_REFUSALS:
-            raise
-        raise OSError(
-            "this disk refuses hard links, which dray needs to create files without overwriting: "
-            f"use another disk or object storage ({os.strerror(int(failed[1]))})"
-        ) from None
 
 
 _client_process: int | None = None  # the process that used a client first

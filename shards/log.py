@@ -159,12 +159,17 @@ def read_version(store: Store, layout: Layout, version: int | str | None = None)
         return _numbered(store, layout, int(version))
     head = read_head(store, layout)
     if head is None:
-        raise NotFoundError(
-            f"no dataset with prefix {layout.prefix!r} under {store.url}: "
-            "check the URL and the prefix, or build one with `dray build`"
-        )
+        raise no_dataset(store, layout)
     number = head.version if version is None else _held(store, layout, head, version)
     return head if number == head.number else _numbered(store, layout, number)
+
+
+def no_dataset(store: Store, layout: Layout) -> NotFoundError:
+    """The error for a place where nothing was ever committed."""
+    return NotFoundError(
+        f"no dataset with prefix {layout.prefix!r} under {store.url}: "
+        "check the URL and the prefix, or build one with `dray build`"
+    )
 
 
 def read_intent(store: Store, layout: Layout, number: int) -> Intent:

@@ -150,16 +150,7 @@ class Snapshot:
             DamagedError: Its manifest is missing, or not the one that was committed.
         """
         name = layout.manifest(commit.intent, commit.manifest)
-        try:
-            body = store.get(name)
-        except NotFoundError as exc:
-            head = read_head(store, layout)
-            if head is not None and not head.keeps(commit.version):
-                raise NotFoundError(
-                    f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
-                    f"{head.kept_from} on{_held_names(head)}; dray log {store.url} shows them"
-                ) from exc
-            raise DamagedError(f"{store.url_of(name)}: the manifest of version {commit.version} is missing") from exc
+        body = _read_record(store, layout, commit, name, "manifest")
         if digest_of(body) != commit.manifest:
             raise DamagedError(
                 f"{store.url_of(name)}: the manifest is not the one that version {commit.version} committed"
@@ -290,10 +281,29 @@ class Snapshot:
 
     def _chunk(self, chunk: SourceChunk) -> pa.Table:
         name = self.layout.table(chunk.intent, chunk.digest)
-        body = self.store.get(name)
+        body = _read_record(self.store, self.layout, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
         return pq.read_table(pa.BufferReader(body))
+
+
+def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:
+    """A manifest or one of its tables.
+
+    Raises:
+        NotFoundError: The version was dropped.
+        DamagedError: It is missing.
+    """
+    try:
+        return store.get(name)
+    except NotFoundError as exc:
+        head = read_head(store, layout)
+        if head is not None and not head.keeps(commit.version):
+            raise NotFoundError(
+                f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
+                f"{head.kept_from} on{_held_names(head)}; dray log {store.url} shows them"
+            ) from exc
+        raise DamagedError(f"{store.url_of(name)}: the {what} of version {commit.version} is missing") from exc
 
 
 def _held_names(head: Commit) -> str:

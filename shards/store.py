@@ -4,6 +4,7 @@ Objects are created, never overwritten: `put_new` is one conditional request, so
 other is told. Local disk obeys the same rule through hard links. Every error names the URL and none shows a secret.
 """
 
+import errno
 import io
 import os
 import re
@@ -12,13 +13,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import obstore
 from obstore.store import ObjectStore
 
-from dray.shards.client import StorageOptions, client_errors, client_panics, link_refusals, open_client
+from dray.shards.client import StorageOptions, client_errors, client_panics, open_client
 from dray.shards.errors import CallError, DamagedError, DeniedError, DrayError, NotFoundError, StoreError
 from dray.shards.urls import local_path, normal_url
 
@@ -27,7 +29,8 @@ SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuc
 STREAM_CHUNK_BYTES = 8 << 20
 DELETES_AT_ONCE = 16
 
-_LEFTOVER = re.compile(r"#[0-9]+$")  # how obstore's local store names a file until it is whole
+_LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
+_LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 _STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
 
@@ -87,7 +90,7 @@ class Store:
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Create an object, whole, at once: a crash or an error leaves nothing visible.
 
-        On local disk it is durable only after `sync`.
+        On local disk its content is durable then, its name after `sync`: a power cut leaves the whole object or none.
 
         Raises:
             ExistsError: An object lies there already; it was not touched. After a lost reply it may be this very
@@ -95,8 +98,12 @@ class Store:
             DeniedError: The caller may not write.
             StoreError: The outcome is unknown: read back. Or the disk refuses hard links.
         """
-        with self._errors("write", name), link_refusals():
-            self._client_for(len(data)).put(self._key(name), data, mode="create", use_multipart=False)
+        with self._errors("write", name):
+            if self.local_root is None:
+                self._client_for(len(data)).put(self._key(name), data, mode="create", use_multipart=False)
+            else:  # the client does not wait until the content has reached the disk before it names it
+                self._check_name(name)
+                _create_file(Path(self.local_root, name), data)
 
     @contextmanager
     def open_writer(self, name: str) -> Iterator[ByteSink]:
@@ -263,20 +270,16 @@ class Store:
                     found.append(ObjectInfo(name, info.st_size, "", modified))
         return sorted(found, key=lambda info: info.name)
 
-    def sync(self, names: Sequence[str], *, folders: bool = True) -> None:
-        """Make objects durable: on local disk they and their folders reach the disk; elsewhere they are already.
-
-        Args:
-            names: The objects.
-            folders: Whether to sync the folders too, from the objects' own up to the one that holds the store's root.
-        """
+    def sync(self, names: Sequence[str]) -> None:
+        """Make objects durable: on local disk their folders reach the disk; elsewhere they are durable already."""
         if self.local_root is None:
             return
         with self._errors("fsync", names[0] if names else ""):
             paths = [Path(self.local_root, name) for name in names]
-            above = {folder for path in paths for folder in self._folders(path)} if folders else set()
-            for path in (*paths, *above):
-                _fsync(path)
+            for path in paths:
+                path.stat()  # what vanished cannot be made durable
+            for folder in {folder for path in paths for folder in self._folders(path)}:
+                _fsync(os.open(folder, os.O_RDONLY))
 
     def _folders(self, path: Path) -> list[Path]:
         """The folders from the object's own up to the one that holds the store's root (each may be new)."""
@@ -345,8 +348,57 @@ class _Ranges(io.RawIOBase):
         return self._ahead.submit(self._store.get_ranges, self._info.name, [start], [length])
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Create a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
+
+    Raises:
+        FileExistsError: A file lies there already.
+        OSError: It cannot be written; nothing is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise NotADirectoryError(f"{path.parent} is a file") from exc
+    staged, descriptor = _open_staged(path)
+    try:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]  # 2 GiB at most a call
+        finally:
+            _fsync(descriptor)
+        _link(staged, path)
+    finally:
+        os.unlink(staged)
+
+
+def _open_staged(path: Path) -> tuple[str, int]:
+    """A new file beside the one that it is to become, open for writing."""
+    for number in count(1):
+        staged = f"{path}#{number}"  # `leftovers` knows it by that
+        try:
+            return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:  # another writer's, or a crash's
+            continue
+    raise AssertionError("unreachable: numbers do not end")
+
+
+def _link(staged: str, path: Path) -> None:
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        if exc.errno not in _LINK_REFUSALS:
+            raise
+        raise OSError(
+            "this disk refuses hard links, which dray needs to create files without overwriting: "
+            f"use another disk or object storage ({exc.strerror})"
+        ) from None
+
+
+def _fsync(descriptor: int) -> None:
+    """Wait until what was written has reached the disk, and close."""
     try:
         os.fsync(descriptor)
     finally:

@@ -120,8 +120,8 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
     now = None
     try:
         now = open_whole(store, layout, version)
-    except NotFoundError:
-        yield Finding(url=store.url_of(layout.commit(version)), what="the commit is missing")
+    except NotFoundError as exc:  # the commit is missing, or the version was dropped meanwhile
+        yield Finding(url=store.url_of(layout.commit(version)), what=str(exc))
     if isinstance(now, Finding):
         yield now
     elif now is not None and now.commit != snapshot.commit:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 import pickle
 import uuid
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from dray.cluster.seaweed import SeaweedServer
+from dray.shards import store as store_module
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +74,17 @@ def make_inputs(tmp_path: Path) -> MakeInputs:
         return inputs
 
     return make
+
+
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk of `tmp_path/out`, in order: relative paths, a file's under the name that it gets then."""
+    paths: list[str] = []
+
+    def record(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        paths.append(os.path.relpath(path, tmp_path / "out").removesuffix("#1"))
+        os.close(descriptor)
+
+    monkeypatch.setattr(store_module, "_fsync", record)
+    return paths

@@ -29,7 +29,7 @@ class Fault(StrEnum):
     CRASH_BEFORE = "a crash before"  # the call is not made
     CRASH_WITHIN = "a crash within"  # of a `put_new` to disk: half the object lies there under its leftover's name
     CRASH_AFTER = "a crash after"  # the call is made
-    POWER_CUT = "a power cut at"  # not made, and on a disk all that was not synced is lost
+    POWER_CUT = "a power cut at"  # not made, and on a disk all names that were not synced are lost
     LUCKY_CUT = "a lucky power cut at"  # the same, but the last object that was put reached the disk
     NO_REACH = "an error before"  # not made; a StoreError
     LOST_REPLY = "a lost reply at"  # made; a StoreError
@@ -77,7 +77,6 @@ class FaultyStore(Store):
         self._at = at
         self._fault = fault
         self._lock = threading.Lock()
-        self._bodies_at_risk: list[str] = []  # objects put and not synced since
         self._entries_at_risk: list[str] = []  # objects put whose folder was not synced since
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -88,7 +87,6 @@ class FaultyStore(Store):
                 torn.write_bytes(data[: len(data) // 2])
                 self._die()
             super().put_new(name, data)
-            self._bodies_at_risk.append(name)
             self._entries_at_risk.append(name)
             if fault is Fault.SENT_TWICE:
                 super().put_new(name, data)
@@ -132,11 +130,10 @@ class FaultyStore(Store):
         with self._call("leftovers", folder):
             return super().leftovers(folder)
 
-    def sync(self, names: Sequence[str], *, folders: bool = True) -> None:
+    def sync(self, names: Sequence[str]) -> None:
         with self._call("sync", names[0] if names else ""):
-            super().sync(names, folders=folders)
-            synced = {os.path.dirname(name) for name in names} if folders else set()
-            self._bodies_at_risk = [name for name in self._bodies_at_risk if name not in names]
+            super().sync(names)
+            synced = {os.path.dirname(name) for name in names}
             self._entries_at_risk = [name for name in self._entries_at_risk if os.path.dirname(name) not in synced]
 
     @contextmanager
@@ -168,7 +165,7 @@ class FaultyStore(Store):
     def _lose(self, num_lucky: int) -> None:
         """Delete what may not have reached the disk."""
         lucky = self._entries_at_risk[len(self._entries_at_risk) - num_lucky :]
-        super().delete([*{*self._bodies_at_risk, *self._entries_at_risk}.difference(lucky)])
+        super().delete([*set(self._entries_at_risk).difference(lucky)])
 
     def _die(self) -> None:
         self.is_dead = True

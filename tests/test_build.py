@@ -21,7 +21,6 @@ from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
 from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
-from dray.shards import store as store_module
 from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter
 from tests.chaos import Chaos
@@ -391,12 +390,8 @@ def test_a_foreign_shard_with_the_right_keys_is_not_adopted(make_inputs: MakeInp
 RECIPE = Recipe(suffixes=(SUFFIX,), num_shards=4)
 
 
-def test_all_is_on_the_disk_before_the_commit(
-    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_is_on_the_disk_before_the_commit(make_inputs: MakeInputs, tmp_path: Path, synced: list[str]) -> None:
     """Shards, indexes, tables, their folders and the intent; then the commit itself."""
-    synced: list[str] = []
-    monkeypatch.setattr(store_module, "_fsync", lambda path: synced.append(os.path.relpath(path, tmp_path / "out")))
     build(make_inputs(8), Place(str(tmp_path / "out")))
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
     commit = "_dray/wds/commits/0000000001.json"

@@ -1,6 +1,5 @@
 """Merging small shards: a pure plan of groups, and a version of the same samples in fewer tars."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,14 +14,14 @@ from hypothesis import strategies as st
 from dray.pipelines import compact as compact_module
 from dray.pipelines import tables
 from dray.pipelines.build import build as build_from
-from dray.pipelines.compact import CompactReport, Group, compact, merge_indexes, num_small, plan_merges
+from dray.pipelines.compact import CompactReport, compact, merge_indexes
+from dray.pipelines.merges import Group, num_small, plan_merges
 from dray.pipelines.pack import PackJob, read_index
 from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.versions import hold, rollback
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError
-from dray.shards import store as store_module
 from dray.shards.layout import Layout
 from dray.shards.log import new_write_id, read_head
 from dray.shards.snapshot import Shard
@@ -559,8 +558,8 @@ def test_what_the_rule_gives_up_is_deleted_and_the_rest_is_said(
     before = samples_of(latest(place))
     compacted(place, progress=True, retention=Retention(keep=1, grace_s=0))
     said = capsys.readouterr().err
-    assert "8 merged shards of version 8 stay for its readers; programs that glob wds-*.tar see them" in said
-    assert "objects of versions before 9 were deleted" in said
+    assert "8 shards of version 8 stay for its readers; programs that glob wds-*.tar see them" in said
+    assert "objects of versions before 9 and of builds that never ended were deleted" in said
     tars = [f"wds-{number:06d}.tar" for number in (8, 9, 10)]
     assert sorted(name for name in stored(place) if name.endswith(".tar")) == tars
     assert samples_of(latest(place)) == before
@@ -688,20 +687,18 @@ def test_a_shard_that_lies_elsewhere_is_not_committed(small_place: Place) -> Non
     """Workers that write to disks of their own are found out."""
     remove = partial(store_at(small_place).delete, ["wds-000009.tar"])
     with pytest.raises(
-        StoreError, match=r"wds-000009\.tar was made with \d+ bytes, but here is nothing: do the workers"
+        StoreError, match=r"wds-000009\.tar was stored with \d+ bytes, but here is nothing: do the workers"
     ):
         compacted(Watched(small_place, lambda name: name == "wds-000010.tar", remove))
     assert latest(small_place).version == 8
 
 
-def test_all_is_on_the_disk_before_the_commit(
-    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_is_on_the_disk_before_the_commit(make_inputs: MakeInputs, tmp_path: Path, synced: list[str]) -> None:
     """Shards, indexes, the table, the manifest, the intent and their folders; then the commit itself."""
-    place, synced = Place(str(tmp_path / "out")), list[str]()
+    place = Place(str(tmp_path / "out"))
     eight_small(make_inputs(24), place)
     old = stored(place).keys()
-    monkeypatch.setattr(store_module, "_fsync", lambda path: synced.append(os.path.relpath(path, tmp_path / "out")))
+    synced.clear()
     compacted(place)
     new, commit = stored(place).keys() - old, "_dray/wds/commits/0000000009.json"
     before = set(synced[: synced.index(commit)])

@@ -420,8 +420,6 @@ class Machine(RuleBasedStateMachine):
         if isinstance(operation, Rollback):
             met = any(state.last != states[0].last or not state.keeps(operation.version) for state in states)
             errors |= {ConflictError} if met else set()
-        elif isinstance(operation, Build | Compact | Gc) and any(state.floors != states[0].floors for state in states):
-            errors |= {NotFoundError, StoreError}  # without a grace objects went from under its hands
         return errors
 
     def do(self, operation: Operation) -> None:

@@ -1,0 +1,66 @@
+"""Around the commit of a version: before it its shards are looked for, after it old ones are given up."""
+
+from collections.abc import Mapping
+
+from dray.pipelines.gc import sweep
+from dray.pipelines.progress import say
+from dray.pipelines.retention import Retention
+from dray.shards.errors import DamagedError, StoreError
+from dray.shards.layout import Layout
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import Store
+
+
+def check_stored(store: Store, layout: Layout, expected: Mapping[int, int]) -> None:
+    """Hold what lies there against the tasks' records, and make it durable.
+
+    Args:
+        store: Where the dataset lies.
+        layout: Its names.
+        expected: Shard number -> bytes of its tar.
+
+    Raises:
+        StoreError: A shard is not there: its task wrote to another place.
+    """
+    stored = {info.name: info.size for info in store.list_folder()} if expected else {}
+    for number, num_bytes in expected.items():
+        name = layout.shard(number)
+        if stored.get(name) == num_bytes:
+            continue
+        found = store.head(name)  # a network mount may list what it remembers
+        if found is None or found.size != num_bytes:
+            raise StoreError(
+                f"{store.url_of(name)} was stored with {num_bytes} bytes, but here is "
+                f"{f'one of {found.size}' if found else 'nothing'}: do the workers write to another place? "
+                "A local directory must be on a disk that all nodes share"
+            )
+    for number in list(expected)[:1]:  # all shards share their folders
+        store.sync([layout.shard(number), layout.index(number)])
+
+
+def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *, progress: bool) -> None:
+    """Say what the new version supersedes, and delete what its commit gave up.
+
+    The version stands: a deletion that fails is only said.
+    """
+    if base is None:
+        return
+    numbers = {shard.number for shard in made.shards}
+    superseded = [shard for shard in base.shards if shard.number not in numbers]
+    if superseded:
+        say(
+            f"{len(superseded):,} shards of version {base.version} stay for its readers; programs that glob "
+            f"{made.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
+            show=progress,
+        )
+    before, after = base.commit, made.commit
+    if retention is None or (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
+        return
+    try:
+        deleted = sweep(made.store, made.layout, after, retention.grace_s)
+    except (StoreError, DamagedError) as exc:
+        say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
+        return
+    if deleted:
+        what = f"versions before {after.kept_from} and of builds that never ended"
+        say(f"{len(deleted):,} objects of {what} were deleted", show=progress)
