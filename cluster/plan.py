@@ -63,21 +63,26 @@ def _as_json(url: str, work: Work) -> dict[str, Any]:
         "url": url,
         "has_work": work.has_work,
         "shards": shards,
-        "dropped": planned.num_dropped,
+        "dropped": [
+            {"number": shard.number, "samples": shard.num_samples, "bytes": shard.num_bytes, "reason": reason}
+            for shard, reason in planned.dropped
+        ],
         "refreshed": planned.num_refreshed,
         "left_out": [asdict(left.bad) for left in work.left_out],
     }
 
 
 def _print_plan(url: str, work: Work) -> None:
-    """The shards that would be packed; those that stay are only counted."""
+    """The shards that would be packed or dropped; those that stay are only counted."""
     packed = [shard for shard in work.planned.shards if shard.fate != "reused"]
     table = Table("fate", "samples", "bytes", "why", box=None)
     for shard in packed:
         table.add_row(shard.fate, f"{len(shard.rows):,}", f"{shard.num_bytes:,}", shard.reason)
+    for gone, reason in work.planned.dropped:
+        table.add_row("dropped", f"{gone.num_samples:,}", f"{gone.num_bytes:,}", reason)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{url}: {_summary(work)}")
-    if packed:
+    if table.rows:
         console.print(table)
 
 
@@ -89,7 +94,7 @@ def _summary(work: Work) -> str:
     to_pack = sum(shard.num_bytes for shard in planned.shards if shard.fate != "reused")
     return (
         f"{fates['reused']:,} shards stay, {fates['rewritten']:,} rewritten, {fates['new']:,} new, "
-        f"{planned.num_dropped:,} dropped, {planned.num_refreshed:,} samples touched but the same, "
+        f"{len(planned.dropped):,} dropped, {planned.num_refreshed:,} samples touched but the same, "
         f"{len(work.left_out):,} left out; "
         f"{to_pack / 1e6:,.1f} MB to pack"
     )

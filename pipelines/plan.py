@@ -104,12 +104,12 @@ class Plan:
     Attributes:
         shards: Those that stay, those that are packed.
         num_refreshed: Samples whose fingerprint changed and whose content did not.
-        num_dropped: Shards of the last snapshot none of whose samples is left.
+        dropped: Shards of the last snapshot that none in this plan takes the place of, and why.
     """
 
     shards: tuple[PlannedShard, ...]
     num_refreshed: int = 0
-    num_dropped: int = 0
+    dropped: tuple[tuple[Shard, str], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -119,7 +119,7 @@ class Plan:
     @property
     def has_work(self) -> bool:
         """Whether the next snapshot would differ from the last."""
-        return bool(self.num_refreshed or self.num_dropped) or any(shard.fate != "reused" for shard in self.shards)
+        return bool(self.num_refreshed or self.dropped) or any(shard.fate != "reused" for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: ND
     if changes := changes_of(recipe, sources.url, last):
         rows = _order(sources, np.arange(len(sources)), recipe)
         shards = tuple(_deal(sources, rows, recipe, recipe.num_shards, changes))
-        return Plan(shards, num_dropped=len(last.shards))
+        return Plan(shards, dropped=tuple((shard, changes) for shard in last.shards))
     return _increment(sources, recipe, last, np.zeros(len(sources), bool) if is_same is None else is_same)
 
 
@@ -207,12 +207,13 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
     ).all(axis=1)
     stays = is_old & (has_same_print | is_same)
     members = _members(shard_of, row_of)
-    shards, num_dropped = [], 0
+    shards: list[PlannedShard] = []
+    dropped: list[tuple[Shard, str]] = []
     for shard in last.shards:
         rows = members.get(shard.number, np.zeros(0, np.int64))
         num_changed, num_removed = int((~stays[rows]).sum()), shard.num_samples - len(rows)
         if not len(rows):
-            num_dropped += 1
+            dropped.append((shard, f"all {shard.num_samples} samples removed"))
         elif shard.number in last.whole and not num_changed and not num_removed:
             shards.append(_reused(shard, rows))
         else:
@@ -222,7 +223,7 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
     new = _order(sources, np.flatnonzero(~is_old), recipe)
     if len(new):
         shards += _deal(sources, new, recipe, _num_new_shards(len(new), recipe, last), f"{len(new)} new samples")
-    return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), num_dropped)
+    return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), tuple(dropped))
 
 
 def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:

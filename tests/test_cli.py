@@ -105,7 +105,7 @@ def test_plan_as_json_lists_every_shard(dray: Dray, build: Dray, inputs: Inputs,
         ("reused", number, 20) for number in range(3)
     ]
     [rebuild] = json.loads(dray(*words, "--shards", 2).out)
-    assert rebuild["dropped"] == 3
+    assert [shard["number"] for shard in rebuild["dropped"]] == [0, 1, 2]
     assert rebuild["shards"][0]["reason"] == "num_shards was 3, is 2"
 
 

@@ -168,7 +168,8 @@ def test_a_shard_with_no_sample_left_is_dropped() -> None:
     before = named(dict.fromkeys("abcdef", 1))
     second = plan(named(dict.fromkeys("abef", 1)), RECIPE, committed(before, plan(before, RECIPE)))
     assert [shard.number for shard in second.shards] == [0, 2]
-    assert (second.num_dropped, second.has_work) == (1, True)
+    assert [(shard.number, reason) for shard, reason in second.dropped] == [(1, "all 2 samples removed")]
+    assert second.has_work
 
 
 def test_a_missing_shard_is_packed_anew_under_another_number() -> None:
