@@ -11,7 +11,7 @@ from typing import Any
 
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
-from dray.pipelines.finish import check_stored, finish
+from dray.pipelines.finish import check_stored, finish, until_committed
 from dray.pipelines.manifest import next_manifest
 from dray.pipelines.merges import num_small
 from dray.pipelines.pack import PackedShard, PackJob, PackTask
@@ -22,12 +22,11 @@ from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import BadInput
 from dray.pipelines.tolerance import NAMED, Tolerance
 from dray.pipelines.work import TASK_BYTES, Work, leave_out, work_out
-from dray.shards.errors import ConflictError, DamagedError, StoreError
-from dray.shards.log import Intent, read_head
+from dray.shards.errors import ConflictError
+from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot
 
 SMALL_SHARDS = 10  # so many are worth a word
-ATTEMPTS = 8  # to commit, where others commit meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,34 +91,28 @@ def build(
     """
     started = time.monotonic()
     before: Snapshot | None = None  # what the attempt before started from
-    for attempt in range(ATTEMPTS):
-        head = read_head(job.output, job.layout)
-        try:
-            work = work_out(job, recipe, names, tolerance, head, checksum=checksum, address=address, progress=progress)
-            if attempt:
-                _check_rebase(job, recipe, before, work.snapshot)
-            before = work.snapshot
-            if before is not None and not work.has_work:
-                return _report(before, None, started)
-            intent = announce(job, work.planned, before, work.stored, progress=progress)
-            packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
-            bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
-            manifest = next_manifest(job, recipe, work, intent, packed, bad)
-            made = commit_version(job.output, job.layout, manifest, before, retention=retention)
-        except (StoreError, DamagedError):
-            if read_head(job.output, job.layout) == head:
-                raise
-            made = None  # a gc without a grace may have taken what this build was reading or had stored
-        if made is not None:
-            finish(made, before, retention, progress=progress)
-            _say_if_small(made, show=progress)
-            num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
-            return _report(made, num_packed, started)
-        say("another writer committed meanwhile: planning again from there", show=progress)
-    raise ConflictError(
-        f"{job.output.url}: other writers of {job.layout.prefix!r} were faster {ATTEMPTS} times in a row; "
-        "nothing was lost: run this build again"
-    )
+
+    def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
+        """None where another writer committed meanwhile."""
+        nonlocal before
+        work = work_out(job, recipe, names, tolerance, head, checksum=checksum, address=address, progress=progress)
+        if not is_first:
+            _check_rebase(job, recipe, before, work.snapshot)
+        base = before = work.snapshot
+        if base is not None and not work.has_work:
+            return _report(base, None, started)
+        intent = announce(job, work.planned, base, work.stored, progress=progress)
+        packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
+        bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
+        manifest = next_manifest(job, recipe, work, intent, packed, bad)
+        made = commit_version(job.output, job.layout, manifest, base, retention=retention)
+        if made is None:
+            return None
+        finish(made, base, retention, progress=progress)
+        _say_if_small(made, show=progress)
+        return _report(made, sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values()), started)
+
+    return until_committed(job.output, job.layout, attempt, progress=progress)
 
 
 def _say_if_small(made: Snapshot, *, show: bool) -> None:

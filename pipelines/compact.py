@@ -16,26 +16,25 @@ from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
-from dray.pipelines.finish import check_stored, finish
+from dray.pipelines.finish import check_stored, finish, until_committed
 from dray.pipelines.manifest import put_table
 from dray.pipelines.merges import Group, plan_for
 from dray.pipelines.pack import PackJob, create, store_index
 from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
-from dray.pipelines.progress import say, shard_progress
+from dray.pipelines.progress import shard_progress
 from dray.pipelines.retention import Retention
 from dray.pipelines.run import run_tasks
 from dray.pipelines.sources import Sources
 from dray.pipelines.tables import source_chunks
 from dray.pipelines.work import TASK_BYTES, stored_sizes
-from dray.shards.errors import ConflictError, DamagedError, NotFoundError, StoreError
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Intent, Operation, no_dataset, read_head
+from dray.shards.log import Commit, Intent, Operation, no_dataset
 from dray.shards.snapshot import Manifest, Shard, Snapshot, SourceChunk
 from dray.shards.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
 
-ATTEMPTS = 8  # to commit, where others commit meanwhile
 PARTS_AT_ONCE = 4  # read by one task
 READ_BYTES = 8 << 20
 STREAM_BYTES = 4 * READ_BYTES  # of one open stream
@@ -108,29 +107,23 @@ def compact(
         ConflictError: Other writers were faster again and again.
     """
     started = time.monotonic()
-    for _ in range(ATTEMPTS):
-        head = read_head(store, layout)
+
+    def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  all are alike
+        """None where another writer committed meanwhile."""
         if head is None:
             raise no_dataset(store, layout)
-        try:
-            base = Snapshot.load(store, layout, head)
-            groups = plan_for(base.shards, base.manifest.recipe)
-            merged = [group for group in groups if len(group) > 1]
-            if not merged:
-                return _report(base, [], started)
-            made = _merge(base, groups, retention, address, progress=progress)
-        except (StoreError, DamagedError):
-            if read_head(store, layout) == head:
-                raise
-            made = None  # a gc without a grace may have taken what this one was reading or had stored
-        if made is not None:
-            finish(made, base, retention, progress=progress)
-            return _report(made, merged, started)
-        say("another writer committed meanwhile: planning again from there", show=progress)
-    raise ConflictError(
-        f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
-        "run this compaction again"
-    )
+        base = Snapshot.load(store, layout, head)
+        groups = plan_for(base.shards, base.manifest.recipe)
+        merged = [group for group in groups if len(group) > 1]
+        if not merged:
+            return _report(base, [], started)
+        made = _merge(base, groups, retention, address, progress=progress)
+        if made is None:
+            return None
+        finish(made, base, retention, progress=progress)
+        return _report(made, merged, started)
+
+    return until_committed(store, layout, attempt, progress=progress)
 
 
 def _merge(

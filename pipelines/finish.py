@@ -1,14 +1,50 @@
-"""Around the commit of a version: before it its shards are looked for, after it old ones are given up."""
+"""Around the commit of a version: tried until it stands; its shards looked for before, old ones given up after."""
 
 from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 from dray.pipelines.gc import sweep
 from dray.pipelines.progress import say
 from dray.pipelines.retention import Retention
-from dray.shards.errors import DamagedError, StoreError
+from dray.shards.errors import ConflictError, DamagedError, StoreError
 from dray.shards.layout import Layout
+from dray.shards.log import Commit, read_head
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
+
+ATTEMPTS = 8  # to commit, where others commit meanwhile
+Report = TypeVar("Report", covariant=True)
+
+
+class Attempt(Protocol[Report]):
+    """One try to make a version."""
+
+    def __call__(self, head: Commit | None, *, is_first: bool) -> Report | None:
+        """A report, or None where another writer committed after `head`."""
+        ...
+
+
+def until_committed(store: Store, layout: Layout, attempt: Attempt[Report], *, progress: bool) -> Report:
+    """Try until nobody else was faster; each attempt starts from the last commit.
+
+    Raises:
+        ConflictError: Others were faster again and again.
+    """
+    for number in range(ATTEMPTS):
+        head = read_head(store, layout)
+        try:
+            report = attempt(head, is_first=number == 0)
+        except (StoreError, DamagedError):
+            if read_head(store, layout) == head:
+                raise
+            report = None  # a gc without a grace may have taken what this one was reading, or had stored
+        if report is not None:
+            return report
+        say("another writer committed meanwhile: planning again from there", show=progress)
+    raise ConflictError(
+        f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
+        "run it again"
+    )
 
 
 def check_stored(store: Store, layout: Layout, expected: Mapping[int, int]) -> None:
