@@ -71,16 +71,30 @@ class Order:
         Raises:
             IndexError: A position is outside.
         """
+        found = self._checked(positions)
+        if not self.shuffle or not found.size:
+            return found.copy()
+        firsts, _, offsets = self._in_runs(found.ravel())
+        return ((firsts + offsets + self._shift) % self.num_samples).reshape(found.shape)
+
+    def runs(self, positions: ArrayLike) -> tuple[Ints, Ints]:
+        """What is read together with the sample at each position: neighbouring samples that one lane takes.
+
+        Returns:
+            (n,) the first sample of the run and (n,) its number of samples; it goes on from sample N - 1 to 0.
+            Without shuffle each sample is a run of its own.
+        """
+        found = self._checked(positions).ravel()
+        if not self.shuffle or not found.size:
+            return found.copy(), np.ones_like(found)
+        firsts, sizes, _ = self._in_runs(found)
+        return (firsts + self._shift) % self.num_samples, sizes
+
+    def _checked(self, positions: ArrayLike) -> Ints:
         found = np.asarray(positions, np.int64)
         if found.size and not 0 <= int(found.min()) <= int(found.max()) < self.num_samples:
             raise IndexError(f"positions {found.min()} to {found.max()} of an epoch of {self.num_samples} samples")
-        if not self.shuffle or not found.size:
-            return found.copy()
-        flat = found.ravel()
-        if self.window_rows > 1:
-            flat = self._in_window(flat)
-        samples = (self._in_lanes(flat) + self._shift) % self.num_samples
-        return samples.reshape(found.shape)
+        return found
 
     def _in_window(self, positions: Ints) -> Ints:
         """Positions after the permutation inside their window."""
@@ -89,21 +103,26 @@ class Order:
         size = np.minimum(width, self.num_samples - number * width)
         return number * width + _permute(offset, size, _mix(self._salt(4) + number.astype(np.uint64)))
 
-    def _in_lanes(self, positions: Ints) -> Ints:
-        """Samples before the shift: those of whole rows of blocks, of the shorter runs, and the last few."""
+    def _in_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
+        """Before the shift, of each position's run the first sample and the size, and the sample's place in it.
+
+        There are three kinds: those of whole rows of blocks, the shorter runs, and the last few samples.
+        """
+        if self.window_rows > 1:
+            positions = self._in_window(positions)
         in_blocks = self._rows * self._block * self.lanes
         in_runs = in_blocks + self._run * self.lanes
         if positions.max() < in_blocks:
             return self._of_blocks(positions)
-        samples = np.empty_like(positions)
+        found = np.empty((3, len(positions)), np.int64)
         kind = np.searchsorted(np.array([in_blocks, in_runs]), positions, side="right")
         for number, of_kind in enumerate((self._of_blocks, self._of_runs, self._of_tail)):
             chosen = kind == number
             if chosen.any():
-                samples[chosen] = of_kind(positions[chosen])
-        return samples
+                found[:, chosen] = of_kind(positions[chosen])
+        return found[0], found[1], found[2]
 
-    def _of_blocks(self, positions: Ints) -> Ints:
+    def _of_blocks(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         time, lane = np.divmod(positions, self.lanes)
         phase = self._phases[lane]
         time += phase
@@ -116,17 +135,19 @@ class Order:
         start = np.where(is_first & ~wrapped, phase, 0)
         size = np.where(is_first, np.where(wrapped, phase, self._block - phase), self._block)
         salts = _mix(self._salt(2) + (block * 2 + wrapped).astype(np.uint64))
-        return block * self._block + start + _permute(offset - start, size, salts)
+        return block * self._block + start, size, _permute(offset - start, size, salts)
 
-    def _of_runs(self, positions: Ints) -> Ints:
+    def _of_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         begin = self._rows * self._block * self.lanes
         time, lane = np.divmod(positions - begin, self.lanes)
         run = _permute(lane, self.lanes, self._salt(3))
-        return begin + run * self._run + _permute(time, self._run, _mix(self._salt(5) + run.astype(np.uint64)))
+        place = _permute(time, self._run, _mix(self._salt(5) + run.astype(np.uint64)))
+        return begin + run * self._run, np.full_like(run, self._run), place
 
-    def _of_tail(self, positions: Ints) -> Ints:
+    def _of_tail(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         begin = (self._rows * self._block + self._run) * self.lanes
-        return begin + _permute(positions - begin, self.num_samples - begin, self._salt(6))
+        sample = begin + _permute(positions - begin, self.num_samples - begin, self._salt(6))
+        return sample, np.ones_like(sample), np.zeros_like(sample)
 
     @cached_property
     def _block(self) -> int:

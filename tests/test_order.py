@@ -37,6 +37,18 @@ def test_a_position_may_be_asked_for_alone(order: Order, data: st.DataObject) ->
     assert order.at(positions[0]) == whole[positions[0]]
 
 
+@settings(max_examples=100, deadline=None)
+@given(orders)
+def test_runs_are_the_neighbours_that_are_read_together(order: Order) -> None:
+    """Each holds its position's sample; together they hold every sample once."""
+    positions = np.arange(order.num_samples)
+    firsts, sizes = order.runs(positions)
+    assert ((order.at(positions) - firsts) % order.num_samples < sizes).all()
+    runs = set(zip(firsts.tolist(), sizes.tolist(), strict=True))
+    held = [(first + place) % order.num_samples for first, size in runs for place in range(size)]
+    assert sorted(held) == positions.tolist()
+
+
 def test_without_shuffle_position_p_is_sample_p() -> None:
     """Validation reads in order."""
     assert Order(100, 8, 4, seed=3, shuffle=False).at(np.arange(100)).tolist() == list(range(100))

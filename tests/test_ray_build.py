@@ -118,7 +118,7 @@ def test_a_worker_that_dies_after_its_shard_was_stored_has_it_adopted(
     inputs, died = make_inputs(40, SUFFIXES), tmp_path / "died"
 
     def noise(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
-        store_index = pack._store_index
+        store_index = pack.store_index
 
         def die_once(*args: Any, **kwargs: Any) -> str:
             digest = store_index(*args, **kwargs) if when == "after its index was" else None
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_after_its_shard_was_stored_has_it_adopted(
             return digest or store_index(*args, **kwargs)
 
         if not died.exists() and store_index.__name__ != die_once.__name__:
-            pack._store_index = die_once
+            pack.store_index = die_once
         return {"noise.bin": os.urandom(1000 + os.urandom(1)[0])}
 
     report = build(inputs, tmp_path / "out", func_output_data=noise)

@@ -1,0 +1,141 @@
+"""Which shard holds a sample, and where its parts lie there: the snapshot's list and the shards' indexes."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.index import digest_of
+from dray.shards.snapshot import Shard, Snapshot
+
+INDEX_BYTES = 256 << 20  # of indexes that a process keeps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """The index of one shard, of n samples.
+
+    Attributes:
+        keys: (n,) strings.
+        offsets: Suffix -> (n,) uint64, where the part's data start in the tar; 0 where the sample lacks it.
+        sizes: Suffix -> (n,) uint32, bytes.
+        hashes: Suffix -> (n,) uint64, xxh3_64 of the data.
+        num_bytes: That the index takes in memory.
+    """
+
+    keys: pa.Array
+    offsets: dict[str, NDArray[np.uint64]]
+    sizes: dict[str, NDArray[np.uint32]]
+    hashes: dict[str, NDArray[np.uint64]]
+    num_bytes: int
+
+    @classmethod
+    def read(cls, body: bytes) -> "Columns":
+        """From an index's bytes, which are known to be the right ones; nothing is copied."""
+        with pa.ipc.open_file(pa.BufferReader(body)) as reader:
+            batch = reader.get_batch(0)
+
+        def of(what: str) -> dict[str, NDArray[np.generic]]:
+            names = [name for name in batch.schema.names if name.endswith(f"/{what}")]
+            return {name.removesuffix(f"/{what}"): batch.column(name).to_numpy() for name in names}
+
+        return cls(batch.column("key"), of("offset"), of("size"), of("xxh3_64"), len(body))  # type: ignore[arg-type]
+
+
+class Catalog:
+    """The samples of a snapshot by number, in the order of its shards.
+
+    Args:
+        snapshot: The version.
+        parts: The suffixes that are wanted; None: all of each sample.
+        limit: Only the first so many samples; None: all.
+        index_bytes: Of indexes that are kept; the least recently used are read again.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        parts: Sequence[str] | None = None,
+        *,
+        limit: int | None = None,
+        index_bytes: int = INDEX_BYTES,
+    ) -> None:
+        self.snapshot = snapshot
+        self.parts = None if parts is None else tuple(parts)
+        counts = np.array([shard.num_samples for shard in snapshot.shards], np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        total = int(self._starts[-1])
+        self.num_samples = total if limit is None else min(limit, total)
+        self._most_bytes = index_bytes
+        self._kept: OrderedDict[int, Columns] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(m,) which shard of the list each sample lies in, and (m,) its row there."""
+        shards = np.searchsorted(self._starts, samples, side="right") - 1
+        return shards, samples - self._starts[shards]
+
+    def shard(self, place: int) -> Shard:
+        """A shard by its place in the list."""
+        return self.snapshot.shards[place]
+
+    def shard_name(self, place: int) -> str:
+        """The name of its tar."""
+        return self.snapshot.layout.shard(self.shard(place).number)
+
+    def shard_url(self, place: int) -> str:
+        """The URL of its tar, for messages."""
+        return self.snapshot.store.url_of(self.shard_name(place))
+
+    def columns(self, place: int) -> Columns:
+        """The index of a shard, checked against the snapshot; kept for the next time.
+
+        Raises:
+            NotFoundError: It is missing.
+            DamagedError: It is not the one that the snapshot names.
+            CallError: A wanted part is in none of its samples.
+        """
+        with self._lock:
+            if place in self._kept:
+                self._kept.move_to_end(place)
+                return self._kept[place]
+        found = self._read(place)
+        with self._lock:
+            if place not in self._kept:
+                self._kept[place] = found
+                self._kept_bytes += found.num_bytes
+            while self._kept_bytes > self._most_bytes and len(self._kept) > 1:
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= oldest.num_bytes
+        return found
+
+    def wanted(self, columns: Columns) -> Sequence[str]:
+        """The suffixes to read of a shard."""
+        return tuple(columns.offsets) if self.parts is None else self.parts
+
+    def _read(self, place: int) -> Columns:
+        snapshot, shard = self.snapshot, self.shard(place)
+        name = snapshot.layout.index(shard.number)
+        url, root = snapshot.store.url_of(name), snapshot.store.local_root
+        try:  # a file is read without the store's client, which does not live through a fork
+            body = snapshot.store.get(name) if root is None else Path(root, name).read_bytes()
+        except FileNotFoundError as exc:
+            raise NotFoundError(f"{url}: the index is missing: was version {snapshot.version} dropped?") from exc
+        if digest_of(body) != shard.index_digest:
+            raise DamagedError(f"{url}: not the index that version {snapshot.version} names: dray verify tells more")
+        columns = Columns.read(body)
+        if missing := [part for part in self.parts or () if part not in columns.offsets]:
+            raise CallError(
+                f"{self.shard_url(place)} has no part {missing[0]!r}; its parts are {', '.join(columns.offsets)}"
+            )
+        return columns

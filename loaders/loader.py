@@ -1,0 +1,313 @@
+"""`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
+from dray.loaders.cursor import Cursor, Remainder, Rest
+from dray.loaders.decode import Decoder
+from dray.loaders.order import choose_block
+from dray.shards.client import StorageOptions
+from dray.shards.errors import CallError
+from dray.shards.index import digest_of
+from dray.shards.layout import check_suffixes
+from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+
+PREFETCH = 2  # batches
+
+
+class ShardLoader:
+    """Iterates over one epoch of one rank after another.
+
+    Every rank takes the same number of steps, in `keep` and `pad` each sample exactly once over all ranks, in `drop` at
+    most once. The batches depend on the seed, the epoch and the global batch size alone: not on the number of ranks
+    that share one, nor on workers. `state_dict()` is the same on every rank, and may be loaded with another number of
+    ranks, workers or samples a batch.
+
+    Args:
+        url: The dataset's directory, a path or an object-storage URL; `?version=7` at its end names a version.
+        prefix: The dataset's prefix.
+        parts: The suffixes that are read, such as "tensor.pyd"; None: all.
+        batch_size: Samples a step of this rank.
+        shuffle: Whether the order is permuted; else samples come in the dataset's order.
+        seed: Of the permutation: the same on every rank.
+        num_workers: Processes that read and decode; 0: a thread of this one.
+        transform: From a sample, a dict of part -> value, to what batches are made of.
+        collate: From a list of these to a batch; the default stacks parts (see `dray.loaders.collate`).
+        remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
+            (a batch then has `__valid__`, false for filler), or "keep" a last batch that is shared out evenly.
+        rank: Of the data-parallel group; None: as torch.distributed or RANK tell, else 0.
+        num_ranks: The same of its size.
+        version: A number or the name of a hold; None: the last, which rank 0 finds out for all.
+        limit: Only the first so many samples of the dataset.
+        with_keys: Whether batches have `__key__`, a list.
+        window_rows: Permute positions among so many neighbouring global batches as well.
+        storage_options: See `dray.shards.Store`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
+        allow_pickle: Let pickled parts run any code that they name.
+
+    Raises:
+        CallError: An argument is wrong.
+        NotFoundError: There is no such dataset or version.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        parts: str | Iterable[str] | None = None,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        transform: Transform | None = None,
+        collate: Collate | None = None,
+        remainder: str = Remainder.DROP,
+        rank: int | None = None,
+        num_ranks: int | None = None,
+        version: int | str | None = None,
+        limit: int | None = None,
+        with_keys: bool = False,
+        window_rows: int = 1,
+        storage_options: StorageOptions | None = None,
+        allow: Collection[str] = (),
+        allow_pickle: bool = False,
+    ) -> None:
+        if remainder not in list(Remainder):
+            raise CallError(f"remainder {remainder!r}: expected one of {', '.join(Remainder)}")
+        if (rank is None) != (num_ranks is None):
+            raise CallError("rank and num_ranks: give both, or neither")
+        found = _rank() if rank is None or num_ranks is None else (rank, num_ranks)
+        self.rank, self.num_ranks = found
+        if not 0 <= self.rank < self.num_ranks or min(batch_size, window_rows) < 1 or num_workers < 0:
+            raise CallError(
+                f"rank {self.rank} of {self.num_ranks}, batch_size {batch_size}, window_rows {window_rows}, "
+                f"num_workers {num_workers}: out of range"
+            )
+        self._snapshot = _agreed(url, prefix, version, storage_options, for_all=rank is None)
+        self._batch = batch_size * self.num_ranks
+        self._remainder = Remainder(remainder)
+        self._num_workers = num_workers
+        self._maker = BatchMaker(
+            snapshot=self._snapshot,
+            parts=None if parts is None else check_suffixes(parts),
+            limit=limit,
+            decoder=Decoder(allow=allow, allow_pickle=allow_pickle),
+            transform=transform,
+            collate=collate,
+            with_keys=with_keys,
+            marks_filler=self._remainder == Remainder.PAD,
+        )
+        self._next = self._first_cursor(shuffle=shuffle, seed=seed, window_rows=window_rows)
+        self._here = self._start = self._next  # as far as the trainer has come, and where this pass began
+        self._wait_s = 0.0
+        self._workers: DataLoader[Any] | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The version that is read."""
+        return self._snapshot
+
+    def __len__(self) -> int:
+        """Steps of the epoch that the next `iter()` goes through, or that is being gone through."""
+        return self._here.steps + len(self._rest(self._here))
+
+    def __iter__(self) -> Iterator[Any]:
+        """The next epoch; after `load_state_dict` or `set_epoch`, what these name."""
+        start = self._next
+        self._here = self._start = start
+        self._next = self._first_of(start.epoch + 1)
+        way = Pass(start, self._rest(start), self.rank)
+        batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.batches(way))
+        for step in range(1, len(way.rest) + 1):
+            asked = perf_counter()
+            batch = next(batches)
+            self._wait_s += perf_counter() - asked
+            self._here = start.advanced(step, self._batch)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` start an epoch, from 0."""
+        self._here = self._next = self._first_of(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the trainer is: JSON-able, small, the same on every rank."""
+        return self._here.to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
+
+        Raises:
+            CallError: It was saved over other data or with another seed; names the difference.
+        """
+        saved = Cursor.from_dict(state)
+        saved.check_same(self._next)
+        is_over = len(self._rest(saved)) == 0 and saved.steps > 0
+        self._here = self._next = self._first_of(saved.epoch + 1) if is_over else saved
+
+    def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
+        """Where the samples of a batch lie: shard (its URL), key and offset (of the first part) of each.
+
+        Any other epoch than the present one is taken as one that starts anew at this batch size.
+
+        Args:
+            epoch: From 0.
+            step: From 0, of the epoch.
+            rank: None: this one.
+
+        Raises:
+            CallError: The epoch has no such step, or took it before it was resumed here.
+        """
+        start = self._start if epoch == self._start.epoch else self._first_of(epoch)
+        rest = self._rest(start)
+        if not 0 <= step - start.steps < len(rest):
+            raise CallError(
+                f"step {step} of epoch {epoch}: here it has steps {start.steps} to {start.steps + len(rest)}"
+            )
+        share = rest.share(step - start.steps, self.rank if rank is None else rank)
+        catalog = self._maker.catalog
+        found = []
+        for place, row in zip(*catalog.locate(start.order().at(share.positions)), strict=True):
+            columns = catalog.columns(int(place))
+            offsets = [int(columns.offsets[part][row]) for part in catalog.wanted(columns)]
+            first = min((offset for offset in offsets if offset), default=0)
+            found.append({"shard": catalog.shard_url(int(place)), "key": columns.keys[row].as_py(), "offset": first})
+        return found
+
+    def stats(self) -> dict[str, float]:
+        """What was read in this process since the start, and how long batches were waited for.
+
+        With workers only the waiting is counted.
+        """
+        return {**asdict(self._maker.stats), "wait_s": self._wait_s}
+
+    def _rest(self, cursor: Cursor) -> Rest:
+        return Rest(
+            num_samples=cursor.num_samples,
+            consumed=cursor.consumed,
+            batch=self._batch,
+            num_ranks=self.num_ranks,
+            remainder=self._remainder,
+        )
+
+    def _first_cursor(self, *, shuffle: bool, seed: int, window_rows: int) -> Cursor:
+        catalog, snapshot = self._maker.catalog, self._snapshot
+        sample_bytes = snapshot.num_bytes / max(1, snapshot.num_samples)
+        return Cursor(
+            dataset=digest_of(snapshot.manifest.to_bytes()),
+            version=snapshot.version,
+            num_samples=len(catalog),
+            shuffle=shuffle,
+            seed=seed,
+            epoch=0,
+            lanes=self._batch,
+            block=choose_block(len(catalog), self._batch, sample_bytes),
+            window_rows=window_rows,
+        )
+
+    def _first_of(self, epoch: int) -> Cursor:
+        """The start of an epoch, laid out for this batch size."""
+        catalog, snapshot = self._maker.catalog, self._snapshot
+        block = choose_block(len(catalog), self._batch, snapshot.num_bytes / max(1, snapshot.num_samples))
+        return replace(self._next, epoch=epoch, lanes=self._batch, block=block, consumed=0, steps=0)
+
+    def _in_workers(self, way: Pass) -> Iterator[Any]:
+        if self._workers is None:
+            self._workers = _open_workers(self._maker, self._num_workers)
+        workers = self._workers
+        workers.dataset.show(way)  # type: ignore[attr-defined]
+        return iter(workers)
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same, made by a thread while the trainer works."""
+    with ThreadPoolExecutor(1, thread_name_prefix="dray-batches") as thread:
+        coming: deque[Future[list[Any]]] = deque()
+        try:
+            while True:
+                while len(coming) < PREFETCH:
+                    coming.append(thread.submit(lambda: list(islice(batches, 1))))
+                made = coming.popleft().result()
+                if not made:
+                    return
+                yield made[0]
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+class _WorkerBatches(IterableDataset[Any]):
+    """What a worker process iterates over: its batches of the pass that the trainer showed last.
+
+    Persistent workers keep the object that they were born with, so a pass reaches them by shared memory.
+    """
+
+    FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
+
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
+        self._numbers = torch.zeros(len(self.FIELDS), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._way: Pass | None = None
+
+    def show(self, way: Pass) -> None:
+        """Let the next iteration go this way."""
+        self._numbers.copy_(torch.tensor([getattr(way.start, name) for name in self.FIELDS]))
+        if self._way is None:
+            self._way = way  # the workers are not born yet
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        if worker is None or self._way is None:
+            raise RuntimeError("for the loader's workers only")
+        numbers = dict(zip(self.FIELDS, self._numbers.tolist(), strict=True))
+        start = replace(self._way.start, **numbers)
+        rest = replace(self._way.rest, consumed=start.consumed)
+        return self._maker.batches(Pass(start, rest, self._way.rank), worker.id, worker.num_workers)
+
+
+def _open_workers(maker: BatchMaker, num_workers: int) -> "DataLoader[Any]":
+    is_local = maker.snapshot.store.local_root is not None
+    return DataLoader(
+        _WorkerBatches(maker),
+        batch_size=None,
+        num_workers=num_workers,
+        persistent_workers=True,
+        multiprocessing_context="fork" if is_local else "spawn",  # a store's connections do not live through a fork
+        prefetch_factor=PREFETCH,
+    )
+
+
+def _rank() -> tuple[int, int]:
+    """(rank, number of ranks) of this process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _agreed(
+    url: str | os.PathLike[str],
+    prefix: str,
+    version: int | str | None,
+    storage_options: StorageOptions | None,
+    *,
+    for_all: bool,
+) -> Snapshot:
+    """The version that all ranks read: rank 0 finds out which is the last, and tells the others."""
+    is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if version is None and for_all and is_group and torch.distributed.get_world_size() > 1:
+        told: list[int | None] = [None]
+        if torch.distributed.get_rank() == 0:
+            told[0] = Snapshot.open(url, prefix, storage_options=storage_options).version
+        torch.distributed.broadcast_object_list(told, src=0)
+        version = None if "?version=" in os.fspath(url) else told[0]
+    return Snapshot.open(url, prefix, version=version, storage_options=storage_options)
