@@ -2,6 +2,7 @@
 
 from dray.loaders.datamodule import PickledDataWDS, WebDataModule
 from dray.loaders.dataset import Dataset
+from dray.loaders.loader import ShardLoader
 from dray.loaders.split import Split
 
-__all__ = ["Dataset", "PickledDataWDS", "Split", "WebDataModule"]
+__all__ = ["Dataset", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule"]
