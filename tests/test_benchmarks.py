@@ -23,3 +23,12 @@ def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for line in ("first build", "nothing to do", "looking up every file", "1 of 10 shards packed", "1 of 11 shards"):
         assert line in done.stdout
+
+
+def test_loading_is_measured_against_webdataset(tmp_path: Path) -> None:
+    """On few samples: every contestant gives all of them."""
+    command = [sys.executable, BENCHMARKS / "load.py", "--sizes", "4kB", "--samples", "150", "--rounds", "1"]
+    done = subprocess.run([*command, "--dir", tmp_path], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for line in ("0 workers", "2 workers", "WebDataModule", "ShardLoader mixed"):
+        assert line in done.stdout
