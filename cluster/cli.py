@@ -6,6 +6,7 @@ need them, so that `dray --help` is quick.
 """
 
 import importlib.metadata
+import json
 import os
 import sys
 from enum import StrEnum
@@ -607,6 +608,55 @@ def compact(
         address=cluster_address(address),
         storage_options=parse_storage_options(storage_option),
     )
+
+
+@app.command()
+def loadtest(
+    url: Url,
+    *,
+    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    version: Version = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUFFIX", help="Read this part; repeat it for more.", show_default="all"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step of one rank.")] = 32,
+    ranks: Annotated[int, typer.Option(min=1, help="Training processes to stand for.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to take, at most an epoch.")] = 100,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes of each rank.")] = 0,
+    shuffle: Annotated[bool, typer.Option(help="In a shuffled order, as for training.")] = True,
+    as_json: AsJson = False,
+    storage_option: StorageOptionList = None,
+) -> None:
+    """Read a dataset as training would, without training: throughput, first batch, requests, shuffle quality.
+
+    All ranks run in this process, one after the other, so the throughput is that of one machine's cores and network.
+
+    [bold]Examples[/]
+
+    [cyan]dray loadtest dray-quickstart/shards/train --batch-size 8 --ranks 4[/]
+
+    [cyan]dray loadtest s3://lab/digits/train --batch-size 64 --ranks 8 --steps 200 --json[/]
+    """
+    from dray.cluster.build import parse_storage_options
+    from dray.cluster.loadtest import load_test, print_result
+
+    found = load_test(
+        url,
+        prefix=prefix,
+        version=version,
+        parts=part,
+        batch_size=batch_size,
+        num_ranks=ranks,
+        num_steps=steps,
+        num_workers=workers,
+        shuffle=shuffle,
+        storage_options=parse_storage_options(storage_option),
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        print_result(found)
 
 
 @app.command()

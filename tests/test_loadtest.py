@@ -1,0 +1,59 @@
+"""`dray loadtest`: what it prints is what was read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dray.cluster import cli
+from dray.cluster.seaweed import SeaweedServer
+from dray.pipelines import pickles_to_tars
+from tests.conftest import Inputs, MakeInputs
+
+
+def build(inputs: Inputs, url: str, **options: object) -> None:
+    pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, url, "wdshards", min_num_shards=6, progress=False,
+                    **options)  # type: ignore[arg-type]  # fmt: skip
+
+
+def loadtest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    monkeypatch.setattr("sys.argv", ["dray", "loadtest", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return out if ended.value.code == 0 else err
+
+
+def test_a_local_dataset_is_read_by_all_ranks(
+    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch at most; nothing is fetched."""
+    build(make_inputs(60), str(tmp_path / "out"))
+    found = json.loads(
+        loadtest(capsys, monkeypatch, tmp_path / "out", "--batch-size", 4, "--ranks", 3, "--steps", 99, "--json")
+    )
+    assert (found["steps"], found["ranks"], found["shards"], found["requests"]) == (5, 3, 6, 0)
+    assert 1 < found["shards_in_a_global_batch"] <= 6
+    assert found["bytes_read_per_byte"] is None
+    text = loadtest(capsys, monkeypatch, tmp_path / "out", "--no-shuffle", "--batch-size", 4, "--steps", 2)
+    assert "version 1, 1 ranks x 4, 2 steps" in text
+    assert "1.0 of 6 shards in a global batch" in text
+
+
+def test_a_remote_dataset_tells_what_was_fetched(
+    make_inputs: MakeInputs, s3: SeaweedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests, and bytes a byte that was wanted."""
+    build(make_inputs(60), s3.url("loadtest"), storage_options=s3.storage_options)
+    options = [f"--storage-option={name}={value}" for name, value in s3.storage_options.items()]
+    found = json.loads(loadtest(capsys, monkeypatch, s3.url("loadtest"), "--batch-size", 30, "--json", *options))
+    assert found["requests"] > 0
+    assert found["bytes_read_per_byte"] >= 1
+
+
+def test_too_small_a_dataset_is_said(
+    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line."""
+    build(make_inputs(5), str(tmp_path / "out"))
+    assert "fewer samples than one step" in loadtest(capsys, monkeypatch, tmp_path / "out", "--ranks", 9)
