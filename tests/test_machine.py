@@ -684,4 +684,4 @@ def test_a_writer_may_be_met_at_each_of_its_calls(tmp_path: Path, first: str, se
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_long_histories(tmp_path: Path, on_disk: bool) -> None:
     """The same for longer."""
-    check(tmp_path, num_examples=300 if on_disk else 2000, num_steps=50, on_disk=on_disk)
+    check(tmp_path, num_examples=150 if on_disk else 1000, num_steps=50, on_disk=on_disk)
