@@ -20,6 +20,7 @@ from dray.loaders.collate import collate, no_rows
 from dray.loaders.cursor import Cursor, Rest, Share
 from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Reader, Run, Sample, Stats, open_reader
+from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
 CHUNK_STEPS = 64  # whose order is worked out at once
@@ -120,16 +121,18 @@ class BatchMaker:
 
     def _collated(self, samples: Sequence[Sample], num_valid: int) -> Any:
         rows = [self._row(sample) for sample in samples]
-        if self.collate is not None:
-            return self.collate(rows)
-        batch = collate(rows)
+        batch = (self.collate or collate)(rows)
         if self.marks_filler:
+            if not isinstance(batch, dict):
+                raise CallError(
+                    f"remainder='pad' notes in each batch what is filler: collate gave {type(batch).__name__}, no dict"
+                )
             batch[VALID] = torch.arange(len(rows)) < num_valid
         return batch
 
     def _row(self, sample: Sample) -> Any:
         named = {KEY: sample.key, "__url__": sample.url}
-        values = self.decoder({**named, **{suffix: bytes(data) for suffix, data in sample.parts.items()}})
+        values = self.decoder({**named, **sample.parts})
         row = {suffix: values[suffix] for suffix in sample.parts}
         if self.with_keys:
             row[KEY] = sample.key

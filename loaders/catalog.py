@@ -103,7 +103,6 @@ class Catalog:
         Raises:
             NotFoundError: It is missing.
             DamagedError: It is not the one that the snapshot names.
-            CallError: A wanted part is in none of its samples.
         """
         with self._lock:
             if place in self._kept:
@@ -120,8 +119,25 @@ class Catalog:
         return found
 
     def wanted(self, columns: Columns) -> Sequence[str]:
-        """The suffixes to read of a shard."""
-        return tuple(columns.offsets) if self.parts is None else self.parts
+        """The suffixes to read of a shard; a wanted part may be in none of its samples."""
+        return tuple(part for part in self.parts or columns.offsets if part in columns.offsets)
+
+    def check_parts(self) -> None:
+        """Look for the wanted parts, shard after shard: as a rule the first has all.
+
+        Raises:
+            CallError: A wanted part is in no sample; names those that are there.
+        """
+        missing, found = set(self.parts or ()), set[str]()
+        for place in range(len(self.snapshot.shards)):
+            if not missing:
+                return
+            parts = self.columns(place).offsets
+            found |= parts.keys()
+            missing -= parts.keys()
+        if missing:
+            have = ", ".join(sorted(found))
+            raise CallError(f"{self.snapshot.store.url}: no sample has a part {min(missing)!r}; their parts are {have}")
 
     def _read(self, place: int) -> Columns:
         snapshot, shard = self.snapshot, self.shard(place)
@@ -133,9 +149,4 @@ class Catalog:
             raise NotFoundError(f"{url}: the index is missing: was version {snapshot.version} dropped?") from exc
         if digest_of(body) != shard.index_digest:
             raise DamagedError(f"{url}: not the index that version {snapshot.version} names: dray verify tells more")
-        columns = Columns.read(body)
-        if missing := [part for part in self.parts or () if part not in columns.offsets]:
-            raise CallError(
-                f"{self.shard_url(place)} has no part {missing[0]!r}; its parts are {', '.join(columns.offsets)}"
-            )
-        return columns
+        return Columns.read(body)

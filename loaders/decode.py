@@ -32,7 +32,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 def decode_part(
-    suffix: str, data: bytes, *, allow: Collection[str] = (), allow_pickle: bool = False, max_bytes: int = MAX_BYTES
+    suffix: str,
+    data: bytes | memoryview,
+    *,
+    allow: Collection[str] = (),
+    allow_pickle: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Any:
     """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
 
@@ -51,12 +56,14 @@ def decode_part(
     try:
         suffix, data = _gunzip(f".{suffix}", data, max_bytes)
         decode = _DECODERS.get(suffix.rpartition(".")[2])
+        if decode is not _pickle:
+            data = bytes(data)
         value = None if decode is None else decode(data, _Trust(unpickle.check_allow(allow), allow_pickle, max_bytes))
     except (RefusedError, CallError, ModuleNotFoundError):
         raise
     except Exception as exc:
         raise DamagedError(f"part {suffix!r} is not what its extension says: {exc!r:.200}") from exc
-    return data if value is None else value
+    return bytes(data) if value is None else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,7 @@ class Decoder:
         try:
             if name.startswith("__"):
                 return _note(value)
-            if not isinstance(value, bytes):
+            if not isinstance(value, bytes | memoryview):
                 raise DamagedError(f"expected bytes, found {type(value).__qualname__}")
             return decode_part(name, value, allow=self.allow, allow_pickle=self.allow_pickle)
         except RefusedError as exc:
@@ -116,7 +123,7 @@ class _Trust:
     max_bytes: int
 
 
-def _gunzip(suffix: str, data: bytes, max_bytes: int) -> tuple[str, bytes]:
+def _gunzip(suffix: str, data: bytes | memoryview, max_bytes: int) -> tuple[str, bytes | memoryview]:
     """Suffix and bytes without their compression, if they have one."""
     if not suffix.endswith(".gz"):
         return suffix, data
@@ -141,7 +148,7 @@ def _json(data: bytes, _: _Trust) -> Any:
     return json.loads(data)
 
 
-def _pickle(data: bytes, trust: _Trust) -> Any:
+def _pickle(data: bytes | memoryview, trust: _Trust) -> Any:
     return unpickle.loads(data, allow=trust.allow, allow_pickle=trust.allow_pickle)
 
 
@@ -211,7 +218,7 @@ def _tenbin(data: bytes, _: _Trust) -> Any:
     return tenbin.decode_buffer(data)
 
 
-_DECODERS: dict[str, Callable[[bytes, _Trust], Any]] = {
+_DECODERS: dict[str, Callable[[Any, _Trust], Any]] = {
     **dict.fromkeys(("txt", "text", "transcript"), _text),
     **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), _number),
     **dict.fromkeys(("json", "jsn"), _json),

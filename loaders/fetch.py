@@ -5,24 +5,30 @@ Every part is checked against its index before it is handed on. Of a tar only th
 
 import mmap
 import os
-from collections import OrderedDict
+from bisect import bisect_right
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.loaders.catalog import Catalog, Columns
-from dray.shards.errors import DamagedError, NotFoundError
+from dray.loaders.order import BLOCK_BYTES
+from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
 
 OPEN_MAPS = 4096
 REQUESTS_AT_ONCE = 32
+ATTEMPTS = 3  # at a request, each of which the store's client tries again by itself
 AHEAD_BYTES = 64 << 20  # fetched before they are asked for
 GAP_BYTES = 16 << 10  # between two parts that are fetched in one request: headers, padding, small parts not wanted
 
@@ -35,9 +41,9 @@ class Stats:
 
     samples: int = 0
     bytes: int = 0  # of parts handed on
-    bytes_read: int = 0  # of parts and indexes fetched from object storage
-    requests: int = 0  # to object storage, before its client joins neighbours
-    cache_hits: int = 0  # samples that a run fetched before held
+    bytes_read: int = 0  # of parts, headers between them and indexes asked of object storage
+    requests: int = 0  # to object storage, not counting those that its client tries again
+    cache_hits: int = 0  # samples that lay here when they were asked for
     wait_s: float = field(default=0.0)  # of the consumer, for batches
 
 
@@ -145,16 +151,19 @@ def _check(catalog: Catalog, place: int, columns: Columns, row: int, suffix: str
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """A run in memory."""
+@dataclass(slots=True)
+class _Held:
+    """A run that is fetched, or being fetched, together with its neighbours."""
 
-    samples: list[Sample]  # in order
-    num_bytes: int
+    coming: Future[dict[Run, list[Sample]]]  # of each run its samples, in order
+    unread: set[int]  # places in the run
 
 
 class RangeReader:
-    """Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests, kept while in use.
+    """Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests.
+
+    A run is kept until its last sample was read. So memory holds the runs in use, one of each lane, and besides
+    `ahead_bytes` of runs to come, and as much of runs that others read on (after a resume with another batch size).
 
     Args:
         catalog: The samples.
@@ -166,86 +175,151 @@ class RangeReader:
         self._catalog = catalog
         self._ahead_bytes = ahead_bytes
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="dray-fetch")
-        self._runs: OrderedDict[Run, Future[_Fetched]] = OrderedDict()  # least recently used first
+        self._runs: OrderedDict[Run, _Held] = OrderedDict()  # least recently used or expected first
         self._sample_bytes = catalog.snapshot.num_bytes / max(catalog.snapshot.num_samples, 1)
-        self._in_use = 0
         self._lock = Lock()
+        self._index_locks: defaultdict[int, Lock] = defaultdict(Lock)
+        self._index_keys: WeakValueDictionary[int, pa.Array] = WeakValueDictionary()
 
     def expect(self, runs: Iterable[Run]) -> None:
-        """Start to fetch the runs, in order, as far as memory for them goes."""
-        ahead = 0.0
-        for run in dict.fromkeys(runs):
-            future = self._runs.get(run)
-            if future is None or not future.done():
-                ahead += run[1] * self._sample_bytes
-            if future is None:
-                if ahead > self._ahead_bytes:
-                    return
-                self._runs[run] = self._threads.submit(self._fetch, run)
+        """Start to fetch the runs, in order, as far as memory for them goes; drop what is expected no more."""
+        expected = dict.fromkeys(runs)
+        ahead, new = 0.0, []
+        for run in expected:
+            held = self._runs.get(run)
+            if held is None or len(held.unread) == run[1]:
+                ahead += self._size(run)
+            if held is not None:
+                self._runs.move_to_end(run)
+            elif ahead <= self._ahead_bytes:
+                new.append(run)
+        self._start(new)
+        kept = 0.0
+        for run in [run for run in reversed(self._runs) if run not in expected]:
+            kept += self._size(run)
+            if kept > self._ahead_bytes:
+                del self._runs[run]
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> list[Sample]:
         """See `Reader`."""
-        wanted = list(dict.fromkeys(runs))
-        for run in wanted:
-            if run in self._runs:
-                self._runs.move_to_end(run)
-            else:
-                self._runs[run] = self._threads.submit(self._fetch, run)
-        self._in_use = max(self._in_use, len(wanted))
         total = len(self._catalog)
+        self._start([run for run in dict.fromkeys(runs) if run not in self._runs or _failed(self._runs[run].coming)])
+        wanted = {run: self._runs[run] for run in runs}
+        done = {run for run, held in wanted.items() if held.coming.done()}
         found = []
         for sample, run in zip(samples.tolist(), runs, strict=True):
-            fetched = self._runs[run].result()
-            found.append(fetched.samples[(sample - run[0]) % total])
+            place = (sample - run[0]) % total
+            found.append(wanted[run].coming.result()[run][place])
+            wanted[run].unread.discard(place)
+        for run, held in wanted.items():
+            if not held.unread:
+                self._runs.pop(run, None)
         self.stats.samples += len(found)
         self.stats.bytes += sum(len(data) for sample in found for data in sample.parts.values())
-        self._forget()
+        self.stats.cache_hits += sum(run in done for run in runs)
         return found
 
-    def _forget(self) -> None:
-        """Drop the runs that were not used for longest, once more lie here than two of each lane and what is ahead."""
-        most = (
-            2 * self._in_use * max((run[1] for run in self._runs), default=0) * self._sample_bytes + self._ahead_bytes
-        )
-        kept = sum(run[1] for run in self._runs) * self._sample_bytes
-        for run in list(self._runs):
-            if kept <= most:
-                return
-            if self._runs[run].done():
-                del self._runs[run]
-                kept -= run[1] * self._sample_bytes
+    def _size(self, run: Run) -> float:
+        """Bytes, more or less."""
+        return run[1] * self._sample_bytes
 
-    def _fetch(self, run: Run) -> _Fetched:
-        """The samples of a run; it may go over the end of a shard, and of the last shard to the first."""
-        first, count = run
-        numbers = np.arange(first, first + count) % len(self._catalog)
+    def _start(self, runs: Sequence[Run]) -> None:
+        """Fetch runs, those that follow one another together, up to the size of a block."""
+        group: list[Run] = []
+        for run in runs:
+            is_next = bool(group) and sum(group[-1]) == run[0]
+            if not is_next or sum(map(self._size, group)) + self._size(run) > BLOCK_BYTES:
+                self._submit(group)
+                group = []
+            group.append(run)
+        self._submit(group)
+
+    def _submit(self, group: list[Run]) -> None:
+        if group:
+            coming = self._threads.submit(self._fetch, group)
+            self._runs.update((run, _Held(coming, set(range(run[1])))) for run in group)
+
+    def _fetch(self, runs: Sequence[Run]) -> dict[Run, list[Sample]]:
+        """The samples of runs; one may go over the end of a shard, and of the last shard to the first."""
+        numbers = np.concatenate([np.arange(first, first + count) for first, count in runs]) % len(self._catalog)
         shards, rows = self._catalog.locate(numbers)
-        samples: list[Sample] = []
-        for place in dict.fromkeys(shards.tolist()):
-            samples += self._fetch_rows(place, rows[shards == place])
-        return _Fetched(samples, sum(len(data) for sample in samples for data in sample.parts.values()))
+        samples: dict[int, Sample] = {}
+        for place in np.unique(shards).tolist():
+            chosen = shards == place
+            samples |= zip(numbers[chosen].tolist(), self._fetch_rows(place, rows[chosen]), strict=True)
+        found = map(samples.__getitem__, numbers.tolist())
+        return {run: list(islice(found, run[1])) for run in runs}
 
     def _fetch_rows(self, place: int, rows: NDArray[np.int64]) -> list[Sample]:
-        """Some rows of one shard, checked."""
-        catalog = self._catalog
-        columns = catalog.columns(place)
-        store, name = catalog.snapshot.store, catalog.shard_name(place)
-        cells = [
-            (row, suffix, int(columns.offsets[suffix][row]), int(columns.sizes[suffix][row]))
-            for row in rows.tolist()
-            for suffix in catalog.wanted(columns)
-            if columns.offsets[suffix][row]
+        """Some rows of one shard, checked.
+
+        Raises:
+            StoreError: The store failed as often as it was asked.
+            DamagedError: See `Reader`.
+        """
+        columns = self._columns(place)
+        parts = [  # of each wanted suffix where it lies in these rows
+            (suffix, columns.offsets[suffix][rows].tolist(), columns.sizes[suffix][rows].tolist())
+            for suffix in self._catalog.wanted(columns)
         ]
-        starts, sizes = [offset for _, _, offset, _ in cells], [size for *_, size in cells]
-        bodies = store.get_ranges(name, starts, sizes, gap=GAP_BYTES)
-        parts: dict[int, dict[str, memoryview]] = {row: {} for row in rows.tolist()}
-        firsts: dict[int, int] = {}
-        for (row, suffix, offset, _), data in zip(cells, bodies, strict=True):
-            _check(catalog, place, columns, row, suffix, data)
-            parts[row][suffix] = data
-            firsts.setdefault(row, offset)
+        pieces = [piece for _, *where in parts for piece in zip(*where, strict=True) if piece[0]]
+        spans = self._fetch_spans(place, rows, columns, pieces)
+        url, starts = self._catalog.shard_url(place), [start for start, _ in spans]
+        samples = []
+        for number, row in enumerate(rows.tolist()):
+            held: dict[str, memoryview] = {}
+            for suffix, offsets, sizes in parts:
+                if offset := offsets[number]:
+                    start, body = spans[bisect_right(starts, offset) - 1]
+                    held[suffix] = body[offset - start : offset - start + sizes[number]]
+                    _check(self._catalog, place, columns, row, suffix, held[suffix])
+            first = next((offsets[number] for _, offsets, _ in parts if offsets[number]), 0)
+            samples.append(Sample(columns.keys[row].as_py(), url, first, held))
+        return samples
+
+    def _fetch_spans(
+        self, place: int, rows: NDArray[np.int64], columns: Columns, pieces: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, memoryview]]:
+        """The bytes that cover pieces of a shard, by their start; one request each."""
+        name, spans = self._catalog.shard_name(place), _join(pieces)
+        starts, sizes = [start for start, _ in spans], [end - start for start, end in spans]
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._lock:
+                self.stats.requests += sum(size > 0 for size in sizes)
+                self.stats.bytes_read += sum(sizes)
+            try:
+                bodies = self._catalog.snapshot.store.get_ranges(name, starts, sizes, gap=0)
+                return list(zip(starts, bodies, strict=True))
+            except (StoreError, DamagedError) as exc:
+                if attempt == ATTEMPTS or isinstance(exc, (NotFoundError, DeniedError, DamagedError)):
+                    first, last = (columns.keys[row].as_py() for row in (rows[0], rows[-1]))
+                    raise type(exc)(f"{exc} (it was read for keys {first!r} to {last!r})") from exc
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _columns(self, place: int) -> Columns:
+        """The index of a shard: of many threads that want it at the same time, one reads it."""
         with self._lock:
-            self.stats.requests += 1
-            self.stats.bytes_read += sum(sizes)
-        url = catalog.shard_url(place)
-        return [Sample(columns.keys[row].as_py(), url, firsts.get(row, 0), held) for row, held in parts.items()]
+            lock = self._index_locks[place]
+        with lock:
+            columns = self._catalog.columns(place)
+            if self._index_keys.get(place) is not columns.keys:  # the catalog has read it since
+                self._index_keys[place] = columns.keys
+                with self._lock:
+                    self.stats.requests += 1
+                    self.stats.bytes_read += columns.num_bytes
+        return columns
+
+
+def _failed(coming: Future[Any]) -> bool:
+    return coming.done() and coming.exception() is not None
+
+
+def _join(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, end) of what is fetched for pieces of (offset, size): those with small gaps between them together."""
+    spans: list[tuple[int, int]] = []
+    for offset, size in sorted(pieces):
+        if spans and offset - spans[-1][1] <= GAP_BYTES:
+            spans[-1] = spans[-1][0], max(spans[-1][1], offset + size)
+        else:
+            spans.append((offset, offset + size))
+    return spans

@@ -1,10 +1,12 @@
 """`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
 
 import os
+import pickle
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -17,10 +19,10 @@ from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder
 from dray.loaders.order import choose_block
 from dray.shards.client import StorageOptions
-from dray.shards.errors import CallError
-from dray.shards.index import digest_of
+from dray.shards.errors import CallError, DrayError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+from dray.shards.urls import split_version
 
 PREFETCH = 2  # batches
 
@@ -89,10 +91,11 @@ class ShardLoader:
             raise CallError("rank and num_ranks: give both, or neither")
         found = _rank() if rank is None or num_ranks is None else (rank, num_ranks)
         self.rank, self.num_ranks = found
-        if not 0 <= self.rank < self.num_ranks or min(batch_size, window_rows) < 1 or num_workers < 0:
+        smallest = min(batch_size, window_rows, 1 if limit is None else limit)
+        if not 0 <= self.rank < self.num_ranks or smallest < 1 or num_workers < 0:
             raise CallError(
                 f"rank {self.rank} of {self.num_ranks}, batch_size {batch_size}, window_rows {window_rows}, "
-                f"num_workers {num_workers}: out of range"
+                f"limit {limit}, num_workers {num_workers}: out of range"
             )
         self._snapshot = _agreed(url, prefix, version, storage_options, for_all=rank is None)
         self._batch = batch_size * self.num_ranks
@@ -108,8 +111,11 @@ class ShardLoader:
             with_keys=with_keys,
             marks_filler=self._remainder == Remainder.PAD,
         )
-        self._next = self._first_cursor(shuffle=shuffle, seed=seed, window_rows=window_rows)
+        self._maker.catalog.check_parts()
+        self._shuffle, self._seed, self._window_rows = shuffle, seed, window_rows
+        self._next = self._first_of(0)
         self._here = self._start = self._next  # as far as the trainer has come, and where this pass began
+        self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
         self._workers: DataLoader[Any] | None = None
 
@@ -123,22 +129,30 @@ class ShardLoader:
         return self._here.steps + len(self._rest(self._here))
 
     def __iter__(self) -> Iterator[Any]:
-        """The next epoch; after `load_state_dict` or `set_epoch`, what these name."""
+        """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
+
+        An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
+        """
+        if self._batches is not None:
+            self._batches.close()
         start = self._next
         self._here = self._start = start
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
-        batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.batches(way))
-        for step in range(1, len(way.rest) + 1):
-            asked = perf_counter()
-            batch = next(batches)
-            self._wait_s += perf_counter() - asked
-            self._here = start.advanced(step, self._batch)
-            yield batch
+        self._batches = batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.batches(way))
+        with closing(batches):
+            for step in range(1, len(way.rest) + 1):
+                if self._batches is not batches:
+                    raise CallError(f"this iterator of epoch {start.epoch} ended when a newer one of its loader began")
+                asked = perf_counter()
+                batch = next(batches)
+                self._wait_s += perf_counter() - asked
+                self._here = start.advanced(step, self._batch)
+                yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` start an epoch, from 0."""
-        self._here = self._next = self._first_of(epoch)
+        self._here = self._start = self._next = self._first_of(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: JSON-able, small, the same on every rank."""
@@ -153,7 +167,8 @@ class ShardLoader:
         saved = Cursor.from_dict(state)
         saved.check_same(self._next)
         is_over = len(self._rest(saved)) == 0 and saved.steps > 0
-        self._here = self._next = self._first_of(saved.epoch + 1) if is_over else saved
+        start = self._first_of(saved.epoch + 1) if is_over else replace(saved, version=self._snapshot.version)
+        self._here = self._start = self._next = start
 
     def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
         """Where the samples of a batch lie: shard (its URL), key and offset (of the first part) of each.
@@ -170,11 +185,13 @@ class ShardLoader:
         """
         start = self._start if epoch == self._start.epoch else self._first_of(epoch)
         rest = self._rest(start)
-        if not 0 <= step - start.steps < len(rest):
+        of_rank = self.rank if rank is None else rank
+        if not (0 <= step - start.steps < len(rest) and 0 <= of_rank < self.num_ranks):
             raise CallError(
-                f"step {step} of epoch {epoch}: here it has steps {start.steps} to {start.steps + len(rest)}"
+                f"step {step} of epoch {epoch} on rank {of_rank}: here it has {len(rest)} steps from step "
+                f"{start.steps} on, and {self.num_ranks} ranks"
             )
-        share = rest.share(step - start.steps, self.rank if rank is None else rank)
+        share = rest.share(step - start.steps, of_rank)
         catalog = self._maker.catalog
         found = []
         for place, row in zip(*catalog.locate(start.order().at(share.positions)), strict=True):
@@ -200,36 +217,37 @@ class ShardLoader:
             remainder=self._remainder,
         )
 
-    def _first_cursor(self, *, shuffle: bool, seed: int, window_rows: int) -> Cursor:
-        catalog, snapshot = self._maker.catalog, self._snapshot
-        sample_bytes = snapshot.num_bytes / max(1, snapshot.num_samples)
-        return Cursor(
-            dataset=digest_of(snapshot.manifest.to_bytes()),
-            version=snapshot.version,
-            num_samples=len(catalog),
-            shuffle=shuffle,
-            seed=seed,
-            epoch=0,
-            lanes=self._batch,
-            block=choose_block(len(catalog), self._batch, sample_bytes),
-            window_rows=window_rows,
-        )
-
     def _first_of(self, epoch: int) -> Cursor:
         """The start of an epoch, laid out for this batch size."""
-        catalog, snapshot = self._maker.catalog, self._snapshot
-        block = choose_block(len(catalog), self._batch, snapshot.num_bytes / max(1, snapshot.num_samples))
-        return replace(self._next, epoch=epoch, lanes=self._batch, block=block, consumed=0, steps=0)
+        if epoch < 0:
+            raise CallError(f"epoch {epoch}: they count from 0")
+        snapshot, num_samples = self._snapshot, len(self._maker.catalog)
+        return Cursor(
+            dataset=snapshot.commit.manifest,
+            version=snapshot.version,
+            num_samples=num_samples,
+            shuffle=self._shuffle,
+            seed=self._seed,
+            epoch=epoch,
+            lanes=self._batch,
+            block=choose_block(num_samples, self._batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
+            window_rows=self._window_rows,
+        )
 
-    def _in_workers(self, way: Pass) -> Iterator[Any]:
+    def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._workers is None:
             self._workers = _open_workers(self._maker, self._num_workers)
         workers = self._workers
         workers.dataset.show(way)  # type: ignore[attr-defined]
-        return iter(workers)
+        try:
+            for batch in workers:
+                yield _unpacked(batch)
+        except Exception:  # one may be dead: the next pass starts others
+            self._workers = None
+            raise
 
 
-def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
     """The same, made by a thread while the trainer works."""
     with ThreadPoolExecutor(1, thread_name_prefix="dray-batches") as thread:
         coming: deque[Future[list[Any]]] = deque()
@@ -280,11 +298,35 @@ def _open_workers(maker: BatchMaker, num_workers: int) -> "DataLoader[Any]":
     return DataLoader(
         _WorkerBatches(maker),
         batch_size=None,
+        collate_fn=_packed,
         num_workers=num_workers,
         persistent_workers=True,
         multiprocessing_context="fork" if is_local else "spawn",  # a store's connections do not live through a fork
         prefetch_factor=PREFETCH,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A list on its way to the trainer."""
+
+    pickled: bytes
+
+
+def _packed(batch: Any) -> Any:
+    """A batch for the way to the trainer.
+
+    torch sends each tensor by a file descriptor, and a worker that has no more of them hangs: so lists go as bytes.
+    """
+    if isinstance(batch, list):
+        return _List(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
+    return {part: _packed(values) for part, values in batch.items()} if type(batch) is dict else batch
+
+
+def _unpacked(batch: Any) -> Any:
+    if isinstance(batch, _List):
+        return pickle.loads(batch.pickled)  # noqa: S301  this loader's worker made it
+    return {part: _unpacked(values) for part, values in batch.items()} if type(batch) is dict else batch
 
 
 def _rank() -> tuple[int, int]:
@@ -302,12 +344,18 @@ def _agreed(
     *,
     for_all: bool,
 ) -> Snapshot:
-    """The version that all ranks read: rank 0 finds out which is the last, and tells the others."""
+    """The version that all ranks read: rank 0 finds out which it is, and tells the others, as it does its error."""
+    directory, wanted = split_version(url, version)
     is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if version is None and for_all and is_group and torch.distributed.get_world_size() > 1:
-        told: list[int | None] = [None]
+    if for_all and is_group and torch.distributed.get_world_size() > 1:
+        told: list[int | DrayError | None] = [None]
         if torch.distributed.get_rank() == 0:
-            told[0] = Snapshot.open(url, prefix, storage_options=storage_options).version
+            try:
+                told[0] = Snapshot.open(directory, prefix, version=wanted, storage_options=storage_options).version
+            except DrayError as exc:
+                told[0] = exc
         torch.distributed.broadcast_object_list(told, src=0)
-        version = None if "?version=" in os.fspath(url) else told[0]
-    return Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+        if isinstance(told[0], DrayError):
+            raise told[0]
+        wanted = told[0]
+    return Snapshot.open(directory, prefix, version=wanted, storage_options=storage_options)

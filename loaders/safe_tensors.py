@@ -77,7 +77,7 @@ _DTYPE_NAME = re.compile(r"u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|comple
 # torch.storage._load_from_bytes would call torch.load without any limit. What it is given is always what torch.save
 # wrote in its old format, so that one layout is matched here: a magic number, the format's version, a description of
 # the machine (little endian), the storage, the list of its one key, the number of elements, the elements.
-_STORAGE = re.compile(
+STORAGE = re.compile(
     rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.\x80\x02M\xe9\x03\.\x80\x02\}q\x00\("
     rb"X\x10\x00\x00\x00protocol_versionq\x01M\xe9\x03X\r\x00\x00\x00little_endianq\x02\x88"
     rb"X\n\x00\x00\x00type_sizesq\x03\}q\x04\(X\x05\x00\x00\x00shortq\x05K\x02"
@@ -88,7 +88,7 @@ _STORAGE = re.compile(
     rb"(?P<count>.{8})",
     re.DOTALL,
 )
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     b"BFloat16": torch.bfloat16,
     b"Bool": torch.bool,
     b"Byte": torch.uint8,
@@ -105,20 +105,26 @@ _STORAGE_DTYPES = {
 }
 
 
+def copy_storage(content: bytes | memoryview, start: int, num_bytes: int) -> torch.UntypedStorage:
+    """A storage of its own with the bytes from `start` on."""
+    if num_bytes == 0:
+        return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+    copied: torch.UntypedStorage = torch.UntypedStorage.from_buffer(
+        content, "little", num_bytes, start, dtype=torch.uint8
+    )
+    return copied
+
+
 def _storage(content: bytes) -> torch.storage.TypedStorage:
     """The storage that torch.save wrote into `content`; on the CPU, wherever it lay."""
-    found = _STORAGE.match(content) if type(content) is bytes else None
-    dtype = _STORAGE_DTYPES.get(found["kind"]) if found else None
+    found = STORAGE.match(content) if type(content) is bytes else None
+    dtype = STORAGE_DTYPES.get(found["kind"]) if found else None
     if found is None or dtype is None or sys.byteorder != "little":
         raise RefusedError("refused pickle: expected a storage as torch.save writes it on a little-endian machine")
     num_bytes = int.from_bytes(found["count"], "little", signed=True) * dtype.itemsize
     require(num_bytes == len(content) - found.end(), "a storage of the size that it announces")
-    if num_bytes == 0:
-        untyped = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
-    else:
-        untyped = torch.UntypedStorage.from_buffer(content, "little", num_bytes, found.end(), dtype=torch.uint8)
     return torch.storage.TypedStorage(  # type: ignore[no-untyped-call]
-        wrap_storage=untyped, dtype=dtype, _internal=True
+        wrap_storage=copy_storage(content, found.end(), num_bytes), dtype=dtype, _internal=True
     )
 
 

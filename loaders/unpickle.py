@@ -4,8 +4,9 @@ The standard library's pure-Python unpickler is the machine, with every opcode t
 replaced. Nothing real that can be called ever lies on its stack: a name of the safe list becomes a stand-in
 (`dray.loaders.safe_globals`), any other name is refused by `find_class`, before an import. REDUCE, NEWOBJ and BUILD
 reach only functions of ours and the names that the caller allowed. Copying and hashing draw on an account that grows
-with the input, so a small pickle cannot ask for much memory or time. The price: some 45 us for a small tensor (where
-`pickle` takes 55) and 50 for a small array (where `pickle` takes 5).
+with the input, so a small pickle cannot ask for much memory or time. The price: some 40 us for the smallest dict of
+a tensor or an array. Parts that are a single contiguous tensor or array never come so far: `dray.loaders.fast_tensor`
+reads them in some 4 us (where `pickle` takes 30 for a tensor and 3 for an array).
 """
 
 import copyreg
@@ -23,13 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from dray.loaders import fast_tensor
 from dray.loaders.safe_arrays import ARRAY_BUILDERS, ARRAY_FUNCTIONS
 from dray.loaders.safe_globals import MAX_BYTES, PLAIN_BUILDERS, PLAIN_FUNCTIONS, PLAIN_TYPES, Global, require
 from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
 from dray.shards.errors import CallError, RefusedError
 
 
-def loads(data: bytes, *, allow: Collection[str] = (), allow_pickle: bool = False) -> Any:
+def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle: bool = False) -> Any:
     """The pickled value, equal to what `pickle.loads` gives; nothing outside the safe list is imported or called.
 
     Args:
@@ -43,10 +45,13 @@ def loads(data: bytes, *, allow: Collection[str] = (), allow_pickle: bool = Fals
     """
     if allow_pickle:
         return pickle.loads(data)  # noqa: S301  the caller asked for it by name
-    machine = _Machine(io.BytesIO(data), allow=check_allow(allow), credit=64 * len(data) + (1 << 20))
+    allowed = check_allow(allow)
     try:
         require(len(data) <= MAX_BYTES, "a pickle of at most 4 GiB")
-        return machine.load_whole()
+        found = fast_tensor.read(data)
+        if found is not None:
+            return found
+        return _Machine(io.BytesIO(data), allow=allowed, credit=64 * len(data) + (1 << 20)).load_whole()
     except RefusedError:
         raise
     except Exception as exc:

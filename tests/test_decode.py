@@ -87,6 +87,16 @@ def test_a_part_is_decoded_as_webdataset_decodes_it(suffix: str) -> None:
     assert repr(found) == repr(expected)
 
 
+@pytest.mark.parametrize("suffix", PARTS)
+def test_a_view_of_bytes_is_decoded_as_the_bytes(suffix: str) -> None:
+    """Parts of a mapped shard need no copy; what is not decoded comes back as bytes."""
+    if suffix in ("mp", "msg"):
+        pytest.importorskip("msgpack")
+    found, expected = (Decoder()({suffix: data})[suffix] for data in (memoryview(PARTS[suffix]), PARTS[suffix]))
+    assert type(found) is type(expected)
+    assert repr(found) == repr(expected)
+
+
 def test_every_extension_of_webdataset_is_known() -> None:
     """None of WebDataset's own decoders is left out; one that is added there fails here."""
     tested = {suffix.rpartition(".")[2] for suffix in PARTS} | {"pth", "cbor"}

@@ -26,7 +26,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dray.loaders import ShardLoader
 
-url, folder, devices, max_steps, checkpoint = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+url, folder, checkpoint = sys.argv[1], Path(sys.argv[2]), sys.argv[5]
+devices, max_steps = int(sys.argv[3]), int(sys.argv[4])
 GLOBAL_BATCH = 12
 
 
