@@ -32,3 +32,12 @@ def test_loading_is_measured_against_webdataset(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for line in ("0 workers", "2 workers", "WebDataModule", "ShardLoader mixed"):
         assert line in done.stdout
+
+
+def test_reading_from_object_storage_is_measured_against_raw_ranges() -> None:
+    """On few samples: throughput, what was fetched for what was delivered, and what the first batch cost."""
+    command = [sys.executable, BENCHMARKS / "remote.py", "--samples", "64", "--size", "4000", "--rounds", "1"]
+    done = subprocess.run([*command, "--latency", "0"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for line in ("dray / raw", "8 ranks, 0 workers: fetched / delivered", "4 workers", "first batch at 90 %"):
+        assert line in done.stdout

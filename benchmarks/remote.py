@@ -1,0 +1,187 @@
+"""Loading from object storage: dray against raw ranged reads of the same bytes, and what dray asks of the store.
+
+    python benchmarks/remote.py
+    python benchmarks/remote.py --size 4000 --samples 40000 --latency 0 50 --rounds 5
+
+SeaweedFS serves S3 on loopback, behind a proxy that counts requests and delays each. `raw` is obstore alone: as many
+threads as dray uses fetch the runs of the same epoch, each run in one request, and do nothing with the bytes; where
+they lie is known beforehand. dray fetches, checks and hands on every part, undecoded. Both run in each round, in
+changing order; the ratio is taken inside a round, and the median of the rounds is shown. Server, proxy and loader share
+this machine: at no latency they are what is measured.
+
+Delivered are the bytes of the parts that the ranks got, without tar headers; fetched is what the proxy sent, the
+indexes included. At 4 kB a header of 512 bytes a part is an eighth already.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from dray.cluster.seaweed import SeaweedServer
+from dray.loaders import ShardLoader
+from dray.loaders.batches import Pass
+from dray.loaders.catalog import Catalog
+from dray.loaders.fetch import REQUESTS_AT_ONCE
+from dray.pipelines import pickles_to_tars
+from dray.shards import Snapshot
+from dray.shards.client import open_client
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.chaos import Chaos
+
+SUFFIX, RANKS, RESUME_AT = "bin", 8, 0.9
+
+
+def main() -> None:
+    """Pack one shard, then measure."""
+    arguments = _arguments()
+    with SeaweedServer() as server, Chaos(int(server.endpoint.rpartition(":")[2])) as chaos:
+        options = server.storage_options | {"endpoint": chaos.endpoint}
+        url = server.url("remote")
+        _pack(url, server.storage_options, arguments)
+        print(f"{arguments.samples:,} samples of {arguments.size:,} bytes in one shard, batches of {arguments.batch}")
+        for shuffle in (False, True):
+            loader = _open(url, options, arguments.batch, shuffle=shuffle)
+            print(f"\n{'shuffled' if shuffle else 'in order'}")
+            for latency_ms in arguments.latency:
+                chaos.clear()
+                chaos.rule("latency", seconds=latency_ms / 1000)
+                _compare(loader, _raw(loader, url, options), latency_ms, arguments.rounds)
+            chaos.clear()
+            for num_ranks, num_workers in ((1, 0), (RANKS, 0), (1, 4)):
+                batch = max(1, arguments.batch // num_ranks)
+                _amplification(chaos, url, options, batch, num_ranks, num_workers, shuffle=shuffle)
+            _first_batches(chaos, url, options, arguments.batch, shuffle=shuffle)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=4000, help="(default: %(default)s)")
+    parser.add_argument("--size", type=int, default=100_000, help="bytes of one (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="samples of one (default: %(default)s)")
+    parser.add_argument("--latency", type=int, nargs="+", default=[0, 50], help="ms a request (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+def _pack(url: str, options: dict[str, Any], arguments: argparse.Namespace) -> None:
+    names = [f"s{number:07d}" for number in range(arguments.samples)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            Path(folder, f"{name}.{SUFFIX}").write_bytes(os.urandom(arguments.size))
+        pickles_to_tars(
+            folder, names, SUFFIX, url, "wdshards", min_num_shards=1, storage_options=options, address="none",
+            progress=False,
+        )  # fmt: skip
+
+
+def _open(url: str, options: dict[str, Any], batch: int, **kwargs: Any) -> ShardLoader:
+    return ShardLoader(url, batch_size=batch, storage_options=options, remainder="keep", collate=_sizes, **kwargs)
+
+
+def _sizes(rows: list[dict[str, bytes]]) -> int:
+    return sum(len(row[SUFFIX]) for row in rows)
+
+
+def _raw(loader: ShardLoader, url: str, options: dict[str, Any]) -> Callable[[], int]:
+    """Fetches the runs of the loader's next epoch, neighbours of one step together, by obstore alone."""
+    store = open_client(url, options, timeout_s=60)
+    catalog = Catalog(Snapshot.open(url, storage_options=options))
+    columns, name = catalog.columns(0), catalog.shard_name(0)
+    offsets, sizes = columns.offsets[SUFFIX].tolist(), columns.sizes[SUFFIX].tolist()
+
+    def fetch(run: tuple[int, int]) -> int:
+        first, last = run[0], run[0] + run[1] - 1
+        end = offsets[last] + sizes[last]
+        return len(obstore.get_range(store, name, start=offsets[first], end=end))
+
+    def epoch() -> int:
+        runs = dict.fromkeys(run for group in _runs(loader) for run in group)
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            return sum(threads.map(fetch, runs))
+
+    return epoch
+
+
+def _runs(loader: ShardLoader) -> Iterator[list[tuple[int, int]]]:
+    """Of each step the runs, those that follow one another as one, none over the shard's end."""
+    way = Pass(loader._next, loader._rest(loader._next), 0)  # no public name tells what lies ahead
+    total = way.start.num_samples
+    for step in way.steps():
+        runs: list[tuple[int, int]] = []
+        for first, count in dict.fromkeys(step.runs):
+            inside = min(count, total - first)
+            if runs and sum(runs[-1]) == first and not way.start.shuffle:
+                runs[-1] = runs[-1][0], runs[-1][1] + inside
+            else:
+                runs.append((first, inside))
+            if inside < count:
+                runs.append((0, count - inside))
+        yield runs
+
+
+def _compare(loader: ShardLoader, raw: Callable[[], int], latency_ms: int, rounds: int) -> None:
+    rates: dict[str, list[float]] = {"dray": [], "raw": []}
+    order = random.Random(0)
+    for number in range(rounds + 1):
+        for name in order.sample(["dray", "raw"], 2):
+            loader.set_epoch(0)
+            started = time.perf_counter()
+            num_bytes = sum(loader) if name == "dray" else raw()
+            rates[name] += [num_bytes / (time.perf_counter() - started) / 1e6] if number else []
+    ratio = statistics.median(a / b for a, b in zip(rates["dray"], rates["raw"], strict=True))
+    dray, alone = (statistics.median(rates[name]) for name in ("dray", "raw"))
+    print(f"    {latency_ms:3} ms a request: dray {dray:7.1f} MB/s, raw {alone:7.1f} MB/s, dray / raw {ratio:.2f}")
+
+
+@contextmanager
+def _counted(chaos: Chaos) -> Iterator[dict[str, int]]:
+    """Requests and bytes of the block, known after it."""
+    chaos.log.clear()
+    counted: dict[str, int] = {}
+    yield counted
+    counted |= {"requests": len(chaos.log), "bytes": sum(asked.sent for asked in chaos.log)}
+
+
+def _amplification(
+    chaos: Chaos, url: str, options: dict[str, Any], batch: int, num_ranks: int, num_workers: int, *, shuffle: bool
+) -> None:
+    loaders = [
+        _open(url, options, batch, shuffle=shuffle, rank=rank, num_ranks=num_ranks, num_workers=num_workers)
+        for rank in range(num_ranks)
+    ]
+    with _counted(chaos) as counted:
+        delivered = sum(sum(loader) for loader in loaders)
+    print(
+        f"    {num_ranks} ranks, {num_workers} workers: fetched / delivered {counted['bytes'] / delivered:.3f}, "
+        f"{counted['requests']:,} requests"
+    )
+
+
+def _first_batches(chaos: Chaos, url: str, options: dict[str, Any], batch: int, *, shuffle: bool) -> None:
+    ended = _open(url, options, batch, shuffle=shuffle)
+    state = ended.state_dict()
+    steps = int(len(ended) * RESUME_AT)
+    for name, resumed in (("cold", state), ("at 90 %", state | {"consumed": steps * batch, "steps": steps})):
+        loader = _open(url, options, batch, shuffle=shuffle)
+        loader.load_state_dict(resumed)
+        with _counted(chaos) as counted:
+            batches = iter(loader)
+            next(batches)
+        batches.close()  # type: ignore[attr-defined]
+        print(f"    first batch {name}: {counted['requests']} requests, {counted['bytes'] / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
