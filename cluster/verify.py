@@ -119,7 +119,7 @@ def rebuild_command(
     snapshot: Snapshot, findings: Sequence[Finding], names_file: Path | None, storage_options: StorageOptions
 ) -> str | None:
     """The command line that packs anew what is missing; None where the dataset was made by a program's function."""
-    recipe, prefix = snapshot.manifest.recipe, snapshot.layout.prefix
+    recipe, prefix, counts = snapshot.manifest.recipe, snapshot.layout.prefix, snapshot.manifest.accounting
     if recipe["transform"] is not None:
         return None
     words = ["dray", "build", snapshot.manifest.source_url, snapshot.store.url]
@@ -127,8 +127,13 @@ def rebuild_command(
     words += [word for suffix in recipe["suffixes"] for word in ("--suffix", suffix)]
     if recipe["num_shards"] is not None:
         words += ["--shards", str(recipe["num_shards"])]
+    if recipe["shuffle_seed"] is not None:
+        words += ["--shuffle-seed", str(recipe["shuffle_seed"])]
     if names_file is not None and _can_mend(findings):
         words += ["--names", str(names_file)]
+    elif counts.inputs > counts.packed:  # the file of names has only those that were packed
+        on_error = "skip" if counts.skipped else "quarantine"
+        words += ["--on-error", on_error, "--max-bad", str(counts.inputs - counts.packed)]
     for name in _SHOWN_OPTIONS:
         if name in storage_options and "@" not in storage_options[name]:
             words += ["--storage-option", f"{name}={storage_options[name]}"]
@@ -160,7 +165,8 @@ def _advice(
         yield "dray build SRC DEST --prefix OTHER --suffix SUFFIX"
         return
     if not _can_mend(findings):
-        yield "A record of the version is damaged, and no build can start from it. Build again under another prefix:"
+        yield "A record of the version is damaged, and no build can start from it. Go back to a whole version, which"
+        yield f"dray log {snapshot.store.url} lists, by dray rollback; or build again under another prefix:"
     elif delete:
         yield f"To mend it, if the samples still lie in {snapshot.manifest.source_url}: delete these, or move them to"
         yield "another folder, for dray never overwrites"

@@ -210,7 +210,8 @@ def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: To
     same = [row for row, name in enumerate(known.names) if then[name]["stamp"] == stamps[name]]
     tried = [row for row in same if tolerance.on_error != OnError.SKIP or then[known.names[row]]["fate"] != "skipped"]
     bad = {entry.name for entry in find_bad(job, known.take(np.array(tried, np.int64)))} if tried else set()
-    left = [known.names[row] for row in same if row not in set(tried) or known.names[row] in bad]
+    works = {known.names[row] for row in tried} - bad
+    left = [name for row in same if (name := known.names[row]) not in works]
     entries = [
         BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
         for name in left

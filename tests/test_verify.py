@@ -329,9 +329,33 @@ def test_a_damaged_record_asks_for_another_prefix(dray: Run, inputs: Inputs, tmp
     damage_of(kind, build(inputs, Place(str(tmp_path / "out"))))
     code, out = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
     assert code == 1
-    assert "Build again under another prefix" in out
+    assert "build again under another prefix" in out.lower()
     assert "delete" not in out
     assert not (tmp_path / "names.txt").exists()
+
+
+def test_the_command_names_seed_and_what_was_left_out(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+    """Without them everything would be packed anew, or the build would fail at the inputs that are bad."""
+    inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
+    out, words = tmp_path / "out", [word for suffix in inputs.suffixes for word in ("--suffix", suffix)]
+    words += ["--shards", 4, "--shuffle-seed", 3, "--on-error", "quarantine", "--max-bad", 1]
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in inputs.names))
+    assert dray("build", inputs.folder, out, *words, "--names", tmp_path / "names.txt")[0] == 0
+    (out / "wdshards-000001.tar").unlink()
+    (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out)[1], re.MULTILINE)
+    assert "--shuffle-seed 3 --on-error quarantine --max-bad 1" in command
+
+
+def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+    """The way out that the advice names; then builds work again."""
+    place = Place(str(tmp_path / "out"))
+    build(inputs, place)
+    inputs.path(inputs.names[0], inputs.suffixes[0]).write_bytes(b"changed")
+    snapshot = build(inputs, place)
+    snapshot.store.delete([snapshot.record_names()[1]])
+    assert "by dray rollback" in dray("verify", tmp_path / "out")[1]
+    assert dray("rollback", tmp_path / "out", 1)[0] == 0
+    assert build(inputs, place).version == 4
 
 
 def test_the_command_warns_where_the_dataset_is_a_part_of_its_source(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
