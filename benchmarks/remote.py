@@ -32,7 +32,7 @@ from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders.batches import Pass
 from dray.loaders.catalog import Catalog
-from dray.loaders.fetch import REQUESTS_AT_ONCE
+from dray.loaders.ranges import REQUESTS_AT_ONCE
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
 from dray.shards.client import open_client

@@ -19,7 +19,9 @@ from dray.loaders.catalog import Catalog
 from dray.loaders.collate import collate, no_rows
 from dray.loaders.cursor import Cursor, Rest, Share
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Reader, Run, Sample, Stats, open_reader
+from dray.loaders.fetch import Reader, Run, Samples, Stats
+from dray.loaders.mapped import MappedReader
+from dray.loaders.ranges import RangeReader
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
@@ -119,8 +121,8 @@ class BatchMaker:
             return no_rows(self._collated(first, num_valid=0))
         return self._collated(self._reader.read(step.samples, step.runs), step.share.num_valid)
 
-    def _collated(self, samples: Sequence[Sample], num_valid: int) -> Any:
-        rows = [self._row(sample) for sample in samples]
+    def _collated(self, samples: Samples, num_valid: int) -> Any:
+        rows = [self._row(samples, number) for number in range(len(samples))]
         batch = (self.collate or collate)(rows)
         if self.marks_filler:
             if not isinstance(batch, dict):
@@ -130,12 +132,13 @@ class BatchMaker:
             batch[VALID] = torch.arange(len(rows)) < num_valid
         return batch
 
-    def _row(self, sample: Sample) -> Any:
-        named = {KEY: sample.key, "__url__": sample.url}
-        values = self.decoder({**named, **sample.parts})
-        row = {suffix: values[suffix] for suffix in sample.parts}
+    def _row(self, samples: Samples, number: int) -> Any:
+        parts = samples.sample(number)
+        named = {KEY: samples.key(number), "__url__": samples.url(number)}
+        values = self.decoder({**named, **parts})
+        row = {suffix: values[suffix] for suffix in parts}
         if self.with_keys:
-            row[KEY] = sample.key
+            row[KEY] = named[KEY]
         return row if self.transform is None else self.transform(row)
 
     @property
@@ -147,6 +150,11 @@ class BatchMaker:
             self.__dict__["_open"] = found
         reader: Reader = found[1]
         return reader
+
+
+def open_reader(catalog: Catalog) -> Reader:
+    """A reader for wherever the dataset lies."""
+    return MappedReader(catalog) if catalog.snapshot.store.local_root is not None else RangeReader(catalog)
 
 
 def _unpack_maker(data: bytes) -> BatchMaker:

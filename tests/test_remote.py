@@ -13,7 +13,8 @@ from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader, batches
 from dray.loaders import loader as loader_module
 from dray.loaders.catalog import Catalog
-from dray.loaders.fetch import ATTEMPTS, RangeReader, Run
+from dray.loaders.fetch import Run
+from dray.loaders.ranges import ATTEMPTS, RangeReader
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
 from tests.chaos import Action, Chaos
@@ -70,7 +71,7 @@ def read_rows(reader: RangeReader, runs: list[Run]) -> list[str]:
     """The keys of all samples of some runs, read at once."""
     samples = [(first + number) % NUM_SAMPLES for first, count in runs for number in range(count)]
     found = reader.read(np.array(samples), [run for run in runs for _ in range(run[1])])
-    return [sample.key for sample in found]
+    return [found.key(number) for number in range(len(found))]
 
 
 def sent(chaos: Chaos) -> int:

@@ -1,0 +1,118 @@
+"""Samples of tars on a local disk: slices of mapped files; nothing is copied.
+
+The loop of `MappedReader.read` runs once for each part of each sample, at well over a million a second: rows of indexes
+are looked up through memoryviews, which give plain integers.
+"""
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from dray.loaders.catalog import INDEX_BYTES, Catalog
+from dray.loaders.fetch import Run, Samples, Stats, damaged
+from dray.shards.errors import DamagedError, NotFoundError
+
+OPEN_MAPS = 4096
+
+_Numbers = memoryview  # of unsigned integers, one a sample
+_Columns = tuple[_Numbers, _Numbers, _Numbers]  # offsets, sizes, hashes
+
+
+class MappedReader:
+    """Samples of tars on a local disk.
+
+    Args:
+        catalog: The samples.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.stats = Stats()
+        self._catalog = catalog
+        self._open: dict[int, tuple[memoryview, dict[str, _Columns], int]] = {}  # the tar, its index, bytes of that
+        self._open_bytes = 0  # of indexes
+
+    def expect(self, runs: Iterable[Run]) -> None:
+        """The system reads ahead by itself."""
+
+    def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:  # noqa: ARG002  files need none
+        """See `Reader`."""
+        shards, found = self._catalog.locate(samples)
+        places, rows = shards.tolist(), found.tolist()
+        opened = {place: self._opened(place) for place in dict.fromkeys(places)}
+        suffixes = dict.fromkeys(suffix for _, columns, _ in opened.values() for suffix in columns)
+        parts: dict[str, list[memoryview | None]] = {}
+        for suffix in suffixes:
+            where = {
+                place: (body, *columns[suffix]) for place, (body, columns, _) in opened.items() if suffix in columns
+            }
+            parts[suffix] = self._slices(suffix, where, places, rows)
+        self.stats.samples += len(rows)
+        return Samples(self._catalog, places, rows, parts)
+
+    def _slices(
+        self,
+        suffix: str,
+        where: dict[int, tuple[memoryview, _Numbers, _Numbers, _Numbers]],
+        places: Sequence[int],
+        rows: Sequence[int],
+    ) -> list[memoryview | None]:
+        """One part of each sample, checked."""
+        slices: list[memoryview | None] = []
+        num_bytes = 0
+        for place, row in zip(places, rows, strict=True):
+            if place not in where:
+                slices.append(None)
+                continue
+            body, offsets, sizes, hashes = where[place]
+            if not (offset := offsets[row]):
+                slices.append(None)
+                continue
+            size = sizes[row]
+            part = body[offset : offset + size]
+            if xxh3_64_intdigest(part) != hashes[row]:
+                raise damaged(self._catalog, place, row, suffix)
+            num_bytes += size
+            slices.append(part)
+        self.stats.bytes += num_bytes
+        return slices
+
+    def _opened(self, place: int) -> tuple[memoryview, dict[str, _Columns], int]:
+        """A shard and its index; those that were opened first are closed when there are too many."""
+        found = self._open.get(place)
+        if found is None:
+            columns = self._catalog.columns(place)
+            numbers = {
+                suffix: (
+                    memoryview(columns.offsets[suffix]),
+                    memoryview(columns.sizes[suffix]),
+                    memoryview(columns.hashes[suffix]),
+                )
+                for suffix in self._catalog.wanted(columns)
+            }
+            found = self._open[place] = self._map(place), numbers, columns.num_bytes
+            self._open_bytes += columns.num_bytes
+            while len(self._open) > OPEN_MAPS or (self._open_bytes > INDEX_BYTES and len(self._open) > 1):
+                self._open_bytes -= self._open.pop(next(iter(self._open)))[2]
+        return found
+
+    def _map(self, place: int) -> memoryview:
+        catalog = self._catalog
+        path = Path(str(catalog.snapshot.store.local_root), catalog.shard_name(place))
+        url, expected = catalog.shard_url(place), catalog.shard(place).num_bytes
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size == expected:  # beyond its end a mapped file is a crash, not an error
+                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError as exc:
+            raise NotFoundError(
+                f"{url}: the shard is missing: was version {catalog.snapshot.version} dropped?"
+            ) from exc
+        raise DamagedError(
+            f"{url}: {expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more"
+        )
