@@ -8,12 +8,13 @@ import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.catalog import INDEX_BYTES, Catalog
+from dray.loaders.catalog import INDEX_BYTES, Catalog, Columns
 from dray.loaders.fetch import Run, Samples, Stats, damaged
 from dray.shards.errors import DamagedError, NotFoundError
 
@@ -86,14 +87,7 @@ class MappedReader:
         found = self._open.get(place)
         if found is None:
             columns = self._catalog.columns(place)
-            numbers = {
-                suffix: (
-                    memoryview(columns.offsets[suffix]),
-                    memoryview(columns.sizes[suffix]),
-                    memoryview(columns.hashes[suffix]),
-                )
-                for suffix in self._catalog.wanted(columns)
-            }
+            numbers = {suffix: _views(columns, suffix) for suffix in self._catalog.wanted(columns)}
             found = self._open[place] = self._map(place), numbers, columns.num_bytes
             self._open_bytes += columns.num_bytes
             while len(self._open) > OPEN_MAPS or (self._open_bytes > INDEX_BYTES and len(self._open) > 1):
@@ -116,3 +110,10 @@ class MappedReader:
         raise DamagedError(
             f"{url}: {expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more"
         )
+
+
+def _views(columns: Columns, suffix: str) -> _Columns:
+    offsets: Any = columns.offsets[suffix]  # numpy's arrays are buffers from Python 3.12 on, by their types
+    sizes: Any = columns.sizes[suffix]
+    hashes: Any = columns.hashes[suffix]
+    return memoryview(offsets), memoryview(sizes), memoryview(hashes)
