@@ -7,6 +7,7 @@ descriptor, which is slow, and a worker that has no more descriptors waits for e
 import pickle
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from multiprocessing import Pipe
@@ -74,6 +75,14 @@ class WorkerPool:
                 self.stats[sent.worker] = sent.stats
                 coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
             yield own.popleft()
+
+
+    def close(self) -> None:
+        """End the processes."""
+        running = self._loader._iterator
+        if running is not None:
+            with suppress(RuntimeError):  # torch tells the death of one again when another ends
+                running._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _WorkerBatches(IterableDataset[Sent]):
