@@ -14,7 +14,8 @@ from dray.loaders import ShardLoader, batches
 from dray.loaders import loader as loader_module
 from dray.loaders.catalog import Catalog
 from dray.loaders.fetch import Run
-from dray.loaders.ranges import ATTEMPTS, RangeReader
+from dray.loaders.ranges import RangeReader
+from dray.loaders.rows import ATTEMPTS
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
 from tests.chaos import Action, Chaos
