@@ -1,10 +1,10 @@
 """The block store of a node: bytes of object storage on a local disk, so that its processes fetch them once.
 
 The bytes of an object lie in sparse files of `CELL_BYTES`, each byte at its place; the files are named by a digest of
-content, never by a URL. Nothing that is read here is believed: a hole, a write that a kill cut off, a file that somebody
-shortened or that was deleted meanwhile are all found by the checksums that readers have anyway, and fetched anew. So a
-write needs no order, no second name and no fsync. The files that were used longest ago are deleted when all together
-grow too large. No file stays open, so a store crosses forks and pickles as it is.
+content, never by a URL. Nothing that is read here is believed: a hole, a write that a kill cut off, a file that was cut
+or deleted meanwhile are all found by the checksums that readers have anyway, and fetched anew. So a write needs no
+order, no second name and no fsync. The files that were used longest ago are deleted when all together grow too large.
+No file stays open, so a store crosses forks and pickles as it is.
 """
 
 import fcntl

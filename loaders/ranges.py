@@ -115,11 +115,13 @@ class RangeReader:
             self._start(group)
 
     def _start(self, group: Sequence[Run]) -> None:
-        numbers = {run: [number % len(self._catalog) for number in range(run[0], sum(run))] for run in group}
-        unread = {run: set(numbers[run]).difference(self._apart.get(run, ())) for run in group}
-        is_shared = any(count > 1 for _, count in group)
-        wanted = numbers if self._rows.uses_blocks(is_shared=is_shared) else unread  # the blocks tell what they have
-        coming = self._threads.submit(self._fetch, sorted(set().union(*wanted.values())), is_shared=is_shared)
+        total = len(self._catalog)
+        unread = {
+            run: {number % total for number in range(run[0], sum(run))}.difference(self._apart.get(run, ()))
+            for run in group
+        }
+        wanted, is_shared = sorted(set().union(*unread.values())), any(count > 1 for _, count in group)
+        coming = self._threads.submit(self._fetch, wanted, group=group[0][0], is_shared=is_shared)
         for run in group:
             self._runs[run] = _Held(coming, unread[run])
             self._ahead += self._size(run)
@@ -127,14 +129,12 @@ class RangeReader:
     def _fetch_apart(self, runs: Mapping[int, Run]) -> dict[int, _Sample]:
         """Samples, without the rest of the runs that they belong to."""
         found: dict[int, _Sample] = {}
-        coming = [
-            self._threads.submit(
-                self._fetch, [number for number, _ in group], is_shared=any(runs[number][1] > 1 for number, _ in group)
-            )
-            for group in self._groups([(number, 1) for number in sorted(runs)])
-        ]
-        for group in coming:
-            found |= group.result()
+        coming = []
+        for group in self._groups([(number, 1) for number in sorted(runs)]):
+            wanted, is_shared = [number for number, _ in group], any(runs[number][1] > 1 for number, _ in group)
+            coming.append(self._threads.submit(self._fetch, wanted, group=wanted[0], is_shared=is_shared))
+        for samples in coming:
+            found |= samples.result()
         return found
 
     def _with_missing(self, asked: Sequence[tuple[int, Run]], found: Sequence[_Sample | None]) -> list[_Sample]:
@@ -182,13 +182,13 @@ class RangeReader:
         if group:
             yield group
 
-    def _fetch(self, numbers: Sequence[int], *, is_shared: bool) -> dict[int, _Sample]:
-        """Samples by their number, ascending; without damaged ones."""
+    def _fetch(self, numbers: Sequence[int], *, group: int, is_shared: bool) -> dict[int, _Sample]:
+        """Samples by their number; without damaged ones."""
         shards, rows = self._catalog.locate(np.array(numbers))
         samples: dict[int, _Sample] = {}
         for place in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == place)
-            found = self._rows.fetch(place, rows[chosen].tolist(), is_shared=is_shared)
+            found = self._rows.fetch(place, rows[chosen].tolist(), group=group, is_shared=is_shared)
             own = zip(chosen.tolist(), rows[chosen].tolist(), strict=True)
             samples |= {numbers[at]: (place, row, found[row]) for at, row in own if row in found}
         return samples

@@ -35,12 +35,14 @@ class RowFetcher:
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats have
 
-    def uses_blocks(self, *, is_shared: bool) -> bool:
-        """Whether the node's store serves for rows that several processes read, or for others."""
-        return self._blocks is not None and self._blocks.kept >= (Kept.RUNS if is_shared else Kept.ALL)
+    def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> dict[int, Parts]:
+        """The parts of those of the rows that are whole: a damaged one is missing, and spoils no other.
 
-    def fetch(self, place: int, rows: Sequence[int], *, is_shared: bool) -> dict[int, Parts]:
-        """The parts of those of the rows, ascending, that are whole: a damaged one is missing, and spoils no other.
+        Args:
+            place: The shard.
+            rows: In it.
+            group: A number of what is fetched together: where others fetch it too, one does, and they wait for it.
+            is_shared: Whether several processes of the node are likely to.
 
         Raises:
             StoreError: The store failed as often as it was asked.
@@ -49,10 +51,10 @@ class RowFetcher:
             wanted = self._wanted(place, rows)
         except DamagedError:  # the index
             return {}
-        if self._blocks is None or not self.uses_blocks(is_shared=is_shared):
+        if self._blocks is None or self._blocks.kept < (Kept.RUNS if is_shared else Kept.ALL):
             return self._requested(wanted)
         name = f"{self._catalog.shard(place).index_digest}.tar"
-        with self._blocks.alone(f"{name} {rows[0]} {rows[-1]}"):
+        with self._blocks.alone(f"{name} {group}"):
             spans = [(start, self._blocks.read(name, start, size)) for start, size in wanted.spans()]
             found = wanted.good([(start, body) for start, body in spans if body is not None])
             with self._lock:
