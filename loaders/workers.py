@@ -76,7 +76,6 @@ class WorkerPool:
                 coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
             yield own.popleft()
 
-
     def close(self) -> None:
         """End the processes."""
         running = self._loader._iterator
