@@ -2,7 +2,8 @@
 
 from dray.loaders.datamodule import PickledDataWDS, WebDataModule
 from dray.loaders.dataset import Dataset
+from dray.loaders.device import to_device
 from dray.loaders.loader import ShardLoader
 from dray.loaders.split import Split
 
-__all__ = ["Dataset", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule"]
+__all__ = ["Dataset", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule", "to_device"]
