@@ -68,9 +68,9 @@ class DeviceLoader:
 
     def __init__(self, batches: Batches, device: torch.device, ahead: int) -> None:
         self._batches = batches
-        self._device = device
         self._ahead = ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._device = device if self._stream is None else self._stream.device  # with its number, for every thread
         self._state: dict[str, Any] | None = None  # of the batch that was handed on last; None: the loader's own
         self._wait_s = 0.0
 
