@@ -117,7 +117,7 @@ def print_result(found: dict[str, Any]) -> None:
     typer.echo(f"version {found['version']}, {found['ranks']} ranks x {found['batch_size']}, {found['steps']} steps")
     mb_per_s = "" if found["mb_per_s"] is None else f", {found['mb_per_s']:,.1f} MB/s"
     typer.echo(f"  throughput     {found['samples_per_s']:,.0f} samples/s{mb_per_s} over all ranks")
-    typer.echo(f"  slowest step   {found['slowest_step_s']:.3f} s after the first")
+    typer.echo(f"  slowest step   {1000 * found['slowest_step_s']:,.1f} ms, the first left out")
     typer.echo(f"  first batch    {found['first_batch_s']:.2f} s after the start, of all ranks")
     if found["bytes_read_per_byte"] is not None:
         typer.echo(
