@@ -1,8 +1,35 @@
-"""Everything that reads a dataset for training: Lightning DataModules over streamed shards."""
+"""Everything that reads a dataset for training: Lightning DataModules over streamed shards.
 
-from dray.loaders.datamodule import PickledDataWDS, WebDataModule
-from dray.loaders.dataset import Dataset
-from dray.loaders.loader import ShardLoader
-from dray.loaders.split import Split
+Names are imported when they are first asked for: a task that packs needs the safe unpickler, not Lightning.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from dray.loaders.datamodule import PickledDataWDS, WebDataModule
+    from dray.loaders.dataset import Dataset
+    from dray.loaders.loader import ShardLoader
+    from dray.loaders.split import Split
 
 __all__ = ["Dataset", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule"]
+
+_MODULES = {
+    "Dataset": "dataset",
+    "PickledDataWDS": "datamodule",
+    "ShardLoader": "loader",
+    "Split": "split",
+    "WebDataModule": "datamodule",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
