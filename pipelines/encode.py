@@ -100,6 +100,14 @@ class Encoder:
         }
         return {name: value for name, value in values.items() if value}
 
+    @classmethod
+    def from_json(cls, recipe: Mapping[str, Any]) -> "Encoder | None":
+        """As a manifest's recipe records it; None where nothing was encoded."""
+        if "encode" not in recipe:
+            return None
+        targets = None if recipe["encode"] == AUTO else recipe["encode"]
+        return cls(targets=targets, allow=tuple(recipe.get("allow", ())), allow_pickle="allow_pickle" in recipe)
+
     def outputs(self, suffix: str) -> tuple[str, ...]:
         """The suffixes that a part may have after it: one, or with "auto" several."""
         target = self._target(suffix)
