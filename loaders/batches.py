@@ -1,13 +1,14 @@
 """Making the batches of one rank: which samples a step takes, their bytes, their values.
 
-This is what the loader's thread or worker processes run; it keeps no state of the epoch.
+This is what the loader's thread or worker processes run; it keeps no state of the epoch. Several small steps are made
+together: what is worked out or looked at for many samples at once costs little for each.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import cloudpickle
@@ -15,18 +16,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dray.loaders.alike import Stacker
+from dray.loaders.blocks import BlockStore
+from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.catalog import Catalog
-from dray.loaders.collate import collate, no_rows
+from dray.loaders.collate import collate, no_rows, stack
 from dray.loaders.cursor import Cursor, Rest, Share
 from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Reader, Run, Samples, Stats
 from dray.loaders.mapped import MappedReader
 from dray.loaders.ranges import RangeReader
-from dray.shards.errors import CallError
+from dray.loaders.skip import Skipper
+from dray.shards.errors import CallError, DamagedError, DrayError, RefusedError
 from dray.shards.snapshot import Snapshot
 
 CHUNK_STEPS = 64  # whose order is worked out at once
-LOOK_AHEAD = 16  # steps whose samples are fetched meanwhile
+LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
+THREADS = 4  # that copy large parts
+GROUP_STEPS = 16  # made together at the most,
+GROUP_BYTES = 2 << 20  # if they have no more than so many bytes
 KEY, VALID = "__key__", "__valid__"
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -41,15 +49,17 @@ class Pass:
     rest: Rest
     rank: int
 
-    def steps(self, first: int = 0, stride: int = 1) -> Iterator["Step"]:
+    def steps(self, first: int = 0, stride: int = 1, *, with_runs: bool = True) -> Iterator["Step"]:
         """Every so many-th step; the order is worked out for many of them at once."""
         numbers = iter(range(first, len(self.rest), stride))
         order = self.start.order()
         while chunk := list(islice(numbers, CHUNK_STEPS)):
             shares = [self.rest.share(number, self.rank) for number in chunk]
             positions = np.concatenate([share.positions for share in shares])
-            samples, (firsts, sizes) = order.at(positions), order.runs(positions)
-            runs = list(zip(firsts.tolist(), sizes.tolist(), strict=True))
+            samples, runs = order.at(positions), list[Run]()
+            if with_runs:
+                firsts, sizes = order.runs(positions)
+                runs = list(zip(firsts.tolist(), sizes.tolist(), strict=True))
             end = 0
             for number, share in zip(chunk, shares, strict=True):
                 start, end = end, end + len(share.positions)
@@ -63,7 +73,7 @@ class Step:
     number: int  # from the start of the pass
     share: Share
     samples: NDArray[np.int64]
-    runs: Sequence[Run]
+    runs: Sequence[Run]  # of each sample; none where they are not asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,8 @@ class BatchMaker:
         collate: From a list of these to a batch.
         with_keys: Whether a sample has its key.
         marks_filler: Whether a batch tells which of its rows are samples.
+        skipper: Replaces samples that cannot be read; None: they are errors.
+        blocks: The node's store of what is fetched from object storage; None: nothing is shared.
     """
 
     snapshot: Snapshot
@@ -89,6 +101,8 @@ class BatchMaker:
     collate: Collate | None
     with_keys: bool
     marks_filler: bool
+    skipper: Skipper | None
+    blocks: BlockStore | None = None
 
     def __reduce__(self) -> tuple[Callable[[bytes], "BatchMaker"], tuple[bytes]]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -97,64 +111,173 @@ class BatchMaker:
     @cached_property
     def catalog(self) -> Catalog:
         """The samples; opened in the process that reads them."""
-        return Catalog(self.snapshot, self.parts, limit=self.limit)
+        return Catalog(self.snapshot, self.parts, limit=self.limit, blocks=self.blocks)
 
     @property
     def stats(self) -> Stats:
         """What was read in this process."""
-        return self._reader.stats
+        return self._tools.reader.stats
 
-    def batches(self, way: Pass, first: int = 0, stride: int = 1) -> Iterator[Any]:
-        """The batches of every so many-th step, in order."""
+    def groups(self, way: Pass, first: int = 0, stride: int = 1) -> Iterator[list[Any]]:
+        """The batches of every so many-th step, in order; several small ones at a time, but for the first."""
+        reader = self._tools.reader
+        is_ranged = isinstance(reader, RangeReader)
+        steps = way.steps(first, stride, with_runs=is_ranged)
         ahead: list[Step] = []
-        steps = way.steps(first, stride)
+        most, size = self._most_steps(way), 1
         while True:
-            ahead += islice(steps, LOOK_AHEAD + 1 - len(ahead))
+            if len(ahead) < size + LOOK_AHEAD // 2:  # many at a time: to tell what is expected takes time too
+                ahead += islice(steps, LOOK_AHEAD + size - len(ahead))
+                if is_ranged:
+                    reader.expect(chain.from_iterable(step.runs for step in ahead))
             if not ahead:
                 return
-            self._reader.expect(chain.from_iterable(step.runs for step in ahead))
-            yield self._batch(ahead.pop(0))
+            group, ahead = ahead[:size], ahead[size:]
+            yield from self._groups(way, group)
+            size = min(size * 2, most)
 
-    def _batch(self, step: Step) -> Any:
+    def _most_steps(self, way: Pass) -> int:
+        """Steps that are made together."""
+        sample_bytes = self.snapshot.num_bytes / max(1, self.snapshot.num_samples)
+        step_bytes = sample_bytes * way.rest.batch / way.rest.num_ranks
+        return max(1, min(GROUP_STEPS, int(GROUP_BYTES / max(1.0, step_bytes))))
+
+    def _groups(self, way: Pass, steps: Sequence[Step]) -> Iterator[list[Any]]:
+        """The batches of some steps, at once; one after another where one fails, for those before it are good."""
+        try:
+            yield self._made(steps)
+        except DrayError:
+            for step in steps:
+                yield self._made([step if self.skipper is None else self._replaced(way, step)])
+
+    def _made(self, steps: Sequence[Step]) -> list[Any]:
+        """The batches of some steps."""
+        ends = np.cumsum([0, *(len(step.samples) for step in steps)]).tolist()
+        if not ends[-1]:
+            return [self._empty() for _ in steps]
+        runs = list(chain.from_iterable(step.runs for step in steps))
+        found = self._tools.reader.read(np.concatenate([step.samples for step in steps]), runs)
+        batches = self._batches(found, list(pairwise(ends)))
+        return [self._finished(batch, step) for batch, step in zip(batches, steps, strict=True)]
+
+    def _finished(self, batch: Any, step: Step) -> Any:
         if not len(step.samples):
-            first = self._reader.read(np.zeros(1, np.int64), [(0, 1)])
-            return no_rows(self._collated(first, num_valid=0))
-        return self._collated(self._reader.read(step.samples, step.runs), step.share.num_valid)
+            return self._empty()
+        return self._marked(batch, len(step.samples), step.share.num_valid)
 
-    def _collated(self, samples: Samples, num_valid: int) -> Any:
-        rows = [self._row(samples, number) for number in range(len(samples))]
-        batch = (self.collate or collate)(rows)
+    def _empty(self) -> Any:
+        """The batch of a rank that is without a sample in the last step: like any other, but of no rows."""
+        found = self._tools.reader.read(np.zeros(1, np.int64), [(0, 1)])
+        return no_rows(self._marked(self._batches(found, [(0, 1)])[0], 1, 0))
+
+    def _batches(self, samples: Samples, bounds: Sequence[tuple[int, int]]) -> list[Any]:
+        """A batch for each stretch of the samples."""
+        if self.transform is not None or self.collate is not None:
+            make = self.collate or collate
+            return [make([self._row(samples, row) for row in range(*bound)]) if bound[0] < bound[1] else None
+                    for bound in bounds]  # fmt: skip
+        batches: list[dict[str, Any]] = [{} for _ in bounds]
+        for suffix, parts in samples.parts.items():
+            is_plain = not self.decoder.is_own(suffix)
+            kinds = self._tools.stacker.kinds(suffix, parts) if is_plain else [None] * len(parts)
+            for batch, (start, end) in zip(batches, bounds, strict=True):
+                if all(part is None for part in parts[start:end]):
+                    continue
+                stacked = self._tools.stacker.stack(parts[start:end], kinds[start:end])
+                batch[suffix] = (
+                    stack([self._value(samples, suffix, row) for row in range(start, end)])
+                    if stacked is None
+                    else stacked
+                )
+        for batch, bound in zip(batches, bounds, strict=True) if self.with_keys else ():
+            batch[KEY] = [samples.key(row) for row in range(*bound)]
+        return batches
+
+    def _marked(self, batch: Any, num_rows: int, num_valid: int) -> Any:
         if self.marks_filler:
             if not isinstance(batch, dict):
                 raise CallError(
                     f"remainder='pad' notes in each batch what is filler: collate gave {type(batch).__name__}, no dict"
                 )
-            batch[VALID] = torch.arange(len(rows)) < num_valid
+            batch[VALID] = torch.arange(num_rows) < num_valid
         return batch
 
-    def _row(self, samples: Samples, number: int) -> Any:
-        parts = samples.sample(number)
-        named = {KEY: samples.key(number), "__url__": samples.url(number)}
-        values = self.decoder({**named, **parts})
-        row = {suffix: values[suffix] for suffix in parts}
+    def _row(self, samples: Samples, row: int) -> Any:
+        """What the batch's collate gets of one sample."""
+        values = {suffix: self._value(samples, suffix, row) for suffix in samples.sample(row)}
         if self.with_keys:
-            row[KEY] = named[KEY]
-        return row if self.transform is None else self.transform(row)
+            values[KEY] = samples.key(row)
+        return values if self.transform is None else self.transform(values)
+
+    def _value(self, samples: Samples, suffix: str, row: int) -> Any:
+        """The value of one part; None where the sample lacks it."""
+        data = samples.parts[suffix][row]
+        if data is None:
+            return None
+        try:
+            return self.decoder.part(suffix, data)
+        except (DamagedError, RefusedError) as exc:
+            raise type(exc)(f"shard {samples.url(row)!r}, key {samples.key(row)!r}, suffix {suffix!r}: {exc}") from exc
+
+    def _replaced(self, way: Pass, step: Step) -> Step:
+        """The same step, other samples in the place of those that cannot be read."""
+        skipper = self.skipper
+        if skipper is None:
+            return step
+        order = way.start.order()
+        positions = np.array(
+            [
+                skipper.readable(int(position), way.start, lambda position: self._try(order.at([position])))
+                for position in step.share.positions
+            ],
+            np.int64,
+        )
+        changed = int((positions != step.share.positions).sum())
+        self._tools.reader.stats.skipped += changed
+        return Step(
+            step.number,
+            step.share,
+            order.at(positions),
+            list(zip(*map(np.ndarray.tolist, order.runs(positions)), strict=True)),
+        )
+
+    def _try(self, samples: NDArray[np.int64]) -> None:
+        """Read and decode one sample.
+
+        Raises:
+            DamagedError: It is damaged.
+            RefusedError: It holds something that is not on the safe list.
+        """
+        found = self._tools.reader.read(samples, [(int(samples[0]), 1)])
+        for suffix in found.sample(0):
+            self._value(found, suffix, 0)
+
+    def use(self, buffers: Buffers) -> None:
+        """Make large tensors in these, in one thread: this process is one of many workers."""
+        self.__dict__["_opened"] = replace(self._tools, stacker=Stacker(buffers, num_threads=1))
 
     @property
-    def _reader(self) -> Reader:
+    def _tools(self) -> "_Tools":
         """Of this process: a forked child opens its own."""
-        found = self.__dict__.get("_open")
-        if found is None or found[0] != os.getpid():
-            found = os.getpid(), open_reader(self.catalog)
-            self.__dict__["_open"] = found
-        reader: Reader = found[1]
-        return reader
+        found: _Tools | None = self.__dict__.get("_opened")
+        if found is None or found.process != os.getpid():
+            num_threads = min(THREADS, len(os.sched_getaffinity(0)))
+            found = _Tools(os.getpid(), open_reader(self.catalog, self.blocks), Stacker(BufferPool(), num_threads))
+            self.__dict__["_opened"] = found
+        return found
 
 
-def open_reader(catalog: Catalog) -> Reader:
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    process: int
+    reader: Reader
+    stacker: Stacker
+
+
+def open_reader(catalog: Catalog, blocks: BlockStore | None = None) -> Reader:
     """A reader for wherever the dataset lies."""
-    return MappedReader(catalog) if catalog.snapshot.store.local_root is not None else RangeReader(catalog)
+    is_local = catalog.snapshot.store.local_root is not None
+    return MappedReader(catalog) if is_local else RangeReader(catalog, blocks)
 
 
 def _unpack_maker(data: bytes) -> BatchMaker:

@@ -150,6 +150,8 @@ class Rest:
         """
         first = self.consumed + step * self.batch
         size = min(self.batch, self.num_samples - first) if self.remainder == Remainder.KEEP else self.batch
-        positions = np.arange(first + rank * size // self.num_ranks, first + (rank + 1) * size // self.num_ranks)
-        num_valid = int(np.clip(self.num_samples - positions[:1], 0, len(positions)).sum())
-        return Share(positions % self.num_samples, num_valid)
+        start, stop = first + rank * size // self.num_ranks, first + (rank + 1) * size // self.num_ranks
+        positions = np.arange(start, stop)
+        if stop > self.num_samples:
+            positions %= self.num_samples
+        return Share(positions, max(0, min(stop, self.num_samples) - start))

@@ -89,6 +89,14 @@ class Decoder:
         """
         return {name: self._decode(sample, name, value) for name, value in sample.items()}
 
+    def is_own(self, suffix: str) -> bool:  # noqa: ARG002
+        """Whether the user decodes parts of that suffix."""
+        return False
+
+    def part(self, suffix: str, data: bytes | memoryview) -> Any:
+        """The value of one part; see `decode_part`."""
+        return decode_part(suffix, data, allow=self.allow, allow_pickle=self.allow_pickle)
+
     def _decode(self, sample: Mapping[str, Any], name: str, value: Any) -> Any:
         try:
             if name.startswith("__"):

@@ -28,16 +28,47 @@ _MAX_END = 1024  # bytes after the elements: less than 800 with 64 dimensions
 _HEAD_BYTES = 11  # protocol and the first frame's length, in protocols 4 and 5
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the elements lie in a pickle of one contiguous tensor or array.
+
+    The tensor or array depends on these elements alone and on the bytes around them but for `names`, which only have
+    to be digits, and the same in both places.
+    """
+
+    start: int
+    stop: int
+    dtype: "torch.dtype | np.dtype[Any]"
+    shape: Shape
+    names: tuple[slice, slice] | None = None  # of the storage, an address: it differs from pickle to pickle
+    is_over_buffer: bool = False  # an array that numpy makes a view of a bytearray
+
+
 def read(data: bytes | memoryview) -> "torch.Tensor | np.ndarray[Any, Any] | None":
     """The tensor or array, equal to what the unpickler gives; None where the pickle is anything else."""
+    layout = find_layout(data)
+    if layout is None:
+        return None
+    if isinstance(layout.dtype, torch.dtype):
+        tensor = torch.empty(0, dtype=layout.dtype, device=_CPU)
+        storage = copy_storage(data, layout.start, layout.stop - layout.start)
+        return tensor.set_(storage, 0, layout.shape, _contiguous(layout.shape))
+    if layout.is_over_buffer:
+        elements = bytearray(memoryview(data)[layout.start : layout.stop])
+        return np.frombuffer(elements, layout.dtype).reshape(layout.shape)
+    return np.ndarray(layout.shape, layout.dtype, data, layout.start).copy()
+
+
+def find_layout(data: bytes | memoryview) -> Layout | None:
+    """Where the elements of a tensor or array lie; None where the pickle is anything else."""
     if len(data) > MAX_BYTES or sys.byteorder != "little":
         return None
     for head, read_end in _TENSORS:
         if found := head.match(data):
             return _tensor(data, found, read_end)
-    for layout, read_array in _ARRAYS:
-        if found := layout.match(data):
-            return read_array(data, found)
+    for pattern, find_array in _ARRAYS:
+        if found := pattern.match(data):
+            return find_array(data, found)
     return None
 
 
@@ -142,7 +173,7 @@ _TENSORS = (
 
 def _tensor(
     data: bytes | memoryview, found: "re.Match[bytes]", read_end: Callable[[bytes], _End | None]
-) -> torch.Tensor | None:
+) -> Layout | None:
     frame, short, long, kind, count = found.group("frame", "short", "long", "kind", "count")
     stored = STORAGE_DTYPES.get(kind)
     if stored is None:
@@ -162,8 +193,9 @@ def _tensor(
     dtype = end.dtype or stored
     if end.count * dtype.itemsize != num_bytes:
         return None
-    tensor = torch.empty(0, dtype=dtype, device=_CPU)
-    return tensor.set_(copy_storage(data, start, num_bytes), 0, end.size, end.stride)
+    first, second = found.span("key"), found.start("count") - len(b"q\x01a.")
+    digits = first[1] - first[0] - len(b"X....")
+    return Layout(start, stop, dtype, end.size, (slice(first[1] - digits, first[1]), slice(second - digits, second)))
 
 
 # ---- arrays ----
@@ -205,7 +237,7 @@ _OVER_BUFFER_END = re.compile(
 _array_shape = lru_cache(512)(_numbers)
 
 
-def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> "np.ndarray[Any, Any] | None":
+def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
     """An array as numpy writes it up to protocol 4: made empty, then given its elements."""
     short, long, start = found["short"], found["long"], found.end()
     num_bytes = int.from_bytes(short or long, "little")
@@ -215,10 +247,10 @@ def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> "np.ndarray[A
     dtype, shape = _ARRAY_DTYPES[found["dtype"]], _array_shape(found["shape"])
     if not 0 < num_bytes == prod(shape) * dtype.itemsize:  # the strides of an empty one are numpy's own affair
         return None
-    return np.ndarray(shape, dtype, data, start).copy()
+    return Layout(start, start + num_bytes, dtype, shape)
 
 
-def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> "np.ndarray[Any, Any] | None":
+def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
     """An array as numpy writes it in protocol 5: a view of a bytearray."""
     num_bytes, start = int.from_bytes(found["length"], "little"), found.end()
     stop = start + num_bytes
@@ -228,7 +260,7 @@ def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> "np.ndar
     dtype, shape = _ARRAY_DTYPES[end["dtype"]], _array_shape(end["shape"])
     if not 0 < num_bytes == prod(shape) * dtype.itemsize:
         return None
-    return np.frombuffer(bytearray(memoryview(data)[start:stop]), dtype).reshape(shape)
+    return Layout(start, stop, dtype, shape, is_over_buffer=True)
 
 
 _ARRAYS = ((_FILLED, _filled), (_OVER_BUFFER, _over_buffer))

@@ -4,7 +4,7 @@ Every part is checked against its index before it is handed on. Of a tar only th
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +25,8 @@ class Stats:
     bytes: int = 0  # of parts handed on
     bytes_read: int = 0  # of parts, headers between them and indexes asked of object storage
     requests: int = 0  # to object storage, not counting those that its client tries again
-    cache_hits: int = 0  # samples that lay here when they were asked for
+    cache_hits: int = 0  # samples that the node's block store had
     skipped: int = 0  # samples that could not be read and were replaced
-    wait_s: float = field(default=0.0)  # of the consumer, for batches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,13 +90,8 @@ def check_part(catalog: Catalog, place: int, row: int, suffix: str, data: memory
         DamagedError: It is another one; names shard, key, suffix and offset.
     """
     if xxh3_64_intdigest(data) != expected:
-        raise damaged(catalog, place, row, suffix)
-
-
-def damaged(catalog: Catalog, place: int, row: int, suffix: str) -> DamagedError:
-    """The error for a part that is not what its index says."""
-    columns = catalog.columns(place)
-    return DamagedError(
-        f"{catalog.shard_url(place)}: part {suffix!r} of key {columns.keys[row].as_py()!r} at offset "
-        f"{int(columns.offsets[suffix][row])} is not what was packed: dray verify tells how to mend it"
-    )
+        columns = catalog.columns(place)
+        raise DamagedError(
+            f"{catalog.shard_url(place)}: part {suffix!r} of key {columns.keys[row].as_py()!r} at offset "
+            f"{int(columns.offsets[suffix][row])} is not what was packed: dray verify tells how to mend it"
+        )

@@ -1,30 +1,32 @@
 """`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
 
 import os
-import pickle
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
+from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder
+from dray.loaders.fetch import Stats
 from dray.loaders.order import choose_block
+from dray.loaders.skip import OnBad, Skipper
+from dray.loaders.workers import WorkerPool
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, DrayError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.urls import split_version
 
-PREFETCH = 2  # batches
+PREFETCH = 2  # groups of batches
+BAD_SAMPLES = "dray-bad-samples.jsonl"
 
 
 class ShardLoader:
@@ -53,6 +55,13 @@ class ShardLoader:
         limit: Only the first so many samples of the dataset.
         with_keys: Whether batches have `__key__`, a list.
         window_rows: Permute positions among so many neighbouring global batches as well.
+        on_error: What becomes of a sample that is damaged or refused: "fail" raises an error that names it; "skip"
+            replaces it, counts it (`stats()["skipped"]`) and lists it in a file.
+        bad_samples: That file, JSON lines, added to by all ranks and workers.
+        cache_dir: A folder in which what is read from object storage is kept for later epochs and restarts, and for the
+            other ranks, workers and jobs of the node. None: with workers or several ranks, a temporary folder in which
+            they share what more than one of them reads.
+        cache_bytes: At most so much lies there, 64 GiB unless told (4 GiB in the temporary folder); 0: no cache.
         storage_options: See `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
@@ -81,12 +90,18 @@ class ShardLoader:
         limit: int | None = None,
         with_keys: bool = False,
         window_rows: int = 1,
+        on_error: str = OnBad.FAIL,
+        bad_samples: str | os.PathLike[str] = BAD_SAMPLES,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
     ) -> None:
         if remainder not in list(Remainder):
             raise CallError(f"remainder {remainder!r}: expected one of {', '.join(Remainder)}")
+        if on_error not in list(OnBad):
+            raise CallError(f"on_error {on_error!r}: expected one of {', '.join(OnBad)}")
         if (rank is None) != (num_ranks is None):
             raise CallError("rank and num_ranks: give both, or neither")
         found = _rank() if rank is None or num_ranks is None else (rank, num_ranks)
@@ -110,14 +125,17 @@ class ShardLoader:
             collate=collate,
             with_keys=with_keys,
             marks_filler=self._remainder == Remainder.PAD,
+            skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
+            blocks=open_blocks(cache_dir, cache_bytes, num_workers=num_workers, num_ranks=self.num_ranks),
         )
         self._maker.catalog.check_parts()
         self._shuffle, self._seed, self._window_rows = shuffle, seed, window_rows
         self._next = self._first_of(0)
-        self._here = self._start = self._next  # as far as the trainer has come, and where this pass began
+        self._start, self._taken = self._next, 0  # where this pass began, and the steps that the trainer took since
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
-        self._workers: DataLoader[Any] | None = None
+        self._pool: WorkerPool | None = None
+        self._ended: list[Stats] = []  # of workers that are no more
 
     @property
     def snapshot(self) -> Snapshot:
@@ -126,7 +144,7 @@ class ShardLoader:
 
     def __len__(self) -> int:
         """Steps of the epoch that the next `iter()` goes through, or that is being gone through."""
-        return self._here.steps + len(self._rest(self._here))
+        return self._start.steps + len(self._rest(self._start))
 
     def __iter__(self) -> Iterator[Any]:
         """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
@@ -136,10 +154,10 @@ class ShardLoader:
         if self._batches is not None:
             self._batches.close()
         start = self._next
-        self._here = self._start = start
+        self._start, self._taken = start, 0
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
-        self._batches = batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.batches(way))
+        self._batches = batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.groups(way))
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
                 if self._batches is not batches:
@@ -147,16 +165,16 @@ class ShardLoader:
                 asked = perf_counter()
                 batch = next(batches)
                 self._wait_s += perf_counter() - asked
-                self._here = start.advanced(step, self._batch)
+                self._taken = step
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` start an epoch, from 0."""
-        self._here = self._start = self._next = self._first_of(epoch)
+        self._go_to(self._first_of(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: JSON-able, small, the same on every rank."""
-        return self._here.to_dict()
+        return self._start.advanced(self._taken, self._batch).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
@@ -167,8 +185,7 @@ class ShardLoader:
         saved = Cursor.from_dict(state)
         saved.check_same(self._next)
         is_over = len(self._rest(saved)) == 0 and saved.steps > 0
-        start = self._first_of(saved.epoch + 1) if is_over else replace(saved, version=self._snapshot.version)
-        self._here = self._start = self._next = start
+        self._go_to(self._first_of(saved.epoch + 1) if is_over else replace(saved, version=self._snapshot.version))
 
     def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
         """Where the samples of a batch lie: shard (its URL), key and offset (of the first part) of each.
@@ -202,11 +219,18 @@ class ShardLoader:
         return found
 
     def stats(self) -> dict[str, float]:
-        """What was read in this process since the start, and how long batches were waited for.
+        """What was read for this rank since the start, by threads or workers, and how long batches were waited for.
 
-        With workers only the waiting is counted.
+        samples, bytes (of parts handed on), bytes_read and requests (of object storage), cache_hits, skipped; wait_s.
         """
-        return {**asdict(self._maker.stats), "wait_s": self._wait_s}
+        told = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
+        all_stats = told if self._num_workers else [self._maker.stats]
+        total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
+        return {**total, "wait_s": self._wait_s}
+
+    def _go_to(self, start: Cursor) -> None:
+        self._start = self._next = start
+        self._taken = 0
 
     def _rest(self, cursor: Cursor) -> Rest:
         return Rest(
@@ -235,98 +259,32 @@ class ShardLoader:
         )
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
-        if self._workers is None:
-            self._workers = _open_workers(self._maker, self._num_workers)
-        workers = self._workers
-        workers.dataset.show(way)  # type: ignore[attr-defined]
+        if self._pool is None:
+            self._pool = WorkerPool(self._maker, self._num_workers)
         try:
-            for batch in workers:
-                yield _unpacked(batch)
+            yield from self._pool.batches(way)
         except Exception:  # one may be dead: the next pass starts others
-            self._workers = None
+            self._ended += self._pool.stats.values()
+            self._pool.close()
+            self._pool = None
             raise
 
 
-def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """The same, made by a thread while the trainer works."""
+def _ahead(groups: Iterator[list[Any]]) -> Generator[Any, None, None]:
+    """The batches of some groups, made by a thread while the trainer works."""
     with ThreadPoolExecutor(1, thread_name_prefix="dray-batches") as thread:
-        coming: deque[Future[list[Any]]] = deque()
+        coming: deque[Future[list[Any] | None]] = deque()
         try:
             while True:
                 while len(coming) < PREFETCH:
-                    coming.append(thread.submit(lambda: list(islice(batches, 1))))
+                    coming.append(thread.submit(next, groups, None))
                 made = coming.popleft().result()
-                if not made:
+                if made is None:
                     return
-                yield made[0]
+                yield from made
         finally:
             for future in coming:
                 future.cancel()
-
-
-class _WorkerBatches(IterableDataset[Any]):
-    """What a worker process iterates over: its batches of the pass that the trainer showed last.
-
-    Persistent workers keep the object that they were born with, so a pass reaches them by shared memory.
-    """
-
-    FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
-
-    def __init__(self, maker: BatchMaker) -> None:
-        self._maker = maker
-        self._numbers = torch.zeros(len(self.FIELDS), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._way: Pass | None = None
-
-    def show(self, way: Pass) -> None:
-        """Let the next iteration go this way."""
-        self._numbers.copy_(torch.tensor([getattr(way.start, name) for name in self.FIELDS]))
-        if self._way is None:
-            self._way = way  # the workers are not born yet
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        if worker is None or self._way is None:
-            raise RuntimeError("for the loader's workers only")
-        numbers = dict(zip(self.FIELDS, self._numbers.tolist(), strict=True))
-        start = replace(self._way.start, **numbers)
-        rest = replace(self._way.rest, consumed=start.consumed)
-        return self._maker.batches(Pass(start, rest, self._way.rank), worker.id, worker.num_workers)
-
-
-def _open_workers(maker: BatchMaker, num_workers: int) -> "DataLoader[Any]":
-    is_local = maker.snapshot.store.local_root is not None
-    return DataLoader(
-        _WorkerBatches(maker),
-        batch_size=None,
-        collate_fn=_packed,
-        num_workers=num_workers,
-        persistent_workers=True,
-        multiprocessing_context="fork" if is_local else "spawn",  # a store's connections do not live through a fork
-        prefetch_factor=PREFETCH,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    """A list on its way to the trainer."""
-
-    pickled: bytes
-
-
-def _packed(batch: Any) -> Any:
-    """A batch for the way to the trainer.
-
-    torch sends each tensor by a file descriptor, and a worker that has no more of them hangs: so lists go as bytes.
-    """
-    if isinstance(batch, list):
-        return _List(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
-    return {part: _packed(values) for part, values in batch.items()} if type(batch) is dict else batch
-
-
-def _unpacked(batch: Any) -> Any:
-    if isinstance(batch, _List):
-        return pickle.loads(batch.pickled)  # noqa: S301  this loader's worker made it
-    return {part: _unpacked(values) for part, values in batch.items()} if type(batch) is dict else batch
 
 
 def _rank() -> tuple[int, int]:

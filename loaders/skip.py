@@ -1,0 +1,80 @@
+"""What takes the place of samples that cannot be read, where a training run is to go on without them.
+
+The same sample takes the place of a bad one whatever the number of ranks and workers, so steps stay equal and batches
+the same. Each replacement is a line of a file, written at once: many processes may add to it.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dray.loaders.cursor import Cursor
+from dray.shards.errors import DamagedError, RefusedError
+
+FAR = 24  # looked for up to 2**24 rows away
+NEAR = 8  # and among so many neighbours
+
+
+class OnBad(StrEnum):
+    """What becomes of a sample that cannot be read."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipper:
+    """Finds a sample for the place of one that cannot be read, and notes it.
+
+    Attributes:
+        path: The file, one JSON object a line: epoch, position, replaced_by (a position) and error, which names shard
+            and key.
+    """
+
+    path: str
+
+    def readable(self, position: int, cursor: Cursor, read: Callable[[int], None]) -> int:
+        """The position itself if it can be read, else the first of certain others of the epoch.
+
+        First come those that the same lane reads next, in strides that double: what spoiled a whole shard is left soon.
+
+        Args:
+            position: Of the epoch.
+            cursor: In the epoch.
+            read: Reads the sample at a position; raises DamagedError or RefusedError where it cannot.
+
+        Raises:
+            DamagedError: None of them can be read: the first one's error.
+            RefusedError: Likewise.
+        """
+        first: DamagedError | RefusedError | None = None
+        for candidate in _candidates(position, cursor):
+            try:
+                read(candidate)
+            except (DamagedError, RefusedError) as exc:
+                first = first or exc
+                continue
+            if first is not None:
+                self._note(position, candidate, cursor.epoch, first)
+            return candidate
+        raise first or AssertionError("unreachable: there is one candidate at least")
+
+    def _note(self, position: int, candidate: int, epoch: int, error: Exception) -> None:
+        warnings.warn(f"samples that cannot be read are replaced and listed in {self.path}", stacklevel=2)
+        entry = {"epoch": epoch, "position": position, "replaced_by": candidate, "error": str(error)}
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, json.dumps(entry).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+
+def _candidates(position: int, cursor: Cursor) -> Iterator[int]:
+    yield position
+    for power in range(FAR):
+        yield (position + (cursor.lanes << power)) % cursor.num_samples
+    for near in range(1, NEAR):
+        yield (position + near) % cursor.num_samples
