@@ -141,9 +141,13 @@ class Encoder:
 
     def _encoded(self, key: str, suffix: str, target: str, data: bytes) -> tuple[str, bytes]:
         """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
-        open_pickle, formats = _tools()
+        loads, find_layout, formats = _tools()
+        if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
+            npy = formats.npy_around(memoryview(data)[layout.start : layout.stop], layout.dtype, layout.shape)
+            if npy is not None:
+                return f"{_stem(suffix)}npy", npy
         try:
-            value = open_pickle(data, allow=self.allow, allow_pickle=self.allow_pickle)
+            value = loads(data, allow=self.allow, allow_pickle=self.allow_pickle)
             extension = formats.format_of(value) if target == AUTO else target
             encoded = formats.FORMATS[extension](value, _GROWTH * len(data) + _SMALL_BYTES)
         except Exception as exc:  # with allow_pickle anything may come
@@ -162,12 +166,13 @@ class Encoder:
 
 
 @cache
-def _tools() -> tuple[Callable[..., Any], ModuleType]:
-    """The safe unpickler and the formats: both load torch."""
+def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
+    """The safe unpickler, its look at tensors and arrays, and the formats: all load torch."""
+    from dray.loaders.fast_tensor import find_layout
     from dray.loaders.unpickle import loads
     from dray.pipelines import formats
 
-    return loads, formats
+    return loads, find_layout, formats
 
 
 def _missing_module(exc: BaseException) -> str | None:

@@ -64,6 +64,12 @@ def as_npy(value: Any, most_bytes: int) -> bytes:
     return _npy_header(array.dtype, array.shape) + array.tobytes()
 
 
+def npy_around(data: memoryview, dtype: "torch.dtype | np.dtype[Any]", shape: tuple[int, ...]) -> bytes | None:
+    """The same of elements that lie in order already; None where numpy has no such dtype."""
+    found = _NPY_OF_TORCH.get(dtype) if isinstance(dtype, torch.dtype) else dtype
+    return None if found is None else _npy_header(found, shape) + data
+
+
 @lru_cache(1024)
 def _npy_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
     """Magic, version, length and description, padded with blanks so that the elements that follow are aligned."""
