@@ -129,7 +129,7 @@ class Encoder:
             target = self._target(suffix)
             name, encoded_data = (suffix, data) if target is None else self._encoded(key, suffix, target, data)
             encoded[name] = encoded_data
-        if len({name.lower() for name in encoded}) < len(parts):
+        if len(parts) > 1 and len({name.lower() for name in encoded}) < len(parts):
             raise InputError(f"key {key!r}: two of its parts {', '.join(parts)} became the same: rename one")
         return encoded
 
