@@ -21,7 +21,7 @@ class LoaderStats(lightning.Callback):
         data/requests          data/retries           so far, to object storage
         data/cache_hits        data/skipped           so far, samples
 
-    A loader counts what its own process reads: with workers only the waiting is logged, where it tells no more.
+    What a loader does not tell is left out.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,5 @@ class LoaderStats(lightning.Callback):
         entry: dict[str, float] = {}
         if "wait_s" in gained:
             entry |= {"wait_s_per_step": gained["wait_s"] / self._batches, "wait_share": gained["wait_s"] / seconds}
-        if stats.get("samples"):  # else nothing is read in this process
-            entry |= {f"{name}_per_s": gained[name] / seconds for name in ("samples", "bytes") if name in gained}
-            entry |= {name: stats[name] for name in COUNTS if name in stats}
-        return entry
+        entry |= {f"{name}_per_s": gained[name] / seconds for name in ("samples", "bytes") if name in gained}
+        return entry | {name: stats[name] for name in COUNTS if name in stats}

@@ -69,7 +69,7 @@ def test_entries_come_with_the_trainers_own(url: str, tmp_path: Path) -> None:
     assert [row["step"] for row in found] == [4, 9, 14, 19]
     for row in found:
         assert row["data/samples_per_s"] > 0
-        assert row["data/bytes_per_s"] > row["data/samples_per_s"]
+        assert row["data/bytes_per_s"] >= 0  # they are read ahead, all of a small epoch at once
         assert 0 < row["data/wait_share"] < 1
         assert row["data/wait_s_per_step"] > 0
         assert row["data/skipped"] == row["data/requests"] == 0
@@ -81,11 +81,13 @@ def test_an_accumulated_step_is_one_step(url: str, tmp_path: Path) -> None:
     assert [row["step"] for row in found] == [3, 7]
 
 
-def test_with_workers_the_waiting_is_logged(url: str, tmp_path: Path) -> None:
-    """What they read is not counted here: no entry says that it was nothing."""
-    for row in fit(tmp_path, ShardLoader(url, batch_size=BATCH, num_workers=1)):
+def test_with_workers_it_is_the_same(url: str, tmp_path: Path) -> None:
+    """They tell what they read with each batch that they send."""
+    found = fit(tmp_path, ShardLoader(url, batch_size=BATCH, num_workers=1))
+    assert [row["step"] for row in found] == [4, 9, 14, 19]
+    for row in found:
+        assert row["data/samples_per_s"] > 0
         assert row["data/wait_s_per_step"] >= 0
-        assert ("data/samples_per_s" in row) == (row.get("data/samples_per_s", 0) > 0)
 
 
 def test_a_loader_that_tells_nothing_is_said_once(tmp_path: Path) -> None:
