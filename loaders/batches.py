@@ -6,7 +6,7 @@ together: what is worked out or looked at for many samples at once costs little 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dray.loaders.alike import Stacker
 from dray.loaders.blocks import BlockStore
+from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.catalog import Catalog
 from dray.loaders.collate import collate, no_rows, stack
 from dray.loaders.cursor import Cursor, Rest, Share
@@ -31,6 +32,7 @@ from dray.shards.snapshot import Snapshot
 
 CHUNK_STEPS = 64  # whose order is worked out at once
 LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
+THREADS = 4  # that copy large parts
 GROUP_STEPS = 16  # made together at the most,
 GROUP_BYTES = 2 << 20  # if they have no more than so many bytes
 KEY, VALID = "__key__", "__valid__"
@@ -250,12 +252,18 @@ class BatchMaker:
         for suffix in found.sample(0):
             self._value(found, suffix, 0)
 
+    def use(self, buffers: Buffers) -> None:
+        """Make large tensors in these, in one thread: this process is one of many workers."""
+        self.__dict__["_opened"] = replace(self._tools, stacker=Stacker(buffers, num_threads=1))
+
     @property
     def _tools(self) -> "_Tools":
         """Of this process: a forked child opens its own."""
         found: _Tools | None = self.__dict__.get("_opened")
         if found is None or found.process != os.getpid():
-            found = self.__dict__["_opened"] = _Tools(os.getpid(), open_reader(self.catalog, self.blocks), Stacker())
+            num_threads = min(THREADS, len(os.sched_getaffinity(0)))
+            found = _Tools(os.getpid(), open_reader(self.catalog, self.blocks), Stacker(BufferPool(), num_threads))
+            self.__dict__["_opened"] = found
         return found
 
 

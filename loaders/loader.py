@@ -265,6 +265,7 @@ class ShardLoader:
             yield from self._pool.batches(way)
         except Exception:  # one may be dead: the next pass starts others
             self._ended += self._pool.stats.values()
+            self._pool.close()
             self._pool = None
             raise
 
