@@ -73,7 +73,7 @@ class RangeReader:
         kept = 0
         for run in [run for run in reversed(self._runs) if run not in expected]:
             kept += self._size(run)
-            if kept > self._ahead_bytes:
+            if self._runs[run].is_ahead or kept > self._ahead_bytes:  # it was of a pass that ended, or is read seldom
                 self._forget(run)
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:

@@ -45,7 +45,7 @@ def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, w
             blocks.write(NAME, start, memoryview(data))
             expected[start : start + len(data)] = data
         for start, data in writes:
-            assert blocks.read(NAME, start, len(data)) == expected[start : start + len(data)]
+            assert blocks.read(NAME, start, len(data)) == memoryview(expected)[start : start + len(data)]
 
 
 def test_nothing_is_there_at_first(blocks: BlockStore) -> None:
@@ -81,7 +81,7 @@ def test_what_others_left_there_counts(tmp_path: Path, blocks: BlockStore) -> No
     smaller = BlockStore(blocks.folder, 2 * CELL_BYTES, Kept.ALL)
     smaller.write(NAME, 3 * CELL_BYTES, memoryview(b"new"))
     assert size_of(smaller) <= 2 * CELL_BYTES
-    assert smaller.read(NAME, 3 * CELL_BYTES, 3) == b"new"
+    assert smaller.read(NAME, 3 * CELL_BYTES, 3) == memoryview(b"new")
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -105,9 +105,12 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
-    """In a temporary folder anybody could have made it."""
-    blocks.folder.mkdir()
+    """In a temporary folder anybody could have made it: nothing is read there either."""
+    blocks.write(NAME, 0, memoryview(b"a"))
+    blocks.put(NAME, b"a")
     blocks.folder.chmod(0o777)
+    assert blocks.read(NAME, 0, 1) is None
+    assert blocks.get(NAME) is None
     with pytest.warns(UserWarning, match="others may write there"):
         blocks.write(NAME, 0, memoryview(b"a"))
 

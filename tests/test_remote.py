@@ -185,6 +185,17 @@ def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -
     assert list(reader._runs) == runs[-4:]
 
 
+def test_a_pass_that_was_left_takes_no_room_of_the_next(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
+    """What was fetched ahead for it is dropped when other runs are expected, and those are fetched ahead."""
+    reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), ahead_bytes=10 * NUM_BYTES)
+    for start in (0, 100):
+        runs = [(first, 2) for first in range(start, start + 100, 4)]
+        reader.expect(runs)
+        for _ in range(2):
+            reader.read(np.array([200]), [(200, 1)])
+        assert list(reader._runs) == runs[:4]
+
+
 def test_a_run_goes_over_the_end_of_the_epoch(reader: RangeReader) -> None:
     """From the last sample to the first, beside one that follows it: each sample is where it should be."""
     assert read_rows(reader, [(254, 3), (1, 2)]) == ["s0254", "s0255", "s0000", "s0001", "s0002"]
