@@ -10,7 +10,7 @@ changing order; the ratio is taken inside a round, and the median of the rounds 
 this machine: at no latency they are what is measured.
 
 Two datasets are read: of samples so large that each is a run of its own, and of shorter ones, many of which make a run.
-Delivered are the bytes of the parts that the ranks got, without tar headers; fetched is what the proxy sent, the indexes
+Delivered are the bytes of the parts that the ranks got, without tar headers; fetched is what the proxy sent, indexes
 included. At 4 kB a header of 512 bytes a part is an eighth already; 24 kB are a multiple of a tar's 512.
 """
 
