@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import threading
 import time
 from multiprocessing.synchronize import Event as EventType
@@ -102,6 +103,21 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
     blocks.write(NAME, 0, memoryview(b"a"))
     with blocks.alone("a"):
         assert blocks.read(NAME, 0, 1) is None
+
+
+def test_a_disk_that_is_full_spoils_nothing(blocks: BlockStore) -> None:
+    """A write ends amid a cell: what lay there before is right still, and no more is written."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    blocks.write(NAME, 0, memoryview(b"before"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.warns(UserWarning, match="goes on without this cache, which cannot be written: .*File too large"):
+            blocks.write(NAME, 6, memoryview(os.urandom(2 << 20)))
+        blocks.write(NAME, CELL_BYTES, memoryview(b"after"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert blocks.read(NAME, 0, 6) == memoryview(b"before")
+    assert blocks.read(NAME, CELL_BYTES, 5) is None
 
 
 def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
