@@ -120,6 +120,28 @@ ShuffleSeed = Annotated[
         help="Shuffle the samples over all shards, by a hash of their keys under this seed.", show_default="as listed"
     ),
 ]
+EncodeList = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encode",
+        metavar="auto|SUFFIX=FORMAT",
+        help="Store pickled parts as [bold]npy[/], [bold]safetensors[/] or [bold]json[/], such as tensor.pyd=npy; "
+        "repeat it for more parts. [bold]auto[/]: every pickled part as what fits it, and a pickle where nothing does.",
+        show_default="as they are",
+    ),
+]
+AllowList = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="NAME",
+        help="A full name, such as pkg.module.Class, that pickles may use while they are encoded; repeatable.",
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Let pickles run any code while they are encoded: for your own data only."),
+]
 Checksum = Annotated[
     bool,
     typer.Option("--checksum", help="Tell changed files by content, not by size and time (ETag): reads every file."),
@@ -127,9 +149,9 @@ Checksum = Annotated[
 OnErrorOption = Annotated[
     OnError,
     typer.Option(
-        help="Of files that are missing or cannot be read: [bold]fail[/] and name them; [bold]skip[/] them until "
-        "they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in a "
-        "table, which the report names."
+        help="Of files that are missing, or cannot be read or encoded: [bold]fail[/] and name them; [bold]skip[/] them "
+        "until they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in "
+        "a table, which the report names."
     ),
 ]
 MaxBad = Annotated[
@@ -176,6 +198,9 @@ def build(
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    encode: EncodeList = None,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
@@ -200,6 +225,10 @@ def build(
     [cyan]dray build s3://lab/raw s3://lab/digits --suffix image.pyd --suffix label.cls \
       --split train=0.9,val=0.05,test=0.05 --shards 8[/]
 
+    Tensors as `.npy`, which no reader has to unpickle:
+
+    [cyan]dray build pickles/ shards/ --suffix tensor.pyd --encode tensor.pyd=npy[/]
+
     The samples that another program lists:
 
     [cyan]list-samples | dray build pickles/ shards/ --suffix tensor.pyd --names -[/]
@@ -213,6 +242,7 @@ def build(
         build_datasets,
         cluster_address,
         parse_duration,
+        parse_encode,
         parse_fractions,
         parse_storage_options,
     )
@@ -227,6 +257,9 @@ def build(
         names_file=names,
         fractions=parse_fractions(split) if split else None,
         split_seed=seed,
+        encode=parse_encode(encode),
+        allow=allow or (),
+        allow_pickle=allow_pickle,
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,
@@ -251,6 +284,9 @@ def plan(
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    encode: EncodeList = None,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
@@ -265,7 +301,7 @@ def plan(
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
-    from dray.cluster.build import Wanted, parse_fractions, parse_storage_options
+    from dray.cluster.build import Wanted, parse_encode, parse_fractions, parse_storage_options
     from dray.cluster.plan import plan_datasets, print_plans
 
     wanted = Wanted(
@@ -278,6 +314,9 @@ def plan(
         names_file=names,
         fractions=parse_fractions(split) if split else None,
         split_seed=seed,
+        encode=parse_encode(encode),
+        allow=allow or (),
+        allow_pickle=allow_pickle,
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,

@@ -218,15 +218,15 @@ class _PartsOf:
 
 
 def _part_name(sample: Mapping[str, Any], suffix: str) -> str:
-    """The part of that suffix, or the one part whose suffix ends so (`pyd` finds `tensor.pyd`).
+    """The part of that suffix, or the one part whose suffix ends so (`pyd` finds `tensor.pyd`); `a;b` is either.
 
     Raises:
         DamagedError: There is none, or more than one.
     """
-    wanted = suffix.lower()  # webdataset reads suffixes in lower case
-    if wanted in sample:
-        return wanted
-    found = [name for name in sample if name.endswith(f".{wanted}")]
+    wanted = suffix.lower().split(";")  # webdataset reads suffixes in lower case
+    if present := [name for name in wanted if name in sample]:
+        return present[0]
+    found = [name for name in sample if name.endswith(tuple(f".{name}" for name in wanted))]
     if len(found) != 1:
         parts = [name for name in sample if not name.startswith("__")]
         raise DamagedError(
