@@ -223,8 +223,8 @@ class ShardLoader:
     def stats(self) -> dict[str, float]:
         """What this rank got and read since the start, and how long it waited for batches.
 
-        samples, that the trainer got; of what threads or workers read for it, a little ahead: bytes of parts, bytes_read
-        and requests of object storage, cache_hits, skipped; wait_s.
+        samples, that the trainer got; of what threads or workers read for it, a little ahead: bytes of parts,
+        bytes_read, requests and retries of object storage, cache_hits, skipped; wait_s.
         """
         told = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
         all_stats = told if self._num_workers else [self._maker.stats]
@@ -235,7 +235,7 @@ class ShardLoader:
         """That the trainer got in this pass."""
         rest = self._rest(self._start)
         last = self._taken - 1  # the one step that may be shorter
-        return 0 if last < 0 else sum(rest.share_size(step, self.rank) * times for step, times in ((0, last), (last, 1)))
+        return last * rest.share_size(0, self.rank) + rest.share_size(last, self.rank) if self._taken else 0
 
     def _go_to(self, start: Cursor) -> None:
         self._num_before += self._num_samples()

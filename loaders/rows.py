@@ -115,6 +115,8 @@ class RowFetcher:
                     first, last = (keys[row].as_py() for row in (wanted.rows[0], wanted.rows[-1]))
                     which = f"key {first!r}" if first == last else f"keys {first!r} to {last!r}"
                     raise type(exc)(f"{exc} (it was read for {which})") from exc
+                with self._lock:
+                    self.stats.retries += 1
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _count_indexes(self) -> None:

@@ -370,6 +370,7 @@ def test_a_passing_fault_costs_no_sample(reader: RangeReader, chaos: Chaos, faul
     rule = chaos.rule(fault, path=TAR, times=1, code=503, at=at)
     assert read_rows(reader, [(0, 4)]) == ["s0000", "s0001", "s0002", "s0003"]
     assert rule.hits == 1
+    assert reader.stats.retries == 1
 
 
 def test_a_lasting_fault_names_the_shard(reader: RangeReader, chaos: Chaos, packed: str) -> None:
