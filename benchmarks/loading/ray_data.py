@@ -5,8 +5,6 @@ files were faster here than uncompressed Parquet with a column of tensors. Ray D
 "0 workers" give it one CPU, "2 workers" two.
 """
 
-from typing import Any
-
 import numpy as np
 import ray
 
@@ -29,5 +27,8 @@ def loaded(task: Task) -> Epoch:
     ray.init("local", num_cpus=max(1, task.num_workers), include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.read_numpy(str(task.path("ray")), shuffle="files" if task.shuffle else None)
-    options: dict[str, Any] = {"local_shuffle_buffer_size": 32 * BATCH} if task.shuffle else {}
-    return lambda: (batch["data"] for batch in dataset.iter_torch_batches(batch_size=BATCH, **options))
+    buffer = 32 * BATCH if task.shuffle else None
+    return lambda: (
+        batch["data"]
+        for batch in dataset.iter_torch_batches(batch_size=BATCH, prefetch_batches=4, local_shuffle_buffer_size=buffer)
+    )
