@@ -1,10 +1,6 @@
 """dray's own loader, over tars with pickled and with transcoded parts."""
 
-import io
 import pickle
-from collections.abc import Mapping
-
-import numpy as np
 
 from dray.loaders import ShardLoader
 from dray.pipelines import pickles_to_tars
@@ -17,18 +13,10 @@ def write(task: Task) -> None:
     inputs.mkdir()
     for number, name in enumerate(names):
         (inputs / f"{name}.{PICKLED}").write_bytes(pickle.dumps(task.tensor(number)))
-    for suffix, function in ((PICKLED, None), (TRANSCODED, to_npy)):
+    for suffix, encode in ((PICKLED, None), (TRANSCODED, {PICKLED: "npy"})):
         pickles_to_tars(
-            inputs, names, PICKLED, task.path(suffix), "wdshards", func_output_data=function, min_num_shards=8,
-            transform_version=None if function is None else "1", progress=False,
-        )  # fmt: skip
-
-
-def to_npy(_: str, parts: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The sample with its tensor as .npy."""
-    file = io.BytesIO()
-    np.save(file, pickle.loads(parts[PICKLED]).numpy())
-    return {TRANSCODED: file.getvalue()}
+            inputs, names, PICKLED, task.path(suffix), "wdshards", encode=encode, min_num_shards=8, progress=False
+        )
 
 
 def pickled(task: Task) -> Epoch:
