@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -25,6 +27,7 @@ def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
+@pytest.mark.heavy  # a process for each contestant, and Ray in one
 def test_loading_is_measured_against_the_others(tmp_path: Path) -> None:
     """On few samples, without the rivals that need an environment of their own: the contestants give all of them."""
     command = [sys.executable, BENCHMARKS / "load.py", "--sizes", "4kB", "--samples", "128", "--rounds", "1"]

@@ -1,7 +1,8 @@
-"""bionemo-webdatamodule: what its DataModule makes of webdataset, in the release that the example is of.
+"""bionemo-webdatamodule, reconstructed: the calls of webdataset that its DataModule should come to.
 
-That release is on no package index (1.0.0 there takes other arguments), so its few calls of webdataset are made here,
-on the installed webdataset. `.decode()` runs any pickle.
+The release that the example is of is not on PyPI (1.0.0 there takes other arguments), so it could not be run or
+compared with. Unlike 1.0.0 the loader has `batch_size=None`: samples are not collated one by one first. webdataset is
+the installed one; `.decode()` runs any pickle.
 """
 
 import glob
