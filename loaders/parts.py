@@ -1,0 +1,26 @@
+"""Which part of a sample a wanted suffix means: `tensor.pyd`, or just its end, `pyd`; in any case of letters."""
+
+from collections.abc import Collection, Sequence
+
+from dray.loaders.catalog import Catalog, Columns
+
+
+def match(suffix: str, names: Collection[str]) -> Sequence[str]:
+    """The part of that suffix, else all parts whose suffix ends so; WebDataset reads suffixes in lower case."""
+    wanted = suffix.lower()
+    exact = [name for name in names if name.lower() == wanted]
+    return exact or [name for name in names if name.lower().endswith(f".{wanted}")]
+
+
+class PartCatalog(Catalog):
+    """A catalog whose `parts` may be the ends of suffixes: what a shard has of them is read."""
+
+    def wanted(self, columns: Columns) -> Sequence[str]:
+        """The suffixes to read of a shard: for samples that lack a part, those that may stand for it as well."""
+        found: list[str] = []
+        for suffix in self.parts or ():
+            names = match(suffix, columns.offsets)
+            found += names
+            if any((columns.offsets[name] == 0).any() for name in names):
+                found += match(suffix, [name for name in columns.offsets if name not in names])
+        return tuple(dict.fromkeys(found))

@@ -1,0 +1,203 @@
+"""One pass after another of a rank's stream through the user's pipeline, in this process or in worker processes."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from dray.loaders.batches import Pass
+from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
+from dray.loaders.crossing import Folded, fold, unfold
+from dray.loaders.progress import Progress
+from dray.loaders.stream import Portable
+from dray.loaders.workers import packed, unpacked
+
+SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are
+SENT_CHUNKS = 16  # at most so many
+PREFETCH = 2  # of these, a worker is ahead
+
+Pin = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """What becomes of a pipeline's outputs before they leave the worker: what torch's DataLoader does.
+
+    Attributes:
+        batch_size: Of them to make one; None: each is left alone.
+        drop_last: Whether a last, shorter batch of a worker's pass is left out.
+        collate: Makes the batch of a list, or converts what is left alone; None: as torch does.
+    """
+
+    batch_size: int | None = None
+    drop_last: bool = False
+    collate: Callable[[Any], Any] | None = None
+
+    def __call__(self, outputs: Iterable[Any]) -> Iterator[Any]:
+        """The outputs as they leave."""
+        if self.batch_size is None:
+            yield from map(self.collate or default_convert, outputs)
+            return
+        collate, held = self.collate or default_collate, list[Any]()
+        for output in outputs:
+            held.append(output)
+            if len(held) == self.batch_size:
+                yield collate(held)
+                held = []
+        if held and not self.drop_last:
+            yield collate(held)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The user's pipeline over a rank's chunks.
+
+    Attributes:
+        source: The chunks.
+        dataset: The pipeline that begins with them.
+        shaping: Of its outputs.
+    """
+
+    source: Chunks
+    dataset: Iterable[Any]
+    shaping: Shaping
+
+    def given(self, way: Pass) -> Iterator[Given]:
+        """What the chunks of a pass gave, or in a worker those that are its own."""
+        tally = Tally()
+        self.source.go(way, tally)
+        return by_chunk(self.shaping(self.dataset), tally)
+
+
+class Passes(IterableDataset[Any]):
+    """Each iteration is the next pass of an epoch: all that its chunks gave, in order.
+
+    Args:
+        stream: To iterate over.
+        progress: Says which pass is next; is told how far the trainer has come.
+        num_workers: Processes; 0: this one.
+        options: Keyword arguments of torch's DataLoader, where there are workers.
+        pin: Whether tensors are copied to page-locked memory.
+    """
+
+    def __init__(
+        self, stream: Stream, progress: Progress, num_workers: int, options: Mapping[str, Any], *, pin: bool
+    ) -> None:
+        self.progress = progress
+        self._stream = stream
+        self._num_workers = num_workers
+        chunk_bytes = progress.epochs.sample_bytes * progress.epochs.batch / progress.epochs.num_ranks
+        self._most_chunks = max(1, min(SENT_CHUNKS, int(SENT_BYTES / max(1.0, chunk_bytes))))
+        self._options = {"num_workers": num_workers, "persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        self._pins = pin and torch.cuda.is_available()
+        self._workers: DataLoader[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        way = self.progress.next_pass()
+        batch = self.progress.epochs.batch
+        given = self._from_workers(way) if self._num_workers else self._stream.given(way)
+        for number, chunk in enumerate(given, 1):
+            end = way.start.advanced(number, batch)
+            last = len(chunk.outputs) - 1
+            if last < 0:
+                self.progress.handed_out(end, is_exact=chunk.is_exact)
+            for place, output in enumerate(chunk.outputs):
+                if place == last:
+                    self.progress.handed_out(end, is_exact=chunk.is_exact)
+                yield pin_memory(output) if self._pins else output  # type: ignore[no-untyped-call]
+
+    def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
+        """What each chunk gave, from each worker in turn."""
+        if self._workers is None:
+            dataset = WorkerStream(self._stream, self._most_chunks)
+            self._workers = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **self._options)
+        try:
+            self._workers.dataset.show(way)  # type: ignore[attr-defined]
+            yield from _in_turn(iter(self._workers), self._num_workers)
+        except Exception:  # one may be dead: the next pass starts others
+            self._workers = None
+            raise
+
+
+def _as_it_is(sent: Any) -> Any:
+    return sent
+
+
+def _in_turn(arriving: Iterator["Sent"], num_workers: int) -> Generator[Given, None, None]:
+    """What each chunk gave, of each worker in turn; a worker that has no more is passed over."""
+    coming: list[deque[Given]] = [deque() for _ in range(num_workers)]
+    worker, num_missed = 0, 0
+    while num_missed < num_workers:
+        while not coming[worker] and (sent := next(arriving, None)) is not None:
+            coming[sent.worker].extend(sent.given())
+        num_missed = 0 if coming[worker] else num_missed + 1
+        if coming[worker]:
+            yield coming[worker].popleft()
+        worker = (worker + 1) % num_workers
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What some chunks of a worker gave, on its way to the trainer."""
+
+    worker: int
+    is_exact: list[bool]
+    body: Any
+
+    @classmethod
+    def of(cls, worker: int, chunks: list[Given]) -> "Sent":
+        """Chunks for the way."""
+        return cls(worker, [chunk.is_exact for chunk in chunks], packed([fold(chunk.outputs) for chunk in chunks]))
+
+    def given(self) -> list[Given]:
+        """The chunks again."""
+        chunks: list[Folded] = unpacked(self.body)
+        return [Given(list(unfold(chunk)), exact) for chunk, exact in zip(chunks, self.is_exact, strict=True)]
+
+
+class WorkerStream(Portable):
+    """What a worker process iterates over: what its chunks of the pass gave that the trainer showed last.
+
+    Persistent workers keep the object that they were born with, so a pass reaches them by shared memory.
+    """
+
+    FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
+
+    def __init__(self, stream: Stream, most_chunks: int) -> None:
+        super().__init__(stream)
+        self._most_chunks = most_chunks
+        self._numbers = torch.zeros(len(self.FIELDS), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._way: Pass | None = None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (*super().__getstate__(), self._most_chunks, self._numbers, self._way)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *inherited, self._most_chunks, self._numbers, self._way = state
+        super().__setstate__(tuple(inherited))
+
+    def show(self, way: Pass) -> None:
+        """Let the next iteration go this way."""
+        self._numbers.copy_(torch.tensor([getattr(way.start, name) for name in self.FIELDS]))
+        self._way = self._way or way  # afterwards the numbers tell what is new
+
+    def __iter__(self) -> Iterator[Sent]:
+        worker = get_worker_info()
+        if worker is None or self._way is None:
+            raise RuntimeError("for the loader's workers only")
+        self.tell_rank()
+        numbers = dict(zip(self.FIELDS, self._numbers.tolist(), strict=True))
+        start = replace(self._way.start, **numbers)
+        way = Pass(start, replace(self._way.rest, consumed=start.consumed), self._way.rank)
+        held, size = list[Given](), 1
+        for chunk in self.dataset.given(way):
+            held.append(chunk)
+            if len(held) >= size:
+                yield Sent.of(worker.id, held)
+                held, size = [], min(2 * size, self._most_chunks)
+        if held:
+            yield Sent.of(worker.id, held)
