@@ -8,7 +8,7 @@ asks for more: exactly, as long as it holds nothing back.
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -35,14 +35,8 @@ Sample = tuple[Any, ...]
 class Tally:
     """How far a pipeline has come in what it is fed."""
 
-    begun: int = 0  # chunks
-    size: int = 0  # of the last of them
-    given: int = 0  # samples of it
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the last chunk was given out wholly, and nothing after it."""
-        return self.given == self.size
+    sizes: list[int] = field(default_factory=list)  # of the chunks that were begun
+    given: int = 0  # samples of the last of them
 
 
 class Chunks(IterableDataset[Sample]):
@@ -84,7 +78,8 @@ class Chunks(IterableDataset[Sample]):
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         way, tally = self._way or (self._first_pass(), Tally())
         for rows in self._chunks(way, first, stride):
-            tally.begun, tally.size, tally.given = tally.begun + 1, len(rows), 0
+            tally.sizes.append(len(rows))
+            tally.given = 0
             for row in rows:
                 tally.given += 1
                 yield row
@@ -207,16 +202,29 @@ class Given:
 
 
 def by_chunk(outputs: Iterable[Any], tally: Tally) -> Iterator[Given]:
-    """What each chunk gave, in order, as soon as the pipeline that is fed by them has given it."""
-    done, held = 0, list[Any]()
+    """What each chunk gave, in order, as soon as the pipeline that is fed by them has given it.
+
+    An output belongs to the chunk whose samples were asked for last. webdataset's `batched` asks for the first sample
+    of a chunk before it gives the batch of the chunk before: such an output belongs there, if all come so late.
+    """
+    done, held, is_prompt = 0, list[Any](), False
+
+    def finished() -> Given:
+        return Given(held, is_exact=len(held) in (1, tally.sizes[done]))
+
     for output in outputs:
-        while done + 1 < tally.begun:  # the pipeline asked for more before it gave this
-            yield Given(held, is_exact=False)
+        ahead = len(tally.sizes) - done - 1
+        is_prompt |= ahead == 0
+        is_late = ahead == tally.given == 1 and tally.sizes[done] > 0 and not held and not is_prompt
+        while done + 1 < len(tally.sizes) and not is_late:
+            yield finished()
             done, held = done + 1, []
         held.append(output)
-        if done < tally.begun and tally.is_at_end and len(held) in (1, tally.size):
-            yield Given(held, is_exact=True)
+        if is_late or (done < len(tally.sizes) and 1 < len(held) == tally.given == tally.sizes[done]):
+            yield finished()
             done, held = done + 1, []
-    while done < tally.begun or held:
-        yield Given(held, is_exact=not held and tally.size == 0)
+    while done < len(tally.sizes):
+        yield finished()
         done, held = done + 1, []
+    if held:
+        yield Given(held, is_exact=False)

@@ -97,18 +97,19 @@ class Passes(IterableDataset[Any]):
         self._workers: DataLoader[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        way = self.progress.next_pass()
-        batch = self.progress.epochs.batch
+        progress = self.progress
+        way = progress.next_pass()
         given = self._from_workers(way) if self._num_workers else self._stream.given(way)
         for number, chunk in enumerate(given, 1):
-            end = way.start.advanced(number, batch)
+            end = way.start.advanced(number, progress.epochs.batch)
             last = len(chunk.outputs) - 1
-            if last < 0:
-                self.progress.handed_out(end, is_exact=chunk.is_exact)
             for place, output in enumerate(chunk.outputs):
+                progress.handed += 1
                 if place == last:
-                    self.progress.handed_out(end, is_exact=chunk.is_exact)
+                    progress.end_chunk(end, is_exact=chunk.is_exact)
                 yield pin_memory(output) if self._pins else output  # type: ignore[no-untyped-call]
+            if last < 0:
+                progress.end_chunk(end, is_exact=chunk.is_exact)
 
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
         """What each chunk gave, from each worker in turn."""

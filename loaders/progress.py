@@ -1,6 +1,7 @@
 """How far a loader of a DataModule has come: what its epoch has given, what is left of it, what a checkpoint says."""
 
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,8 @@ from dray.loaders.epochs import Epochs
 from dray.shards.errors import CallError
 
 FORMAT = 1
+LOOK_AHEAD = 1  # samples that the last pipeline may take before it gives an output
+MOST_HELD = 1024  # chunks without an output: the checkpoints of a pipeline that holds so many are inexact anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Place:
     """A place in an epoch, the same on every rank where the pipelines give one output a chunk.
 
     Attributes:
-        cursor: After the last chunk that was handed out wholly.
+        cursor: After the last chunk that was consumed: as many as there were outputs, if these were handed out wholly.
         outputs: Of the last pipeline, in this epoch.
         covered: Samples over all ranks that these stand for.
     """
@@ -41,10 +44,10 @@ class Progress:
         self.epochs = epochs
         self.rank = rank
         self._num_samples = num_samples
+        self.handed = 0  # what the workers gave and the last pipeline took, in this epoch
         self._next = self._here = Place(epochs.start(0))
         self._turn = 0
-        self._is_begun = False  # the first pass of the epoch
-        self._is_exact = True
+        self._begin_at(self._here.cursor)
 
     def steps(self) -> int | None:
         """Outputs of a whole epoch; None where it is one pass."""
@@ -54,9 +57,15 @@ class Progress:
         """Go to the next epoch, or to where a loaded state says. Returns the turn, for `check`."""
         self._here = self._next
         self._next = Place(self.epochs.next_epoch(self._here.cursor))
-        self._is_begun, self._is_exact = False, True
+        self._begin_at(self._here.cursor)
         self._turn += 1
         return self._turn
+
+    def _begin_at(self, cursor: Cursor) -> None:
+        self._end = cursor  # of the last chunk that was handed out
+        self._ends: deque[tuple[Cursor, int]] = deque(maxlen=MOST_HELD)  # without an output as yet, and `handed` there
+        self._is_exact = True
+        self._passes = self.handed = 0
 
     def check(self, turn: int) -> None:
         """Raise CallError unless it is still that turn: two iterators of one stream would take from each other."""
@@ -65,21 +74,28 @@ class Progress:
 
     def next_pass(self) -> Pass:
         """The next pass of the epoch, or what is left of the first."""
-        cursor = self._here.cursor
-        if self._is_begun or not len(self.epochs.rest(cursor)):
+        cursor = self._end
+        if self._passes or not len(self.epochs.rest(cursor)):
             cursor = self.epochs.next_pass(cursor)
-        self._is_begun = True
+        self._passes += 1
         return Pass(cursor, self.epochs.rest(cursor), self.rank)
 
-    def handed_out(self, cursor: Cursor, *, is_exact: bool) -> None:
-        """Note the end of a chunk, and whether it gave what it should."""
-        self._here = replace(self._here, cursor=cursor)
+    def end_chunk(self, cursor: Cursor, *, is_exact: bool) -> None:
+        """Note that the last pipeline took all that a chunk gave, and whether that was one for each sample, or one."""
+        self._end = cursor
+        self._ends.append((cursor, self.handed))
         self._is_exact &= is_exact
 
     def count_output(self) -> None:
-        """Note that the trainer has one more."""
+        """Note that the trainer has one more: of the first chunk that had none.
+
+        It is exact if that chunk was handed out wholly and of the next one a sample at the most, as webdataset's
+        `batched` looks so far ahead.
+        """
         here = self._here
-        self._here = replace(here, outputs=here.outputs + 1, covered=here.covered + self.epochs.batch)
+        cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -LOOK_AHEAD - 1)
+        self._is_exact &= self.handed - handed <= LOOK_AHEAD
+        self._here = Place(cursor, here.outputs + 1, here.covered + self.epochs.batch)
 
     def left(self, goal: int | None) -> int | None:
         """Outputs that are left of the epoch at hand, if a whole one has `goal`; None: as many as the passes give."""
@@ -93,8 +109,7 @@ class Progress:
     def state(self, goal: int | None) -> dict[str, Any]:
         """For a checkpoint: JSON-able and small."""
         here = self._here
-        is_exact = self._is_exact and here.outputs == here.cursor.steps
-        if here.outputs and not is_exact and not self._is_over(here, goal):
+        if here.outputs and not self._is_exact and not self._is_over(here, goal):
             warnings.warn(
                 "a checkpoint inside an epoch whose pipelines do not give one output for each sample or for each "
                 "chunk (ceil(global_batch_size / ranks) samples): what they hold back, a shuffle buffer say, is lost "
