@@ -91,34 +91,33 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the program and a run of two processes over both epochs."""
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the program and two runs of two processes: one over both epochs, one that stops early."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "program.py").write_text(PROGRAM)
     run(shards, folder / "whole", 2)
+    run(shards, folder / "first", 2, max_steps=1)
     return folder
 
 
-def test_uneven_data_train_and_validate_each_sample_once(whole: Path) -> None:
+def test_uneven_data_train_and_validate_each_sample_once(runs: Path) -> None:
     """103 samples in batches of 12 on two processes: no rank waits, and every batch is as long as it can be."""
-    ranks = notes(whole / "whole")
+    ranks = notes(runs / "whole")
     for epoch in (0, 1):
         assert sorted(samples(ranks, epoch)) == list(range(NUM_SAMPLES))
     assert [[len(step["samples"]) for step in steps[:STEPS]] for steps in ranks] == [[6] * 8 + [3], [6] * 8 + [4]]  # type: ignore[arg-type]
-    validated = [sample for steps in notes(whole / "whole", "val") for step in steps for sample in step["samples"]]  # type: ignore[attr-defined]
+    validated = [sample for steps in notes(runs / "whole", "val") for step in steps for sample in step["samples"]]  # type: ignore[attr-defined]
     assert sorted(validated) == sorted([*range(NUM_SAMPLES)] * 2)
 
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_mid_epoch_checkpoint_goes_on_with_another_number_of_processes(
-    shards: Path, whole: Path, devices: int
+    shards: Path, runs: Path, devices: int
 ) -> None:
     """Two processes stop after 3 of 9 batches; the rest of the epoch is exact, and so is its end and the next epoch."""
-    first_run, rest_run = whole / f"first{devices}", whole / f"rest{devices}"
-    run(shards, first_run, 2, max_steps=1)
-    (checkpoint,) = first_run.glob("at-*.ckpt")
-    run(shards, rest_run, devices, checkpoint=checkpoint)
-    before, first, rest = notes(whole / "whole"), notes(first_run), notes(rest_run)
+    (checkpoint,) = (runs / "first").glob("at-*.ckpt")
+    run(shards, runs / f"rest{devices}", devices, checkpoint=checkpoint)
+    before, first, rest = (notes(runs / name) for name in ("whole", "first", f"rest{devices}"))
     assert [len(steps) for steps in first] == [3, 3]
     assert sorted(samples(first, 0) + samples(rest, 0)) == list(range(NUM_SAMPLES))
     assert sorted(samples(rest, 1)) == list(range(NUM_SAMPLES))
