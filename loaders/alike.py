@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from dray.loaders import fast_tensor
+from dray.loaders.buffers import Buffers
 
 Part = bytes | memoryview
 
 LARGE_BYTES = 64 << 10  # parts of this size are worth a thread each
-THREADS = 4
 _NPY_HEADER_BYTES = 10_000  # numpy reads no longer one
 
 
@@ -82,13 +81,16 @@ class Kind:
 
 
 class Stacker:
-    """Makes tensors of parts that are alike; it remembers their kinds."""
+    """Makes tensors of parts that are alike; it remembers their kinds.
 
-    def __init__(self) -> None:
+    Args:
+        buffers: The memory for large ones.
+        num_threads: That copy these.
+    """
+
+    def __init__(self, buffers: Buffers, num_threads: int) -> None:
         self._kinds: dict[tuple[str, int], Kind] = {}  # by suffix and size of a part
-        is_alone = get_worker_info() is None
-        self._num_threads = min(THREADS, len(os.sched_getaffinity(0))) if is_alone else 1
-        self._is_shared = not is_alone  # a worker's batches cross to the trainer in shared memory
+        self._buffers, self._num_threads = buffers, num_threads
 
     def kinds(self, suffix: str, parts: Sequence[Part | None]) -> list[Kind | None]:
         """The kind of each part; None where it has none."""
@@ -137,11 +139,7 @@ class Stacker:
     def _copied(self, pieces: Sequence[Part]) -> torch.Tensor:
         """(n * size,) uint8, the bytes of n large pieces of one size."""
         num_bytes = len(pieces) * len(pieces[0])
-        if self._is_shared:
-            storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]
-            elements = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,), (1,))
-        else:
-            elements = torch.empty(num_bytes, dtype=torch.uint8)
+        elements = self._buffers.take(num_bytes)
         rows = elements.numpy().reshape(len(pieces), -1)
 
         def copy(numbers: range) -> None:

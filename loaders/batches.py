@@ -6,7 +6,7 @@ together: what is worked out or looked at for many samples at once costs little 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from dray.loaders.alike import Stacker
+from dray.loaders.blocks import BlockStore
+from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.catalog import Catalog
 from dray.loaders.collate import collate, no_rows, stack
 from dray.loaders.cursor import Cursor, Rest, Share
@@ -29,7 +31,8 @@ from dray.shards.errors import CallError, DamagedError, DrayError, RefusedError
 from dray.shards.snapshot import Snapshot
 
 CHUNK_STEPS = 64  # whose order is worked out at once
-LOOK_AHEAD = 16  # steps whose samples are fetched meanwhile
+LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
+THREADS = 4  # that copy large parts
 GROUP_STEPS = 16  # made together at the most,
 GROUP_BYTES = 2 << 20  # if they have no more than so many bytes
 KEY, VALID = "__key__", "__valid__"
@@ -87,6 +90,7 @@ class BatchMaker:
         with_keys: Whether a sample has its key.
         marks_filler: Whether a batch tells which of its rows are samples.
         skipper: Replaces samples that cannot be read; None: they are errors.
+        blocks: The node's store of what is fetched from object storage; None: nothing is shared.
     """
 
     snapshot: Snapshot
@@ -98,6 +102,7 @@ class BatchMaker:
     with_keys: bool
     marks_filler: bool
     skipper: Skipper | None
+    blocks: BlockStore | None = None
 
     def __reduce__(self) -> tuple[Callable[[bytes], "BatchMaker"], tuple[bytes]]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -106,7 +111,7 @@ class BatchMaker:
     @cached_property
     def catalog(self) -> Catalog:
         """The samples; opened in the process that reads them."""
-        return Catalog(self.snapshot, self.parts, limit=self.limit)
+        return Catalog(self.snapshot, self.parts, limit=self.limit, blocks=self.blocks)
 
     @property
     def stats(self) -> Stats:
@@ -121,11 +126,12 @@ class BatchMaker:
         ahead: list[Step] = []
         most, size = self._most_steps(way), 1
         while True:
-            ahead += islice(steps, LOOK_AHEAD + size - len(ahead))
+            if len(ahead) < size + LOOK_AHEAD // 2:  # many at a time: to tell what is expected takes time too
+                ahead += islice(steps, LOOK_AHEAD + size - len(ahead))
+                if is_ranged:
+                    reader.expect(chain.from_iterable(step.runs for step in ahead))
             if not ahead:
                 return
-            if is_ranged:
-                reader.expect(chain.from_iterable(step.runs for step in ahead))
             group, ahead = ahead[:size], ahead[size:]
             yield from self._groups(way, group)
             size = min(size * 2, most)
@@ -246,12 +252,18 @@ class BatchMaker:
         for suffix in found.sample(0):
             self._value(found, suffix, 0)
 
+    def use(self, buffers: Buffers) -> None:
+        """Make large tensors in these, in one thread: this process is one of many workers."""
+        self.__dict__["_opened"] = replace(self._tools, stacker=Stacker(buffers, num_threads=1))
+
     @property
     def _tools(self) -> "_Tools":
         """Of this process: a forked child opens its own."""
         found: _Tools | None = self.__dict__.get("_opened")
         if found is None or found.process != os.getpid():
-            found = self.__dict__["_opened"] = _Tools(os.getpid(), open_reader(self.catalog), Stacker())
+            num_threads = min(THREADS, len(os.sched_getaffinity(0)))
+            found = _Tools(os.getpid(), open_reader(self.catalog, self.blocks), Stacker(BufferPool(), num_threads))
+            self.__dict__["_opened"] = found
         return found
 
 
@@ -262,9 +274,10 @@ class _Tools:
     stacker: Stacker
 
 
-def open_reader(catalog: Catalog) -> Reader:
+def open_reader(catalog: Catalog, blocks: BlockStore | None = None) -> Reader:
     """A reader for wherever the dataset lies."""
-    return MappedReader(catalog) if catalog.snapshot.store.local_root is not None else RangeReader(catalog)
+    is_local = catalog.snapshot.store.local_root is not None
+    return MappedReader(catalog) if is_local else RangeReader(catalog, blocks)
 
 
 def _unpack_maker(data: bytes) -> BatchMaker:

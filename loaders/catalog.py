@@ -1,6 +1,6 @@
 """Which shard holds a sample, and where its parts lie there: the snapshot's list and the shards' indexes."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dray.loaders.blocks import BlockStore
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import digest_of
 from dray.shards.snapshot import Shard, Snapshot
@@ -56,6 +57,11 @@ class Catalog:
         parts: The suffixes that are wanted; None: all of each sample.
         limit: Only the first so many samples; None: all.
         index_bytes: Of indexes that are kept; the least recently used are read again.
+        blocks: The node's store of indexes on object storage; None: each process reads its own.
+
+    Attributes:
+        requests: For indexes, to object storage.
+        bytes_read: By them.
     """
 
     def __init__(
@@ -65,7 +71,9 @@ class Catalog:
         *,
         limit: int | None = None,
         index_bytes: int = INDEX_BYTES,
+        blocks: BlockStore | None = None,
     ) -> None:
+        self.requests = self.bytes_read = 0
         self.snapshot = snapshot
         self.parts = None if parts is None else tuple(parts)
         counts = np.array([shard.num_samples for shard in snapshot.shards], np.int64)
@@ -76,6 +84,8 @@ class Catalog:
         self._kept: OrderedDict[int, Columns] = OrderedDict()
         self._kept_bytes = 0
         self._lock = Lock()
+        self._reading: defaultdict[int, Lock] = defaultdict(Lock)
+        self._blocks = blocks
 
     def __len__(self) -> int:
         return self.num_samples
@@ -100,19 +110,31 @@ class Catalog:
     def columns(self, place: int) -> Columns:
         """The index of a shard, checked against the snapshot; kept for the next time.
 
+        Of many threads that want it at the same time, one reads it.
+
         Raises:
             NotFoundError: It is missing.
             DamagedError: It is not the one that the snapshot names.
         """
-        with self._lock:
-            if place in self._kept:
-                self._kept.move_to_end(place)
-                return self._kept[place]
-        found = self._read(place)
+        found = self._at_hand(place)
+        if found is None:
+            with self._lock:
+                reading = self._reading[place]
+            with reading:
+                found = self._at_hand(place) or self._keep(place, self._read(place))
+        return found
+
+    def _at_hand(self, place: int) -> Columns | None:
         with self._lock:
             if place not in self._kept:
-                self._kept[place] = found
-                self._kept_bytes += found.num_bytes
+                return None
+            self._kept.move_to_end(place)
+            return self._kept[place]
+
+    def _keep(self, place: int, found: Columns) -> Columns:
+        with self._lock:
+            self._kept[place] = found
+            self._kept_bytes += found.num_bytes
             while self._kept_bytes > self._most_bytes and len(self._kept) > 1:
                 _, oldest = self._kept.popitem(last=False)
                 self._kept_bytes -= oldest.num_bytes
@@ -144,9 +166,28 @@ class Catalog:
         name = snapshot.layout.index(shard.number)
         url, root = snapshot.store.url_of(name), snapshot.store.local_root
         try:  # a file is read without the store's client, which does not live through a fork
-            body = snapshot.store.get(name) if root is None else Path(root, name).read_bytes()
+            body = self._fetch(name, shard.index_digest) if root is None else Path(root, name).read_bytes()
         except FileNotFoundError as exc:
             raise NotFoundError(f"{url}: the index is missing: was version {snapshot.version} dropped?") from exc
         if digest_of(body) != shard.index_digest:
             raise DamagedError(f"{url}: not the index that version {snapshot.version} names: dray verify tells more")
         return Columns.read(body)
+
+    def _fetch(self, name: str, digest: str) -> bytes:
+        """An index's bytes, from the node's store if it has the right ones."""
+        if self._blocks is None:
+            return self._request(name)
+        file = f"{digest}.index"
+        with self._blocks.alone(file):
+            body = self._blocks.get(file)
+            if body is None or digest_of(body) != digest:
+                body = self._request(name)
+                self._blocks.put(file, body)
+        return body
+
+    def _request(self, name: str) -> bytes:
+        body = self.snapshot.store.get(name)
+        with self._lock:
+            self.requests += 1
+            self.bytes_read += len(body)
+        return body

@@ -25,7 +25,7 @@ class Stats:
     bytes: int = 0  # of parts handed on
     bytes_read: int = 0  # of parts, headers between them and indexes asked of object storage
     requests: int = 0  # to object storage, not counting those that its client tries again
-    cache_hits: int = 0  # samples that lay here when they were asked for
+    cache_hits: int = 0  # samples that the node's block store had
     skipped: int = 0  # samples that could not be read and were replaced
 
 

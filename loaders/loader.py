@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
+from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Stats
@@ -57,6 +58,10 @@ class ShardLoader:
         on_error: What becomes of a sample that is damaged or refused: "fail" raises an error that names it; "skip"
             replaces it, counts it (`stats()["skipped"]`) and lists it in a file.
         bad_samples: That file, JSON lines, added to by all ranks and workers.
+        cache_dir: A folder in which what is read from object storage is kept for later epochs and restarts, and for the
+            other ranks, workers and jobs of the node. None: with workers or several ranks, a temporary folder in which
+            they share what more than one of them reads.
+        cache_bytes: At most so much lies there, 64 GiB unless told (4 GiB in the temporary folder); 0: no cache.
         storage_options: See `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
@@ -87,6 +92,8 @@ class ShardLoader:
         window_rows: int = 1,
         on_error: str = OnBad.FAIL,
         bad_samples: str | os.PathLike[str] = BAD_SAMPLES,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
@@ -119,6 +126,7 @@ class ShardLoader:
             with_keys=with_keys,
             marks_filler=self._remainder == Remainder.PAD,
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
+            blocks=open_blocks(cache_dir, cache_bytes, num_workers=num_workers, num_ranks=self.num_ranks),
         )
         self._maker.catalog.check_parts()
         self._shuffle, self._seed, self._window_rows = shuffle, seed, window_rows
@@ -257,6 +265,7 @@ class ShardLoader:
             yield from self._pool.batches(way)
         except Exception:  # one may be dead: the next pass starts others
             self._ended += self._pool.stats.values()
+            self._pool.close()
             self._pool = None
             raise
 

@@ -23,7 +23,7 @@ OPEN_MAPS = 4096
 _Numbers = memoryview  # of unsigned integers, one a sample
 _Columns = tuple[_Numbers, _Numbers, _Numbers]  # offsets, sizes, hashes
 _Where = tuple[memoryview, _Numbers, _Numbers, _Numbers]  # a tar and those of one of its parts
-_NOTHING: _Columns = (memoryview(b""),) * 3  # of a part that a shard lacks
+_NOTHING: _Columns = memoryview(b""), memoryview(b""), memoryview(b"")  # of a part that a shard lacks
 
 
 class MappedReader:

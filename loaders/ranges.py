@@ -1,98 +1,96 @@
 """Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests, fetched ahead."""
 
-from bisect import bisect_right
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from threading import Lock
-from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from dray.loaders.catalog import Catalog, Columns
-from dray.loaders.fetch import Run, Samples, Stats, check_part
-from dray.loaders.order import BLOCK_BYTES
-from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
+from dray.loaders.blocks import BlockStore
+from dray.loaders.catalog import Catalog
+from dray.loaders.fetch import Run, Samples
+from dray.loaders.rows import Parts, RowFetcher
 
 REQUESTS_AT_ONCE = 32
-ATTEMPTS = 3  # at a request, each of which the store's client tries again by itself
 AHEAD_BYTES = 64 << 20  # fetched before they are asked for
-GAP_BYTES = 16 << 10  # between two parts that are fetched in one request: headers, padding, small parts not wanted
+GROUP_BYTES = 4 << 20  # of neighbours that are fetched together
 
-_Sample = tuple[int, int, dict[str, memoryview]]  # shard's place, row, parts
+_Sample = tuple[int, int, Parts]  # shard's place, row, parts
+_Coming = Future[dict[int, _Sample]]  # by number; without damaged ones
 
 
 @dataclass(slots=True)
 class _Held:
     """A run that is fetched, or being fetched, together with its neighbours."""
 
-    coming: Future[dict[Run, list[_Sample]]]  # of each run its samples, in order
-    unread: set[int]  # places in the run
+    coming: _Coming
+    unread: set[int]  # samples
+    is_ahead: bool = True  # none of them was asked for yet
 
 
 class RangeReader:
     """Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests.
 
-    A run is kept until its last sample was read. So memory holds the runs in use, one of each lane, and besides
-    `ahead_bytes` of runs to come, and as much of runs that others read on (after a resume with another batch size).
+    What is expected is fetched ahead in runs. A run is kept until its last sample was read: so memory holds the runs in
+    use, one of each lane, and besides `ahead_bytes` of runs to come, and as much of runs that others read on (after a
+    resume with another batch size). What is asked for and not held is fetched by itself, not with its run. So the first
+    batch, after which fetching ahead begins, takes little more than its own bytes wherever in an epoch it is.
 
     Args:
         catalog: The samples.
+        blocks: The node's block store; None: nothing is shared.
         ahead_bytes: At most so much is fetched before it is asked for.
     """
 
-    def __init__(self, catalog: Catalog, ahead_bytes: int = AHEAD_BYTES) -> None:
-        self.stats = Stats()
+    def __init__(self, catalog: Catalog, blocks: BlockStore | None = None, ahead_bytes: int = AHEAD_BYTES) -> None:
+        self._rows = RowFetcher(catalog, blocks)
+        self.stats = self._rows.stats
         self._catalog = catalog
         self._ahead_bytes = ahead_bytes
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="dray-fetch")
-        self._runs: OrderedDict[Run, _Held] = OrderedDict()  # least recently used or expected first
         self._sample_bytes = catalog.snapshot.num_bytes / max(catalog.snapshot.num_samples, 1)
-        self._lock = Lock()
-        self._index_locks: defaultdict[int, Lock] = defaultdict(Lock)
-        self._index_keys: WeakValueDictionary[int, pa.Array] = WeakValueDictionary()
+        self._expected: dict[Run, None] = {}
+        self._queue: deque[Run] = deque()  # expected, not yet being fetched
+        self._runs: OrderedDict[Run, _Held] = OrderedDict()  # least recently expected first
+        self._ahead = 0  # bytes of runs of which nothing was asked for yet
+        self._apart: defaultdict[Run, set[int]] = defaultdict(set)  # samples of runs that were fetched by themselves
+        self._is_start = True  # of a pass: its first samples come before those that are only expected
 
     def expect(self, runs: Iterable[Run]) -> None:
-        """Start to fetch the runs, in order, as far as memory for them goes; drop what is expected no more."""
+        """What will be asked for next, in order; what is expected no more is dropped, as far as memory asks for it."""
         expected = dict.fromkeys(runs)
-        ahead, new = 0.0, []
-        for run in expected:
-            held = self._runs.get(run)
-            if held is None or len(held.unread) == run[1]:
-                ahead += self._size(run)
-            if held is not None:
-                self._runs.move_to_end(run)
-            elif ahead <= self._ahead_bytes:
-                new.append(run)
-        self._start(new)
-        kept = 0.0
+        self._is_start = self._is_start or expected.keys().isdisjoint(self._expected)
+        self._expected = expected
+        for run in [run for run in expected if run in self._runs]:
+            self._runs.move_to_end(run)
+            if _failed(self._runs[run].coming):
+                self._forget(run)
+        self._queue = deque(run for run in expected if run not in self._runs)
+        for run in [run for run in self._apart if run not in expected]:
+            del self._apart[run]
+        kept = 0
         for run in [run for run in reversed(self._runs) if run not in expected]:
             kept += self._size(run)
             if kept > self._ahead_bytes:
-                del self._runs[run]
+                self._forget(run)
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
         """See `Reader`."""
-        total = len(self._catalog)
-        self._start([run for run in dict.fromkeys(runs) if run not in self._runs or _failed(self._runs[run].coming)])
-        wanted = {run: self._runs[run] for run in runs}
-        done = {run for run, held in wanted.items() if held.coming.done()}
-        found = []
-        for sample, run in zip(samples.tolist(), runs, strict=True):
-            place = (sample - run[0]) % total
-            found.append(wanted[run].coming.result()[run][place])
-            wanted[run].unread.discard(place)
-        for run, held in wanted.items():
-            if not held.unread:
-                self._runs.pop(run, None)
+        if not self._is_start:
+            self._fetch_ahead()
+        self._is_start = False
+        asked = list(zip(samples.tolist(), runs, strict=True))
+        held = {run: self._runs[run] for run in dict.fromkeys(runs) if run in self._runs}
+        held = {run: found for run, found in held.items() if not _failed(found.coming)}
+        apart = self._fetch_apart({number: run for number, run in asked if run not in held})
+        by_run = {run: found.coming.result() for run, found in held.items()}
+        found = self._with_missing(asked, [by_run.get(run, apart).get(number) for number, run in asked])
+        for number, run in asked:
+            self._note(number, run)
         self.stats.samples += len(found)
         self.stats.bytes += sum(len(data) for *_, parts in found for data in parts.values())
-        self.stats.cache_hits += sum(run in done for run in runs)
         suffixes = dict.fromkeys(suffix for *_, parts in found for suffix in parts)
         return Samples(
             self._catalog,
@@ -101,106 +99,105 @@ class RangeReader:
             {suffix: [parts.get(suffix) for *_, parts in found] for suffix in suffixes},
         )
 
-    def _size(self, run: Run) -> float:
+    def _fetch_ahead(self) -> None:
+        """Start to fetch what is expected, as far as there is room: much at a time, so that neighbours go together."""
+        room = self._ahead_bytes - self._ahead
+        if room < min(GROUP_BYTES, self._ahead_bytes // 4):
+            return
+        chosen: list[Run] = []
+        while self._queue and self._size(self._queue[0]) <= room:
+            run = self._queue.popleft()
+            if run in self._runs or len(self._apart.get(run, ())) == run[1]:
+                continue
+            room -= self._size(run)
+            chosen.append(run)
+        for group in self._groups(chosen):
+            self._start(group)
+
+    def _start(self, group: Sequence[Run]) -> None:
+        total = len(self._catalog)
+        unread = {
+            run: {number % total for number in range(run[0], sum(run))}.difference(self._apart.get(run, ()))
+            for run in group
+        }
+        wanted, is_shared = sorted(set().union(*unread.values())), any(count > 1 for _, count in group)
+        coming = self._threads.submit(self._fetch, wanted, group=group[0][0], is_shared=is_shared)
+        for run in group:
+            self._runs[run] = _Held(coming, unread[run])
+            self._ahead += self._size(run)
+
+    def _fetch_apart(self, runs: Mapping[int, Run]) -> dict[int, _Sample]:
+        """Samples, without the rest of the runs that they belong to."""
+        found: dict[int, _Sample] = {}
+        coming = []
+        for group in self._groups([(number, 1) for number in sorted(runs)]):
+            wanted, is_shared = [number for number, _ in group], any(runs[number][1] > 1 for number, _ in group)
+            coming.append(self._threads.submit(self._fetch, wanted, group=wanted[0], is_shared=is_shared))
+        for samples in coming:
+            found |= samples.result()
+        return found
+
+    def _with_missing(self, asked: Sequence[tuple[int, Run]], found: Sequence[_Sample | None]) -> list[_Sample]:
+        """The samples; what did not come with others is asked for once more, alone: a damaged one is named then."""
+        again = {
+            number: self._threads.submit(self._fetch_one, number)
+            for (number, _), sample in zip(asked, found, strict=True)
+            if sample is None
+        }
+        return [again[number].result() if sample is None else sample
+                for (number, _), sample in zip(asked, found, strict=True)]  # fmt: skip
+
+    def _note(self, number: int, run: Run) -> None:
+        """A sample was read."""
+        held = self._runs.get(run)
+        if held is None:
+            self._apart[run].add(number)
+            return
+        held.unread.discard(number)
+        if held.is_ahead:
+            held.is_ahead = False
+            self._ahead -= self._size(run)
+        if not held.unread:
+            self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.pop(run).is_ahead:
+            self._ahead -= self._size(run)
+
+    def _size(self, run: Run) -> int:
         """Bytes, more or less."""
-        return run[1] * self._sample_bytes
+        return int(run[1] * self._sample_bytes)
 
-    def _start(self, runs: Sequence[Run]) -> None:
-        """Fetch runs, those that follow one another together, up to the size of a block."""
+    def _groups(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+        """Runs, those that follow one another together."""
         group: list[Run] = []
+        num_bytes = 0
         for run in runs:
-            is_next = bool(group) and sum(group[-1]) == run[0]
-            if not is_next or sum(map(self._size, group)) + self._size(run) > BLOCK_BYTES:
-                self._submit(group)
-                group = []
+            size = self._size(run)
+            if group and (sum(group[-1]) != run[0] or num_bytes + size > GROUP_BYTES):
+                yield group
+                group, num_bytes = [], 0
             group.append(run)
-        self._submit(group)
-
-    def _submit(self, group: list[Run]) -> None:
+            num_bytes += size
         if group:
-            coming = self._threads.submit(self._fetch, group)
-            self._runs.update((run, _Held(coming, set(range(run[1])))) for run in group)
+            yield group
 
-    def _fetch(self, runs: Sequence[Run]) -> dict[Run, list[_Sample]]:
-        """The samples of runs; one may go over the end of a shard, and of the last shard to the first."""
-        numbers = np.concatenate([np.arange(first, first + count) for first, count in runs]) % len(self._catalog)
-        shards, rows = self._catalog.locate(numbers)
+    def _fetch(self, numbers: Sequence[int], *, group: int, is_shared: bool) -> dict[int, _Sample]:
+        """Samples by their number; without damaged ones."""
+        shards, rows = self._catalog.locate(np.array(numbers))
         samples: dict[int, _Sample] = {}
         for place in np.unique(shards).tolist():
-            chosen = shards == place
-            samples |= zip(numbers[chosen].tolist(), self._fetch_rows(place, rows[chosen]), strict=True)
-        found = map(samples.__getitem__, numbers.tolist())
-        return {run: list(islice(found, run[1])) for run in runs}
-
-    def _fetch_rows(self, place: int, rows: NDArray[np.int64]) -> list[_Sample]:
-        """Some rows of one shard, checked.
-
-        Raises:
-            StoreError: The store failed as often as it was asked.
-            DamagedError: See `Reader`.
-        """
-        columns = self._columns(place)
-        parts = [  # of each wanted suffix where it lies in these rows
-            (suffix, columns.offsets[suffix][rows].tolist(), columns.sizes[suffix][rows].tolist())
-            for suffix in self._catalog.wanted(columns)
-        ]
-        pieces = [piece for _, *where in parts for piece in zip(*where, strict=True) if piece[0]]
-        spans = self._fetch_spans(place, rows, columns, pieces)
-        starts = [start for start, _ in spans]
-        samples = []
-        for number, row in enumerate(rows.tolist()):
-            held: dict[str, memoryview] = {}
-            for suffix, offsets, sizes in parts:
-                if offset := offsets[number]:
-                    start, body = spans[bisect_right(starts, offset) - 1]
-                    held[suffix] = body[offset - start : offset - start + sizes[number]]
-                    check_part(self._catalog, place, row, suffix, held[suffix], int(columns.hashes[suffix][row]))
-            samples.append((place, row, held))
+            chosen = np.flatnonzero(shards == place)
+            found = self._rows.fetch(place, rows[chosen].tolist(), group=group, is_shared=is_shared)
+            own = zip(chosen.tolist(), rows[chosen].tolist(), strict=True)
+            samples |= {numbers[at]: (place, row, found[row]) for at, row in own if row in found}
         return samples
 
-    def _fetch_spans(
-        self, place: int, rows: NDArray[np.int64], columns: Columns, pieces: Iterable[tuple[int, int]]
-    ) -> list[tuple[int, memoryview]]:
-        """The bytes that cover pieces of a shard, by their start; one request each."""
-        name, spans = self._catalog.shard_name(place), _join(pieces)
-        starts, sizes = [start for start, _ in spans], [end - start for start, end in spans]
-        for attempt in range(1, ATTEMPTS + 1):
-            with self._lock:
-                self.stats.requests += sum(size > 0 for size in sizes)
-                self.stats.bytes_read += sum(sizes)
-            try:
-                bodies = self._catalog.snapshot.store.get_ranges(name, starts, sizes, gap=0)
-                return list(zip(starts, bodies, strict=True))
-            except (StoreError, DamagedError) as exc:
-                if attempt == ATTEMPTS or isinstance(exc, (NotFoundError, DeniedError, DamagedError)):
-                    first, last = (columns.keys[row].as_py() for row in (rows[0], rows[-1]))
-                    raise type(exc)(f"{exc} (it was read for keys {first!r} to {last!r})") from exc
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _columns(self, place: int) -> Columns:
-        """The index of a shard: of many threads that want it at the same time, one reads it."""
-        with self._lock:
-            lock = self._index_locks[place]
-        with lock:
-            columns = self._catalog.columns(place)
-            if self._index_keys.get(place) is not columns.keys:  # the catalog has read it since
-                self._index_keys[place] = columns.keys
-                with self._lock:
-                    self.stats.requests += 1
-                    self.stats.bytes_read += columns.num_bytes
-        return columns
+    def _fetch_one(self, number: int) -> _Sample:
+        shards, rows = self._catalog.locate(np.array([number]))
+        place, row = int(shards[0]), int(rows[0])
+        return place, row, self._rows.fetch_row(place, row)
 
 
-def _failed(coming: Future[Any]) -> bool:
+def _failed(coming: _Coming) -> bool:
     return coming.done() and coming.exception() is not None
-
-
-def _join(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, end) of what is fetched for pieces of (offset, size): those with small gaps between them together."""
-    spans: list[tuple[int, int]] = []
-    for offset, size in sorted(pieces):
-        if spans and offset - spans[-1][1] <= GAP_BYTES:
-            spans[-1] = spans[-1][0], max(spans[-1][1], offset + size)
-        else:
-            spans.append((offset, offset + size))
-    return spans

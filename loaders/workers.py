@@ -1,13 +1,17 @@
 """Worker processes of a loader: each makes every so many-th batch, and sends several small ones at a time.
 
-What a worker sends is one object of tensors in shared memory and a few bytes: torch passes each tensor by a file
-descriptor, so many small ones are slow, and a worker that has no more descriptors waits for ever.
+What a worker sends is a few bytes that name buffers in shared memory: torch would pass each tensor by a file
+descriptor, which is slow, and a worker that has no more descriptors waits for ever.
 """
 
 import pickle
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dray.loaders.batches import BatchMaker, Pass
 from dray.loaders.fetch import Stats
+from dray.loaders.shared import Handle, ReceiveBuffers, SendBuffers
 
 PREFETCH = 2  # groups of batches that a worker is ahead
 ALIGN_BYTES = 64
@@ -40,7 +45,10 @@ class WorkerPool:
     def __init__(self, maker: BatchMaker, num_workers: int) -> None:
         self.stats: dict[int, Stats] = {}  # of each worker, as it told last
         self._num_workers = num_workers
-        self._source = _WorkerBatches(maker)
+        pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
+        self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
+        self._num_passes = 0
+        self._source = _WorkerBatches(maker, [reading for reading, _ in pipes])
         is_local = maker.snapshot.store.local_root is not None
         self._loader: DataLoader[Any] = DataLoader(
             self._source,
@@ -54,7 +62,10 @@ class WorkerPool:
 
     def batches(self, way: Pass) -> Generator[Any, None, None]:
         """The batches of a pass, in order: of each worker in turn."""
-        self._source.show(way)
+        self._num_passes += 1
+        self._source.show(way, self._num_passes)
+        for buffers in self._buffers:
+            buffers.begin(self._num_passes)
         coming: list[deque[Any]] = [deque() for _ in range(self._num_workers)]
         arriving = iter(self._loader)
         for step in range(len(way.rest)):
@@ -62,8 +73,15 @@ class WorkerPool:
             while not own:
                 sent = next(arriving)
                 self.stats[sent.worker] = sent.stats
-                coming[sent.worker].extend(unpacked(sent.batches))
+                coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
             yield own.popleft()
+
+    def close(self) -> None:
+        """End the processes."""
+        running = self._loader._iterator
+        if running is not None:
+            with suppress(RuntimeError):  # torch tells the death of one again when another ends
+                running._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _WorkerBatches(IterableDataset[Sent]):
@@ -74,14 +92,16 @@ class _WorkerBatches(IterableDataset[Sent]):
 
     FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
 
-    def __init__(self, maker: BatchMaker) -> None:
+    def __init__(self, maker: BatchMaker, freed: Sequence[Connection]) -> None:
         self._maker = maker
-        self._numbers = torch.zeros(len(self.FIELDS), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._freed = freed
+        self._numbers = torch.zeros(len(self.FIELDS) + 1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._way: Pass | None = None
+        self._buffers: SendBuffers | None = None  # of a worker
 
-    def show(self, way: Pass) -> None:
+    def show(self, way: Pass, pass_number: int) -> None:
         """Let the next iteration go this way."""
-        self._numbers.copy_(torch.tensor([getattr(way.start, name) for name in self.FIELDS]))
+        self._numbers.copy_(torch.tensor([*(getattr(way.start, name) for name in self.FIELDS), pass_number]))
         if self._way is None:
             self._way = way  # the workers are not born yet
 
@@ -89,12 +109,14 @@ class _WorkerBatches(IterableDataset[Sent]):
         worker = get_worker_info()
         if worker is None or self._way is None:
             raise RuntimeError("for the loader's workers only")
-        numbers = dict(zip(self.FIELDS, self._numbers.tolist(), strict=True))
-        start = replace(self._way.start, **numbers)
+        *numbers, pass_number = self._numbers.tolist()
+        start = replace(self._way.start, **dict(zip(self.FIELDS, numbers, strict=True)))
         rest = replace(self._way.rest, consumed=start.consumed)
-        way = Pass(start, rest, self._way.rank)
-        for batches in self._maker.groups(way, worker.id, worker.num_workers):
-            yield Sent(worker.id, replace(self._maker.stats), packed(batches))
+        self._buffers = buffers = self._buffers or SendBuffers(self._freed[worker.id])
+        buffers.begin(pass_number)
+        self._maker.use(buffers)
+        for batches in self._maker.groups(Pass(start, rest, self._way.rank), worker.id, worker.num_workers):
+            yield Sent(worker.id, replace(self._maker.stats), packed(batches, buffers))
 
 
 def _as_it_is(sent: Any) -> Any:
@@ -103,8 +125,9 @@ def _as_it_is(sent: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """A tensor inside the piece of memory that it shares with others."""
+    """A tensor inside the buffer that it shares with others, or in one of its own."""
 
+    buffer: int
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -112,32 +135,26 @@ class _Slice:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """Values on their way: tensors in one buffer, those in shared memory as they are, and the rest as bytes."""
+    """Values on their way: tensors in buffers, and the rest as bytes."""
 
     pickled: bytes
-    buffer: torch.Tensor | None
-    shared: list[torch.Tensor]
+    buffers: list[Handle | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    number: int
-
-
-def packed(value: Any) -> _Packed:
+def packed(value: Any, buffers: SendBuffers) -> _Packed:
     """Nested dicts, lists and tuples of tensors and other values as few objects; `unpacked` gives them back."""
+    handles: list[Handle | None] = [None]  # the first is of the buffer that is shared
     joined: list[torch.Tensor] = []
-    shared: list[torch.Tensor] = []
     offset = 0
 
     def replaced(value: Any) -> Any:
         nonlocal offset
         if type(value) is torch.Tensor and _is_plain(value):
-            if value.is_shared():  # type: ignore[no-untyped-call]
-                shared.append(value)
-                return _Shared(len(shared) - 1)
+            if handle := buffers.send(value):
+                handles.append(handle)
+                return _Slice(len(handles) - 1, 0, value.dtype, tuple(value.shape))
             joined.append(value)
-            found = _Slice(offset, value.dtype, tuple(value.shape))
+            found = _Slice(0, offset, value.dtype, tuple(value.shape))
             offset += _aligned(value.numel() * value.itemsize)
             return found
         if type(value) is dict:
@@ -145,26 +162,23 @@ def packed(value: Any) -> _Packed:
         return type(value)(map(replaced, value)) if type(value) in (list, tuple) else value
 
     skeleton = pickle.dumps(replaced(value), pickle.HIGHEST_PROTOCOL)
-    return _Packed(skeleton, _in_shared_memory(joined, offset) if joined else None, shared)
+    if offset:
+        handles[0] = buffers.send(_joined(joined, buffers.take(offset)))
+    return _Packed(skeleton, handles)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether its elements, dtype and shape are all there is to it."""
-    return (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.requires_grad or tensor.is_quantized)
-    )
+    is_here = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return is_here and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
 
 
 def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES
 
 
-def _in_shared_memory(tensors: list[torch.Tensor], num_bytes: int) -> torch.Tensor:
-    """(num_bytes,) uint8 in shared memory: the tensors one after another, each aligned."""
-    storage = torch.UntypedStorage._new_shared(max(num_bytes, 1))  # type: ignore[no-untyped-call]
-    buffer = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,), (1,))
+def _joined(tensors: list[torch.Tensor], buffer: torch.Tensor) -> torch.Tensor:
+    """The buffer, the tensors in it one after another, each aligned."""
     offset = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.itemsize
@@ -174,25 +188,18 @@ def _in_shared_memory(tensors: list[torch.Tensor], num_bytes: int) -> torch.Tens
     return buffer
 
 
-def unpacked(value: _Packed) -> Any:
+def unpacked(value: _Packed, buffers: ReceiveBuffers) -> Any:
     """What was packed."""
+    memory = [torch.empty(0) if handle is None else buffers.open(handle) for handle in value.buffers]
 
     def restored(item: Any) -> Any:
         if type(item) is _Slice:
-            return _view(value.buffer, item)
-        if type(item) is _Shared:
-            return value.shared[item.number]
+            num_bytes = prod(item.shape) * item.dtype.itemsize
+            if not num_bytes:
+                return torch.empty(item.shape, dtype=item.dtype)
+            return memory[item.buffer][item.offset : item.offset + num_bytes].view(item.dtype).view(item.shape)
         if type(item) is dict:
             return {name: restored(inner) for name, inner in item.items()}
         return type(item)(map(restored, item)) if type(item) in (list, tuple) else item
 
     return restored(pickle.loads(value.pickled))  # noqa: S301  this loader's worker made it
-
-
-def _view(buffer: torch.Tensor | None, item: _Slice) -> torch.Tensor:
-    size = item.dtype.itemsize
-    for length in item.shape:
-        size *= length
-    if buffer is None or not size:
-        return torch.empty(item.shape, dtype=item.dtype)
-    return buffer[item.offset : item.offset + size].view(item.dtype).view(item.shape)

@@ -1,8 +1,11 @@
 """Reading from object storage: how many bytes and requests it takes, and what each fault of the way ends in."""
 
+import re
+import tempfile
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +13,49 @@ import numpy as np
 import pytest
 
 from dray.cluster.seaweed import SeaweedServer
-from dray.loaders import ShardLoader, batches
+from dray.loaders import ShardLoader
 from dray.loaders import loader as loader_module
 from dray.loaders.catalog import Catalog
 from dray.loaders.fetch import Run
-from dray.loaders.ranges import ATTEMPTS, RangeReader
+from dray.loaders.ranges import RangeReader
+from dray.loaders.rows import ATTEMPTS
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
 from tests.chaos import Action, Chaos
 
 SUFFIX, NUM_SAMPLES, NUM_BYTES, NUM_RANKS, BATCH = "bin", 256, 100_000, 8, 4
+NUM_SHORT, SHORT_BYTES = 1600, 24 << 10  # of the dataset of which a run has several samples
 TAR, INDEX = r"\.tar$", "/index/"
 
 
-@pytest.fixture(scope="module")
-def packed(s3: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of one shard of samples of 100 kB, each of bytes of its own."""
-    folder, url = tmp_path_factory.mktemp("inputs"), s3.url(f"remote/{uuid.uuid4().hex}")
-    names = [f"s{number:04d}" for number in range(NUM_SAMPLES)]
+def pack(s3: SeaweedServer, folder: Path, num_samples: int, num_bytes: int, seed: int = 0) -> str:
+    """The URL of one shard of samples, each of bytes of its own."""
+    url, names = s3.url(f"remote/{uuid.uuid4().hex}"), [f"s{number:04d}" for number in range(num_samples)]
     for number, name in enumerate(names):
-        Path(folder, f"{name}.{SUFFIX}").write_bytes(np.random.default_rng(number).bytes(NUM_BYTES))
+        Path(folder, f"{name}.{SUFFIX}").write_bytes(np.random.default_rng([seed, number]).bytes(num_bytes))
     pickles_to_tars(
         folder, names, SUFFIX, url, "wdshards", min_num_shards=1, storage_options=s3.storage_options, address="none",
         progress=False,
     )  # fmt: skip
     return url
+
+
+@pytest.fixture(scope="module")
+def packed(s3: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of one shard of samples of 100 kB, each a run of its own."""
+    return pack(s3, tmp_path_factory.mktemp("inputs"), NUM_SAMPLES, NUM_BYTES)
+
+
+@pytest.fixture(scope="module")
+def short(s3: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of one shard of samples of 24 kB, of which a run has several."""
+    return pack(s3, tmp_path_factory.mktemp("inputs"), NUM_SHORT, SHORT_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary folder without what other tests left in the node's block store."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -122,11 +143,33 @@ def test_the_index_is_read_once_by_all_threads(packed: str, options: dict[str, A
 def test_a_run_is_fetched_once_whatever_is_expected_meanwhile(reader: RangeReader, chaos: Chaos) -> None:
     """Expected again and again and read sample by sample; then it is forgotten."""
     runs = [(0, 4), (8, 4), (16, 4)]
+    reader.expect(runs)
+    reader.read(np.array([100]), [(100, 1)])
     for number in range(4):
         reader.expect(run for run in runs for _ in range(4 - number))
         reader.read(np.array([first + number for first, _ in runs]), runs)
-    assert len(chaos.log) == 1 + len(runs)  # the index
+    assert len(chaos.log) == 2 + len(runs)  # the index and the first
     assert not reader._runs
+
+
+def test_what_was_read_before_its_run_is_not_read_again(reader: RangeReader, chaos: Chaos) -> None:
+    """The first samples come alone, then the rest of their runs."""
+    runs = [(0, 4), (8, 4)]
+    for number in range(4):
+        reader.expect(runs)
+        reader.read(np.array([first + number for first, _ in runs]), runs)
+    tars = [asked for asked in chaos.log if asked.range]
+    assert len(tars) == 2 * len(runs)
+    assert sum(asked.sent for asked in tars) <= 8 * (NUM_BYTES + 1024)
+    assert not reader._runs
+
+
+def test_nothing_is_fetched_ahead_of_the_first_batch(reader: RangeReader, chaos: Chaos) -> None:
+    """Whatever is expected: it would only delay it."""
+    reader.expect([(0, 4), (8, 4), (16, 4)])
+    reader.read(np.array([1, 9]), [(0, 4), (8, 4)])
+    assert sent(chaos) <= 3 * NUM_BYTES  # with the index
+    assert len(chaos.log) == 3
 
 
 def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
@@ -134,10 +177,10 @@ def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -
     reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), ahead_bytes=10 * NUM_BYTES)
     runs = [(first, 2) for first in range(0, 100, 4)]
     reader.expect(runs)
-    assert list(reader._runs) == runs[:4]  # headers count as well
     for run in runs:
-        reader.expect([run])
         reader.read(np.array(run[:1]), [run])
+        assert reader._ahead <= 10 * NUM_BYTES
+    assert list(reader._runs) == runs  # begun, and expected still
     reader.expect([])
     assert list(reader._runs) == runs[-4:]
 
@@ -147,21 +190,146 @@ def test_a_run_goes_over_the_end_of_the_epoch(reader: RangeReader) -> None:
     assert read_rows(reader, [(254, 3), (1, 2)]) == ["s0254", "s0255", "s0000", "s0001", "s0002"]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("dataset", ["packed", "short"])
 def test_a_resume_reads_no_more_than_a_start(
-    packed: str, options: dict[str, Any], chaos: Chaos, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For its first batch alone, from 90 % of the epoch on: as many requests, as many bytes."""
-    monkeypatch.setattr(batches, "LOOK_AHEAD", 0)
+    request: pytest.FixtureRequest, options: dict[str, Any], chaos: Chaos, monkeypatch: pytest.MonkeyPatch,
+    dataset: str, shuffle: bool,
+) -> None:  # fmt: skip
+    """For its first batch, from 90 % of the epoch on: as many requests, as many bytes, also amid runs."""
     monkeypatch.setattr(loader_module, "PREFETCH", 1)
-    counts = []
-    for steps in (0, NUM_SAMPLES * 9 // 10 // BATCH):
-        loader = open_loader(packed, options)
-        loader.load_state_dict(loader.state_dict() | {"consumed": steps * BATCH, "steps": steps})
+    url, counts = request.getfixturevalue(dataset), []
+    for part in (0, 0.9):
+        loader = open_loader(url, options, shuffle=shuffle)
+        state = loader.state_dict()
+        assert (state["block"] > 1) == (dataset == "short")
+        steps = int(len(loader) * part)
+        loader.load_state_dict(state | {"consumed": steps * BATCH, "steps": steps})
         chaos.clear()
         next(iter(loader))
-        counts.append((sum(asked.sent > 0 for asked in chaos.log), sent(chaos)))
-    assert counts[1][0] <= counts[0][0]
+        counts.append((len(chaos.log), sent(chaos)))
+    assert counts[1][0] <= counts[0][0] <= BATCH + 1
     assert counts[1][1] <= counts[0][1]
+
+
+# What the processes of a node share
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "shuffle"),
+    [
+        (2, True),
+        pytest.param(4, True, marks=pytest.mark.heavy),
+        pytest.param(4, False, marks=pytest.mark.heavy),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_read_little_more_than_they_get(
+    short: str, options: dict[str, Any], chaos: Chaos, num_workers: int, shuffle: bool
+) -> None:
+    """They take their batches from the same runs, and fetch each run and the index once; their stats say so."""
+    loader = open_loader(short, options, num_workers=num_workers, shuffle=shuffle)
+    chaos.clear()
+    assert len(set(keys_of(loader))) == NUM_SHORT
+    assert sent(chaos) <= 1.05 * NUM_SHORT * SHORT_BYTES
+    assert sum(INDEX in asked.path for asked in chaos.log) == 1
+    stats = loader.stats()
+    assert (stats["samples"], stats["requests"], stats["bytes_read"]) == (NUM_SHORT, len(chaos.log), sent(chaos))
+
+
+def test_the_ranks_of_a_node_read_each_index_once(short: str, options: dict[str, Any], chaos: Chaos) -> None:
+    """And nothing else twice, with runs of several samples; nor do they store what they do not share."""
+    loaders = [open_loader(short, options, batch_size=1, rank=rank, num_ranks=NUM_RANKS) for rank in range(NUM_RANKS)]
+    assert loaders[0].state_dict()["block"] > 1
+    chaos.clear()
+    keys = Counter(key for loader in loaders for key in keys_of(loader))
+    assert set(keys.values()) == {1}
+    assert len(keys) == NUM_SHORT
+    assert sum(INDEX in asked.path for asked in chaos.log) == 1
+    assert sent(chaos) <= 1.05 * NUM_SHORT * SHORT_BYTES
+    stats = [loader.stats() for loader in loaders]
+    assert sum(stat["bytes_read"] for stat in stats) == sent(chaos)
+    assert sum(stat["requests"] for stat in stats) == len(chaos.log)
+
+
+@pytest.mark.parametrize("dataset", ["packed", "short"])
+def test_a_cache_serves_later_epochs_and_restarts(
+    request: pytest.FixtureRequest, options: dict[str, Any], chaos: Chaos, tmp_path: Path, dataset: str
+) -> None:
+    """In whatever order: another epoch, another loader with another seed, in order; all of it from the disk."""
+    url, cache = request.getfixturevalue(dataset), tmp_path / "cache"
+    loader = open_loader(url, options, cache_dir=cache)
+    first = keys_of(loader)
+    chaos.clear()
+    assert Counter(keys_of(loader)) == Counter(first)
+    assert not chaos.log
+    for arguments in ({"seed": 1}, {"shuffle": False}, {"batch_size": 3}):
+        other = open_loader(url, options, cache_dir=cache, **arguments)
+        chaos.clear()
+        assert Counter(keys_of(other)) == Counter(first)
+        assert not chaos.log
+        assert other.stats()["cache_hits"] == len(first)
+        assert other.stats()["requests"] == other.stats()["bytes_read"] == 0
+
+
+def test_two_jobs_read_everything_once(short: str, options: dict[str, Any], chaos: Chaos, tmp_path: Path) -> None:
+    """At the same time, over the same cache."""
+    loaders = [open_loader(short, options, cache_dir=tmp_path / "cache") for _ in range(2)]
+    found: list[list[str]] = []
+    chaos.clear()
+    threads = [threading.Thread(target=lambda loader=loader: found.append(keys_of(loader))) for loader in loaders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert len(set(found[0])) == NUM_SHORT
+    assert sent(chaos) <= 1.05 * NUM_SHORT * SHORT_BYTES
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: bytes(len(data)), bytes.swapcase])
+def test_a_spoiled_cache_is_not_believed(
+    packed: str, options: dict[str, Any], tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    """Files that were cut, emptied or changed, indexes too: what they lack is fetched anew, and every byte is right."""
+    expected = [row[SUFFIX] for batch in open_loader(packed, options) for row in batch]
+    arguments = {"cache_dir": tmp_path / "cache"}
+    keys_of(open_loader(packed, options, **arguments))
+    for path in (tmp_path / "cache" / "dray-blocks").glob("*.*"):
+        path.write_bytes(spoil(path.read_bytes()))
+    for _ in range(2):
+        loader = open_loader(packed, options, **arguments)
+        assert [row[SUFFIX] for batch in loader for row in batch] == expected
+    assert loader.stats()["requests"] == 0
+
+
+def test_shards_of_one_name_do_not_mix(
+    packed: str, s3: SeaweedServer, options: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of two datasets with the same keys and sizes, and other bytes, in one cache."""
+    other = pack(s3, tmp_path_factory.mktemp("inputs"), 16, NUM_BYTES, seed=1)
+    for url, seed in ((packed, 0), (other, 1)):
+        loader = open_loader(url, options, cache_dir=tmp_path / "cache", shuffle=False, limit=16)
+        rows = [row for batch in loader for row in batch]
+        for row in rows:
+            assert row[SUFFIX] == np.random.default_rng([seed, int(row["__key__"][1:])]).bytes(NUM_BYTES)
+
+
+def test_a_cache_too_small_costs_only_requests(packed: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Of 25 MB only 10 are kept: every sample comes, in every epoch."""
+    loader = open_loader(packed, options, cache_dir=tmp_path / "cache", cache_bytes=10_000_000)
+    for _ in range(2):
+        assert len(set(keys_of(loader))) == NUM_SAMPLES
+    files = (tmp_path / "cache" / "dray-blocks").iterdir()
+    assert sum(path.stat().st_blocks * 512 for path in files) <= 10_100_000
+
+
+def test_without_a_place_for_it_there_is_no_cache(packed: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """One warning, and every sample."""
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="goes on without this cache") as warned:
+        assert len(set(keys_of(open_loader(packed, options, cache_dir=tmp_path / "file")))) == NUM_SAMPLES
+    assert len(warned) == 1
 
 
 # What faults end in
@@ -196,31 +364,71 @@ def test_a_lasting_fault_is_raised_by_the_loader(packed: str, options: dict[str,
     assert len(set(keys_of(loader))) == NUM_SAMPLES
 
 
-def test_a_flipped_byte_is_named(reader: RangeReader, chaos: Chaos) -> None:
-    """Shard, key, suffix and offset; nothing of its run is handed on."""
-    chaos.rule("flip", path=TAR, at=NUM_BYTES + 5000)
-    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar: part 'bin' of key 's0009' at offset \d+"):
-        read_rows(reader, [(8, 4)])
+def test_a_byte_that_was_flipped_on_the_way_is_read_again(reader: RangeReader, chaos: Chaos) -> None:
+    """What does not match its checksum is asked for once more, alone."""
+    rule = chaos.rule("flip", path=TAR, at=NUM_BYTES + 5000, times=1)
+    assert read_rows(reader, [(8, 4)]) == ["s0008", "s0009", "s0010", "s0011"]
+    assert rule.hits == 1
 
 
 def test_a_short_answer_is_an_error_that_names_the_shard(reader: RangeReader, chaos: Chaos) -> None:
     """As if the object ended there: never fewer samples."""
-    chaos.rule("short_length", path=TAR, at=NUM_BYTES)
-    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar.*'s0000' to 's0003'"):
+    chaos.rule("short_length", path=TAR, at=NUM_BYTES // 2)
+    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar.*'s0000'"):
         read_rows(reader, [(0, 4)])
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, "cannot read"), (5 * NUM_BYTES, "was cut short or replaced")])
-def test_a_shard_that_was_cut_or_deleted_is_named(packed: str, s3: SeaweedServer, size: int, message: str) -> None:
-    """In a copy of the dataset of which a shard is half or gone."""
-    url, name = s3.url(f"remote/{uuid.uuid4().hex}"), "wdshards-000000.tar"
-    source, copy = Store(packed, s3.storage_options), Store(url, s3.storage_options)
+def changed_copy(url: str, s3: SeaweedServer, change: Callable[[bytearray], bytes | None]) -> RangeReader:
+    """Of a copy of a dataset, whose shard is another one, or gone."""
+    source, copy = Store(url, s3.storage_options), Store(s3.url(f"remote/{uuid.uuid4().hex}"), s3.storage_options)
     for folder in ("_dray/wdshards/commits", "_dray/wdshards/manifests", "_dray/wdshards/index"):
         for info in source.list_folder(folder):
             copy.put_new(info.name, source.get(info.name))
-    if size:
-        copy.put_new(name, source.get(name)[:size])
-    reader = RangeReader(Catalog(Snapshot.open(url, storage_options=s3.storage_options)))
-    expected = DamagedError if size else NotFoundError
-    with pytest.raises(expected, match=rf"{message}.*'s0003' to 's0006'"):
-        read_rows(reader, [(3, 4)])
+    changed = change(bytearray(source.get("wdshards-000000.tar")))
+    if changed is not None:
+        copy.put_new("wdshards-000000.tar", changed)
+    return RangeReader(Catalog(Snapshot.open(copy.url, storage_options=s3.storage_options)))
+
+
+def flipped(tar: bytearray) -> bytes:
+    tar[9 * (NUM_BYTES + 864) + 5000] ^= 1  # a member takes 100,864 bytes: this is one of s0009
+    return bytes(tar)
+
+
+@pytest.mark.parametrize(
+    ("change", "bad", "message"),
+    [
+        (flipped, ["s0009"], r"tar: part 'bin' of key '(s\d+)' at offset \d+ is not"),
+        (lambda tar: bytes(tar[: 10 * (NUM_BYTES + 864)]), ["s0010", "s0011"], r"was cut short.*'(s\d+)'"),
+    ],
+)
+def test_damage_spoils_only_its_own_sample(
+    packed: str, s3: SeaweedServer, change: Callable[[bytearray], bytes], bad: list[str], message: str
+) -> None:
+    """Of a run that is fetched ahead: the others can be read, and the damaged are named whenever they are asked for."""
+    reader, run = changed_copy(packed, s3, change), (8, 4)
+    reader.expect([run])
+    reader.read(np.array([0]), [(0, 1)])
+    reader.expect([run])
+    found = []
+    for number in (9, 10, 11, 8, 9, 11):
+        try:
+            found.append(reader.read(np.array([number]), [run]).key(0))
+        except DamagedError as exc:
+            found.append(re.sub(rf".*{message}.*", r"damaged \1", str(exc)))
+    expected = [f"s{number:04d}" for number in (9, 10, 11, 8, 9, 11)]
+    assert found == [f"damaged {key}" if key in bad else key for key in expected]
+
+
+def test_damage_is_named_in_a_step(packed: str, s3: SeaweedServer) -> None:
+    """The first that is asked for, shard, key, part and offset; the same step can be asked for without it."""
+    reader, run = changed_copy(packed, s3, flipped), (8, 4)
+    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar: part 'bin' of key 's0009' at offset \d+"):
+        reader.read(np.arange(8, 12), [run] * 4)
+    assert len(reader.read(np.array([8, 10, 11]), [run] * 3)) == 3
+
+
+def test_a_shard_that_was_deleted_is_named(packed: str, s3: SeaweedServer) -> None:
+    """With the keys that it was read for."""
+    with pytest.raises(NotFoundError, match=r"cannot read.*'s0003' to 's0006'"):
+        read_rows(changed_copy(packed, s3, lambda _: None), [(3, 4)])

@@ -1,0 +1,162 @@
+"""The block store of a node: what was written comes back, nothing wrong is hidden, and its size is bounded."""
+
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from multiprocessing.synchronize import Event as EventType
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dray.loaders import blocks as blocks_module
+from dray.loaders.blocks import CELL_BYTES, BlockStore, Kept, open_blocks
+
+NAME = "0123456789abcdef0123456789abcdef.tar"
+
+
+def hold(blocks: BlockStore, is_held: EventType) -> None:
+    with blocks.alone("a"):
+        is_held.set()
+        time.sleep(600)
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> BlockStore:
+    return BlockStore(tmp_path / "blocks", 64 << 20, Kept.ALL)
+
+
+def size_of(blocks: BlockStore) -> int:
+    return sum(path.stat().st_blocks * 512 for path in blocks.folder.glob(f"{NAME[:8]}*"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3 * 50), st.binary(min_size=1, max_size=120)), min_size=1, max_size=8))
+def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]]) -> None:
+    """Any bytes at any places, over the ends of cells too; the last writer of a byte is right."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks_module, "CELL_BYTES", 50)
+        blocks, expected = BlockStore(tmp_path_factory.mktemp("blocks"), 64 << 20, Kept.ALL), bytearray(400)
+        os.chmod(blocks.folder, 0o700)
+        for start, data in writes:
+            blocks.write(NAME, start, memoryview(data))
+            expected[start : start + len(data)] = data
+        for start, data in writes:
+            assert blocks.read(NAME, start, len(data)) == expected[start : start + len(data)]
+
+
+def test_nothing_is_there_at_first(blocks: BlockStore) -> None:
+    """Neither bytes nor whole objects; nor is a folder made for looking."""
+    assert blocks.read(NAME, 0, 10) is None
+    assert blocks.get(NAME) is None
+    assert not blocks.folder.exists()
+
+
+def test_a_whole_object_replaces_a_longer_one(blocks: BlockStore) -> None:
+    """As where a file was spoiled: what is put comes back, and no more."""
+    blocks.put(NAME, b"x" * 100)
+    blocks.put(NAME, b"right")
+    assert blocks.get(NAME) == b"right"
+
+
+def test_it_stays_as_small_as_it_may_be(tmp_path: Path) -> None:
+    """What was used longest ago goes first; a reader's use counts."""
+    blocks = BlockStore(tmp_path / "blocks", 4 * CELL_BYTES, Kept.ALL)
+    data = memoryview(os.urandom(CELL_BYTES))
+    for cell in range(8):
+        blocks.write(NAME, cell * CELL_BYTES, data)
+        assert blocks.read(NAME, 0, 10) is not None
+        assert size_of(blocks) <= 4 * CELL_BYTES
+    assert blocks.read(NAME, 7 * CELL_BYTES, CELL_BYTES) == data
+    assert blocks.read(NAME, 2 * CELL_BYTES, 10) is None
+
+
+def test_what_others_left_there_counts(tmp_path: Path, blocks: BlockStore) -> None:
+    """A store over a folder with files in it, whose count was lost, holds both together against its limit."""
+    blocks.write(NAME, 0, memoryview(os.urandom(3 * CELL_BYTES)))
+    (blocks.folder / "used").unlink()
+    smaller = BlockStore(blocks.folder, 2 * CELL_BYTES, Kept.ALL)
+    smaller.write(NAME, 3 * CELL_BYTES, memoryview(b"new"))
+    assert size_of(smaller) <= 2 * CELL_BYTES
+    assert smaller.read(NAME, 3 * CELL_BYTES, 3) == b"new"
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Only what the store itself named is deleted to make room."""
+    blocks = BlockStore(tmp_path / "blocks", CELL_BYTES, Kept.ALL)
+    blocks.write(NAME, 0, memoryview(b"a"))
+    (blocks.folder / "thesis.tex").write_bytes(os.urandom(2 * CELL_BYTES))
+    blocks.write(NAME, 0, memoryview(os.urandom(CELL_BYTES)))
+    assert (blocks.folder / "thesis.tex").stat().st_size == 2 * CELL_BYTES
+
+
+def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
+    """Then it goes on without: nothing is found, and nobody waits."""
+    (tmp_path / "file").touch()
+    blocks = BlockStore(tmp_path / "file" / "blocks", CELL_BYTES, Kept.ALL)
+    with pytest.warns(UserWarning, match="goes on without this cache"):
+        blocks.write(NAME, 0, memoryview(b"a"))
+    blocks.write(NAME, 0, memoryview(b"a"))
+    with blocks.alone("a"):
+        assert blocks.read(NAME, 0, 1) is None
+
+
+def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
+    """In a temporary folder anybody could have made it."""
+    blocks.folder.mkdir()
+    blocks.folder.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write there"):
+        blocks.write(NAME, 0, memoryview(b"a"))
+
+
+def test_one_thread_at_a_time(blocks: BlockStore) -> None:
+    """Of many that come for the same; for something else nobody waits."""
+    inside, most = [], []
+
+    def work() -> None:
+        with blocks.alone("a"):
+            inside.append(1)
+            most.append(len(inside))
+            with blocks.alone("b"):
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
+
+
+def test_who_is_killed_lets_go(blocks: BlockStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds what it will never give back: it is killed, and the next one may."""
+    forked = multiprocessing.get_context("fork")
+    is_held = forked.Event()
+    holder = forked.Process(target=hold, args=(blocks, is_held))
+    holder.start()
+    assert is_held.wait(60)
+    monkeypatch.setattr(blocks_module, "WAIT_S", 0.1)
+    assert blocks._lock("a") is None  # it was waited for only so long
+    monkeypatch.setattr(blocks_module, "WAIT_S", 60)
+    holder.kill()
+    holder.join()
+    assert blocks._lock("a") is not None
+
+
+def test_a_store_crosses_to_other_processes(blocks: BlockStore) -> None:
+    """Pickled, it is the same store."""
+    blocks.write(NAME, 0, memoryview(b"abc"))
+    assert pickle.loads(pickle.dumps(blocks)).read(NAME, 0, 3) == b"abc"
+
+
+def test_when_there_is_a_store(tmp_path: Path) -> None:
+    """Where it was asked for, for all; else where it helps: for indexes of several ranks, and for runs of workers."""
+    asked = open_blocks(tmp_path, None, num_workers=0, num_ranks=1)
+    assert (asked.kept, asked.folder) == (Kept.ALL, tmp_path / "dray-blocks") if asked else False
+    found = [open_blocks(None, None, num_workers=workers, num_ranks=ranks) for workers, ranks in ((0, 2), (2, 1))]
+    assert [blocks and blocks.kept for blocks in found] == [Kept.INDEXES, Kept.RUNS]
+    assert open_blocks(None, None, num_workers=0, num_ranks=1) is None
+    assert open_blocks(tmp_path, 0, num_workers=2, num_ranks=2) is None

@@ -1,0 +1,159 @@
+"""Batches from worker processes: what crosses is what was made, and memory is used again only when nobody needs it."""
+
+import gc
+import os
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+import torch
+
+from dray.loaders import ShardLoader
+from dray.loaders.shared import ReceiveBuffers, SendBuffers
+from dray.loaders.workers import packed, unpacked
+from dray.pipelines import pickles_to_tars
+from tests.test_alike import npy
+
+NUM_SAMPLES, NUM_FLOATS = 120, 40_000  # 160 kB: large enough for buffers of their own
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Large samples, all elements of which are the sample's number."""
+    folder = tmp_path_factory.mktemp("large")
+    names = [f"s{number:03d}" for number in range(NUM_SAMPLES)]
+    for number, name in enumerate(names):
+        (folder / f"{name}.x.npy").write_bytes(npy(torch.full((NUM_FLOATS,), float(number)).numpy()))
+        (folder / f"{name}.cls").write_text(str(number))
+    parts = ["x.npy", "cls"]
+    pickles_to_tars(folder, names, parts, folder / "out", "wdshards", min_num_shards=3, progress=False)
+    return str(folder / "out")
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[SendBuffers, ReceiveBuffers]]:
+    """A worker's buffers and the trainer's, in a pass."""
+    reading, writing = Pipe(duplex=False)
+    sending, receiving = SendBuffers(reading), ReceiveBuffers(writing)
+    receiving.begin(1)
+    sending.begin(1)
+    yield sending, receiving
+    reading.close()
+    writing.close()
+
+
+def check(batch: dict[str, Any]) -> None:
+    assert torch.equal(batch["x.npy"], batch["cls"].float()[:, None].expand(-1, NUM_FLOATS))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_that_are_kept_do_not_change(url: str, num_workers: int) -> None:
+    """While others come, in the same epoch and the next, and after an iterator was left."""
+    loader = ShardLoader(url, batch_size=4, shuffle=True, num_workers=num_workers)
+    kept = []
+    for number, batch in enumerate(loader):
+        check(batch)
+        if number % 3 == 0:
+            kept.append(batch)
+    for batch in loader:
+        check(batch)
+        kept.append({"cls": batch["cls"][:1], "x.npy": batch["x.npy"][:1]})
+        break
+    for _ in range(2):
+        for batch in loader:
+            check(batch)
+    for batch in kept:
+        check(batch)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_may_keep_what_they_made(url: str, num_workers: int) -> None:
+    """A collate that holds on to a tensor, or gives two views of one, gets no surprise."""
+    held: list[torch.Tensor] = []
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        whole = torch.stack([torch.from_numpy(row["x.npy"]) for row in rows])
+        held.append(whole)
+        assert all(len(set(tensor[:, 0].tolist()) ^ set(tensor[:, -1].tolist())) == 0 for tensor in held)
+        return {"x.npy": whole, "cls": torch.tensor([row["cls"] for row in rows]), "again": whole[:, :5], "same": whole}
+
+    for batch in ShardLoader(url, batch_size=4, num_workers=num_workers, collate=collate):
+        check(batch)
+        assert torch.equal(batch["again"], batch["x.npy"][:, :5])
+        assert torch.equal(batch["same"], batch["x.npy"])
+
+
+def test_what_crosses_is_what_was_packed(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """Tensors of all kinds, nested, with other values between them."""
+    sending, receiving = sides
+    filled = sending.take(4000).fill_(7)
+    value = {
+        "filled": filled.view(torch.int16),
+        "its views": [filled[:8], filled.view(10, 400)[:, 1]],
+        "small": torch.arange(5),
+        "none": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+        "strided": torch.arange(12).view(3, 4).t(),
+        "nested": [(torch.ones(2), "text", None), {"deep": torch.tensor([True])}],
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+    }
+    found = unpacked(packed(value, sending), receiving)
+    assert str(found) == str(value)
+    assert found["parameter"].requires_grad
+    assert [tensor.dtype for tensor in (found["filled"], found["scalar"])] == [torch.int16, torch.bfloat16]
+
+
+def test_a_buffer_is_filled_again_when_both_sides_are_done(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """Not before: neither while the worker holds it, nor while the trainer does; then it needs no handle any more."""
+    sending, receiving = sides
+    made = sending.take(100_000).fill_(1)
+    address = made.data_ptr()
+    got = unpacked(packed([made], sending), receiving)
+    assert sending.take(100_000).data_ptr() != address
+    del made
+    assert sending.take(100_000).data_ptr() != address
+    view = got[0][5:9]
+    del got
+    gc.collect()
+    others = [sending.take(100_000) for _ in range(3)]
+    assert address not in [other.data_ptr() for other in others]
+    assert view.tolist() == [1] * 4
+    del view, others
+    taken = [sending.take(100_000) for _ in range(4)]
+    again = next(tensor for tensor in taken if tensor.data_ptr() == address)
+    handle = sending.send(again.fill_(2))
+    assert handle is not None
+    assert handle.memory is None
+    assert receiving.open(handle)[:3].tolist() == [2] * 3
+
+
+def test_a_new_pass_forgets_what_is_in_use(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """What was sent and never opened, and what the trainer still holds: both stay as they are, and are not leaked."""
+    sending, receiving = sides
+    held = unpacked(packed([sending.take(100_000).fill_(1)], sending), receiving)
+    packed([sending.take(100_000).fill_(2)], sending)
+    receiving.begin(2)
+    sending.begin(2)
+    assert not sending._memory
+    fresh = [sending.take(100_000).fill_(3) for _ in range(3)]
+    assert held[0].tolist() == [1] * 100_000
+    del held
+    gc.collect()
+    assert not receiving._idle
+    assert len(fresh) == len(sending._memory) == 3
+
+
+def test_a_forked_child_gives_nothing_back(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """It has copies of the trainer's tensors: their end there is not the trainer's."""
+    sending, receiving = sides
+    got = unpacked(packed([sending.take(100_000).fill_(1)], sending), receiving)
+    address = next(iter(sending._memory.values())).data_ptr()
+    child = os.fork()
+    if not child:
+        del got
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert sending.take(100_000).data_ptr() != address
+    assert got[0][:2].tolist() == [1, 1]
