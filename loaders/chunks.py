@@ -19,7 +19,9 @@ from webdataset import DataPipeline
 from webdataset.compat import FluidInterface
 
 from dray.loaders.alike import Stacker
-from dray.loaders.batches import LOOK_AHEAD, Pass, Step, open_reader
+from dray.loaders.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader
+from dray.loaders.blocks import BlockStore
+from dray.loaders.buffers import BufferPool
 from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Reader, Samples
@@ -44,6 +46,7 @@ class Chunks(IterableDataset[Sample]):
 
     Args:
         open_catalog: Opens the samples; called once in each process.
+        blocks: The node's store of what is fetched from object storage; None: nothing is shared.
         suffixes: The parts wanted, in the order of the tuples.
         decoder: How to decode them.
         first_pass: What to iterate over where nothing else was said (by `go`).
@@ -53,12 +56,14 @@ class Chunks(IterableDataset[Sample]):
     def __init__(
         self,
         open_catalog: Callable[[], Catalog],
+        blocks: BlockStore | None,
         suffixes: Sequence[str],
         decoder: Decoder,
         first_pass: Callable[[], Pass],
         skipper: Skipper | None = None,
     ) -> None:
         self._open_catalog = open_catalog
+        self._blocks = blocks
         self._suffixes = tuple(suffixes)
         self._decoder = decoder
         self._first_pass = first_pass
@@ -173,7 +178,9 @@ class Chunks(IterableDataset[Sample]):
     def _tools(self) -> "_Tools":
         """Of this process: a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _Tools(os.getpid(), open_reader(self._open_catalog()), Stacker())
+            num_threads = 1 if get_worker_info() else min(THREADS, len(os.sched_getaffinity(0)))
+            reader = open_reader(self._open_catalog(), self._blocks)
+            self._opened = _Tools(os.getpid(), reader, Stacker(BufferPool(), num_threads))
         return self._opened
 
 

@@ -170,6 +170,7 @@ class WebDataModule(lightning.LightningDataModule):
             decoder=self._decoder,
             options=_of(self._kwargs_wds, split) or {},
             batch=self._global_batch_size,
+            num_workers=(_of(self._kwargs_wld, split) or {}).get("num_workers") or 0,
         )
         told = self._n_samples.get(split)
         self._counts[split] = opened.num_samples if told is None else told

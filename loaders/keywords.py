@@ -38,8 +38,10 @@ KWARGS_WDS: Mapping[str, Keyword] = {
         "`reraise_exception` (the default), or one that goes on (`ignore_and_continue`, `warn_and_continue`, your "
         "own): a sample that cannot be read is replaced by a later one of the epoch, the same on any number of ranks",
     ),
-    "cache_dir": Keyword(_H, "files of a local disk need no cache; over object storage it is an error: not built yet"),
-    "cache_size": Keyword(_H, "as `cache_dir`"),
+    "cache_dir": Keyword(
+        _H, "a folder that keeps what is read from object storage for later epochs; files of a local disk need none"
+    ),
+    "cache_size": Keyword(_H, "bytes in it at the most, 64 GiB by default; 0: no cache"),
     "nodesplitter": Keyword(_I, "the order shares the samples of each step out by ranks"),
     "workersplitter": Keyword(_I, "the workers of a rank take its chunks in turn"),
     "detshuffle": Keyword(_I, "the order follows from `seed` and the epoch"),

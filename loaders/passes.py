@@ -1,8 +1,10 @@
 """One pass after another of a rank's stream through the user's pipeline, in this process or in worker processes."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from dray.loaders.batches import Pass
 from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.crossing import Folded, fold, unfold
 from dray.loaders.progress import Progress
+from dray.loaders.shared import ReceiveBuffers, SendBuffers
 from dray.loaders.stream import Portable
 from dray.loaders.workers import packed, unpacked
 
@@ -92,9 +95,9 @@ class Passes(IterableDataset[Any]):
         self._num_workers = num_workers
         chunk_bytes = progress.epochs.sample_bytes * progress.epochs.batch / progress.epochs.num_ranks
         self._most_chunks = max(1, min(SENT_CHUNKS, int(SENT_BYTES / max(1.0, chunk_bytes))))
-        self._options = {"num_workers": num_workers, "persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        self._options = dict(options)
         self._pins = pin and torch.cuda.is_available()
-        self._workers: DataLoader[Any] | None = None
+        self._pool: StreamPool | None = None
 
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
@@ -113,32 +116,51 @@ class Passes(IterableDataset[Any]):
 
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
         """What each chunk gave, from each worker in turn."""
-        if self._workers is None:
-            dataset = WorkerStream(self._stream, self._most_chunks)
-            self._workers = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **self._options)
+        if self._pool is None:
+            self._pool = StreamPool(self._stream, self._most_chunks, self._num_workers, self._options)
         try:
-            self._workers.dataset.show(way)  # type: ignore[attr-defined]
-            yield from _in_turn(iter(self._workers), self._num_workers)
+            yield from self._pool.given(way)
         except Exception:  # one may be dead: the next pass starts others
-            self._workers = None
+            self._pool = None
             raise
 
 
-def _as_it_is(sent: Any) -> Any:
-    return sent
+class StreamPool:
+    """The worker processes of a loader.
 
+    Args:
+        stream: What they iterate over, each over chunks of its own.
+        most_chunks: That are sent together.
+        num_workers: At least 1.
+        options: Keyword arguments of torch's DataLoader.
+    """
 
-def _in_turn(arriving: Iterator["Sent"], num_workers: int) -> Generator[Given, None, None]:
-    """What each chunk gave, of each worker in turn; a worker that has no more is passed over."""
-    coming: list[deque[Given]] = [deque() for _ in range(num_workers)]
-    worker, num_missed = 0, 0
-    while num_missed < num_workers:
-        while not coming[worker] and (sent := next(arriving, None)) is not None:
-            coming[sent.worker].extend(sent.given())
-        num_missed = 0 if coming[worker] else num_missed + 1
-        if coming[worker]:
-            yield coming[worker].popleft()
-        worker = (worker + 1) % num_workers
+    def __init__(self, stream: Stream, most_chunks: int, num_workers: int, options: Mapping[str, Any]) -> None:
+        pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
+        self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
+        self._num_passes = 0
+        self._source = WorkerStream(stream, most_chunks, [reading for reading, _ in pipes])
+        given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        self._loader: DataLoader[Any] = DataLoader(
+            self._source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given
+        )
+
+    def given(self, way: Pass) -> Generator[Given, None, None]:
+        """What each chunk of a pass gave, of each worker in turn; a worker that has no more is passed over."""
+        self._num_passes += 1
+        self._source.show(way, self._num_passes)
+        for buffers in self._buffers:
+            buffers.begin(self._num_passes)
+        arriving = iter(self._loader)
+        coming: list[deque[Given]] = [deque() for _ in self._buffers]
+        worker, num_missed = 0, 0
+        while num_missed < len(coming):
+            while not coming[worker] and (sent := next(arriving, None)) is not None:
+                coming[sent.worker].extend(sent.given(self._buffers[sent.worker]))
+            num_missed = 0 if coming[worker] else num_missed + 1
+            if coming[worker]:
+                yield coming[worker].popleft()
+            worker = (worker + 1) % len(coming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +172,14 @@ class Sent:
     body: Any
 
     @classmethod
-    def of(cls, worker: int, chunks: list[Given]) -> "Sent":
+    def of(cls, worker: int, chunks: list[Given], buffers: SendBuffers) -> "Sent":
         """Chunks for the way."""
-        return cls(worker, [chunk.is_exact for chunk in chunks], packed([fold(chunk.outputs) for chunk in chunks]))
+        folded = [fold(chunk.outputs, buffers) for chunk in chunks]
+        return cls(worker, [chunk.is_exact for chunk in chunks], packed(folded, buffers))
 
-    def given(self) -> list[Given]:
+    def given(self, buffers: ReceiveBuffers) -> list[Given]:
         """The chunks again."""
-        chunks: list[Folded] = unpacked(self.body)
+        chunks: list[Folded] = unpacked(self.body, buffers)
         return [Given(list(unfold(chunk)), exact) for chunk, exact in zip(chunks, self.is_exact, strict=True)]
 
 
@@ -168,22 +191,25 @@ class WorkerStream(Portable):
 
     FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
 
-    def __init__(self, stream: Stream, most_chunks: int) -> None:
+    def __init__(self, stream: Stream, most_chunks: int, freed: Sequence[Connection]) -> None:
         super().__init__(stream)
         self._most_chunks = most_chunks
-        self._numbers = torch.zeros(len(self.FIELDS), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._freed = freed
+        self._numbers = torch.zeros(len(self.FIELDS) + 1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._way: Pass | None = None
+        self._buffers: SendBuffers | None = None  # of a worker
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (*super().__getstate__(), self._most_chunks, self._numbers, self._way)
+        return (*super().__getstate__(), self._most_chunks, self._freed, self._numbers, self._way)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        *inherited, self._most_chunks, self._numbers, self._way = state
+        *inherited, self._most_chunks, self._freed, self._numbers, self._way = state
+        self._buffers = None
         super().__setstate__(tuple(inherited))
 
-    def show(self, way: Pass) -> None:
+    def show(self, way: Pass, pass_number: int) -> None:
         """Let the next iteration go this way."""
-        self._numbers.copy_(torch.tensor([getattr(way.start, name) for name in self.FIELDS]))
+        self._numbers.copy_(torch.tensor([*(getattr(way.start, name) for name in self.FIELDS), pass_number]))
         self._way = self._way or way  # afterwards the numbers tell what is new
 
     def __iter__(self) -> Iterator[Sent]:
@@ -191,14 +217,20 @@ class WorkerStream(Portable):
         if worker is None or self._way is None:
             raise RuntimeError("for the loader's workers only")
         self.tell_rank()
-        numbers = dict(zip(self.FIELDS, self._numbers.tolist(), strict=True))
-        start = replace(self._way.start, **numbers)
+        *numbers, pass_number = self._numbers.tolist()
+        start = replace(self._way.start, **dict(zip(self.FIELDS, numbers, strict=True)))
         way = Pass(start, replace(self._way.rest, consumed=start.consumed), self._way.rank)
+        self._buffers = buffers = self._buffers or SendBuffers(self._freed[worker.id])
+        buffers.begin(pass_number)
         held, size = list[Given](), 1
         for chunk in self.dataset.given(way):
             held.append(chunk)
             if len(held) >= size:
-                yield Sent.of(worker.id, held)
+                yield Sent.of(worker.id, held, buffers)
                 held, size = [], min(2 * size, self._most_chunks)
         if held:
-            yield Sent.of(worker.id, held)
+            yield Sent.of(worker.id, held, buffers)
+
+
+def _as_it_is(sent: Any) -> Any:
+    return sent

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from dray.loaders.blocks import BlockStore
 from dray.loaders.catalog import Columns
 from dray.loaders.parts import PartCatalog
 from dray.shards.errors import NotFoundError
@@ -78,10 +79,11 @@ class PlainCatalog(PartCatalog):
     Args:
         tars: Which.
         parts: The suffixes that are wanted.
+        blocks: The node's block store.
     """
 
-    def __init__(self, tars: PlainTars, parts: Sequence[str]) -> None:
-        super().__init__(tars.snapshot, parts)
+    def __init__(self, tars: PlainTars, parts: Sequence[str], *, blocks: BlockStore | None = None) -> None:
+        super().__init__(tars.snapshot, parts, blocks=blocks)
         self._tars = tars
 
     def shard_name(self, place: int) -> str:

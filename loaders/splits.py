@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from webdataset.compat import WebLoader
 
 from dray.loaders.batches import Pass
+from dray.loaders.blocks import BlockStore, open_blocks
 from dray.loaders.catalog import Catalog
 from dray.loaders.chunks import ChunkDataset, Chunks
 from dray.loaders.decode import Decoder
@@ -65,6 +66,7 @@ def open_split(
     decoder: Decoder,
     options: Options,
     batch: int | None,
+    num_workers: int,
 ) -> OpenSplit:
     """The last version of a dataset, or the one that the URL names (`?version=7`): the same on all ranks.
 
@@ -83,8 +85,10 @@ def open_split(
         if store.local_root is None:
             return TarSplit(store, tar_names(store, prefix), suffixes, decoder, options)
         tars = PlainTars.scan(store, prefix)
-        return ChunkSplit(tars.snapshot, partial(PlainCatalog, tars, suffixes), suffixes, decoder, options, batch)
-    return ChunkSplit(snapshot, partial(PartCatalog, snapshot, suffixes), suffixes, decoder, options, batch)
+        opener: Callable[..., Catalog] = partial(PlainCatalog, tars, suffixes)
+        return ChunkSplit(tars.snapshot, opener, suffixes, decoder, options, batch, num_workers)
+    opener = partial(PartCatalog, snapshot, suffixes)
+    return ChunkSplit(snapshot, opener, suffixes, decoder, options, batch, num_workers)
 
 
 class ChunkSplit:
@@ -92,29 +96,31 @@ class ChunkSplit:
 
     Args:
         snapshot: What is read.
-        open_catalog: Opens its samples; called in each process.
+        open_catalog: Opens its samples, with `blocks=`; called in each process.
         suffixes: The parts wanted, in the order of a sample's tuple.
         decoder: How to decode them.
         options: `kwargs_wds`.
         batch: The global batch size.
+        num_workers: Of a rank.
     """
 
     def __init__(
         self,
         snapshot: Snapshot,
-        open_catalog: Callable[[], Catalog],
+        open_catalog: Callable[..., Catalog],
         suffixes: Sequence[str],
         decoder: Decoder,
         options: Options,
         batch: int | None,
+        num_workers: int,
     ) -> None:
-        if options.get("cache_dir") is not None and snapshot.store.local_root is None:
-            raise CallError("kwargs_wds: cache_dir: shards on object storage are not cached yet; leave it out")
         self.num_samples = snapshot.num_samples
         self._snapshot = snapshot
         self._order: dict[str, Any] = {"shuffle": bool(options.get("shardshuffle")), "seed": _seed(options.get("seed"))}
+        blocks = _blocks(options, num_workers)
         self._source = Chunks(
-            open_catalog,
+            partial(open_catalog, blocks=blocks),
+            blocks,
             suffixes,
             decoder,
             partial(_first_pass, snapshot, batch, self._order),
@@ -156,6 +162,13 @@ _OF_WORKERS = (
     "multiprocessing_context",
     "generator",
 )
+
+
+def _blocks(options: Options, num_workers: int) -> BlockStore | None:
+    """The node's block store, as `cache_dir` and `cache_size` say."""
+    size, (_, num_ranks) = options.get("cache_size"), _rank()
+    most = None if size is None or size < 0 else size
+    return open_blocks(options.get("cache_dir"), most, num_workers=num_workers, num_ranks=num_ranks)
 
 
 def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any]) -> Pass:

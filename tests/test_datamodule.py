@@ -297,6 +297,19 @@ def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer)
         assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
 
 
+def test_a_cache_directory_keeps_what_was_read_from_object_storage(
+    pickles: Path, tmp_path: Path, s3: SeaweedServer
+) -> None:
+    """Under a budget of bytes; with 0 there is none."""
+    options = {"storage_options": s3.storage_options}
+    for size, found in ((0, 0), (1 << 30, 1), (-1, 1)):
+        cache = tmp_path / f"cache{size}"
+        kwargs_wds = {Split.val: {"cache_dir": cache, "cache_size": size}}
+        data = ready(pickles, s3.url("cached"), kwargs_wds=kwargs_wds, **options)
+        assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+        assert bool(list(cache.rglob("*.tar-*"))) == bool(found)
+
+
 def test_plain_tars_without_a_snapshot_are_found_by_their_names(tmp_path: Path) -> None:
     """Tars of any maker, which need not be told how many samples they hold; those on object storage must."""
     with tarfile.open(tmp_path / "wdshards-a.tar", "w") as tar:

@@ -20,6 +20,7 @@ from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
 from dray.loaders import Split, WebDataModule
+from dray.loaders.buffers import BufferPool
 from dray.loaders.chunks import Tally, by_chunk
 from dray.loaders.crossing import fold, unfold
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD
@@ -326,9 +327,9 @@ def test_values_come_out_as_they_went_in() -> None:
         [], [half, half + 1], [torch.ones(()), torch.zeros(())], [torch.ones(2), torch.ones(3)], [leaf, leaf],
         [(half, 1, "a"), (half, 2, "b")], [{"a": [half], "b": np.ones(2)}, {"a": [half + 1], "b": np.ones(3)}],
         [(1,), (1, 2)], [(), ()], [{"a": 1}, {"b": 1}], [torch.ones(0, 3), torch.ones(0, 3)], [1, half], [{}, {}],
-        [torch.ones(2).to_sparse(), torch.ones(2).to_sparse()],
+        [torch.ones(2).to_sparse(), torch.ones(2).to_sparse()], [torch.ones(9000), torch.zeros(9000)],
     ):  # fmt: skip
-        found = list(unfold(fold(values)))
+        found = list(unfold(fold(values, BufferPool())))
         assert list(map(str, found)) == list(map(str, values))
         assert list(map(type, found)) == list(map(type, values))
 
