@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset import DataPipeline
 from webdataset.compat import FluidInterface
+from webdataset.pipeline import DataPipeline
 
 from dray.loaders.alike import Stacker
 from dray.loaders.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader

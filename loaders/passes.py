@@ -43,7 +43,7 @@ class Shaping:
     def __call__(self, outputs: Iterable[Any]) -> Iterator[Any]:
         """The outputs as they leave."""
         if self.batch_size is None:
-            yield from map(self.collate or default_convert, outputs)
+            yield from map(self.collate or _converted, outputs)
             return
         collate, held = self.collate or default_collate, list[Any]()
         for output in outputs:
@@ -53,6 +53,15 @@ class Shaping:
                 held = []
         if held and not self.drop_last:
             yield collate(held)
+
+
+def _converted(output: Any) -> Any:
+    """What torch's `default_convert` makes of an output, at once where that is simple."""
+    if type(output) is torch.Tensor:
+        return output
+    if type(output) is tuple and all(type(item) is torch.Tensor for item in output):
+        return list(output)
+    return default_convert(output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """The loader that a DataModule gives: a `webdataset.WebLoader` whose epochs are exact, and which can be resumed."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
-from webdataset import DataPipeline
 from webdataset.compat import WebLoader
+from webdataset.pipeline import DataPipeline
 
 from dray.loaders.passes import Passes
 from dray.loaders.progress import Progress
@@ -46,7 +46,7 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         progress = self._progress
         turn = progress.begin()
         left = progress.left(self._goal)
-        with closing(self.iterator()) as outputs:
+        with closing(cast("Generator[Any, None, None]", self.iterator())) as outputs:
             while left is None or left > 0:
                 progress.check(turn)
                 try:
