@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
+from dray.pipelines.encode import AUTO, Encode
 from dray.pipelines.progress import say
 from dray.pipelines.session import check_address, ray_session
 from dray.pipelines.sources import find_names
@@ -32,6 +33,9 @@ class Wanted:
     names_file: str | None
     fractions: Mapping[str, float] | None  # of a split; None: one dataset
     split_seed: int
+    encode: Encode | None
+    allow: Sequence[str]
+    allow_pickle: bool
     checksum: bool
     on_error: str
     max_bad: str
@@ -62,6 +66,9 @@ def build_datasets(
                 wanted.prefix,
                 min_num_shards=wanted.num_shards,
                 shuffle_seed=wanted.shuffle_seed,
+                encode=wanted.encode,
+                allow=wanted.allow,
+                allow_pickle=wanted.allow_pickle,
                 checksum=wanted.checksum,
                 on_error=wanted.on_error,
                 max_bad=wanted.max_bad,
@@ -94,6 +101,23 @@ def parse_fractions(text: str) -> dict[str, float]:
             raise CallError(f"--split {text}: expected train=0.9,val=0.1 with each group once, found {pair.strip()!r}")
         groups[name] = float(share)
     return groups
+
+
+def parse_encode(words: list[str] | None) -> Encode | None:
+    """`["tensor.pyd=npy"]` as {"tensor.pyd": "npy"}, `["auto"]` as "auto".
+
+    Raises:
+        CallError: One is not of that form, or of a suffix that has one already.
+    """
+    if not words or words == [AUTO]:
+        return AUTO if words else None
+    targets: dict[str, str] = {}
+    for word in words:
+        suffix, equals, target = word.partition("=")
+        if not equals or suffix in targets:
+            raise CallError(f"--encode {word}: expected auto alone, or SUFFIX=FORMAT such as tensor.pyd=npy, each once")
+        targets[suffix] = target
+    return targets
 
 
 def parse_duration(text: str) -> float:

@@ -120,6 +120,28 @@ ShuffleSeed = Annotated[
         help="Shuffle the samples over all shards, by a hash of their keys under this seed.", show_default="as listed"
     ),
 ]
+EncodeList = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encode",
+        metavar="auto|SUFFIX=FORMAT",
+        help="Store pickled parts as [bold]npy[/], [bold]safetensors[/] or [bold]json[/], such as tensor.pyd=npy; "
+        "repeat it for more parts. [bold]auto[/]: every pickled part as what fits it, and a pickle where nothing does.",
+        show_default="as they are",
+    ),
+]
+AllowList = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="NAME",
+        help="A full name, such as pkg.module.Class, that pickles may use while they are encoded; repeatable.",
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Let pickles run any code while they are encoded: for your own data only."),
+]
 Checksum = Annotated[
     bool,
     typer.Option("--checksum", help="Tell changed files by content, not by size and time (ETag): reads every file."),
@@ -127,9 +149,9 @@ Checksum = Annotated[
 OnErrorOption = Annotated[
     OnError,
     typer.Option(
-        help="Of files that are missing or cannot be read: [bold]fail[/] and name them; [bold]skip[/] them until "
-        "they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in a "
-        "table, which the report names."
+        help="Of files that are missing, or cannot be read or encoded: [bold]fail[/] and name them; [bold]skip[/] them "
+        "until they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in "
+        "a table, which the report names."
     ),
 ]
 MaxBad = Annotated[
@@ -176,6 +198,9 @@ def build(
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    encode: EncodeList = None,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
@@ -200,6 +225,10 @@ def build(
     [cyan]dray build s3://lab/raw s3://lab/digits --suffix image.pyd --suffix label.cls \
       --split train=0.9,val=0.05,test=0.05 --shards 8[/]
 
+    Tensors as `.npy`, which no reader has to unpickle:
+
+    [cyan]dray build pickles/ shards/ --suffix tensor.pyd --encode tensor.pyd=npy[/]
+
     The samples that another program lists:
 
     [cyan]list-samples | dray build pickles/ shards/ --suffix tensor.pyd --names -[/]
@@ -213,6 +242,7 @@ def build(
         build_datasets,
         cluster_address,
         parse_duration,
+        parse_encode,
         parse_fractions,
         parse_storage_options,
     )
@@ -227,6 +257,9 @@ def build(
         names_file=names,
         fractions=parse_fractions(split) if split else None,
         split_seed=seed,
+        encode=parse_encode(encode),
+        allow=allow or (),
+        allow_pickle=allow_pickle,
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,
@@ -251,6 +284,9 @@ def plan(
     names: NamesFile = None,
     split: Split = None,
     seed: Seed = 0,
+    encode: EncodeList = None,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
@@ -265,7 +301,7 @@ def plan(
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
-    from dray.cluster.build import Wanted, parse_fractions, parse_storage_options
+    from dray.cluster.build import Wanted, parse_encode, parse_fractions, parse_storage_options
     from dray.cluster.plan import plan_datasets, print_plans
 
     wanted = Wanted(
@@ -278,6 +314,9 @@ def plan(
         names_file=names,
         fractions=parse_fractions(split) if split else None,
         split_seed=seed,
+        encode=parse_encode(encode),
+        allow=allow or (),
+        allow_pickle=allow_pickle,
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,
@@ -623,14 +662,28 @@ def loadtest(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step of one rank.")] = 32,
     ranks: Annotated[int, typer.Option(min=1, help="Training processes to stand for.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps to take, at most an epoch.")] = 100,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes of each rank.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Loader processes of each rank; what these read is not counted.")
+    ] = 0,
     shuffle: Annotated[bool, typer.Option(help="In a shuffled order, as for training.")] = True,
     as_json: AsJson = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Read a dataset as training would, without training: throughput, first batch, requests, shuffle quality.
 
-    All ranks run in this process, one after the other, so the throughput is that of one machine's cores and network.
+    All ranks run in this process, one after the other in each step: it is what this machine's cores and network give.
+
+    [bold]What it tells[/]
+
+    [bold]throughput[/]: training that takes more samples a second than this will wait for its data.
+
+    [bold]slowest step[/]: where it is far over the mean, the store or this machine stalls now and then.
+
+    [bold]first batch[/]: what each start and each resume costs: opening the dataset, indexes, the first blocks.
+
+    [bold]read[/]: bytes fetched from object storage for each byte wanted; over 1.1: small samples, or parts left out.
+
+    [bold]shuffle[/]: shards in a global batch, beside what a draw at random gives; more samples a step bring more.
 
     [bold]Examples[/]
 

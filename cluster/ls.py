@@ -4,11 +4,13 @@ The cost is a listing and three small reads a dataset, whatever the number of sh
 """
 
 import json
+from collections import Counter
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from dray.pipelines.encode import Encoder, is_pickled
 from dray.shards import NotFoundError, Snapshot, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout
@@ -98,6 +100,8 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "left_out": snapshot.left_out_url(),
         "source_url": snapshot.manifest.source_url,
         "recipe": dict(snapshot.manifest.recipe),
+        "parts": parts_of(snapshot),
+        "pickles": pickles_of(snapshot),
         "brace_pattern": brace_pattern(snapshot),
         "shards": [
             {"url": url, "num_samples": shard.num_samples, "num_bytes": shard.num_bytes}
@@ -108,13 +112,12 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
 
 def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | None) -> None:
     """What it is, then a table of its shards."""
-    recipe = snapshot.manifest.recipe
-    transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
     num_samples, num_shards = f"{snapshot.num_samples:,}", f"{len(snapshot.shards):,}"
     lines = [
         f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
         f"  holds   {num_samples} samples in {num_shards} shards, {snapshot.num_bytes / 1e6:,.1f} MB",
-        f"  parts   {', '.join(recipe['suffixes'])}{transform}",
+        f"  parts   {_parts_line(snapshot)}",
+        *_pickles_line(snapshot),
         f"  source  {snapshot.manifest.source_url}",
     ]
     if url := snapshot.left_out_url():
@@ -124,6 +127,48 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
         lines.append(f"  tars    {pattern}")
     _print(console, "\n".join(lines))
     console.print(_shard_table(snapshot, most_shards))
+
+
+def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
+    """Suffix -> how many samples have that part; None where a function made the parts and nobody counted them."""
+    total: Counter[str] = Counter()
+    for shard in snapshot.shards:
+        if shard.parts is None:  # nothing was encoded: without a function each sample has all
+            recipe = snapshot.manifest.recipe
+            return None if recipe["transform"] else dict.fromkeys(recipe["suffixes"], snapshot.num_samples)
+        total.update(shard.parts)
+    return dict(total)
+
+
+def pickles_of(snapshot: Snapshot) -> dict[str, int] | None:
+    """The same of the parts that are pickles."""
+    parts = parts_of(snapshot)
+    return None if parts is None else {suffix: count for suffix, count in parts.items() if is_pickled(suffix)}
+
+
+def _parts_line(snapshot: Snapshot) -> str:
+    """The parts; an encoded one with what it was: `tensor.npy (encoded from tensor.pyd)`."""
+    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot) or {}
+    encoder = Encoder.from_json(recipe)
+    transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
+    if encoder is None:
+        return f"{', '.join(recipe['suffixes'])}{transform}"
+    if transform:
+        return f"{', '.join(sorted(parts))} (encoded, of {', '.join(recipe['suffixes'])}){transform}"
+    shown = []
+    for suffix in recipe["suffixes"]:
+        outputs = [name for name in encoder.outputs(suffix) if name in parts]
+        shown.append(", ".join(outputs) + (f" (encoded from {suffix})" if outputs != [suffix] else ""))
+    return ", ".join(shown)
+
+
+def _pickles_line(snapshot: Snapshot) -> list[str]:
+    """Which parts a reader has to unpickle, if that is known."""
+    pickles = pickles_of(snapshot)
+    if pickles is None:
+        return []
+    counts = ", ".join(f"{suffix} ({count:,} of {snapshot.num_samples:,} samples)" for suffix, count in pickles.items())
+    return [f"  pickles: {counts or 'none'}"]
 
 
 def _shard_table(snapshot: Snapshot, most_shards: int | None) -> Table:

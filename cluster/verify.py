@@ -5,7 +5,7 @@ A build packs anew what is missing, and never overwrites: so a damaged shard is 
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -129,6 +129,7 @@ def rebuild_command(
         words += ["--shards", str(recipe["num_shards"])]
     if recipe["shuffle_seed"] is not None:
         words += ["--shuffle-seed", str(recipe["shuffle_seed"])]
+    words += _encode_words(recipe)
     if names_file is not None and _can_mend(findings):
         words += ["--names", str(names_file)]
     elif counts.inputs > counts.packed:  # the file of names has only those that were packed
@@ -138,6 +139,15 @@ def rebuild_command(
         if name in storage_options and "@" not in storage_options[name]:
             words += ["--storage-option", f"{name}={storage_options[name]}"]
     return shlex.join(words)
+
+
+def _encode_words(recipe: Mapping[str, Any]) -> list[str]:
+    """How the parts were encoded."""
+    encode = recipe.get("encode", {})
+    wanted = [encode] if isinstance(encode, str) else [f"{suffix}={target}" for suffix, target in encode.items()]
+    words = [word for value in wanted for word in ("--encode", value)]
+    words += [word for name in recipe.get("allow", ()) for word in ("--allow", name)]
+    return [*words, "--allow-pickle"] if recipe.get("allow_pickle") else words
 
 
 def _summary(

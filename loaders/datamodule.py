@@ -166,7 +166,7 @@ class WebDataModule(lightning.LightningDataModule):
             self._directory(split),
             self._prefix_tars_wds,
             self._storage_options,
-            suffixes=check_suffixes(self._suffix_keys_wds),
+            suffixes=self._parts(),
             decoder=self._decoder,
             options=_of(self._kwargs_wds, split) or {},
             batch=self._global_batch_size,
@@ -194,6 +194,10 @@ class WebDataModule(lightning.LightningDataModule):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
 
+    def _parts(self) -> tuple[str, ...]:
+        """The suffixes that are read."""
+        return check_suffixes(self._suffix_keys_wds)
+
     def _directory(self, split: Split) -> str:
         directory = self._dirs_tars_wds.get(split)
         if directory is None:
@@ -219,6 +223,8 @@ class PickledDataWDS(WebDataModule):
         *args: Those of `WebDataModule` from `suffix_keys_wds` on; each directory in `dirs_tars_wds` receives a
             dataset.
         n_tars_wds: Exactly so many shards a split (fewer if it has fewer samples); None: by size.
+        encode: What becomes of pickled parts, as in `dray.pipelines.pickles_to_tars`; `suffix_keys_wds` still names the
+            pickles, and the pipelines get what docs/encodings.md says. `allow` and `allow_pickle` count there too.
         progress: Show the progress of packing on standard error.
         **kwargs: Those of `WebDataModule`.
 
@@ -232,6 +238,7 @@ class PickledDataWDS(WebDataModule):
         names_subset: Mapping[Split, Sequence[str]],
         *args: Any,
         n_tars_wds: int | None = None,
+        encode: str | Mapping[str, str] | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -239,6 +246,8 @@ class PickledDataWDS(WebDataModule):
         self._dir_pickles = dir_pickles
         self._names_subset = names_subset
         self._n_tars_wds = n_tars_wds
+        trust = {} if encode is None else {"allow": self._decoder.allow, "allow_pickle": self._decoder.allow_pickle}
+        self._encoding: dict[str, Any] = {"encode": encode, **trust}
         self._progress = progress
         urls = [normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None]
         if len(set(urls)) < len(urls):
@@ -264,11 +273,20 @@ class PickledDataWDS(WebDataModule):
                 self._directory(split),
                 self._prefix_tars_wds,
                 min_num_shards=self._n_tars_wds,
+                **self._encoding,
                 storage_options=self._storage_options,
                 progress=self._progress,
             )
             is_news = report.num_reused < report.num_shards  # Lightning calls this for every stage
             say(str(report), show=self._progress and is_news)
+
+    def _parts(self) -> tuple[str, ...]:
+        """The suffixes of the files, as they are once they are encoded: a;b is either."""
+        from dray.pipelines.encode import Encoder
+
+        suffixes = super()._parts()
+        encoder = Encoder.of(self._encoding["encode"], suffixes)
+        return suffixes if encoder is None else tuple(";".join(encoder.outputs(suffix)) for suffix in suffixes)
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:

@@ -1,6 +1,7 @@
 """`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -263,7 +264,8 @@ class ShardLoader:
             self._pool = WorkerPool(self._maker, self._num_workers)
         try:
             yield from self._pool.batches(way)
-        except Exception:  # one may be dead: the next pass starts others
+        except Exception as exc:  # one may be dead: the next pass starts others
+            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
             self._ended += self._pool.stats.values()
             self._pool.close()
             self._pool = None

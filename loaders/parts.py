@@ -6,10 +6,11 @@ from dray.loaders.catalog import Catalog, Columns
 
 
 def match(suffix: str, names: Collection[str]) -> Sequence[str]:
-    """The part of that suffix, else all parts whose suffix ends so; WebDataset reads suffixes in lower case."""
-    wanted = suffix.lower()
-    exact = [name for name in names if name.lower() == wanted]
-    return exact or [name for name in names if name.lower().endswith(f".{wanted}")]
+    """The part of that suffix, else all parts whose suffix ends so; `a;b` is either, the first that is there."""
+    wanted = suffix.lower().split(";")  # WebDataset reads suffixes in lower case
+    found = {name.lower(): name for name in names}
+    exact = [found[name] for name in wanted if name in found]
+    return exact[:1] or [name for low, name in found.items() if low.endswith(tuple(f".{end}" for end in wanted))]
 
 
 class PartCatalog(Catalog):

@@ -61,7 +61,7 @@ def _converted(output: Any) -> Any:
         return output
     if type(output) is tuple and all(type(item) is torch.Tensor for item in output):
         return list(output)
-    return default_convert(output)
+    return default_convert(output)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Progress:
         self.handed = 0  # what the workers gave and the last pipeline took, in this epoch
         self._next = self._here = Place(epochs.start(0))
         self._turn = 0
+        self._has_warned = False
         self._begin_at(self._here.cursor)
 
     def steps(self) -> int | None:
@@ -109,7 +110,8 @@ class Progress:
     def state(self, goal: int | None) -> dict[str, Any]:
         """For a checkpoint: JSON-able and small."""
         here = self._here
-        if here.outputs and not self._is_exact and not self._is_over(here, goal):
+        if here.outputs and not (self._is_exact or self._has_warned or self._is_over(here, goal)):
+            self._has_warned = True
             warnings.warn(
                 "a checkpoint inside an epoch whose pipelines do not give one output for each sample or for each "
                 "chunk (ceil(global_batch_size / ranks) samples): what they hold back, a shuffle buffer say, is lost "

@@ -6,6 +6,7 @@ is put together from theirs. Every byte is checked against the index that the ma
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,7 +203,18 @@ def merge_shards(base: Snapshot, task: MergeTask) -> Shard:
         num_samples=len(index.keys),
         digest=_merged_digest(task.parts),
         index_digest=store_index(store, base.layout, task.number, index),
+        parts=_merged_parts(task.parts),
     )
+
+
+def _merged_parts(group: Group) -> dict[str, int] | None:
+    """Suffix -> how many samples have it; None where the version does not say."""
+    merged: Counter[str] = Counter()
+    for shard in group:
+        if shard.parts is None:
+            return None
+        merged.update(shard.parts)
+    return dict(merged)
 
 
 def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:

@@ -57,6 +57,7 @@ def next_manifest(
                     num_samples=num_samples,
                     digest=planned.digest,
                     index_digest=shard.index_digest,
+                    parts=shard.parts,
                 )
             )
         else:

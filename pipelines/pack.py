@@ -4,14 +4,17 @@ Safe to run twice, late, or after a crash: the shard is created, never overwritt
 read, held against the plan and indexed as it is. The index tells what is stored.
 """
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from dray.pipelines.encode import Encoder
 from dray.pipelines.sources import BadInput, Sources, hash_files, read_files, try_files
 from dray.pipelines.transform import Transform
 from dray.shards.errors import DamagedError, ExistsError, InputError, StoreError
@@ -19,7 +22,10 @@ from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import CREATE_ATTEMPTS
 from dray.shards.store import Store
-from dray.shards.tar import Member, TarWriter, scan
+from dray.shards.tar import TarWriter, scan
+
+WAITING_PARTS = 512  # before they are written together
+WAITING_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +35,14 @@ class PackJob:
     inputs: Store
     output: Store
     layout: Layout
-    transform: Transform | None  # None: a part is its file
+    transform: Transform | None  # None: a sample's parts are its files
+    encoder: Encoder | None = None  # None: pickled parts stay pickles
     leaves_out_bad: bool = False  # whether a shard is stored without the samples that cannot be packed
+
+    @property
+    def packs_files(self) -> bool:
+        """Whether each part is its file, byte for byte."""
+        return self.transform is None and self.encoder is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +70,7 @@ class PackedShard:
         source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
         adopted: It lay there whole already.
         bad: The samples that cannot be packed.
+        parts: Suffix -> how many samples have it, where parts were encoded; else None.
     """
 
     number: int
@@ -67,6 +80,7 @@ class PackedShard:
     source_hashes: NDArray[np.uint64]
     adopted: bool
     bad: tuple[BadInput, ...]
+    parts: Mapping[str, int] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -101,7 +115,7 @@ def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 def fill_shard(job: PackJob, task: PackTask) -> Filled:
     """Read the samples of a shard and lay them out in memory, but for those that cannot be packed."""
-    if job.transform is None:
+    if job.packs_files:
         try:
             return _fill_as_is(job, task)
         except InputError:  # each sample for itself, then
@@ -133,9 +147,10 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
 
 
 def _fill_each(job: PackJob, task: PackTask) -> Filled:
-    """Each sample is what the user's function makes of it, if there is one; samples may differ in their suffixes."""
-    tar = TarWriter()
-    files: list[str] = []
+    """Each sample is what function and encoding make of it; samples may differ in their suffixes."""
+    tar, waiting = TarWriter(), _Waiting()
+    keys: list[str] = []
+    suffixes: list[tuple[str, ...]] = []  # of each of the keys
     hashes: list[list[int]] = []
     bad: list[BadInput] = []
     is_packed = np.zeros(len(task.sources), bool)
@@ -144,16 +159,69 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
             bad.append(sample)
             continue
         is_packed[row] = True
+        keys.append(key_of(name))
+        suffixes.append(tuple(sample))
         hashes.append(of_files)
-        for suffix, data in sample.items():
-            files.append(f"{key_of(name)}.{suffix}")
-            tar.add(files[-1].encode(), data)
+        waiting.add(keys[-1], sample)
+        if waiting.is_enough:
+            waiting.move_to(tar)
+    waiting.move_to(tar)
     body = tar.finish()
-    members = map(Member, files, tar.offsets, tar.sizes, tar.hashes)
-    where = job.layout.shard(task.number)
-    index = ShardIndex.of_members(members, shard_bytes=len(body), where=where) if files else None
+    index = _index_of(keys, suffixes, tar, len(body)) if keys else None
     source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
     return Filled(task, body, index, is_packed, source_hashes, tuple(bad))
+
+
+class _Waiting:
+    """Parts on their way into a tar: many together are written faster."""
+
+    def __init__(self) -> None:
+        self._files: list[bytes] = []
+        self._parts: list[bytes] = []
+        self._num_bytes = 0
+
+    def add(self, key: str, sample: Mapping[str, bytes]) -> None:
+        for suffix, data in sample.items():
+            self._files.append(f"{key}.{suffix}".encode())
+            self._parts.append(data)
+            self._num_bytes += len(data)
+
+    @property
+    def is_enough(self) -> bool:
+        return len(self._parts) >= WAITING_PARTS or self._num_bytes >= WAITING_BYTES
+
+    def move_to(self, tar: TarWriter) -> None:
+        """Append them.
+
+        Raises:
+            CallError: The shard would pass 4 GiB.
+        """
+        if self._parts:
+            tar.extend(self._files, np.array([len(data) for data in self._parts], np.int64), self._parts)
+        self._files.clear()
+        self._parts.clear()
+        self._num_bytes = 0
+
+
+def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, shard_bytes: int) -> ShardIndex:
+    """What reading the finished tar gives: suffixes stand in the order in which they first appear."""
+    in_a_row = list(chain.from_iterable(suffixes))
+    columns = {suffix: column for column, suffix in enumerate(dict.fromkeys(in_a_row))}
+    cells = np.repeat(np.arange(len(keys)), list(map(len, suffixes))), np.array([columns[name] for name in in_a_row])
+
+    def matrix(values: "array[int]", dtype: type[Any]) -> NDArray[Any]:
+        filled = np.zeros((len(keys), len(columns)), dtype)
+        filled[cells] = values
+        return filled
+
+    return ShardIndex(
+        keys=keys,
+        suffixes=tuple(columns),
+        offsets=matrix(tar.offsets, np.uint64),
+        sizes=matrix(tar.sizes, np.uint32),
+        xxh3_64=matrix(tar.hashes, np.uint64),
+        shard_bytes=shard_bytes,
+    )
 
 
 def _samples(job: PackJob, sources: Sources) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
@@ -169,20 +237,23 @@ def _samples(job: PackJob, sources: Sources) -> Iterator[tuple[str, dict[str, by
             elif bad is None:
                 bad = BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
         hashes = [xxh3_64_intdigest(data) for data in parts.values()]
-        yield name, bad or _transformed(job, name, parts), hashes
+        yield name, bad or _made_of(job, name, parts), hashes
 
 
-def _transformed(job: PackJob, name: str, parts: dict[str, bytes]) -> dict[str, bytes] | BadInput:
-    if job.transform is None:
-        return parts
+def _made_of(job: PackJob, name: str, parts: dict[str, bytes]) -> dict[str, bytes] | BadInput:
+    """The parts to store of a sample, or what is wrong with it."""
+    stage = "transform"
     try:
-        return job.transform(name, parts)
+        if job.transform is not None:
+            parts = job.transform(name, parts)
+        stage = "encode"
+        return parts if job.encoder is None else job.encoder(key_of(name), parts)
     except InputError as exc:
-        return BadInput(name=name, file="", stage="transform", error=str(exc))
+        return BadInput(name=name, file="", stage=stage, error=str(exc))
 
 
 def find_bad(job: PackJob, sources: Sources) -> list[BadInput]:
-    """The samples that cannot be packed now; each is read and transformed, and thrown away."""
+    """The samples that cannot be packed now; each is read, transformed and encoded, and thrown away."""
     return [sample for _, sample, _ in _samples(job, sources) if isinstance(sample, BadInput)]
 
 
@@ -214,6 +285,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         source_hashes=filled.source_hashes,
         adopted=False,
         bad=filled.bad,
+        parts=_parts_of(job, filled.index),
     )
 
 
@@ -238,10 +310,18 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         num_bytes=index.shard_bytes,
         index_digest=store_index(job.output, job.layout, task.number, index),
         is_packed=is_packed,
-        source_hashes=index.xxh3_64 if job.transform is None else hash_files(job.inputs, packed),
+        source_hashes=index.xxh3_64 if job.packs_files else hash_files(job.inputs, packed),
         adopted=True,
         bad=_left_out(job, task.sources.take(np.flatnonzero(~is_packed))),
+        parts=_parts_of(job, index),
     )
+
+
+def _parts_of(job: PackJob, index: ShardIndex) -> dict[str, int] | None:
+    """Suffix -> how many samples have it; None where the recipe tells."""
+    if job.encoder is None:
+        return None
+    return dict(zip(index.suffixes, (index.offsets > 0).sum(axis=0).tolist(), strict=True))
 
 
 def read_index(store: Store, name: str) -> ShardIndex:
@@ -258,15 +338,34 @@ def read_index(store: Store, name: str) -> ShardIndex:
 def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_] | None:
     """(n,) which of the planned samples a stored shard holds; None where it is no shard of this plan's.
 
-    Of a function's parts only the keys are known beforehand.
+    Of a function's parts only the keys are known beforehand, of encoded ones not the sizes.
     """
     stored, planned = list(index.keys), sources.keys()
     in_stored = set(stored)
     is_packed = np.array([key in in_stored for key in planned], bool)
     if [key for key in planned if key in in_stored] != stored or not (job.leaves_out_bad or is_packed.all()):
         return None
-    as_planned = index.suffixes == sources.suffixes and np.array_equal(index.sizes, sources.sizes[is_packed])
-    return is_packed if job.transform is not None or as_planned else None
+    if job.transform is not None:
+        return is_packed
+    suffixes, sizes = sources.suffixes, sources.sizes[is_packed]
+    if job.encoder is not None:
+        return is_packed if _may_be_encoded(index, job.encoder, suffixes, sizes) else None
+    return is_packed if index.suffixes == suffixes and np.array_equal(index.sizes, sizes) else None
+
+
+def _may_be_encoded(index: ShardIndex, encoder: Encoder, suffixes: Sequence[str], sizes: NDArray[np.int64]) -> bool:
+    """Whether each file became one part, under a suffix that it may have, and one that stayed has its size."""
+    columns = {suffix: column for column, suffix in enumerate(index.suffixes)}
+    for number, suffix in enumerate(suffixes):
+        found = [columns.pop(name) for name in encoder.outputs(suffix) if name in columns]
+        if not ((index.offsets[:, found] > 0).sum(axis=1) == 1).all():
+            return False
+        for column in found:
+            if index.suffixes[column] == suffix:
+                is_there = index.offsets[:, column] > 0
+                if not np.array_equal(index.sizes[is_there, column], sizes[is_there, number]):
+                    return False
+    return not columns
 
 
 def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...]:

@@ -1,9 +1,10 @@
 """`pickles_to_tars`: the one call that turns a folder of pickles into a dataset."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dray.pipelines.build import BuildReport, build
+from dray.pipelines.encode import Encode, Encoder
 from dray.pipelines.pack import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say
@@ -32,6 +33,9 @@ def pickles_to_tars(
     storage_options: StorageOptions | None = None,
     input_storage_options: StorageOptions | None = None,
     shuffle_seed: int | None = None,
+    encode: Encode | None = None,
+    allow: Collection[str] = (),
+    allow_pickle: bool = False,
     checksum: bool = False,
     on_error: str = "fail",
     max_bad: int | str = "1%",
@@ -42,7 +46,8 @@ def pickles_to_tars(
     """Pack `{dir_input}/{name}.{suffix}` of every name and suffix into `{dir_output}/{output_prefix}-%06d.tar`.
 
     The result is a version of a dataset: it appears whole or not at all, and a rerun over the same files writes
-    nothing. The key of a sample is its name with dots replaced by dashes. Nothing is unpickled.
+    nothing. The key of a sample is its name with dots replaced by dashes. Nothing is unpickled
+    unless `encode` asks for it, and then nothing runs.
 
     Args:
         dir_input: Where the files lie: a path or an object-storage URL.
@@ -61,10 +66,18 @@ def pickles_to_tars(
         storage_options: Of `dir_output`: see `dray.shards.Store`.
         input_storage_options: Of `dir_input`; None: the same as `storage_options`.
         shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
+        encode: What becomes of pickled parts, so that no reader has to unpickle: suffix -> "npy", "safetensors" or
+            "json", which changes the last extension (`tensor.pyd` -> `tensor.npy`); a value that the format cannot
+            hold makes a bad sample. "auto" takes what fits, and leaves a pickle where nothing does; alone it is for
+            all parts whose suffix ends in `pyd`, `pkl` or `pickle`, those of `func_output_data` included. None: they
+            stay as they are. The page docs/encodings.md tells what comes back.
+        allow: Full names (`pkg.module.Class`) that pickles may use besides the safe list while they are encoded.
+        allow_pickle: Let pickles run any code while they are encoded: only for data that you made yourself.
         checksum: Tell changed files by their content, not by size and time (ETag): every file is read.
-        on_error: What to do about samples that cannot be read or transformed. "fail" makes no version and names them,
-            after all other shards are stored; "skip" leaves them out until their files change; "quarantine" leaves
-            them out and tries them again in every build. What is left out is listed in a table beside the manifest.
+        on_error: What to do about samples that cannot be read, transformed or encoded. "fail" makes no version and
+            names them, after all other shards are stored; "skip" leaves them out until their files change;
+            "quarantine" leaves them out and tries them again in every build. What is left out is listed in a table
+            beside the manifest.
         max_bad: The most that may be left out: a number, or per cent of the samples (at least one).
         keep: The last so many versions stay readable, older ones are deleted; None: all. Held ones stay.
         grace_s: A version stays for so many seconds after it was superseded.
@@ -75,8 +88,8 @@ def pickles_to_tars(
 
     Raises:
         TypeError: A suffix is not a string.
-        ValueError: `min_num_shards` below 1; an unknown `on_error`; no names; names twice, colliding, or leaving the
-            directory (CallError).
+        ValueError: `min_num_shards` below 1; an unknown `on_error` or `encode`; no names; names twice, colliding, or
+            leaving the directory (CallError).
         MissingInputError: Input files that are missing or cannot be read: nothing was written.
         RuntimeError: Samples failed to read or to transform: the message names up to 20 (InputError); or another build
             made something else of the dataset meanwhile (ConflictError). No version was made; whole shards serve the
@@ -84,13 +97,16 @@ def pickles_to_tars(
     """
     if transform_version is not None and func_output_data is None:
         raise CallError("transform_version tells the version of func_output_data: give both")
+    suffixes = check_suffixes(input_suffix)
+    encoder = Encoder.of(encode, suffixes if func_output_data is None else None, allow=allow, allow_pickle=allow_pickle)
     tolerance = Tolerance(on_error=on_error, max_bad=max_bad)
     retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
     recipe = Recipe(
-        suffixes=check_suffixes(input_suffix),
+        suffixes=suffixes,
         transform=None if func_output_data is None else transform_version or f"undeclared {new_write_id()}",
         num_shards=min_num_shards,
         shuffle_seed=shuffle_seed,
+        encoder=encoder,
         leaves_out_bad=tolerance.leaves_out,
     )
     options = storage_options if input_storage_options is None else input_storage_options
@@ -99,6 +115,7 @@ def pickles_to_tars(
         output=Store(dir_output, storage_options),
         layout=Layout(output_prefix),
         transform=None if func_output_data is None else Transform(func_output_data),
+        encoder=encoder,
         leaves_out_bad=tolerance.leaves_out,
     )
     if recipe.transform is not None and transform_version is None:

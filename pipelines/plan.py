@@ -7,7 +7,7 @@ shards. Everything here takes values and returns values: no I/O, no clock, no gl
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
+from dray.pipelines.encode import Encoder
 from dray.pipelines.sources import Sources
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
@@ -38,6 +39,7 @@ class Recipe:
     shard_bytes: int = DEFAULT_SHARD_BYTES  # by size: a shard ends before it would pass this
     shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
     shuffle_seed: int | None = None  # samples in the order of a keyed hash of their keys; None: as given
+    encoder: Encoder | None = None  # None: pickled parts stay pickles
     leaves_out_bad: bool = False  # a shard may lack samples that cannot be packed; what it holds is the same
 
     def __post_init__(self) -> None:
@@ -48,13 +50,14 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it: what must not change for shards to be kept."""
-        values = {**asdict(self), "suffixes": list(self.suffixes)}
-        del values["leaves_out_bad"]
-        return values
+        values = {**asdict(replace(self, encoder=None)), "suffixes": list(self.suffixes)}
+        del values["leaves_out_bad"], values["encoder"]
+        return values if self.encoder is None else values | self.encoder.to_json()
 
     def content_digest(self) -> str:
         """Of what decides the bytes of one shard, given its samples: how they are dealt to shards does not."""
-        return digest_of(json.dumps([self.suffixes, self.transform, self.leaves_out_bad]).encode())
+        encoding = [] if self.encoder is None else [self.encoder.to_json()]
+        return digest_of(json.dumps([self.suffixes, self.transform, self.leaves_out_bad, *encoding]).encode())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -186,7 +189,10 @@ def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDAr
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
     """Why everything is packed anew; empty where it is not."""
     then, now = last.recipe, recipe.to_json()
-    changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    names = dict.fromkeys((*now, *then))  # encode is there only where something is encoded
+    changed = [
+        f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)
+    ]
     if source_url != last.source_url:
         changed.append(f"the inputs were in {last.source_url}, are in {source_url}")
     return "; ".join(changed)
@@ -279,7 +285,7 @@ def _deal(
     else:
         bounds = even_bounds(len(rows), num_shards)
     totals = np.add.reduceat(sizes, bounds[:-1]) + len(END)
-    if totals.max() > MAX_SHARD_BYTES and recipe.transform is None:
+    if totals.max() > MAX_SHARD_BYTES and recipe.transform is None and recipe.encoder is None:
         raise CallError(too_large(sizes, len(totals)))
     content = recipe.content_digest()
     for start, stop, total in zip(bounds[:-1].tolist(), bounds[1:].tolist(), totals.tolist(), strict=True):

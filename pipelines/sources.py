@@ -71,7 +71,7 @@ class BadInput:
 
     name: str
     file: str  # which of its files; empty where it is none of them
-    stage: str  # "find", "read" or "transform"
+    stage: str  # "find", "read", "transform" or "encode"
     error: str
 
 

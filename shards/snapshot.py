@@ -36,6 +36,7 @@ class Shard:
     num_samples: int
     digest: str  # of the sources and the recipe that made it
     index_digest: str  # xxh3_128 of the index, which holds the checksum of every part
+    parts: Mapping[str, int] | None = None  # suffix -> how many samples have it, where a build encodes parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +76,12 @@ class Manifest:
     left_out: SourceChunk | None = None  # the inputs that were skipped or quarantined
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json({"format": FORMAT, **asdict(self)})
+        """Canonical JSON; what is only there where parts are encoded is left out elsewhere."""
+        values = asdict(self)
+        for shard in values["shards"]:
+            if shard["parts"] is None:
+                del shard["parts"]
+        return canonical_json({"format": FORMAT, **values})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Manifest":

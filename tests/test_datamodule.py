@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import webdataset as wds
@@ -467,3 +468,17 @@ def test_pipe_urls_never_reach_a_shell(pickles: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         data.setup("validate")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("encode", ["auto", {SUFFIX: "npy"}])
+def test_pickles_may_be_encoded_before_they_are_streamed(
+    pickles: Path, tmp_path: Path, encode: str | dict[str, str]
+) -> None:
+    """`suffix_keys_wds` still names the pickles; the pipelines get arrays."""
+    batches = dict.fromkeys(Split, batched(BATCH, collation_fn=np.vstack))
+    data = module(pickles, tmp_path, encode=encode, pipeline_prebatch_wld=batches)
+    data.prepare_data()
+    data.setup("test")
+    found = np.vstack(list(data.test_dataloader()))
+    assert found.tolist() == [[float(number)] * 4 for number in numbers_of(Split.test)]
+    assert next(iter(Snapshot.open(tmp_path / "test", "myshards").shards)).parts == {"tensor.npy": 4}

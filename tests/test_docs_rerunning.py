@@ -30,12 +30,11 @@ def is_printed(shown: str, output: list[str]) -> bool:
     return any(re.fullmatch(pattern, line) for line in output)
 
 
-def test_every_block_of_the_page_runs_and_prints_what_is_shown(tmp_path: Path) -> None:
-    """From top to bottom, with the lines of a text block from the block before it; `...` leaves some out."""
-    folder = tmp_path.resolve()
+def run_page(page: str, folder: Path) -> None:
+    """Run each block from top to bottom, and look for the lines of a text block in what the block before it printed."""
     variables = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DRAY_TRACEBACK": ""}
     output: list[str] = []
-    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         if kind == "text":
             missing = [line for line in block.splitlines() if line.strip() != "..." and not is_printed(line, output)]
             assert not missing, output
@@ -51,6 +50,11 @@ def test_every_block_of_the_page_runs_and_prints_what_is_shown(tmp_path: Path) -
         )
         assert done.returncode == 0, block + done.stdout
         output = [plain(line.replace(str(folder), HOME)) for line in done.stdout.splitlines()]
+
+
+def test_every_block_of_the_page_runs_and_prints_what_is_shown(tmp_path: Path) -> None:
+    """From top to bottom, with the lines of a text block from the block before it; `...` leaves some out."""
+    run_page(PAGE, tmp_path.resolve())
 
 
 def test_the_page_shows_what_its_commands_print() -> None:

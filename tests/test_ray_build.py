@@ -1,6 +1,7 @@
 """The same build on Ray: one worker, several nodes, killed workers."""
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -72,6 +73,20 @@ def test_in_process_on_one_worker_and_on_two_nodes_gives_the_same_bytes(
     assert content(tmp_path / "process") == content(tmp_path / "nodes") == content(tmp_path / "worker")
     assert len(list((tmp_path / "nodes").glob("wds-*.tar"))) == 8
     assert report.num_reused == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_encoded_in_process_and_on_two_nodes_the_bytes_are_the_same(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Law 1; workers unpickle safely as well."""
+    inputs = make_inputs(40, SUFFIXES)
+    for number, name in enumerate(inputs.names):
+        inputs.path(name, SUFFIXES[0]).write_bytes(pickle.dumps([number] if number % 3 else (number,)))
+    for folder, address in (("process", "none"), ("nodes", None)):
+        build(inputs, tmp_path / folder, encode="auto", address=address)
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    assert Snapshot.open(tmp_path / "nodes", "wds").shards[0].parts == {
+        "image.pyd": 2, "label.cls": 5, "image.json": 3
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("cluster")

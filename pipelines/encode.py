@@ -1,0 +1,204 @@
+"""Transcoding: pickled parts become `.npy`, `.safetensors` or `.json` while they are packed: no reader unpickles them.
+
+It happens part by part in the task that packs the shard, after the user's function if there is one. A pickle is opened
+by the readers' own unpickler, which runs nothing, so packing is as safe as reading. That is the one place where this
+room looks into the readers' (at the first pickle, for it loads torch): a second safe unpickler would be one too many.
+"""
+
+import platform
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from dray.shards.errors import CallError, InputError
+
+PICKLES = ("pyd", "pkl", "pickle")
+"""The extensions of pickled parts."""
+AUTO = "auto"
+TARGETS = ("npy", "safetensors", "json")
+"""The extensions that a pickled part may get, as `dray.pipelines.formats` writes them."""
+_GROWTH, _SMALL_BYTES = 64, 1 << 20  # a part may take so many times its pickle, and so much in any case
+
+Encode = str | Mapping[str, str]
+
+
+def is_pickled(suffix: str) -> bool:
+    """Whether a part of that suffix is a pickle."""
+    return suffix.rpartition(".")[2] in PICKLES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """What becomes of the pickled parts of a sample. It travels to every worker.
+
+    Make one by `Encoder.of`.
+
+    Attributes:
+        targets: Suffix -> "npy", "safetensors", "json" or "auto"; None: "auto" for every pickled part.
+        allow: Full names that a pickle may use besides the safe list, sorted.
+        allow_pickle: Whether pickles may run any code.
+    """
+
+    targets: Mapping[str, str] | None
+    allow: tuple[str, ...] = ()
+    allow_pickle: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        encode: Encode | None,
+        suffixes: Collection[str] | None,
+        *,
+        allow: Collection[str] = (),
+        allow_pickle: bool = False,
+    ) -> "Encoder | None":
+        """As the caller of a build asks for it; None where nothing is to be encoded.
+
+        Args:
+            encode: "auto", or suffix -> what it becomes; None: nothing is encoded.
+            suffixes: The parts of every sample; None where a function makes them.
+            allow: Full names (`pkg.module.Class`) that a pickle may use besides the safe list.
+            allow_pickle: Let pickles run any code: only for data that you made yourself.
+
+        Raises:
+            CallError: An unknown target; a suffix that no sample has, or that is no pickle's; two parts that could
+                become one; names to allow where nothing is unpickled.
+        """
+        if encode is None:
+            if allow or allow_pickle:
+                raise CallError("allow and allow_pickle are about pickles that encode opens: give encode as well")
+            return None
+        if allow:
+            from dray.loaders.unpickle import check_allow
+
+            allow = check_allow(allow)
+        encoder = cls(targets=_checked(encode), allow=tuple(sorted(allow)), allow_pickle=allow_pickle)
+        if suffixes is not None:
+            encoder._check_suffixes(suffixes)
+        if allow_pickle:
+            warnings.warn("allow_pickle=True: pickled parts run any code that they name", stacklevel=3)
+        return encoder
+
+    def _check_suffixes(self, suffixes: Collection[str]) -> None:
+        if unknown := sorted(set(self.targets or ()) - set(suffixes)):
+            raise CallError(f"encode names {unknown[0]!r}: the samples have {', '.join(suffixes)}")
+        names = [name.lower() for suffix in suffixes for name in self.outputs(suffix)]
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise CallError(
+                f"encode could make two parts {twice[0]!r} of one sample: rename one of {', '.join(suffixes)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As a recipe records it."""
+        values = {
+            "encode": AUTO if self.targets is None else dict(self.targets),
+            "allow": list(self.allow),
+            "allow_pickle": self.allow_pickle,
+        }
+        return {name: value for name, value in values.items() if value}
+
+    @classmethod
+    def from_json(cls, recipe: Mapping[str, Any]) -> "Encoder | None":
+        """As a manifest's recipe records it; None where nothing was encoded."""
+        if "encode" not in recipe:
+            return None
+        targets = None if recipe["encode"] == AUTO else recipe["encode"]
+        return cls(targets=targets, allow=tuple(recipe.get("allow", ())), allow_pickle="allow_pickle" in recipe)
+
+    def outputs(self, suffix: str) -> tuple[str, ...]:
+        """The suffixes that a part may have after it: one, or with "auto" several."""
+        target = self._target(suffix)
+        if target is None:
+            return (suffix,)
+        if target != AUTO:
+            return (_stem(suffix) + target,)
+        return (*(_stem(suffix) + extension for extension in TARGETS), suffix)
+
+    def __call__(self, key: str, parts: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The parts of one sample, in their order, under their new suffixes.
+
+        Raises:
+            InputError: A part is not what it was to become, or two became one; says which, of what key, and the way
+                out.
+        """
+        encoded: dict[str, bytes] = {}
+        for suffix, data in parts.items():
+            target = self._target(suffix)
+            name, encoded_data = (suffix, data) if target is None else self._encoded(key, suffix, target, data)
+            encoded[name] = encoded_data
+        if len(parts) > 1 and len({name.lower() for name in encoded}) < len(parts):
+            raise InputError(f"key {key!r}: two of its parts {', '.join(parts)} became the same: rename one")
+        return encoded
+
+    def _target(self, suffix: str) -> str | None:
+        """What a part is to become; None where it stays."""
+        if self.targets is None:
+            return AUTO if is_pickled(suffix) else None
+        return self.targets.get(suffix)
+
+    def _encoded(self, key: str, suffix: str, target: str, data: bytes) -> tuple[str, bytes]:
+        """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
+        loads, find_layout, formats = _tools()
+        if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
+            npy = formats.npy_around(memoryview(data)[layout.start : layout.stop], layout.dtype, layout.shape)
+            if npy is not None:
+                return f"{_stem(suffix)}npy", npy
+        try:
+            value = loads(data, allow=self.allow, allow_pickle=self.allow_pickle)
+            extension = formats.format_of(value) if target == AUTO else target
+            encoded = formats.FORMATS[extension](value, _GROWTH * len(data) + _SMALL_BYTES)
+        except Exception as exc:  # with allow_pickle anything may come
+            if missing := _missing_module(exc):
+                raise InputError(
+                    f"{suffix!r} of key {key!r} needs the module {missing!r}, which is missing where it was opened "
+                    f"({platform.node()}): install it there, or ship it with Ray's runtime_env"
+                ) from exc
+            if target == AUTO:
+                return suffix, data
+            raise InputError(
+                f"{suffix!r} of key {key!r} cannot become {target!r}: {exc}. The way out: "
+                f"encode={{{suffix!r}: 'auto'}} keeps what fits no format as a pickle, or on_error='skip' leaves it out"
+            ) from exc
+        return _stem(suffix) + extension, encoded
+
+
+@cache
+def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
+    """The safe unpickler, its look at tensors and arrays, and the formats: all load torch."""
+    from dray.loaders.fast_tensor import find_layout
+    from dray.loaders.unpickle import loads
+    from dray.pipelines import formats
+
+    return loads, find_layout, formats
+
+
+def _missing_module(exc: BaseException) -> str | None:
+    """The name of the module that an allowed name needs and this process lacks; None where that is not the reason."""
+    found = exc if isinstance(exc, ModuleNotFoundError) else exc.__cause__
+    return found.name if isinstance(found, ModuleNotFoundError) else None
+
+
+def _stem(suffix: str) -> str:
+    """All but its last extension: "tensor." of "tensor.pyd", nothing of "pyd"."""
+    return suffix[: len(suffix) - len(suffix.rpartition(".")[2])]
+
+
+def _checked(encode: Encode) -> Mapping[str, str] | None:
+    """The targets, sorted; None for "auto" alone.
+
+    Raises:
+        CallError: One is unknown, or of a suffix that is no pickle's.
+    """
+    if encode == AUTO:
+        return None
+    if isinstance(encode, str) or not encode:
+        raise CallError(f'encode={encode!r}: expected "auto", or a dict such as {{"tensor.pyd": "npy"}}')
+    for suffix, target in encode.items():
+        if target not in (*TARGETS, AUTO):
+            raise CallError(f"encode={{{suffix!r}: {target!r}}}: expected one of {', '.join((*TARGETS, AUTO))}")
+        if not is_pickled(suffix):
+            raise CallError(f"encode names {suffix!r}, which is no pickled part: those end in {', '.join(PICKLES)}")
+    return dict(sorted(encode.items()))

@@ -1,0 +1,137 @@
+"""Encoding on the command line: build, plan, ls, show, verify."""
+
+import json
+import pickle
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dray.cluster import cli
+from dray.shards import Snapshot
+from tests.conftest import Inputs
+from tests.test_cli import Dray, Outcome
+
+SUFFIXES = ("tensor.pyd", "label.pyd")
+
+
+@pytest.fixture
+def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
+    """Runs a command line in this process."""
+    monkeypatch.setenv("DRAY_TRACEBACK", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    """12 tensors; the label of one is a tuple, those of the others are numbers."""
+    inputs = Inputs(tmp_path / "in", [f"s{number:02d}" for number in range(12)], SUFFIXES)
+    inputs.folder.mkdir()
+    for number, name in enumerate(inputs.names):
+        inputs.path(name, "tensor.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
+        inputs.path(name, "label.pyd").write_bytes(pickle.dumps(number if number else (0,)))
+    return inputs
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(dray: Dray, inputs: Inputs, tmp_path: Path) -> Run:
+    """Runs a command on `in` and `out`, with further words."""
+    names = [word for suffix in SUFFIXES for word in ("--suffix", suffix)]
+    return lambda command, *more: dray(command, inputs.folder, tmp_path / "out", *names, "--shards", 2, *more)
+
+
+def ls(dray: Dray, folder: Path) -> tuple[str, dict[str, object]]:
+    (facts,) = json.loads(dray("ls", folder, "--json").out)
+    return dray("ls", folder).out, facts
+
+
+def test_ls_tells_what_was_encoded_and_which_parts_are_still_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """From the manifest alone, for people and as JSON."""
+    assert run("build", "--encode", "auto").code == 0
+    text, facts = ls(dray, tmp_path / "out")
+    assert "  parts   tensor.npy (encoded from tensor.pyd), label.json, label.pyd (encoded from label.pyd)\n" in text
+    assert "  pickles: label.pyd (1 of 12 samples)\n" in text
+    assert facts["parts"] == {"tensor.npy": 12, "label.pyd": 1, "label.json": 11}
+    assert facts["pickles"] == {"label.pyd": 1}
+
+
+def test_a_dataset_without_pickles_says_so(dray: Dray, run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    """`pickles: none`: nothing is unpickled at training time."""
+    inputs.path("s00", "label.pyd").write_bytes(pickle.dumps(0))
+    run("build", "--encode", "tensor.pyd=npy", "--encode", "label.pyd=json")
+    text, facts = ls(dray, tmp_path / "out")
+    assert "  parts   tensor.npy (encoded from tensor.pyd), label.json (encoded from label.pyd)\n" in text
+    assert "  pickles: none\n" in text
+    assert facts["pickles"] == {}
+
+
+def test_a_dataset_that_is_not_encoded_tells_its_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """As its recipe says; nothing was counted."""
+    run("build")
+    text, facts = ls(dray, tmp_path / "out")
+    assert "  parts   tensor.pyd, label.pyd\n" in text
+    assert "  pickles: tensor.pyd (12 of 12 samples), label.pyd (12 of 12 samples)\n" in text
+    assert facts["parts"] == {"tensor.pyd": 12, "label.pyd": 12}
+
+
+def test_a_plan_says_that_the_encoding_changed(run: Run) -> None:
+    """With what it was and what it is; the same words plan nothing."""
+    run("build", "--encode", "auto")
+    assert "encode was 'auto', is {'tensor.pyd': 'npy'}" in run("plan", "--encode", "tensor.pyd=npy").out
+    assert "encode was 'auto', is None" in run("plan").out
+    assert "nothing to do" in run("plan", "--encode", "auto").out
+
+
+def test_show_decodes_what_was_encoded(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """Part by part."""
+    run("build", "--encode", "auto")
+    shown = dray("show", tmp_path / "out", "s07").out
+    assert "  tensor.npy: 136 bytes" in shown
+    assert "array float32 (2,)" in shown
+    assert "label.json" in shown
+
+
+def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run) -> None:
+    """It names part, key and type."""
+    done = run("build", "--encode", "label.pyd=json")
+    assert done.code == 1
+    assert "'label.pyd' of key 's00' cannot become 'json': tuple would come back" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--encode", "tensor.pyd"], "--encode tensor.pyd: expected auto alone, or SUFFIX=FORMAT"),
+        (["--encode", "auto", "--encode", "tensor.pyd=npy"], "--encode auto: expected auto alone"),
+        (["--encode", "tensor.pyd=jpg"], "expected one of npy, safetensors, json, auto"),
+        (["--encode", "x.pyd=npy"], "encode names 'x.pyd': the samples have tensor.pyd, label.pyd"),
+        (["--allow", "a.B"], "give encode as well"),
+    ],
+)
+def test_wrong_words_are_one_line(run: Run, words: list[str], message: str) -> None:
+    """Of build and plan alike."""
+    for command in ("build", "plan"):
+        assert message in run(command, *words).err
+
+
+def test_the_command_that_mends_encodes_alike(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """A damaged shard is packed anew under the same recipe: the others stay."""
+    out = tmp_path / "out"
+    run("build", "--encode", "auto", "--allow", "fractions.Fraction")
+    (out / "wdshards-000001.tar").unlink()
+    rebuild = shlex.split(json.loads(dray("verify", out, "--json").out)["rebuild"])
+    assert "1 packed, 1 reused" in dray(*rebuild[1:]).out
+    assert Snapshot.open(out).manifest.recipe["allow"] == ["fractions.Fraction"]
