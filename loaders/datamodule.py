@@ -5,21 +5,23 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import lightning
-from webdataset.compat import WebLoader
 
 from dray.loaders.decode import Decoder
+from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
 from dray.loaders.split import Split
-from dray.loaders.stream import Portable, TarDataset, Tars
+from dray.loaders.splits import OpenSplit, open_split
+from dray.loaders.web import ChunkLoader
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
-from dray.shards.urls import local_path, normal_url, split_version
+from dray.shards.urls import normal_url
 
 Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]
 Calls = Sequence[tuple[str, Mapping[str, Any]]]
 
+_TRAIN = "train"  # in a state
 _SPLITS_OF_STAGE = {
     "fit": (Split.train, Split.val),
     "validate": (Split.val,),
@@ -81,6 +83,8 @@ class WebDataModule(lightning.LightningDataModule):
                 f"n_samples has the splits {_names(n_samples)}, dirs_tars_wds {_names(dirs_tars_wds)}: give the same"
             )
         self._n_samples = dict(n_samples) if n_samples is not None else dict.fromkeys(dirs_tars_wds)
+        check("kwargs_wds", kwargs_wds, KWARGS_WDS)
+        check("kwargs_wld", kwargs_wld, KWARGS_WLD)
         self._suffix_keys_wds = suffix_keys_wds if isinstance(suffix_keys_wds, str) else check_suffixes(suffix_keys_wds)
         self._dirs_tars_wds = dict(dirs_tars_wds)
         self._global_batch_size = global_batch_size
@@ -94,6 +98,9 @@ class WebDataModule(lightning.LightningDataModule):
         self._storage_options = storage_options
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
         self._dataset: dict[Split, Any] = {}
+        self._opened: dict[Split, OpenSplit] = {}
+        self._train_loader: Any = None
+        self._saved: Mapping[str, Any] | None = None  # a state that waits for the training loader
         self._counts: dict[Split, int | None] = {}  # as told, or as the snapshot says
 
     def prepare_data(self) -> None:
@@ -117,7 +124,13 @@ class WebDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """The loader of the training split: a `webdataset.WebLoader`."""
-        return self._setup_wld(Split.train)
+        loader = self._setup_wld(Split.train)
+        if isinstance(loader, ChunkLoader):
+            before = self._saved if self._train_loader is None else self._train_loader.state_dict()
+            if before is not None:
+                loader.load_state_dict(before)
+            self._train_loader, self._saved = loader, None
+        return loader
 
     def val_dataloader(self) -> Any:
         """The loader of the validation split: a `webdataset.WebLoader`."""
@@ -131,31 +144,53 @@ class WebDataModule(lightning.LightningDataModule):
         """The same as `test_dataloader`."""
         return self.test_dataloader()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loader is: Lightning saves it with every checkpoint."""
+        if self._train_loader is not None:
+            return {_TRAIN: self._train_loader.state_dict()}
+        return {} if self._saved is None else {_TRAIN: dict(self._saved)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let training go on from there, also on another number of ranks: the rest of the epoch comes first.
+
+        Raises:
+            CallError: It was saved over other data or with another seed; names the difference.
+        """
+        self._saved = state_dict.get(_TRAIN)
+        if self._saved is not None and self._train_loader is not None:
+            self._train_loader.load_state_dict(self._saved)
+
     def _setup_wds(self, split: Split) -> Any:
-        """The split's dataset: tars, the user's pipeline, the user's calls."""
-        tars = Tars.find(self._directory(split), self._prefix_tars_wds, self._storage_options)
+        """The split's dataset: its samples, the user's pipeline, the user's calls."""
+        opened = self._opened[split] = open_split(
+            self._directory(split),
+            self._prefix_tars_wds,
+            self._storage_options,
+            suffixes=self._parts(),
+            decoder=self._decoder,
+            options=_of(self._kwargs_wds, split) or {},
+            batch=self._global_batch_size,
+            num_workers=(_of(self._kwargs_wld, split) or {}).get("num_workers") or 0,
+        )
         told = self._n_samples.get(split)
-        self._counts[split] = tars.num_samples if told is None else told
-        dataset = TarDataset(tars, self._parts(), self._decoder, _of(self._kwargs_wds, split))
-        return _invoke(dataset.compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
+        self._counts[split] = opened.num_samples if told is None else told
+        if split == Split.train:
+            self._train_loader = None
+        return _invoke(opened.dataset().compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
 
     def _setup_wld(self, split: Split) -> Any:
         """The split's loader: workers, the user's pipeline, the epoch's length, the user's calls."""
         dataset = self._dataset.get(split)
         if dataset is None:
             raise RuntimeError(f"split {split.name!r} is not set up: call setup() with a stage that uses it first")
-        options = dict(_of(self._kwargs_wld, split) or {})
-        if options.get("num_workers"):
-            dataset = Portable(dataset)
-            directory, _ = split_version(self._directory(split))
-            if local_path(normal_url(directory)) is None:  # connections do not live through a fork
-                options.setdefault("multiprocessing_context", "spawn")
-        loader = WebLoader(dataset, **{"batch_size": None, **options})
+        batch = self._global_batch_size
+        told = None if batch is None else self._num_samples(split)
+        loader = self._opened[split].loader(dataset, _of(self._kwargs_wld, split) or {}, batch, told)
         loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))
-        if self._global_batch_size is not None:
-            loader = loader.with_epoch(-(-self._num_samples(split) // self._global_batch_size))
+        if batch is not None and told is not None:
+            loader = loader.with_epoch(-(-told // batch))
         loader = _invoke(loader, self._invoke_wld, split)
-        if loader.nsamples > 0 and not hasattr(loader, "size"):
+        if loader.nsamples > 0 and not hasattr(loader, "__len__"):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
 

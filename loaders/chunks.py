@@ -1,0 +1,237 @@
+"""What a DataModule's worker iterates over: its chunks of a rank's stream, sample by sample, and what they gave.
+
+A chunk is what a rank takes in one step. It is read and decoded at once; its samples then go through the user's
+pipeline, one generator over all chunks of a worker. Which outputs belong to which chunk follows from when the pipeline
+asks for more: exactly, as long as it holds nothing back.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.compat import FluidInterface
+from webdataset.pipeline import DataPipeline
+
+from dray.loaders.alike import Stacker
+from dray.loaders.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader
+from dray.loaders.blocks import BlockStore
+from dray.loaders.buffers import BufferPool
+from dray.loaders.catalog import Catalog
+from dray.loaders.decode import Decoder
+from dray.loaders.fetch import Reader, Samples
+from dray.loaders.parts import match
+from dray.loaders.ranges import RangeReader
+from dray.loaders.skip import Skipper
+from dray.shards.errors import DamagedError, RefusedError
+
+Sample = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far a pipeline has come in what it is fed."""
+
+    sizes: list[int] = field(default_factory=list)  # of the chunks that were begun
+    given: int = 0  # samples of the last of them
+
+
+class Chunks(IterableDataset[Sample]):
+    """The samples of one rank's pass, or a worker's part of it, as tuples of decoded parts.
+
+    Args:
+        open_catalog: Opens the samples; called once in each process.
+        blocks: The node's store of what is fetched from object storage; None: nothing is shared.
+        suffixes: The parts wanted, in the order of the tuples.
+        decoder: How to decode them.
+        first_pass: What to iterate over where nothing else was said (by `go`).
+        skipper: Replaces samples that cannot be read; None: they are errors.
+    """
+
+    def __init__(
+        self,
+        open_catalog: Callable[[], Catalog],
+        blocks: BlockStore | None,
+        suffixes: Sequence[str],
+        decoder: Decoder,
+        first_pass: Callable[[], Pass],
+        skipper: Skipper | None = None,
+    ) -> None:
+        self._open_catalog = open_catalog
+        self._blocks = blocks
+        self._suffixes = tuple(suffixes)
+        self._decoder = decoder
+        self._first_pass = first_pass
+        self._skipper = skipper
+        self._way: tuple[Pass, Tally] | None = None
+        self._opened: _Tools | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_way": None, "_opened": None}
+
+    def go(self, way: Pass, tally: Tally) -> None:
+        """Let the next iteration go this way, and count there."""
+        self._way = way, tally
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        way, tally = self._way or (self._first_pass(), Tally())
+        for rows in self._chunks(way, first, stride):
+            tally.sizes.append(len(rows))
+            tally.given = 0
+            for row in rows:
+                tally.given += 1
+                yield row
+
+    def _chunks(self, way: Pass, first: int, stride: int) -> Iterator[list[Sample]]:
+        """Every so many-th chunk, in order; what comes next is fetched meanwhile."""
+        reader = self._tools.reader
+        is_ranged = isinstance(reader, RangeReader)
+        steps = way.steps(first, stride, with_runs=is_ranged)
+        ahead: deque[Step] = deque(islice(steps, LOOK_AHEAD))
+        while ahead:
+            if is_ranged:
+                reader.expect(chain.from_iterable(step.runs for step in ahead))
+            step = ahead.popleft()
+            ahead.extend(islice(steps, 1))
+            yield self._chunk(way, step)
+
+    def _chunk(self, way: Pass, step: Step) -> list[Sample]:
+        if not len(step.samples):
+            return []
+        try:
+            return self._rows(self._tools.reader.read(step.samples, step.runs))
+        except (DamagedError, RefusedError):
+            if self._skipper is None:
+                raise
+        return [self._readable(way, int(position)) for position in step.share.positions]
+
+    def _readable(self, way: Pass, position: int) -> Sample:
+        """The sample at a position, or the one that takes its place."""
+        assert self._skipper is not None  # noqa: S101  told to type checkers
+        order, found = way.start.order(), list[Sample]()
+
+        def read(candidate: int) -> None:
+            samples = order.at([candidate])
+            found[:] = self._rows(self._tools.reader.read(samples, [(int(samples[0]), 1)]))
+
+        self._skipper.readable(position, way.start, read)
+        return found[0]
+
+    def _rows(self, samples: Samples) -> list[Sample]:
+        return list(zip(*(self._column(samples, suffix) for suffix in self._suffixes), strict=True))
+
+    def _column(self, samples: Samples, suffix: str) -> Sequence[Any]:
+        """One part of each sample, decoded; those that are alike at once."""
+        names = match(suffix, samples.parts)
+        if len(names) != 1 or None in samples.parts[names[0]]:
+            return [self._value(samples, row, suffix) for row in range(len(samples))]
+        stacked = self._stacked(names[0], samples.parts[names[0]])
+        if stacked is not None:
+            return stacked
+        return [self._decoded(samples, row, names[0]) for row in range(len(samples))]
+
+    def _stacked(self, name: str, parts: Sequence[memoryview | None]) -> Sequence[Any] | None:
+        """The values of parts that are alike: rows of one tensor or array, with what the decoder makes of the first."""
+        if self._decoder.is_own(name) or len(parts) < 2 or parts[0] is None:
+            return None
+        stacker = self._tools.stacker
+        stacked = stacker.stack(parts, stacker.kinds(name.lower(), parts))
+        if stacked is None:
+            return None
+        first = self._decoder.part(name.lower(), parts[0])
+        if type(first) is torch.Tensor and not first.requires_grad:
+            return [stacked[row] for row in range(len(parts))]
+        if type(first) is np.ndarray and first.dtype == stacked.numpy().dtype:
+            return list(stacked.numpy())
+        return None
+
+    def _value(self, samples: Samples, row: int, suffix: str) -> Any:
+        """The part of a sample that a suffix means.
+
+        Raises:
+            DamagedError: There is none, or more than one.
+        """
+        names = match(suffix, samples.sample(row))
+        if len(names) != 1:
+            columns = samples.catalog.columns(samples.places[row])
+            have = [name for name, offsets in columns.offsets.items() if offsets[samples.rows[row]]]
+            raise DamagedError(
+                f"shard {samples.url(row)}, key {samples.key(row)!r}: {'several parts' if names else 'no part'} with "
+                f"suffix {suffix!r}; it has {have}"
+            )
+        return self._decoded(samples, row, names[0])
+
+    def _decoded(self, samples: Samples, row: int, name: str) -> Any:
+        try:
+            return self._decoder.part(name.lower(), samples.sample(row)[name])
+        except (DamagedError, RefusedError) as exc:
+            raise type(exc)(f"shard {samples.url(row)!r}, key {samples.key(row)!r}, suffix {name!r}: {exc}") from exc
+
+    @property
+    def _tools(self) -> "_Tools":
+        """Of this process: a forked child opens its own."""
+        if self._opened is None or self._opened.process != os.getpid():
+            num_threads = 1 if get_worker_info() else min(THREADS, len(os.sched_getaffinity(0)))
+            reader = open_reader(self._open_catalog(), self._blocks)
+            self._opened = _Tools(os.getpid(), reader, Stacker(BufferPool(), num_threads))
+        return self._opened
+
+
+class ChunkDataset(DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset has no types
+    """Chunks with webdataset's fluid interface: `.compose`, `.map`, `.shuffle` and the like."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    process: int
+    reader: Reader
+    stacker: Stacker
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one chunk gave.
+
+    Attributes:
+        outputs: Of the pipeline.
+        is_exact: Whether it gave one output for each sample, or one for all of them.
+    """
+
+    outputs: list[Any]
+    is_exact: bool
+
+
+def by_chunk(outputs: Iterable[Any], tally: Tally) -> Iterator[Given]:
+    """What each chunk gave, in order, as soon as the pipeline that is fed by them has given it.
+
+    An output belongs to the chunk whose samples were asked for last. webdataset's `batched` asks for the first sample
+    of a chunk before it gives the batch of the chunk before: such an output belongs there, if all come so late.
+    """
+    done, held, is_prompt = 0, list[Any](), False
+
+    def finished() -> Given:
+        return Given(held, is_exact=len(held) in (1, tally.sizes[done]))
+
+    for output in outputs:
+        ahead = len(tally.sizes) - done - 1
+        is_prompt |= ahead == 0
+        is_late = ahead == tally.given == 1 and tally.sizes[done] > 0 and not held and not is_prompt
+        while done + 1 < len(tally.sizes) and not is_late:
+            yield finished()
+            done, held = done + 1, []
+        held.append(output)
+        if is_late or (done < len(tally.sizes) and 1 < len(held) == tally.given == tally.sizes[done]):
+            yield finished()
+            done, held = done + 1, []
+    while done < len(tally.sizes):
+        yield finished()
+        done, held = done + 1, []
+    if held:
+        yield Given(held, is_exact=False)

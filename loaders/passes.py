@@ -1,0 +1,245 @@
+"""One pass after another of a rank's stream through the user's pipeline, in this process or in worker processes."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from dray.loaders.batches import Pass
+from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
+from dray.loaders.crossing import Folded, fold, unfold
+from dray.loaders.progress import Progress
+from dray.loaders.shared import ReceiveBuffers, SendBuffers
+from dray.loaders.stream import Portable
+from dray.loaders.workers import packed, unpacked
+
+SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are
+SENT_CHUNKS = 16  # at most so many
+PREFETCH = 2  # of these, a worker is ahead
+
+Pin = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """What becomes of a pipeline's outputs before they leave the worker: what torch's DataLoader does.
+
+    Attributes:
+        batch_size: Of them to make one; None: each is left alone.
+        drop_last: Whether a last, shorter batch of a worker's pass is left out.
+        collate: Makes the batch of a list, or converts what is left alone; None: as torch does.
+    """
+
+    batch_size: int | None = None
+    drop_last: bool = False
+    collate: Callable[[Any], Any] | None = None
+
+    def __call__(self, outputs: Iterable[Any]) -> Iterator[Any]:
+        """The outputs as they leave."""
+        if self.batch_size is None:
+            yield from map(self.collate or _converted, outputs)
+            return
+        collate, held = self.collate or default_collate, list[Any]()
+        for output in outputs:
+            held.append(output)
+            if len(held) == self.batch_size:
+                yield collate(held)
+                held = []
+        if held and not self.drop_last:
+            yield collate(held)
+
+
+def _converted(output: Any) -> Any:
+    """What torch's `default_convert` makes of an output, at once where that is simple."""
+    if type(output) is torch.Tensor:
+        return output
+    if type(output) is tuple and all(type(item) is torch.Tensor for item in output):
+        return list(output)
+    return default_convert(output)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The user's pipeline over a rank's chunks.
+
+    Attributes:
+        source: The chunks.
+        dataset: The pipeline that begins with them.
+        shaping: Of its outputs.
+    """
+
+    source: Chunks
+    dataset: Iterable[Any]
+    shaping: Shaping
+
+    def given(self, way: Pass) -> Iterator[Given]:
+        """What the chunks of a pass gave, or in a worker those that are its own."""
+        tally = Tally()
+        self.source.go(way, tally)
+        return by_chunk(self.shaping(self.dataset), tally)
+
+
+class Passes(IterableDataset[Any]):
+    """Each iteration is the next pass of an epoch: all that its chunks gave, in order.
+
+    Args:
+        stream: To iterate over.
+        progress: Says which pass is next; is told how far the trainer has come.
+        num_workers: Processes; 0: this one.
+        options: Keyword arguments of torch's DataLoader, where there are workers.
+        pin: Whether tensors are copied to page-locked memory.
+    """
+
+    def __init__(
+        self, stream: Stream, progress: Progress, num_workers: int, options: Mapping[str, Any], *, pin: bool
+    ) -> None:
+        self.progress = progress
+        self._stream = stream
+        self._num_workers = num_workers
+        chunk_bytes = progress.epochs.sample_bytes * progress.epochs.batch / progress.epochs.num_ranks
+        self._most_chunks = max(1, min(SENT_CHUNKS, int(SENT_BYTES / max(1.0, chunk_bytes))))
+        self._options = dict(options)
+        self._pins = pin and torch.cuda.is_available()
+        self._pool: StreamPool | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        progress = self.progress
+        way = progress.next_pass()
+        given = self._from_workers(way) if self._num_workers else self._stream.given(way)
+        for number, chunk in enumerate(given, 1):
+            end = way.start.advanced(number, progress.epochs.batch)
+            last = len(chunk.outputs) - 1
+            for place, output in enumerate(chunk.outputs):
+                progress.handed += 1
+                if place == last:
+                    progress.end_chunk(end, is_exact=chunk.is_exact)
+                yield pin_memory(output) if self._pins else output  # type: ignore[no-untyped-call]
+            if last < 0:
+                progress.end_chunk(end, is_exact=chunk.is_exact)
+
+    def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
+        """What each chunk gave, from each worker in turn."""
+        if self._pool is None:
+            self._pool = StreamPool(self._stream, self._most_chunks, self._num_workers, self._options)
+        try:
+            yield from self._pool.given(way)
+        except Exception:  # one may be dead: the next pass starts others
+            self._pool = None
+            raise
+
+
+class StreamPool:
+    """The worker processes of a loader.
+
+    Args:
+        stream: What they iterate over, each over chunks of its own.
+        most_chunks: That are sent together.
+        num_workers: At least 1.
+        options: Keyword arguments of torch's DataLoader.
+    """
+
+    def __init__(self, stream: Stream, most_chunks: int, num_workers: int, options: Mapping[str, Any]) -> None:
+        pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
+        self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
+        self._num_passes = 0
+        self._source = WorkerStream(stream, most_chunks, [reading for reading, _ in pipes])
+        given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        self._loader: DataLoader[Any] = DataLoader(
+            self._source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given
+        )
+
+    def given(self, way: Pass) -> Generator[Given, None, None]:
+        """What each chunk of a pass gave, of each worker in turn; a worker that has no more is passed over."""
+        self._num_passes += 1
+        self._source.show(way, self._num_passes)
+        for buffers in self._buffers:
+            buffers.begin(self._num_passes)
+        arriving = iter(self._loader)
+        coming: list[deque[Given]] = [deque() for _ in self._buffers]
+        worker, num_missed = 0, 0
+        while num_missed < len(coming):
+            while not coming[worker] and (sent := next(arriving, None)) is not None:
+                coming[sent.worker].extend(sent.given(self._buffers[sent.worker]))
+            num_missed = 0 if coming[worker] else num_missed + 1
+            if coming[worker]:
+                yield coming[worker].popleft()
+            worker = (worker + 1) % len(coming)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What some chunks of a worker gave, on its way to the trainer."""
+
+    worker: int
+    is_exact: list[bool]
+    body: Any
+
+    @classmethod
+    def of(cls, worker: int, chunks: list[Given], buffers: SendBuffers) -> "Sent":
+        """Chunks for the way."""
+        folded = [fold(chunk.outputs, buffers) for chunk in chunks]
+        return cls(worker, [chunk.is_exact for chunk in chunks], packed(folded, buffers))
+
+    def given(self, buffers: ReceiveBuffers) -> list[Given]:
+        """The chunks again."""
+        chunks: list[Folded] = unpacked(self.body, buffers)
+        return [Given(list(unfold(chunk)), exact) for chunk, exact in zip(chunks, self.is_exact, strict=True)]
+
+
+class WorkerStream(Portable):
+    """What a worker process iterates over: what its chunks of the pass gave that the trainer showed last.
+
+    Persistent workers keep the object that they were born with, so a pass reaches them by shared memory.
+    """
+
+    FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
+
+    def __init__(self, stream: Stream, most_chunks: int, freed: Sequence[Connection]) -> None:
+        super().__init__(stream)
+        self._most_chunks = most_chunks
+        self._freed = freed
+        self._numbers = torch.zeros(len(self.FIELDS) + 1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._way: Pass | None = None
+        self._buffers: SendBuffers | None = None  # of a worker
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (*super().__getstate__(), self._most_chunks, self._freed, self._numbers, self._way)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *inherited, self._most_chunks, self._freed, self._numbers, self._way = state
+        self._buffers = None
+        super().__setstate__(tuple(inherited))
+
+    def show(self, way: Pass, pass_number: int) -> None:
+        """Let the next iteration go this way."""
+        self._numbers.copy_(torch.tensor([*(getattr(way.start, name) for name in self.FIELDS), pass_number]))
+        self._way = self._way or way  # afterwards the numbers tell what is new
+
+    def __iter__(self) -> Iterator[Sent]:
+        worker = get_worker_info()
+        if worker is None or self._way is None:
+            raise RuntimeError("for the loader's workers only")
+        self.tell_rank()
+        *numbers, pass_number = self._numbers.tolist()
+        start = replace(self._way.start, **dict(zip(self.FIELDS, numbers, strict=True)))
+        way = Pass(start, replace(self._way.rest, consumed=start.consumed), self._way.rank)
+        self._buffers = buffers = self._buffers or SendBuffers(self._freed[worker.id])
+        buffers.begin(pass_number)
+        held, size = list[Given](), 1
+        for chunk in self.dataset.given(way):
+            held.append(chunk)
+            if len(held) >= size:
+                yield Sent.of(worker.id, held, buffers)
+                held, size = [], min(2 * size, self._most_chunks)
+        if held:
+            yield Sent.of(worker.id, held, buffers)
+
+
+def _as_it_is(sent: Any) -> Any:
+    return sent

@@ -1,0 +1,126 @@
+"""Tars of a local folder that no build committed: indexed in memory, so that they are read like any dataset.
+
+Each process reads all tars once from start to end, at a gigabyte a second or so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from dray.loaders.blocks import BlockStore
+from dray.loaders.catalog import Columns
+from dray.loaders.parts import PartCatalog
+from dray.shards.errors import NotFoundError
+from dray.shards.index import ShardIndex, digest_of
+from dray.shards.layout import Layout
+from dray.shards.log import Commit
+from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot
+from dray.shards.store import Store
+from dray.shards.tar import scan
+
+
+def tar_names(store: Store, prefix: str) -> Sequence[str]:
+    """All tars called `{prefix}-*.tar`, by name.
+
+    Raises:
+        NotFoundError: There are none.
+    """
+    names = [info.name for info in store.list_folder()]
+    names = [name for name in names if name.startswith(f"{prefix}-") and name.endswith(".tar")]
+    if not names:
+        raise NotFoundError(
+            f"neither a dataset nor tars {prefix}-*.tar under {store.url}: check directory and prefix, or build "
+            "them first: PickledDataWDS.prepare_data(), pickles_to_tars() or `dray build`"
+        )
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTars:
+    """Tars and their indexes.
+
+    Attributes:
+        snapshot: What a build of these tars would have committed; it lies in memory alone.
+        names: Of the tars.
+        indexes: One a tar, as they would lie on storage.
+    """
+
+    snapshot: Snapshot
+    names: Sequence[str]
+    indexes: Sequence[bytes]
+
+    @classmethod
+    def scan(cls, store: Store, prefix: str) -> Self:
+        """Those of a folder, by name.
+
+        Raises:
+            NotFoundError: There are none.
+            DamagedError: One is not whole; names it and the offset.
+        """
+        names = tar_names(store, prefix)
+        indexes = [_index(store, name) for name in names]
+        bodies = [index.to_bytes() for index in indexes]
+        shards = tuple(
+            Shard(
+                number=number,
+                num_bytes=index.shard_bytes,
+                num_samples=len(index.keys),
+                digest="",
+                index_digest=digest_of(body),
+            )
+            for number, (index, body) in enumerate(zip(indexes, bodies, strict=True))
+        )
+        return cls(_snapshot(store, prefix, shards), names, bodies)
+
+
+class PlainCatalog(PartCatalog):
+    """The samples of plain tars.
+
+    Args:
+        tars: Which.
+        parts: The suffixes that are wanted.
+        blocks: The node's block store.
+    """
+
+    def __init__(self, tars: PlainTars, parts: Sequence[str], *, blocks: BlockStore | None = None) -> None:
+        super().__init__(tars.snapshot, parts, blocks=blocks)
+        self._tars = tars
+
+    def shard_name(self, place: int) -> str:
+        """The name of a tar."""
+        return self._tars.names[place]
+
+    def _read(self, place: int) -> Columns:
+        return Columns.read(self._tars.indexes[place])
+
+
+def _index(store: Store, name: str) -> ShardIndex:
+    with store.open_stream(name) as stream:
+        members = list(scan(stream, store.url_of(name)))
+        return ShardIndex.of_members(members, shard_bytes=stream.tell(), where=store.url_of(name))
+
+
+def _snapshot(store: Store, prefix: str, shards: tuple[Shard, ...]) -> Snapshot:
+    num_samples = sum(shard.num_samples for shard in shards)
+    manifest = Manifest(
+        prefix=prefix,
+        source_url="",
+        recipe={},
+        intent=0,
+        accounting=Accounting(inputs=num_samples, packed=num_samples),
+        shards=shards,
+        sources=(),
+    )
+    commit = Commit(
+        number=0,
+        operation="",
+        version=0,
+        intent=0,
+        manifest=digest_of(manifest.to_bytes()),
+        num_samples=num_samples,
+        num_shards=len(shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        write_id="",
+        created="",
+    )
+    return Snapshot(store, Layout(prefix), commit, manifest)

@@ -1,0 +1,153 @@
+"""How far a loader of a DataModule has come: what its epoch has given, what is left of it, what a checkpoint says."""
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dray.loaders.batches import Pass
+from dray.loaders.cursor import Cursor
+from dray.loaders.epochs import Epochs
+from dray.shards.errors import CallError
+
+FORMAT = 1
+LOOK_AHEAD = 1  # samples that the last pipeline may take before it gives an output
+MOST_HELD = 1024  # chunks without an output: the checkpoints of a pipeline that holds so many are inexact anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in an epoch, the same on every rank where the pipelines give one output a chunk.
+
+    Attributes:
+        cursor: After the last chunk that was consumed: as many as there were outputs, if these were handed out wholly.
+        outputs: Of the last pipeline, in this epoch.
+        covered: Samples over all ranks that these stand for.
+    """
+
+    cursor: Cursor
+    outputs: int = 0
+    covered: int = 0
+
+
+class Progress:
+    """Of one rank's loader; copies of it share this.
+
+    Args:
+        epochs: Of its stream.
+        rank: Whose stream it is.
+        num_samples: What counts as the samples of an epoch; None: an epoch is one pass.
+    """
+
+    def __init__(self, epochs: Epochs, rank: int, num_samples: int | None) -> None:
+        self.epochs = epochs
+        self.rank = rank
+        self._num_samples = num_samples
+        self.handed = 0  # what the workers gave and the last pipeline took, in this epoch
+        self._next = self._here = Place(epochs.start(0))
+        self._turn = 0
+        self._has_warned = False
+        self._begin_at(self._here.cursor)
+
+    def steps(self) -> int | None:
+        """Outputs of a whole epoch; None where it is one pass."""
+        return None if self._num_samples is None else -(-self._num_samples // self.epochs.batch)
+
+    def begin(self) -> int:
+        """Go to the next epoch, or to where a loaded state says. Returns the turn, for `check`."""
+        self._here = self._next
+        self._next = Place(self.epochs.next_epoch(self._here.cursor))
+        self._begin_at(self._here.cursor)
+        self._turn += 1
+        return self._turn
+
+    def _begin_at(self, cursor: Cursor) -> None:
+        self._end = cursor  # of the last chunk that was handed out
+        self._ends: deque[tuple[Cursor, int]] = deque(maxlen=MOST_HELD)  # without an output as yet, and `handed` there
+        self._is_exact = True
+        self._passes = self.handed = 0
+
+    def check(self, turn: int) -> None:
+        """Raise CallError unless it is still that turn: two iterators of one stream would take from each other."""
+        if turn != self._turn:
+            raise CallError("this iterator ended when a newer one of its loader began")
+
+    def next_pass(self) -> Pass:
+        """The next pass of the epoch, or what is left of the first."""
+        cursor = self._end
+        if self._passes or not len(self.epochs.rest(cursor)):
+            cursor = self.epochs.next_pass(cursor)
+        self._passes += 1
+        return Pass(cursor, self.epochs.rest(cursor), self.rank)
+
+    def end_chunk(self, cursor: Cursor, *, is_exact: bool) -> None:
+        """Note that the last pipeline took all that a chunk gave, and whether that was one for each sample, or one."""
+        self._end = cursor
+        self._ends.append((cursor, self.handed))
+        self._is_exact &= is_exact
+
+    def count_output(self) -> None:
+        """Note that the trainer has one more: of the first chunk that had none.
+
+        It is exact if that chunk was handed out wholly and of the next one a sample at the most, as webdataset's
+        `batched` looks so far ahead.
+        """
+        here = self._here
+        cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -LOOK_AHEAD - 1)
+        self._is_exact &= self.handed - handed <= LOOK_AHEAD
+        self._here = Place(cursor, here.outputs + 1, here.covered + self.epochs.batch)
+
+    def left(self, goal: int | None) -> int | None:
+        """Outputs that are left of the epoch at hand, if a whole one has `goal`; None: as many as the passes give."""
+        return self._left(self._here, goal)
+
+    def length(self, goal: int) -> int:
+        """Outputs of the epoch at hand, those that were given before a resume too; after its end, of the next one."""
+        place = self._next if self._is_over(self._here, goal) else self._here
+        return place.outputs + (self._left(place, goal) or 0)
+
+    def state(self, goal: int | None) -> dict[str, Any]:
+        """For a checkpoint: JSON-able and small."""
+        here = self._here
+        if here.outputs and not (self._is_exact or self._has_warned or self._is_over(here, goal)):
+            self._has_warned = True
+            warnings.warn(
+                "a checkpoint inside an epoch whose pipelines do not give one output for each sample or for each "
+                "chunk (ceil(global_batch_size / ranks) samples): what they hold back, a shuffle buffer say, is lost "
+                "or comes again after a resume; kwargs_wds={'shardshuffle': True} shuffles without a buffer",
+                stacklevel=2,
+            )
+        return {"format": FORMAT, "cursor": here.cursor.to_dict(), "outputs": here.outputs, "covered": here.covered}
+
+    def load(self, state: Mapping[str, Any], goal: int | None) -> None:
+        """Let the next epoch be the rest of the one that was saved; where that was over, the one after it.
+
+        Raises:
+            CallError: It was saved over other data or with another seed; names the difference.
+        """
+        if state.keys() != {"format", "cursor", "outputs", "covered"} or state["format"] != FORMAT:
+            raise CallError(f"not a state of format {FORMAT}: {dict(state)!r:.300}; was it saved by a newer dray?")
+        cursor = Cursor.from_dict(state["cursor"])
+        try:
+            cursor.check_same(self._next.cursor)
+        except CallError as exc:
+            raise CallError(
+                f"{exc}; a DataModule opens that version by its directory: "
+                f"'{self.epochs.snapshot.store.url}?version={cursor.version}'"
+            ) from exc
+        place = Place(replace(cursor, version=self.epochs.snapshot.version), state["outputs"], state["covered"])
+        is_over = self._is_over(place, goal)
+        self._here = self._next = Place(self.epochs.next_epoch(cursor)) if is_over else place
+
+    def _left(self, place: Place, goal: int | None) -> int | None:
+        steps = self.steps()
+        if goal is None:
+            return None
+        if steps is None or self._num_samples is None:
+            return max(0, goal - place.outputs)
+        return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + goal - steps)
+
+    def _is_over(self, place: Place, goal: int | None) -> bool:
+        left = len(self.epochs.rest(place.cursor)) if goal is None else self._left(place, goal)
+        return place.outputs > 0 and left == 0

@@ -1,0 +1,222 @@
+"""One split of a DataModule, opened: a snapshot's samples in dray's order, or the tars of others."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from webdataset.compat import WebLoader
+
+from dray.loaders.batches import Pass
+from dray.loaders.blocks import BlockStore, open_blocks
+from dray.loaders.catalog import Catalog
+from dray.loaders.chunks import ChunkDataset, Chunks
+from dray.loaders.decode import Decoder
+from dray.loaders.epochs import Epochs
+from dray.loaders.handlers import skipper_of
+from dray.loaders.loader import _agreed, _rank
+from dray.loaders.parts import PartCatalog
+from dray.loaders.passes import Passes, Shaping, Stream
+from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
+from dray.loaders.progress import Progress
+from dray.loaders.stream import Portable, TarDataset
+from dray.loaders.web import ChunkLoader
+from dray.shards.client import StorageOptions
+from dray.shards.errors import CallError, NotFoundError
+from dray.shards.layout import Layout
+from dray.shards.log import read_head
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import Store
+from dray.shards.urls import split_version
+
+Options = Mapping[str, Any]
+
+
+class OpenSplit(Protocol):
+    """What a DataModule needs of a split."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Of the split; None where nobody knows."""
+        ...
+
+    def dataset(self) -> Any:
+        """The samples, with webdataset's fluid interface."""
+        ...
+
+    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> Any:
+        """A `WebLoader` over the samples after the user's pipeline.
+
+        Args:
+            dataset: The pipeline.
+            options: `kwargs_wld`.
+            batch: The global batch size.
+            told: What counts as the samples of an epoch; None: an epoch is one pass.
+        """
+        ...
+
+
+def open_split(
+    url: str,
+    prefix: str,
+    storage_options: StorageOptions | None,
+    *,
+    suffixes: Sequence[str],
+    decoder: Decoder,
+    options: Options,
+    batch: int | None,
+    num_workers: int,
+) -> OpenSplit:
+    """The last version of a dataset, or the one that the URL names (`?version=7`): the same on all ranks.
+
+    Where nothing was ever committed, all tars of that prefix.
+
+    Raises:
+        NotFoundError: There is neither.
+    """
+    directory, version = split_version(url)
+    try:
+        snapshot = _agreed(url, prefix, None, storage_options, for_all=True)
+    except NotFoundError:
+        store = Store(directory, storage_options)
+        if version is not None or read_head(store, Layout(prefix)) is not None:
+            raise
+        if store.local_root is None:
+            return TarSplit(store, tar_names(store, prefix), suffixes, decoder, options)
+        tars = PlainTars.scan(store, prefix)
+        opener: Callable[..., Catalog] = partial(PlainCatalog, tars, suffixes)
+        return ChunkSplit(tars.snapshot, opener, suffixes, decoder, options, batch, num_workers)
+    opener = partial(PartCatalog, snapshot, suffixes)
+    return ChunkSplit(snapshot, opener, suffixes, decoder, options, batch, num_workers)
+
+
+class ChunkSplit:
+    """Samples in dray's order.
+
+    Args:
+        snapshot: What is read.
+        open_catalog: Opens its samples, with `blocks=`; called in each process.
+        suffixes: The parts wanted, in the order of a sample's tuple.
+        decoder: How to decode them.
+        options: `kwargs_wds`.
+        batch: The global batch size.
+        num_workers: Of a rank.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        open_catalog: Callable[..., Catalog],
+        suffixes: Sequence[str],
+        decoder: Decoder,
+        options: Options,
+        batch: int | None,
+        num_workers: int,
+    ) -> None:
+        self.num_samples = snapshot.num_samples
+        self._snapshot = snapshot
+        self._order: dict[str, Any] = {"shuffle": bool(options.get("shardshuffle")), "seed": _seed(options.get("seed"))}
+        blocks = _blocks(options, num_workers)
+        self._source = Chunks(
+            partial(open_catalog, blocks=blocks),
+            blocks,
+            suffixes,
+            decoder,
+            partial(_first_pass, snapshot, batch, self._order),
+            skipper_of(options.get("handler")),
+        )
+
+    def dataset(self) -> Any:
+        """See `OpenSplit`."""
+        return ChunkDataset(self._source)
+
+    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> ChunkLoader:
+        """See `OpenSplit`."""
+        rank, num_ranks = _rank()
+        progress = Progress(Epochs.of(self._snapshot, batch, num_ranks, **self._order), rank, told)
+        shaping = Shaping(
+            batch_size=options.get("batch_size"),
+            drop_last=bool(options.get("drop_last")),
+            collate=options.get("collate_fn"),
+        )
+        workers = {name: options[name] for name in _OF_WORKERS if name in options}
+        if self._snapshot.store.local_root is None:  # connections do not live through a fork
+            workers.setdefault("multiprocessing_context", "spawn")
+        return ChunkLoader(
+            Passes(
+                Stream(self._source, dataset, shaping),
+                progress,
+                options.get("num_workers") or 0,
+                workers,
+                pin=bool(options.get("pin_memory")),
+            )
+        )
+
+
+_OF_WORKERS = (
+    "persistent_workers",
+    "prefetch_factor",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+)
+
+
+def _blocks(options: Options, num_workers: int) -> BlockStore | None:
+    """The node's block store, as `cache_dir` and `cache_size` say."""
+    size, (_, num_ranks) = options.get("cache_size"), _rank()
+    most = None if size is None or size < 0 else size
+    return open_blocks(options.get("cache_dir"), most, num_workers=num_workers, num_ranks=num_ranks)
+
+
+def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any]) -> Pass:
+    rank, num_ranks = _rank()
+    epochs = Epochs.of(snapshot, batch, num_ranks, **order)
+    start = epochs.start(0)
+    return Pass(start, epochs.rest(start), rank)
+
+
+def _seed(seed: Any) -> int:
+    if seed is not None and not isinstance(seed, int):
+        raise CallError(f"kwargs_wds: seed={seed!r}: an integer is needed, the same on every rank")
+    return seed or 0
+
+
+@dataclass(frozen=True, slots=True)
+class TarSplit:
+    """Tars on object storage that have no snapshot: streamed whole.
+
+    Attributes:
+        store: Where they lie.
+        names: Of the tars.
+        suffixes: The parts wanted.
+        decoder: How to decode them.
+        options: `kwargs_wds`.
+    """
+
+    store: Store
+    names: Sequence[str]
+    suffixes: Sequence[str]
+    decoder: Decoder
+    options: Options
+    num_samples: None = None
+
+    def dataset(self) -> Any:
+        """See `OpenSplit`."""
+        warnings.warn(
+            f"{self.store.url}: tars on object storage that no build of dray committed are streamed whole and shared "
+            "out by tar: ranks may be uneven, an epoch inexact, and a resume begins it anew; `dray build` or "
+            "pickles_to_tars make a dataset",
+            stacklevel=4,
+        )
+        return TarDataset(self.store, self.names, self.suffixes, self.decoder, self.options)
+
+    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> Any:  # noqa: ARG002
+        """See `OpenSplit`."""
+        options = dict(options)
+        if options.get("num_workers"):
+            dataset = Portable(dataset)
+            options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
+        return WebLoader(dataset, **{"batch_size": None, **options})

@@ -1,0 +1,92 @@
+"""The loader that a DataModule gives: a `webdataset.WebLoader` whose epochs are exact, and which can be resumed."""
+
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from typing import Any, cast
+
+from webdataset.compat import WebLoader
+from webdataset.pipeline import DataPipeline
+
+from dray.loaders.passes import Passes
+from dray.loaders.progress import Progress
+from dray.shards.errors import CallError
+
+
+class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
+    """Iterates over one epoch of one rank's stream after another.
+
+    `.compose`, `.map`, `.with_epoch` and the like work as in webdataset. After `.with_epoch(n)` an epoch is n outputs
+    of the last stage, going on into the next pass where the data end; else it is one pass, and there is no length.
+
+    Args:
+        passes: The stream.
+    """
+
+    repetitions: int  # webdataset's: passes of an epoch at the most,
+    nsamples: int  # and its outputs; less than 0: as many as the passes give
+
+    def __init__(self, passes: Passes) -> None:
+        DataPipeline.__init__(self, passes)
+        self._progress = passes.progress
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come; copies of this loader share it."""
+        return self._progress
+
+    def __iter__(self) -> Iterator[Any]:
+        """The next epoch; after `load_state_dict`, the rest of the one that was saved.
+
+        An epoch counts as begun when its first output is asked for; an iterator that was left ends then.
+
+        Raises:
+            CallError: The pipelines give nothing at all, so the epoch cannot have its length.
+        """
+        progress = self._progress
+        turn = progress.begin()
+        left = progress.left(self._goal)
+        with closing(cast("Generator[Any, None, None]", self.iterator())) as outputs:
+            while left is None or left > 0:
+                progress.check(turn)
+                try:
+                    output = next(outputs)
+                except StopIteration:
+                    break
+                progress.count_output()
+                left = None if left is None else left - 1
+                yield output
+        if left and self.repetitions == sys.maxsize:
+            raise CallError(
+                f"rank {progress.rank}: {left} outputs are missing in this epoch, and a whole pass gave none: the "
+                "pipelines keep nothing"
+            )
+
+    def __len__(self) -> int:
+        """Outputs of the epoch at hand, those before a resume counted too.
+
+        Raises:
+            TypeError: An epoch is one pass, and who knows what the pipelines make of it.
+        """
+        if self._goal is None:
+            raise TypeError("a loader without a global batch size has no length")
+        return self._progress.length(self._goal)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the trainer is: JSON-able, small, the same on every rank."""
+        return self._progress.state(self._goal)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
+
+        Raises:
+            CallError: It was saved over other data or with another seed; names the difference.
+        """
+        self._progress.load(state, self._goal)
+
+    @property
+    def _goal(self) -> int | None:
+        return self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
