@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-MOST_FREE = 6  # buffers that are kept though no batch uses them
+MOST_FREE = 32  # buffers of other sizes than the one asked for are kept
 
 
 class Buffers(Protocol):
@@ -26,10 +26,10 @@ class Buffers(Protocol):
 
 
 class BufferPool:
-    """Memory of this process; at most `MOST_FREE` buffers wait for their next use."""
+    """Memory of this process: as much as was ever in use at once, and a little more where sizes change."""
 
     def __init__(self) -> None:
-        self._free: deque[NDArray[np.uint8]] = deque(maxlen=MOST_FREE)
+        self._free: deque[NDArray[np.uint8]] = deque()
 
     def take(self, num_bytes: int) -> torch.Tensor:
         """See `Buffers`."""
@@ -42,6 +42,8 @@ class BufferPool:
             if buffer.nbytes == num_bytes:
                 return buffer
             self._free.append(buffer)
+        while len(self._free) > MOST_FREE:
+            self._free.popleft()
         return np.empty(num_bytes, np.uint8)
 
 

@@ -78,8 +78,8 @@ class Catalog:
         self.parts = None if parts is None else tuple(parts)
         counts = np.array([shard.num_samples for shard in snapshot.shards], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
-        total = int(self._starts[-1])
-        self.num_samples = total if limit is None else min(limit, total)
+        self.num_stored = int(self._starts[-1])  # samples of all shards, whatever the limit
+        self.num_samples = self.num_stored if limit is None else min(limit, self.num_stored)
         self._most_bytes = index_bytes
         self._kept: OrderedDict[int, Columns] = OrderedDict()
         self._kept_bytes = 0
@@ -94,6 +94,10 @@ class Catalog:
         """(m,) which shard of the list each sample lies in, and (m,) its row there."""
         shards = np.searchsorted(self._starts, samples, side="right") - 1
         return shards, samples - self._starts[shards]
+
+    def first_sample(self, place: int) -> int:
+        """The number of a shard's first sample."""
+        return int(self._starts[place])
 
     def shard(self, place: int) -> Shard:
         """A shard by its place in the list."""
@@ -123,6 +127,10 @@ class Catalog:
             with reading:
                 found = self._at_hand(place) or self._keep(place, self._read(place))
         return found
+
+    def read_columns(self, place: int) -> Columns:
+        """The same, not kept: for a reader that copies what it needs of it."""
+        return self._at_hand(place) or self._read(place)
 
     def _at_hand(self, place: int) -> Columns | None:
         with self._lock:

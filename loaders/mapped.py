@@ -1,29 +1,46 @@
 """Samples of tars on a local disk: slices of mapped files; nothing is copied.
 
-What runs once for each part of each sample is kept to a microsecond: rows of indexes are looked up through memoryviews,
-which give plain integers, and all checksums of a read are compared at once.
+What runs once for each part of each sample is kept to a microsecond: the rows of all indexes that were opened lie in
+one array by the number of the sample, so they are looked up for all samples of a read at once, and so are checksums
+compared.
 """
 
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.catalog import INDEX_BYTES, Catalog, Columns
+from dray.loaders.catalog import INDEX_BYTES, Catalog
 from dray.loaders.fetch import Run, Samples, Stats, check_part
 from dray.shards.errors import DamagedError, NotFoundError
 
 OPEN_MAPS = 4096
 
-_Numbers = memoryview  # of unsigned integers, one a sample
-_Columns = tuple[_Numbers, _Numbers, _Numbers]  # offsets, sizes, hashes
-_Where = tuple[memoryview, _Numbers, _Numbers, _Numbers]  # a tar and those of one of its parts
-_NOTHING: _Columns = memoryview(b""), memoryview(b""), memoryview(b"")  # of a part that a shard lacks
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Where one part of each of N samples lies; only those of opened shards are filled in.
+
+    Attributes:
+        starts: (N,) in the tar; 0 where a sample lacks the part.
+        ends: (N,) likewise.
+        hashes: (N,) xxh3_64.
+    """
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+
+    @classmethod
+    def nowhere(cls, num_samples: int) -> "_Places":
+        """Of a part that no sample has yet; the system gives memory to what is filled in."""
+        starts, ends = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
+        return cls(starts, ends, np.zeros(num_samples, np.uint64))
 
 
 class MappedReader:
@@ -36,60 +53,71 @@ class MappedReader:
     def __init__(self, catalog: Catalog) -> None:
         self.stats = Stats()
         self._catalog = catalog
-        self._open: dict[int, tuple[memoryview, dict[str, _Columns], int]] = {}  # the tar, its index, bytes of that
-        self._open_bytes = 0  # of indexes
+        self._close()
 
     def expect(self, runs: Iterable[Run]) -> None:
         """The system reads ahead by itself."""
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:  # noqa: ARG002  files need none
         """See `Reader`."""
-        shards, found = self._catalog.locate(samples)
-        places, rows = shards.tolist(), found.tolist()
-        opened = {place: self._opened(place) for place in dict.fromkeys(places)}
-        suffixes = dict.fromkeys(suffix for _, columns, _ in opened.values() for suffix in columns)
-        parts: dict[str, list[memoryview | None]] = {}
-        for suffix in suffixes:
-            where = {place: (body, *columns.get(suffix, _NOTHING)) for place, (body, columns, _) in opened.items()}
-            parts[suffix] = self._parts(suffix, places, rows, [where[place] for place in places])
-        self.stats.samples += len(rows)
-        self.stats.bytes += sum(len(part) for of_suffix in parts.values() for part in of_suffix if part is not None)
-        return Samples(self._catalog, places, rows, parts)
+        shards, rows = self._catalog.locate(samples)
+        places = shards.tolist()
+        if not self._is_open[shards].all():
+            self._open(dict.fromkeys(places))
+        parts = {suffix: self._parts(suffix, samples, places) for suffix in self._found}
+        self.stats.samples += len(places)
+        return Samples(self._catalog, places, rows.tolist(), parts)
 
-    def _parts(
-        self, suffix: str, places: Sequence[int], rows: Sequence[int], where: Sequence[_Where]
-    ) -> list[memoryview | None]:
-        """One part of each sample, checked."""
-        if all(offsets for _, offsets, _, _ in where):
-            slices = [
-                body[(start := offsets[row]) : start + sizes[row]]
-                for (body, offsets, sizes, _), row in zip(where, rows, strict=True)
-            ]
-            expected = [hashes[row] for (_, _, _, hashes), row in zip(where, rows, strict=True)]
-            if list(map(xxh3_64_intdigest, slices)) == expected:
-                return slices  # type: ignore[return-value]  # a list of one kind of items is not one of two
-        return [self._part(suffix, *found) for found in zip(places, rows, where, strict=True)]
+    def _parts(self, suffix: str, samples: NDArray[np.int64], places: Sequence[int]) -> list[memoryview | None]:
+        """One part of each sample, checked; None where a sample lacks it."""
+        found, bodies = self._found[suffix], self._bodies
+        starts, ends = found.starts[samples], found.ends[samples]
+        where = zip(places, starts.tolist(), ends.tolist(), strict=True)
+        slices: list[memoryview | None] = [bodies[place][start:end] for place, start, end in where]
+        hashes = found.hashes[samples].tolist()
+        if list(map(xxh3_64_intdigest, slices)) != hashes:  # type: ignore[arg-type]  # none is None yet
+            for number, part in enumerate(slices):
+                if part is None or not starts[number]:
+                    slices[number] = None
+                else:
+                    row = int(samples[number]) - self._catalog.first_sample(places[number])
+                    check_part(self._catalog, places[number], row, suffix, part, hashes[number])
+        self.stats.bytes += int((ends - starts).sum())
+        return slices
 
-    def _part(self, suffix: str, place: int, row: int, where: _Where) -> memoryview | None:
-        """One part of one sample; None where the sample lacks it."""
-        body, offsets, sizes, hashes = where
-        if not offsets or not (start := offsets[row]):
-            return None
-        part = body[start : start + sizes[row]]
-        check_part(self._catalog, place, row, suffix, part, hashes[row])
-        return part
+    def _close(self) -> None:
+        """Forget all shards."""
+        self._bodies: list[memoryview] = [memoryview(b"")] * len(self._catalog.snapshot.shards)
+        self._is_open = np.zeros(len(self._bodies), bool)
+        self._found: dict[str, _Places] = {}
+        self._open_bytes = 0
 
-    def _opened(self, place: int) -> tuple[memoryview, dict[str, _Columns], int]:
-        """A shard and its index; those that were opened first are closed when there are too many."""
-        found = self._open.get(place)
-        if found is None:
-            columns = self._catalog.columns(place)
-            numbers = {suffix: _views(columns, suffix) for suffix in self._catalog.wanted(columns)}
-            found = self._open[place] = self._map(place), numbers, columns.num_bytes
-            self._open_bytes += columns.num_bytes
-            while len(self._open) > OPEN_MAPS or (self._open_bytes > INDEX_BYTES and len(self._open) > 1):
-                self._open_bytes -= self._open.pop(next(iter(self._open)))[2]
-        return found
+    def _open(self, places: Iterable[int]) -> None:
+        """Open those shards that are not; where too many are open, close all others first."""
+        for attempt in range(2):
+            for place in places:
+                if not self._is_open[place]:
+                    self._open_one(place)
+            is_too_much = self._is_open.sum() > OPEN_MAPS or self._open_bytes > INDEX_BYTES
+            if attempt or not is_too_much:
+                return
+            self._close()
+
+    def _open_one(self, place: int) -> None:
+        catalog = self._catalog
+        body, columns = self._map(place), catalog.read_columns(place)
+        first = catalog.first_sample(place)
+        for suffix in catalog.wanted(columns):
+            if suffix not in self._found:
+                self._found[suffix] = _Places.nowhere(catalog.num_stored)
+            found, offsets = self._found[suffix], columns.offsets[suffix]
+            rows = slice(first, first + len(offsets))
+            found.starts[rows] = offsets
+            found.ends[rows] = offsets + columns.sizes[suffix]
+            found.hashes[rows] = columns.hashes[suffix]
+            self._open_bytes += 24 * len(offsets)
+        self._bodies[place] = body
+        self._is_open[place] = True
 
     def _map(self, place: int) -> memoryview:
         catalog = self._catalog
@@ -107,10 +135,3 @@ class MappedReader:
         raise DamagedError(
             f"{url}: {expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more"
         )
-
-
-def _views(columns: Columns, suffix: str) -> _Columns:
-    offsets: Any = columns.offsets[suffix]  # numpy's arrays are buffers from Python 3.12 on, by their types
-    sizes: Any = columns.sizes[suffix]
-    hashes: Any = columns.hashes[suffix]
-    return memoryview(offsets), memoryview(sizes), memoryview(hashes)

@@ -41,4 +41,5 @@ def example(task: Task, module: Any, splits: Any) -> Epoch:
         kwargs_wld={split: {"num_workers": task.num_workers} for split in n_samples},
     )
     data.setup("fit")
-    return data.train_dataloader if task.shuffle else data.val_dataloader
+    loader = data.train_dataloader() if task.shuffle else data.val_dataloader()  # once, as Lightning does
+    return lambda: loader
