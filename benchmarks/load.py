@@ -1,129 +1,97 @@
-"""Loading pickled tensors from local shards: dray against the pipeline of bionemo-webdatamodule.
+"""Loading tensors from local disk: dray beside the others, and beside copying the same bytes.
 
-    python benchmarks/load.py
-    python benchmarks/load.py --sizes 4kB 100kB --samples 5000 --rounds 5
+    python3 -m venv .venv-rivals && .venv-rivals/bin/pip install -r benchmarks/requirements.txt
+    python benchmarks/load.py --rivals .venv-rivals/bin/python
+    python benchmarks/load.py --sizes 4kB --samples 5000 --quick
 
-All contestants read the same tars (packed by dray, which any WebDataset reader reads) and give batches of 32 float32
-tensors stacked in a new dimension. They run in one process tree, one after the other in every round, in an order that
-changes from round to round; a ratio is taken inside each round, and the median of the rounds is shown. The shards lie
-in the page cache. Each run is one epoch; the first round, in which processes start and files are mapped, is left out.
+The same random float32 tensors, written in each contestant's own form, are loaded in batches of 32, in this process
+tree: every contestant has one process that stays, all of them take turns in every round, in an order that changes from
+round to round. A turn is as many whole epochs as last half a second. A ratio is taken inside each round, and the median
+of the rounds is shown, so that a machine that slows down meanwhile slows all of them. The files lie in the page cache.
+Before the first round each contestant loads an epoch of which every number is looked at; in a turn the first and the
+last number of every row are kept, and tell that each sample came once an epoch.
 
-    WebLoader         webdataset's reader and `.decode()`, which runs any pickle, batches in the training process: what
-                      bionemo-webdatamodule builds of its documented example, without shuffling
-    WebDataModule     the same call with dray, which decodes safely
-    ShardLoader       dray's own loader, in the dataset's order
-    ShardLoader mixed the same, shuffled over all shards
+    copy                the yardstick: see loading/copying.py
+    bionemo             the documented example of bionemo-webdatamodule, which batches in the training process
+    litdata, MosaicML   from the interpreter of --rivals, or where they are installed here
+    Ray Data            `iter_torch_batches`, over Parquet
+    dray WebDataModule  the documented example, unchanged, with dray's import
+    dray pickled        `ShardLoader`, over pickled tensors
+    dray transcoded     `ShardLoader`, over .npy parts
 """
 
 import argparse
-import pickle
-import random
-import statistics
+import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
-import webdataset
-from webdataset.filters import batched
+from loading.race import CONTESTANTS, Entries, race, started, write
+from loading.report import print_table, print_targets
+from loading.task import BATCH, Task
 
-from dray.loaders import ShardLoader, Split, WebDataModule
-from dray.pipelines import pickles_to_tars
-
-SUFFIX, BATCH = "tensor.pyd", 32
 UNITS = {"kB": 1_000, "MB": 1_000_000, "B": 1}
-Epoch = Callable[[], Iterable[Any]]
+MOST_SAMPLES, MOST_BYTES = 20_480, 512_000_000
+ROUNDS, QUICK_ROUNDS = 7, 2
 
 
 def main() -> None:
-    """Pack, then measure each size and number of workers."""
+    """Write and race each size."""
     arguments = _arguments()
-    torch.set_num_threads(1)
+    entries = _entries(arguments.rivals)
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    results = []
     for size in arguments.sizes:
-        num_samples = arguments.samples or max(BATCH * 4, min(10_000, 400_000_000 // _bytes(size)))
-        with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-            shards = _pack(Path(folder), num_samples, _bytes(size))
-            for num_workers in arguments.workers:
-                rates = _measure(_contestants(shards, num_samples, num_workers), num_samples, arguments.rounds)
-                print(f"\n{size} x {num_samples:,}, {num_workers} workers, batches of {BATCH}")
-                theirs = rates["WebLoader"]
-                for name, ours in rates.items():
-                    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-                    print(f"    {name:18} {statistics.median(ours):12,.0f} samples/s {ratio:8.2f} x WebLoader")
+        with tempfile.TemporaryDirectory(prefix="dray-benchmark-", dir=arguments.dir) as folder:
+            given = Task(folder=folder, num_samples=_num_samples(size, arguments.samples), num_floats=size // 4)
+            write(given, entries)
+            with started(entries, Path(folder)) as racers:
+                for num_workers, shuffle in product(arguments.workers, (False, True)):
+                    task = replace(given, num_workers=num_workers, shuffle=shuffle)
+                    results.append((task, race(racers, task, rounds)))
+                    print_table(*results[-1])
+    print_targets(results)
+
+
+def _entries(rivals: str | None) -> Entries:
+    """The contestants that can run, each with its interpreter; says who is left out."""
+    found = [(contestant, contestant.interpreter(rivals)) for contestant in CONTESTANTS]
+    for contestant, python in found:
+        if python is None:
+            print(f"{contestant.name} is left out: {contestant.needs!r} is not installed, see requirements.txt")
+    return [(contestant, python) for contestant, python in found if python is not None]
+
+
+def _num_samples(size: int, most: int | None) -> int:
+    """As many as are wanted, in whole batches for two workers."""
+    wanted = min(MOST_SAMPLES, MOST_BYTES // size) if most is None else most
+    return max(1, wanted // (2 * BATCH)) * 2 * BATCH
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sizes", nargs="+", default=["4kB", "100kB", "2MB"], help="of a sample (default: %(default)s)"
-    )
-    parser.add_argument("--samples", type=int, help="default: 10,000, or as many as make 400 MB")
+    parser.add_argument("--sizes", nargs="+", type=_bytes, default=[4_000, 100_000, 2_000_000], help="of a sample")
+    parser.add_argument("--samples", type=int, help=f"default: {MOST_SAMPLES:,}, or as many as make 512 MB")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="after one to warm up (default: %(default)s)")
-    parser.add_argument("--dir", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds")
+    parser.add_argument(
+        "--rivals",
+        type=os.path.abspath,
+        metavar="PYTHON",
+        help="the interpreter that has litdata and MosaicML streaming",
+    )
+    parser.add_argument("--dir", type=os.path.abspath, help="where the data lie meanwhile: the disk to be measured")
     return parser.parse_args()
 
 
 def _bytes(text: str) -> int:
-    unit = next(unit for unit in UNITS if text.endswith(unit))
-    return int(float(text.removesuffix(unit)) * UNITS[unit])
-
-
-def _pack(folder: Path, num_samples: int, num_bytes: int) -> Path:
-    (folder / "pickles").mkdir()
-    names = [f"s{number}" for number in range(num_samples)]
-    for name in names:
-        (folder / "pickles" / f"{name}.{SUFFIX}").write_bytes(pickle.dumps(torch.rand(num_bytes // 4)))
-    pickles_to_tars(folder / "pickles", names, SUFFIX, folder / "shards", "wdshards", min_num_shards=8, progress=False)
-    return folder / "shards"
-
-
-def _contestants(shards: Path, num_samples: int, num_workers: int) -> dict[str, Epoch]:
-    untuple_and_batch = [_untuple, batched(BATCH, collation_fn=torch.stack)]
-    tars = [str(path) for path in sorted(shards.glob("*.tar"))]
-    plain = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=webdataset.split_by_node)
-    plain = plain.decode().to_tuple(SUFFIX)
-    web_loader = webdataset.WebLoader(plain, batch_size=None, num_workers=num_workers).compose(*untuple_and_batch)
-    module = WebDataModule(
-        {Split.test: num_samples}, SUFFIX, {Split.test: str(shards)}, BATCH,
-        pipeline_prebatch_wld={Split.test: untuple_and_batch}, kwargs_wld={Split.test: {"num_workers": num_workers}},
-    )  # fmt: skip
-    module.setup("test")
-    ours = [
-        ShardLoader(shards, batch_size=BATCH, shuffle=shuffle, num_workers=num_workers, remainder="keep")
-        for shuffle in (False, True)
-    ]
-    return {
-        "WebLoader": lambda: web_loader,
-        "WebDataModule": module.test_dataloader,
-        "ShardLoader": lambda: ours[0],
-        "ShardLoader mixed": lambda: ours[1],
-    }
-
-
-def _untuple(source: Iterable[tuple[torch.Tensor]]) -> Iterator[torch.Tensor]:
-    return (tensor for (tensor,) in source)
-
-
-def _num_rows(batch: Any) -> int:
-    return len(batch if isinstance(batch, torch.Tensor) else batch[SUFFIX])
-
-
-def _measure(contestants: dict[str, Epoch], num_samples: int, rounds: int) -> dict[str, list[float]]:
-    """Samples a second of each, round by round."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    order = random.Random(0)
-    for number in range(rounds + 1):
-        for name in order.sample(list(contestants), len(contestants)):
-            started = time.perf_counter()
-            count = sum(map(_num_rows, contestants[name]()))
-            rate = count / (time.perf_counter() - started)
-            if count != num_samples:
-                raise SystemExit(f"{name} gave {count} of {num_samples} samples")
-            rates[name] += [rate] if number else []
-    return rates
+    """`4kB` is 4,000."""
+    for unit, factor in UNITS.items():
+        if text.endswith(unit) and text.removesuffix(unit).isdigit():
+            return int(text.removesuffix(unit)) * factor
+    raise argparse.ArgumentTypeError(f"expected a size like 4kB or 2MB, found {text!r}")
 
 
 if __name__ == "__main__":

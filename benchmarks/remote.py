@@ -1,7 +1,7 @@
 """Loading from object storage: dray against raw ranged reads of the same bytes, and what dray asks of the store.
 
     python benchmarks/remote.py
-    python benchmarks/remote.py --size 4000 --samples 40000 --latency 0 50 --rounds 5
+    python benchmarks/remote.py --samples 1500 --short-samples 0 --latency 50 --rounds 5
 
 SeaweedFS serves S3 on loopback, behind a proxy that counts requests and delays each. `raw` is obstore alone: as many
 threads as dray uses fetch the runs of the same epoch, each run in one request, and do nothing with the bytes; where
@@ -9,8 +9,9 @@ they lie is known beforehand. dray fetches, checks and hands on every part, unde
 changing order; the ratio is taken inside a round, and the median of the rounds is shown. Server, proxy and loader share
 this machine: at no latency they are what is measured.
 
-Delivered are the bytes of the parts that the ranks got, without tar headers; fetched is what the proxy sent, the
-indexes included. At 4 kB a header of 512 bytes a part is an eighth already.
+Two datasets are read: of samples so large that each is a run of its own, and of shorter ones, many of which make a run.
+Delivered are the bytes of the parts that the ranks got, without tar headers; fetched is what the proxy sent, indexes
+included. At 4 kB a header of 512 bytes a part is an eighth already; 24 kB are a multiple of a tar's 512.
 """
 
 import argparse
@@ -40,46 +41,66 @@ from dray.shards.client import open_client
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.chaos import Chaos
 
-SUFFIX, RANKS, RESUME_AT = "bin", 8, 0.9
+SUFFIX, SHORT_BYTES, RANKS, RESUME_AT = "bin", 24 << 10, 8, 0.9
 
 
 def main() -> None:
-    """Pack one shard, then measure."""
+    """Pack the datasets, then measure."""
     arguments = _arguments()
     with SeaweedServer() as server, Chaos(int(server.endpoint.rpartition(":")[2])) as chaos:
         options = server.storage_options | {"endpoint": chaos.endpoint}
-        url = server.url("remote")
-        _pack(url, server.storage_options, arguments)
-        print(f"{arguments.samples:,} samples of {arguments.size:,} bytes in one shard, batches of {arguments.batch}")
-        for shuffle in (False, True):
-            loader = _open(url, options, arguments.batch, shuffle=shuffle)
-            print(f"\n{'shuffled' if shuffle else 'in order'}")
-            for latency_ms in arguments.latency:
-                chaos.clear()
-                chaos.rule("latency", seconds=latency_ms / 1000)
-                _compare(loader, _raw(loader, url, options), latency_ms, arguments.rounds)
+        for samples, size in ((arguments.samples, arguments.size), (arguments.short_samples, SHORT_BYTES)):
+            if samples:
+                url = server.url(f"remote/{size}")
+                _pack(url, server.storage_options, samples, size)
+                print(f"\n{samples:,} samples of {size:,} bytes in one shard, batches of {arguments.batch}")
+                _measure(chaos, url, options, arguments)
+
+
+def _measure(chaos: Chaos, url: str, options: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """All that is measured of one dataset."""
+    for shuffle in (False, True):
+        loader = _open(url, options, arguments.batch, shuffle=shuffle)
+        block = loader.state_dict()["block"] if shuffle else 1
+        print(f"\n{'shuffled' if shuffle else 'in order'}, runs of {block}")
+        for latency_ms in arguments.latency:
             chaos.clear()
-            for num_ranks, num_workers in ((1, 0), (RANKS, 0), (1, 4)):
-                batch = max(1, arguments.batch // num_ranks)
-                _amplification(chaos, url, options, batch, num_ranks, num_workers, shuffle=shuffle)
-            _first_batches(chaos, url, options, arguments.batch, shuffle=shuffle)
+            chaos.rule("latency", seconds=latency_ms / 1000)
+            _compare(loader, _raw(loader, url, options), latency_ms, arguments.rounds)
+        chaos.clear()
+        for num_ranks, num_workers in ((1, 0), (RANKS, 0), (1, 4)):
+            with _fresh_folder():
+                _amplification(chaos, url, options, arguments.batch, num_ranks, num_workers, shuffle=shuffle)
+        with _fresh_folder() as folder:
+            _cached(chaos, _open(url, options, arguments.batch, shuffle=shuffle, cache_dir=folder))
+        _first_batches(chaos, url, options, arguments.batch, shuffle=shuffle)
+
+
+@contextmanager
+def _fresh_folder() -> Iterator[str]:
+    """An empty folder, which is the temporary one meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        yield folder
+        tempfile.tempdir = before
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000, help="(default: %(default)s)")
     parser.add_argument("--size", type=int, default=100_000, help="bytes of one (default: %(default)s)")
+    parser.add_argument("--short-samples", type=int, default=8000, help="of 24 kB; 0: none (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="samples of one (default: %(default)s)")
     parser.add_argument("--latency", type=int, nargs="+", default=[0, 50], help="ms a request (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     return parser.parse_args()
 
 
-def _pack(url: str, options: dict[str, Any], arguments: argparse.Namespace) -> None:
-    names = [f"s{number:07d}" for number in range(arguments.samples)]
+def _pack(url: str, options: dict[str, Any], samples: int, size: int) -> None:
+    names = [f"s{number:07d}" for number in range(samples)]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            Path(folder, f"{name}.{SUFFIX}").write_bytes(os.urandom(arguments.size))
+            Path(folder, f"{name}.{SUFFIX}").write_bytes(os.urandom(size))
         pickles_to_tars(
             folder, names, SUFFIX, url, "wdshards", min_num_shards=1, storage_options=options, address="none",
             progress=False,
@@ -157,8 +178,9 @@ def _counted(chaos: Chaos) -> Iterator[dict[str, int]]:
 def _amplification(
     chaos: Chaos, url: str, options: dict[str, Any], batch: int, num_ranks: int, num_workers: int, *, shuffle: bool
 ) -> None:
+    of_rank = max(1, batch // num_ranks)
     loaders = [
-        _open(url, options, batch, shuffle=shuffle, rank=rank, num_ranks=num_ranks, num_workers=num_workers)
+        _open(url, options, of_rank, shuffle=shuffle, rank=rank, num_ranks=num_ranks, num_workers=num_workers)
         for rank in range(num_ranks)
     ]
     with _counted(chaos) as counted:
@@ -169,7 +191,21 @@ def _amplification(
     )
 
 
+def _cached(chaos: Chaos, loader: ShardLoader) -> None:
+    """Two epochs with a cache on disk."""
+    for epoch in range(2):
+        with _counted(chaos) as counted:
+            started = time.perf_counter()
+            delivered = sum(loader)
+            seconds = time.perf_counter() - started
+        print(
+            f"    with a cache, epoch {epoch}: fetched / delivered {counted['bytes'] / delivered:.3f}, "
+            f"{counted['requests']:,} requests, {delivered / seconds / 1e6:.1f} MB/s"
+        )
+
+
 def _first_batches(chaos: Chaos, url: str, options: dict[str, Any], batch: int, *, shuffle: bool) -> None:
+    """What is asked for before the first batch is there; a loader goes on with the next one at once."""
     ended = _open(url, options, batch, shuffle=shuffle)
     state = ended.state_dict()
     steps = int(len(ended) * RESUME_AT)
@@ -177,9 +213,7 @@ def _first_batches(chaos: Chaos, url: str, options: dict[str, Any], batch: int, 
         loader = _open(url, options, batch, shuffle=shuffle)
         loader.load_state_dict(resumed)
         with _counted(chaos) as counted:
-            batches = iter(loader)
-            next(batches)
-        batches.close()  # type: ignore[attr-defined]
+            next(loader._maker.groups(Pass(loader._next, loader._rest(loader._next), 0)))
         print(f"    first batch {name}: {counted['requests']} requests, {counted['bytes'] / 1e6:.2f} MB")
 
 

@@ -662,14 +662,28 @@ def loadtest(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step of one rank.")] = 32,
     ranks: Annotated[int, typer.Option(min=1, help="Training processes to stand for.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps to take, at most an epoch.")] = 100,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes of each rank.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Loader processes of each rank; what these read is not counted.")
+    ] = 0,
     shuffle: Annotated[bool, typer.Option(help="In a shuffled order, as for training.")] = True,
     as_json: AsJson = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Read a dataset as training would, without training: throughput, first batch, requests, shuffle quality.
 
-    All ranks run in this process, one after the other, so the throughput is that of one machine's cores and network.
+    All ranks run in this process, one after the other in each step: it is what this machine's cores and network give.
+
+    [bold]What it tells[/]
+
+    [bold]throughput[/]: training that takes more samples a second than this will wait for its data.
+
+    [bold]slowest step[/]: where it is far over the mean, the store or this machine stalls now and then.
+
+    [bold]first batch[/]: what each start and each resume costs: opening the dataset, indexes, the first blocks.
+
+    [bold]read[/]: bytes fetched from object storage for each byte wanted; over 1.1: small samples, or parts left out.
+
+    [bold]shuffle[/]: shards in a global batch, beside what a draw at random gives; more samples a step bring more.
 
     [bold]Examples[/]
 

@@ -2,14 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import typer
 
 from dray.loaders import ShardLoader
-from dray.loaders.batches import KEY
 from dray.pipelines.progress import say
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
@@ -45,9 +44,7 @@ def load_test(
             num_workers=num_workers,
             rank=rank,
             num_ranks=num_ranks,
-            with_keys=True,
             storage_options=storage_options,
-            transform=_only_key,
         )
         for rank in range(num_ranks)
     ]
@@ -61,25 +58,32 @@ def load_test(
     for taken in _steps(loaders, min(most, num_steps)):
         seconds.append(taken)
         first_batch = first_batch or time.perf_counter() - started
-    stats = [loader.stats() for loader in loaders]
-    delivered, read = (sum(stat[name] for stat in stats) for name in ("bytes", "bytes_read"))
+    counts = _counts(loaders)
+    running = seconds[1:] or seconds  # the first step is the start
+    num_bytes, batch = counts.pop("bytes") / len(seconds), batch_size * num_ranks
+    snapshot = loaders[0].snapshot
     return {
-        "version": loaders[0].snapshot.version,
+        "version": snapshot.version,
         "ranks": num_ranks,
         "batch_size": batch_size,
         "steps": len(seconds),
-        "samples_per_s": len(seconds) * batch_size * num_ranks / sum(seconds),
-        "mb_per_s": delivered / 1e6 / sum(seconds),
+        "samples_per_s": len(running) * batch / sum(running),
+        "mb_per_s": len(running) * num_bytes / 1e6 / sum(running) if num_bytes else None,
+        "slowest_step_s": max(running),
         "first_batch_s": first_batch,
-        "bytes_read_per_byte": read / delivered if read and delivered else None,
-        "requests": sum(stat["requests"] for stat in stats),
+        **counts,
         "shards_in_a_global_batch": _spread(loaders[0], min(len(seconds), 20)),
-        "shards": len(loaders[0].snapshot.shards),
+        "shards_in_a_random_batch": _random_spread([shard.num_samples for shard in snapshot.shards], batch),
+        "shards": len(snapshot.shards),
     }
 
 
-def _only_key(sample: dict[str, Any]) -> dict[str, Any]:
-    return {KEY: sample[KEY]}
+def _counts(loaders: list[ShardLoader]) -> dict[str, Any]:
+    """What all ranks read so far; of loaders with workers, which count in their own processes, only what they tell."""
+    stats = [loader.stats() for loader in loaders]
+    total = {name: sum(stat.get(name, 0) for stat in stats) for name in ("bytes", "bytes_read", "requests", "retries")}
+    read = total.pop("bytes_read")
+    return {**total, "bytes_read_per_byte": read / total["bytes"] if read and total["bytes"] else None}
 
 
 def _steps(loaders: list[ShardLoader], num_steps: int) -> Iterator[float]:
@@ -102,15 +106,25 @@ def _spread(loader: ShardLoader, num_steps: int) -> float:
     return statistics.mean(counts)
 
 
+def _random_spread(sizes: Sequence[int], batch: int) -> float:
+    """The number of shards that so many samples, drawn at random from all, are expected to come from."""
+    total = sum(sizes)
+    return sum(1 - (1 - size / total) ** min(batch, total) for size in sizes)
+
+
 def print_result(found: dict[str, Any]) -> None:
     """As a person reads it."""
     typer.echo(f"version {found['version']}, {found['ranks']} ranks x {found['batch_size']}, {found['steps']} steps")
-    typer.echo(
-        f"  throughput     {found['samples_per_s']:,.0f} samples/s, {found['mb_per_s']:,.1f} MB/s over all ranks"
-    )
+    mb_per_s = "" if found["mb_per_s"] is None else f", {found['mb_per_s']:,.1f} MB/s"
+    typer.echo(f"  throughput     {found['samples_per_s']:,.0f} samples/s{mb_per_s} over all ranks")
+    typer.echo(f"  slowest step   {1000 * found['slowest_step_s']:,.1f} ms, the first left out")
     typer.echo(f"  first batch    {found['first_batch_s']:.2f} s after the start, of all ranks")
     if found["bytes_read_per_byte"] is not None:
-        typer.echo(f"  read           {found['bytes_read_per_byte']:.3f} bytes a byte, {found['requests']:,} requests")
+        typer.echo(
+            f"  read           {found['bytes_read_per_byte']:.3f} bytes a byte, {found['requests']:,} requests, "
+            f"{found['retries']:,} retries"
+        )
     typer.echo(
-        f"  shuffle        {found['shards_in_a_global_batch']:.1f} of {found['shards']} shards in a global batch"
+        f"  shuffle        {found['shards_in_a_global_batch']:.1f} of {found['shards']} shards in a global batch; "
+        f"drawn at random {found['shards_in_a_random_batch']:.1f}"
     )

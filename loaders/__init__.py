@@ -1,4 +1,4 @@
-"""Everything that reads a dataset for training: Lightning DataModules over streamed shards.
+"""Everything that reads a dataset for training: the native loader, and Lightning DataModules over the same order.
 
 Names are imported when they are first asked for: a task that packs needs the safe unpickler, not Lightning.
 """
@@ -7,19 +7,23 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from dray.loaders.callback import LoaderStats
     from dray.loaders.datamodule import PickledDataWDS, WebDataModule
     from dray.loaders.dataset import Dataset
+    from dray.loaders.device import to_device
     from dray.loaders.loader import ShardLoader
     from dray.loaders.split import Split
 
-__all__ = ["Dataset", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule"]
+__all__ = ["Dataset", "LoaderStats", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule", "to_device"]
 
 _MODULES = {
     "Dataset": "dataset",
+    "LoaderStats": "callback",
     "PickledDataWDS": "datamodule",
     "ShardLoader": "loader",
     "Split": "split",
     "WebDataModule": "datamodule",
+    "to_device": "device",
 }
 
 

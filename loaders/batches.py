@@ -30,11 +30,11 @@ from dray.loaders.skip import Skipper
 from dray.shards.errors import CallError, DamagedError, DrayError, RefusedError
 from dray.shards.snapshot import Snapshot
 
-CHUNK_STEPS = 64  # whose order is worked out at once
+CHUNK_SAMPLES = 8192  # whose order is worked out at once
 LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
 THREADS = 4  # that copy large parts
 GROUP_STEPS = 16  # made together at the most,
-GROUP_BYTES = 2 << 20  # if they have no more than so many bytes
+GROUP_BYTES = 1 << 20  # if they have no more than so many bytes
 KEY, VALID = "__key__", "__valid__"
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -53,7 +53,8 @@ class Pass:
         """Every so many-th step; the order is worked out for many of them at once."""
         numbers = iter(range(first, len(self.rest), stride))
         order = self.start.order()
-        while chunk := list(islice(numbers, CHUNK_STEPS)):
+        at_once = max(1, CHUNK_SAMPLES * self.rest.num_ranks // self.rest.batch)
+        while chunk := list(islice(numbers, at_once)):
             shares = [self.rest.share(number, self.rank) for number in chunk]
             positions = np.concatenate([share.positions for share in shares])
             samples, runs = order.at(positions), list[Run]()

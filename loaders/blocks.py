@@ -58,7 +58,7 @@ class BlockStore:
     def read(self, name: str, start: int, size: int) -> memoryview | None:
         """Some bytes of an object, with anything at all where it has none; None where nothing of them lies here."""
         body, found = bytearray(size), 0
-        for cell, at, begin, count in _cells(start, size):
+        for cell, at, begin, count in _cells(start, size) if self._is_own() else ():
             with suppress(OSError):
                 found += self._read_file(f"{name}-{cell}", at, memoryview(body)[begin : begin + count])
         return memoryview(body).toreadonly() if found else None
@@ -71,7 +71,7 @@ class BlockStore:
     def get(self, name: str) -> bytes | None:
         """A whole object of unknown size, as `put` got it or not; None where it does not lie here."""
         with suppress(OSError):
-            return (self.folder / f"{name}-0").read_bytes()
+            return (self.folder / f"{name}-0").read_bytes() if self._is_own() else None
         return None
 
     def put(self, name: str, data: bytes) -> None:
@@ -119,9 +119,16 @@ class BlockStore:
             PermissionError: It is another user's, or one that others may write.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise PermissionError("others may write there")
+        if not self._is_own():
+            raise PermissionError("it belongs to another user, or others may write there")
+
+    def _is_own(self) -> bool:
+        """Whether the folder is there, and this user's alone to write: in a temporary one anybody may have made it."""
+        try:
+            found = self.folder.lstat()
+        except OSError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
     def _write(self, file: str, at: int, data: memoryview) -> None:
         if self._is_refused:

@@ -148,10 +148,18 @@ class Rest:
         A short last batch is shared out evenly where it is kept: a rank may get nothing. Where it is padded every rank
         has its full number, and filler repeats the samples of the epoch's beginning.
         """
-        first = self.consumed + step * self.batch
-        size = min(self.batch, self.num_samples - first) if self.remainder == Remainder.KEEP else self.batch
-        start, stop = first + rank * size // self.num_ranks, first + (rank + 1) * size // self.num_ranks
+        start, stop = self._bounds(step, rank)
         positions = np.arange(start, stop)
         if stop > self.num_samples:
             positions %= self.num_samples
         return Share(positions, max(0, min(stop, self.num_samples) - start))
+
+    def share_size(self, step: int, rank: int) -> int:
+        """Samples, filler included, that a rank takes in a step."""
+        start, stop = self._bounds(step, rank)
+        return stop - start
+
+    def _bounds(self, step: int, rank: int) -> tuple[int, int]:
+        first = self.consumed + step * self.batch
+        size = min(self.batch, self.num_samples - first) if self.remainder == Remainder.KEEP else self.batch
+        return first + rank * size // self.num_ranks, first + (rank + 1) * size // self.num_ranks

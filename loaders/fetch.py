@@ -25,7 +25,8 @@ class Stats:
     bytes: int = 0  # of parts handed on
     bytes_read: int = 0  # of parts, headers between them and indexes asked of object storage
     requests: int = 0  # to object storage, not counting those that its client tries again
-    cache_hits: int = 0  # samples that the node's block store had
+    retries: int = 0  # of these, after a failure
+    cache_hits: int = 0  # samples that came from the node's block store
     skipped: int = 0  # samples that could not be read and were replaced
 
 

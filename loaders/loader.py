@@ -1,6 +1,7 @@
 """`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -132,6 +133,7 @@ class ShardLoader:
         self._shuffle, self._seed, self._window_rows = shuffle, seed, window_rows
         self._next = self._first_of(0)
         self._start, self._taken = self._next, 0  # where this pass began, and the steps that the trainer took since
+        self._num_before = 0  # samples, in the passes before
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
         self._pool: WorkerPool | None = None
@@ -154,7 +156,7 @@ class ShardLoader:
         if self._batches is not None:
             self._batches.close()
         start = self._next
-        self._start, self._taken = start, 0
+        self._go_to(start)
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
         self._batches = batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.groups(way))
@@ -219,16 +221,24 @@ class ShardLoader:
         return found
 
     def stats(self) -> dict[str, float]:
-        """What was read for this rank since the start, by threads or workers, and how long batches were waited for.
+        """What this rank got and read since the start, and how long it waited for batches.
 
-        samples, bytes (of parts handed on), bytes_read and requests (of object storage), cache_hits, skipped; wait_s.
+        samples, that the trainer got; of what threads or workers read for it, a little ahead: bytes of parts,
+        bytes_read, requests and retries of object storage, cache_hits, skipped; wait_s.
         """
         told = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
         all_stats = told if self._num_workers else [self._maker.stats]
         total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
-        return {**total, "wait_s": self._wait_s}
+        return {**total, "samples": self._num_before + self._num_samples(), "wait_s": self._wait_s}
+
+    def _num_samples(self) -> int:
+        """That the trainer got in this pass."""
+        rest = self._rest(self._start)
+        last = self._taken - 1  # the one step that may be shorter
+        return last * rest.share_size(0, self.rank) + rest.share_size(last, self.rank) if self._taken else 0
 
     def _go_to(self, start: Cursor) -> None:
+        self._num_before += self._num_samples()
         self._start = self._next = start
         self._taken = 0
 
@@ -263,7 +273,8 @@ class ShardLoader:
             self._pool = WorkerPool(self._maker, self._num_workers)
         try:
             yield from self._pool.batches(way)
-        except Exception:  # one may be dead: the next pass starts others
+        except Exception as exc:  # one may be dead: the next pass starts others
+            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
             self._ended += self._pool.stats.values()
             self._pool.close()
             self._pool = None

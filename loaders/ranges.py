@@ -17,7 +17,7 @@ REQUESTS_AT_ONCE = 32
 AHEAD_BYTES = 64 << 20  # fetched before they are asked for
 GROUP_BYTES = 4 << 20  # of neighbours that are fetched together
 
-_Sample = tuple[int, int, Parts]  # shard's place, row, parts
+_Sample = tuple[int, int, Parts, bool]  # shard's place, row, parts, whether the node's store had them
 _Coming = Future[dict[int, _Sample]]  # by number; without damaged ones
 
 
@@ -73,7 +73,7 @@ class RangeReader:
         kept = 0
         for run in [run for run in reversed(self._runs) if run not in expected]:
             kept += self._size(run)
-            if kept > self._ahead_bytes:
+            if self._runs[run].is_ahead or kept > self._ahead_bytes:  # it was of a pass that ended, or is read seldom
                 self._forget(run)
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
@@ -90,13 +90,14 @@ class RangeReader:
         for number, run in asked:
             self._note(number, run)
         self.stats.samples += len(found)
-        self.stats.bytes += sum(len(data) for *_, parts in found for data in parts.values())
-        suffixes = dict.fromkeys(suffix for *_, parts in found for suffix in parts)
+        self.stats.bytes += sum(len(data) for *_, parts, _ in found for data in parts.values())
+        self.stats.cache_hits += sum(was_here for *_, was_here in found)
+        suffixes = dict.fromkeys(suffix for *_, parts, _ in found for suffix in parts)
         return Samples(
             self._catalog,
-            [place for place, _, _ in found],
-            [row for _, row, _ in found],
-            {suffix: [parts.get(suffix) for *_, parts in found] for suffix in suffixes},
+            [place for place, *_ in found],
+            [row for _, row, *_ in found],
+            {suffix: [parts.get(suffix) for *_, parts, _ in found] for suffix in suffixes},
         )
 
     def _fetch_ahead(self) -> None:
@@ -188,15 +189,16 @@ class RangeReader:
         samples: dict[int, _Sample] = {}
         for place in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == place)
-            found = self._rows.fetch(place, rows[chosen].tolist(), group=group, is_shared=is_shared)
-            own = zip(chosen.tolist(), rows[chosen].tolist(), strict=True)
-            samples |= {numbers[at]: (place, row, found[row]) for at, row in own if row in found}
+            number_of = dict(zip(rows[chosen].tolist(), chosen.tolist(), strict=True))
+            here, fetched = self._rows.fetch(place, list(number_of), group=group, is_shared=is_shared)
+            for found, was_here in ((here, True), (fetched, False)):
+                samples |= {numbers[number_of[row]]: (place, row, parts, was_here) for row, parts in found.items()}
         return samples
 
     def _fetch_one(self, number: int) -> _Sample:
         shards, rows = self._catalog.locate(np.array([number]))
         place, row = int(shards[0]), int(rows[0])
-        return place, row, self._rows.fetch_row(place, row)
+        return place, row, self._rows.fetch_row(place, row), False
 
 
 def _failed(coming: _Coming) -> bool:

@@ -17,6 +17,7 @@ ATTEMPTS = 3  # at a request, each of which the store's client tries again by it
 GAP_BYTES = 16 << 10  # between two parts that are fetched in one request: headers, padding, small parts not wanted
 
 Parts = dict[str, memoryview]  # of one sample, by suffix
+ByRow = dict[int, Parts]
 _Span = tuple[int, memoryview]  # of a tar: the offset of some bytes, and these
 
 
@@ -35,7 +36,7 @@ class RowFetcher:
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats have
 
-    def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> dict[int, Parts]:
+    def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> tuple[ByRow, ByRow]:
         """The parts of those of the rows that are whole: a damaged one is missing, and spoils no other.
 
         Args:
@@ -44,23 +45,24 @@ class RowFetcher:
             group: A number of what is fetched together: where others fetch it too, one does, and they wait for it.
             is_shared: Whether several processes of the node are likely to.
 
+        Returns:
+            Those that the node's store had, and those that object storage gave.
+
         Raises:
             StoreError: The store failed as often as it was asked.
         """
         try:
             wanted = self._wanted(place, rows)
         except DamagedError:  # the index
-            return {}
+            return {}, {}
         if self._blocks is None or self._blocks.kept < (Kept.RUNS if is_shared else Kept.ALL):
-            return self._requested(wanted)
+            return {}, self._requested(wanted)
         name = f"{self._catalog.shard(place).index_digest}.tar"
         with self._blocks.alone(f"{name} {group}"):
             spans = [(start, self._blocks.read(name, start, size)) for start, size in wanted.spans()]
             found = wanted.good([(start, body) for start, body in spans if body is not None])
-            with self._lock:
-                self.stats.cache_hits += len(found)
             rest = [row for row in rows if row not in found]
-            return found | self._requested(self._wanted(place, rest), name) if rest else found
+            return found, self._requested(self._wanted(place, rest), name) if rest else {}
 
     def fetch_row(self, place: int, row: int) -> Parts:
         """The parts of one row, as object storage has them.
@@ -85,7 +87,7 @@ class RowFetcher:
         ]
         return _Wanted(place, rows, parts)
 
-    def _requested(self, wanted: "_Wanted", name: str = "") -> dict[int, Parts]:
+    def _requested(self, wanted: "_Wanted", name: str = "") -> ByRow:
         """The good ones of some rows as object storage has them; kept under a name, if there is one."""
         try:
             spans = self._request(wanted)
@@ -113,6 +115,8 @@ class RowFetcher:
                     first, last = (keys[row].as_py() for row in (wanted.rows[0], wanted.rows[-1]))
                     which = f"key {first!r}" if first == last else f"keys {first!r} to {last!r}"
                     raise type(exc)(f"{exc} (it was read for {which})") from exc
+                with self._lock:
+                    self.stats.retries += 1
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _count_indexes(self) -> None:
@@ -148,9 +152,9 @@ class _Wanted:
                 spans.append((offset, offset + size))
         return [(start, end - start) for start, end in spans]
 
-    def good(self, spans: Collection[_Span]) -> dict[int, Parts]:
+    def good(self, spans: Collection[_Span]) -> ByRow:
         """Of the rows whose parts all lie in the spans, with the right checksum: their parts."""
-        found: dict[int, Parts] = {row: {} for row in self.rows} if spans else {}
+        found: ByRow = {row: {} for row in self.rows} if spans else {}
         starts, bodies = [start for start, _ in spans], [body for _, body in spans]
         for suffix, offsets, sizes, hashes in self.parts:
             for row, offset, size, expected in zip(self.rows, offsets, sizes, hashes, strict=True):

@@ -47,12 +47,19 @@ class SendBuffers:
         self._known: set[int] = set()  # that the trainer has
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # by size
         self._count = 0  # of all buffers ever made
+        self._pass = 0
+        self._announced = 0  # the last pass that the trainer told of
 
     def begin(self, pass_number: int) -> None:
-        """Forget the buffers that are in use: a new pass begins."""
+        """Forget the buffers that are in use: a new pass begins.
+
+        It may have begun already: an iterator of a pass that was left starts late, and takes the new one's number.
+        """
+        if pass_number == self._pass:
+            return
         os.set_blocking(self._freed, True)
-        while (message := _MESSAGE.unpack(os.read(self._freed, _MESSAGE.size))) != (pass_number, _BEGINS):
-            self._drop(message[1])
+        while self._announced != pass_number:
+            self._hear(os.read(self._freed, _MESSAGE.size))
         os.set_blocking(self._freed, False)
         for number in [number for number, uses in self._uses.items() if uses]:
             del self._numbers[self._memory.pop(number).data_ptr()], self._uses[number]
@@ -88,9 +95,14 @@ class SendBuffers:
         """Take back what the trainer is done with."""
         with suppress(BlockingIOError):
             while message := os.read(self._freed, _MESSAGE.size):
-                pass_number, number = _MESSAGE.unpack(message)
-                if pass_number == self._pass:
-                    self._drop(number)
+                self._hear(message)
+
+    def _hear(self, message: bytes) -> None:
+        pass_number, number = _MESSAGE.unpack(message)
+        if number == _BEGINS:
+            self._announced = pass_number
+        elif pass_number == self._pass:
+            self._drop(number)
 
     def _drop(self, number: int) -> None:
         if number in self._uses:

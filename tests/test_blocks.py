@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import threading
 import time
 from multiprocessing.synchronize import Event as EventType
@@ -45,7 +46,7 @@ def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, w
             blocks.write(NAME, start, memoryview(data))
             expected[start : start + len(data)] = data
         for start, data in writes:
-            assert blocks.read(NAME, start, len(data)) == expected[start : start + len(data)]
+            assert blocks.read(NAME, start, len(data)) == memoryview(expected)[start : start + len(data)]
 
 
 def test_nothing_is_there_at_first(blocks: BlockStore) -> None:
@@ -81,7 +82,7 @@ def test_what_others_left_there_counts(tmp_path: Path, blocks: BlockStore) -> No
     smaller = BlockStore(blocks.folder, 2 * CELL_BYTES, Kept.ALL)
     smaller.write(NAME, 3 * CELL_BYTES, memoryview(b"new"))
     assert size_of(smaller) <= 2 * CELL_BYTES
-    assert smaller.read(NAME, 3 * CELL_BYTES, 3) == b"new"
+    assert smaller.read(NAME, 3 * CELL_BYTES, 3) == memoryview(b"new")
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -104,10 +105,28 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
         assert blocks.read(NAME, 0, 1) is None
 
 
+def test_a_disk_that_is_full_spoils_nothing(blocks: BlockStore) -> None:
+    """A write ends amid a cell: what lay there before is right still, and no more is written."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    blocks.write(NAME, 0, memoryview(b"before"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.warns(UserWarning, match="goes on without this cache, which cannot be written: .*File too large"):
+            blocks.write(NAME, 6, memoryview(os.urandom(2 << 20)))
+        blocks.write(NAME, CELL_BYTES, memoryview(b"after"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert blocks.read(NAME, 0, 6) == memoryview(b"before")
+    assert blocks.read(NAME, CELL_BYTES, 5) is None
+
+
 def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
-    """In a temporary folder anybody could have made it."""
-    blocks.folder.mkdir()
+    """In a temporary folder anybody could have made it: nothing is read there either."""
+    blocks.write(NAME, 0, memoryview(b"a"))
+    blocks.put(NAME, b"a")
     blocks.folder.chmod(0o777)
+    assert blocks.read(NAME, 0, 1) is None
+    assert blocks.get(NAME) is None
     with pytest.warns(UserWarning, match="others may write there"):
         blocks.write(NAME, 0, memoryview(b"a"))
 

@@ -66,8 +66,22 @@ def test_lightning_learns_from_s3(s3: SeaweedServer, tmp_path: Path) -> None:
     assert metrics("train_lightning.py", *words, folder=tmp_path, environment=keys)["test_accuracy"] > 0.7
 
 
+def ray_train(shards: str, folder: Path, epochs: int, *words: object) -> tuple[dict[str, float], int]:
+    """The last metrics, and how many checkpoints there are."""
+    options = ("--data", shards, "--epochs", epochs, "--results", "results")
+    found = metrics("train_ray.py", *options, *words, folder=folder, environment={"RAY_ADDRESS": "local"})
+    return found, len(list((folder / "results").glob("*/checkpoint_*/")))
+
+
 def test_ray_train_on_two_workers_learns(shards: str, tmp_path: Path) -> None:
-    """Metrics and a checkpoint an epoch come back to the driver."""
-    found = metrics("train_ray.py", "--data", shards, "--epochs", 3, "--results", "results", folder=tmp_path)
+    """Metrics come back to the driver, and three checkpoints an epoch: twice within its 22 steps, and at its end."""
+    found, num_checkpoints = ray_train(shards, tmp_path, 3)
     assert found["val_accuracy"] > 0.8
-    assert len(list((tmp_path / "results").glob("*/checkpoint_*/"))) == 3
+    assert num_checkpoints == 9
+
+
+@pytest.mark.heavy
+def test_ray_train_loses_nothing_with_a_worker(shards: str, tmp_path: Path) -> None:
+    """The drill: a worker dies five steps after a checkpoint, and the training ends as the undisturbed one."""
+    (tmp_path / "drill").mkdir()
+    assert ray_train(shards, tmp_path / "drill", 1, "--kill-at", 15) == ray_train(shards, tmp_path, 1)

@@ -7,9 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,11 @@ from hypothesis import strategies as st
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
-from dray.loaders.batches import Pass
 from dray.loaders.collate import collate
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
-from dray.shards.index import digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, create_commit, new_write_id, now
-from dray.shards.snapshot import Accounting, Manifest, Shard, put_content
-from dray.shards.store import Store
 
 SIZES = (1, 3, 47, 61)
 MANY = 61
@@ -464,43 +457,6 @@ def test_wrong_arguments_are_refused(urls: Mapping[int, str], options: dict[str,
         ShardLoader(urls[3], **{"batch_size": 1, **options})
     with pytest.raises(CallError, match="epoch -1"):
         ShardLoader(urls[3], batch_size=1).set_epoch(-1)
-
-
-def test_a_hundred_million_samples_take_little_memory() -> None:
-    """10,000 shards: opening them and working out a hundred steps makes no list of samples."""
-    store, layout = Store("memory://hundred-million"), Layout("wdshards")
-    shards = tuple(
-        Shard(number=number, num_bytes=40 << 20, num_samples=10_000, digest="ab" * 16, index_digest="cd" * 16)
-        for number in range(10_000)
-    )
-    manifest = Manifest(
-        prefix="wdshards",
-        source_url="file:///in",
-        recipe={},
-        intent=1,
-        accounting=Accounting(inputs=10**8, packed=10**8),
-        shards=shards,
-        sources=(),
-    )
-    body = manifest.to_bytes()
-    put_content(store, layout.manifest(1, digest_of(body)), body)
-    about = {"num_samples": 10**8, "num_shards": 10_000, "num_bytes": 10_000 * (40 << 20)}
-    commit = Commit(
-        number=1, operation="build", version=1, intent=1, manifest=digest_of(body), write_id=new_write_id(),
-        created=now(), **about,
-    )  # fmt: skip
-    create_commit(store, layout, commit)
-    snapshot = Snapshot(store, layout, commit, manifest)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Snapshot, "open", lambda *args, **kwargs: snapshot)  # the manifest itself is 2 MB of JSON
-        tracemalloc.start()
-        loader = ShardLoader("memory://hundred-million", batch_size=64, shuffle=True, rank=3, num_ranks=16)
-        start = replace(loader._start, consumed=50_000_000 // 1024 * 1024)
-        steps = list(islice(Pass(start, loader._rest(start), 3).steps(), 100))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert len({int(sample) for step in steps for sample in step.samples}) == 6400
-    assert peak < 16 << 20
 
 
 def test_epochs_from_object_storage(tmp_path: Path, s3: SeaweedServer) -> None:

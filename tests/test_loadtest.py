@@ -34,10 +34,14 @@ def test_a_local_dataset_is_read_by_all_ranks(
     )
     assert (found["steps"], found["ranks"], found["shards"], found["requests"]) == (5, 3, 6, 0)
     assert 1 < found["shards_in_a_global_batch"] <= 6
+    assert found["shards_in_a_random_batch"] == pytest.approx(6 * (1 - (5 / 6) ** 12))
+    assert found["slowest_step_s"] > 0
     assert found["bytes_read_per_byte"] is None
     text = loadtest(capsys, monkeypatch, tmp_path / "out", "--no-shuffle", "--batch-size", 4, "--steps", 2)
     assert "version 1, 1 ranks x 4, 2 steps" in text
-    assert "1.0 of 6 shards in a global batch" in text
+    assert "1.0 of 6 shards in a global batch; drawn at random 3.1" in text
+    text = loadtest(capsys, monkeypatch, tmp_path / "out", "--workers", 1, "--batch-size", 4, "--steps", 2)
+    assert "samples/s" in text
 
 
 def test_a_remote_dataset_tells_what_was_fetched(
@@ -49,6 +53,7 @@ def test_a_remote_dataset_tells_what_was_fetched(
     found = json.loads(loadtest(capsys, monkeypatch, s3.url("loadtest"), "--batch-size", 30, "--json", *options))
     assert found["requests"] > 0
     assert found["bytes_read_per_byte"] >= 1
+    assert found["retries"] == 0
 
 
 def test_too_small_a_dataset_is_said(

@@ -15,7 +15,9 @@ import pytest
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders import loader as loader_module
+from dray.loaders.batches import Pass
 from dray.loaders.catalog import Catalog
+from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.fetch import Run
 from dray.loaders.ranges import RangeReader
 from dray.loaders.rows import ATTEMPTS
@@ -185,6 +187,33 @@ def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -
     assert list(reader._runs) == runs[-4:]
 
 
+def test_memory_of_a_pass_is_one_run_a_lane_and_what_is_ahead(
+    short: str, options: dict[str, Any], chaos: Chaos
+) -> None:
+    """At every step from its start to its end, with runs of several samples."""
+    start, ahead_bytes = open_loader(short, options).state_dict(), 1 << 20
+    cursor = Cursor.from_dict(start)
+    way = Pass(cursor, Rest(num_samples=NUM_SHORT, consumed=0, batch=BATCH, num_ranks=1, remainder=Remainder.KEEP), 0)
+    reader = RangeReader(Catalog(Snapshot.open(short, storage_options=options)), ahead_bytes=ahead_bytes)
+    steps = list(way.steps())
+    for number, step in enumerate(steps):
+        reader.expect(run for expected in steps[number : number + 32] for run in expected.runs)
+        reader.read(step.samples, step.runs)
+        assert sum(map(reader._size, reader._runs)) <= cursor.lanes * reader._size((0, cursor.block)) + ahead_bytes
+    assert not reader._runs
+
+
+def test_a_pass_that_was_left_takes_no_room_of_the_next(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
+    """What was fetched ahead for it is dropped when other runs are expected, and those are fetched ahead."""
+    reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), ahead_bytes=10 * NUM_BYTES)
+    for start in (0, 100):
+        runs = [(first, 2) for first in range(start, start + 100, 4)]
+        reader.expect(runs)
+        for _ in range(2):
+            reader.read(np.array([200]), [(200, 1)])
+        assert list(reader._runs) == runs[:4]
+
+
 def test_a_run_goes_over_the_end_of_the_epoch(reader: RangeReader) -> None:
     """From the last sample to the first, beside one that follows it: each sample is where it should be."""
     assert read_rows(reader, [(254, 3), (1, 2)]) == ["s0254", "s0255", "s0000", "s0001", "s0002"]
@@ -341,6 +370,7 @@ def test_a_passing_fault_costs_no_sample(reader: RangeReader, chaos: Chaos, faul
     rule = chaos.rule(fault, path=TAR, times=1, code=503, at=at)
     assert read_rows(reader, [(0, 4)]) == ["s0000", "s0001", "s0002", "s0003"]
     assert rule.hits == 1
+    assert reader.stats.retries == 1
 
 
 def test_a_lasting_fault_names_the_shard(reader: RangeReader, chaos: Chaos, packed: str) -> None:

@@ -157,3 +157,17 @@ def test_a_forked_child_gives_nothing_back(sides: tuple[SendBuffers, ReceiveBuff
     os.waitpid(child, 0)
     assert sending.take(100_000).data_ptr() != address
     assert got[0][:2].tolist() == [1, 1]
+
+
+def test_a_pass_may_be_announced_while_another_is_made(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """A worker that is late still takes buffers for the old pass; and one may miss a pass."""
+    sending, receiving = sides
+    unpacked(packed([sending.take(100_000)], sending), receiving)
+    receiving.begin(2)
+    sending.take(100_000)
+    sending.begin(2)
+    receiving.begin(3)
+    receiving.begin(4)
+    sending.begin(4)
+    sending.begin(4)
+    assert len(unpacked(packed([sending.take(100_000)], sending), receiving)) == 1

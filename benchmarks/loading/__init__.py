@@ -1,0 +1,1 @@
+"""The contestants of `benchmarks/load.py`, one a file, and the race between them."""

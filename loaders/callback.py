@@ -1,0 +1,88 @@
+"""What loading costs, in the training's own log: how fast samples come, how long steps wait for them, what was read."""
+
+import warnings
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import lightning
+
+COUNTS = ("requests", "retries", "cache_hits", "skipped")
+
+
+class LoaderStats(lightning.Callback):
+    """Logs the training loader's `stats()` of this rank every `trainer.log_every_n_steps` steps.
+
+    Loggers write on rank 0, so what they show is that rank's share. Rates are of the steps since the last entry; the
+    time that validation took meanwhile does not count.
+
+        data/samples_per_s     data/bytes_per_s       handed to the trainer
+        data/wait_s_per_step   data/wait_share        time that a step waited for its batch; its share of all time
+        data/requests          data/retries           so far, to object storage
+        data/cache_hits        data/skipped           so far, samples
+
+    What a loader does not tell is left out.
+    """
+
+    def __init__(self) -> None:
+        self._loader: Any = None
+        self._tells = False  # whether it has stats
+        self._stats: Mapping[str, float] = {}  # at the last entry
+        self._since = 0.0
+        self._paused = 0.0
+        self._batches = 0
+        self._step = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Find the loader, which may be another one than in the last epoch; warns where it tells nothing."""
+        loader: Any = trainer.train_dataloader
+        if loader is self._loader:
+            return
+        self._loader, self._tells = loader, hasattr(loader, "stats")
+        if self._tells:
+            self._begin(loader.stats(), trainer.global_step)
+        else:
+            warnings.warn(f"LoaderStats: {type(loader).__name__} has no stats(): nothing is logged of it", stacklevel=2)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Log at the end of a step that Lightning logs as well."""
+        if not self._tells:
+            return
+        self._batches += 1
+        step = trainer.global_step
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it, undeclared
+        if not every or step // every == self._step // every:  # batches of an accumulated step make no step
+            return
+        stats = self._loader.stats()
+        logged = {f"data/{name}": value for name, value in self._entry(stats).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=step - 1)  # Lightning numbers its own entries from 0
+        self._begin(stats, step)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Stop the clock."""
+        self._paused = perf_counter()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Let it go on."""
+        self._since += perf_counter() - self._paused
+
+    def _begin(self, stats: Mapping[str, float], step: int) -> None:
+        self._stats, self._step, self._batches, self._since = stats, step, 0, perf_counter()
+
+    def _entry(self, stats: Mapping[str, float]) -> dict[str, float]:
+        """What is logged: rates since the last entry, counts as they are, as far as the loader tells them."""
+        seconds = perf_counter() - self._since
+        gained = {name: value - self._stats.get(name, 0) for name, value in stats.items()}
+        entry: dict[str, float] = {}
+        if "wait_s" in gained:
+            entry |= {"wait_s_per_step": gained["wait_s"] / self._batches, "wait_share": gained["wait_s"] / seconds}
+        entry |= {f"{name}_per_s": gained[name] / seconds for name in ("samples", "bytes") if name in gained}
+        return entry | {name: stats[name] for name in COUNTS if name in stats}
