@@ -20,8 +20,9 @@ def _check_view(num_bytes: int, itemsize: int, offset: Any, size: Any, stride: A
     count = shape_product(size)
     shape_product(stride)
     require(type(offset) is int and offset >= 0 and len(size) == len(stride), "an offset and a stride a dimension")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset - 1
-    require((last + 1) * itemsize <= num_bytes, "a tensor inside its storage")
+    if count:  # torch lets an empty one begin anywhere
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        require((last + 1) * itemsize <= num_bytes, "a tensor inside its storage")
     require(count * itemsize <= MAX_BYTES, "a tensor of at most 4 GiB")
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from dray.shards.errors import CallError, InputError
+from dray.shards.errors import CallError, InputError, RefusedError
 
 PICKLES = ("pyd", "pkl", "pickle")
 """The extensions of pickled parts."""
@@ -147,10 +147,10 @@ class Encoder:
             if npy is not None:
                 return f"{_stem(suffix)}npy", npy
         try:
-            value = loads(data, allow=self.allow, allow_pickle=self.allow_pickle)
+            value = self._opened(loads, data)
             extension = formats.format_of(value) if target == AUTO else target
             encoded = formats.FORMATS[extension](value, _GROWTH * len(data) + _SMALL_BYTES)
-        except Exception as exc:  # with allow_pickle anything may come
+        except (RefusedError, formats.UnfitError) as exc:
             if missing := _missing_module(exc):
                 raise InputError(
                     f"{suffix!r} of key {key!r} needs the module {missing!r}, which is missing where it was opened "
@@ -163,6 +163,14 @@ class Encoder:
                 f"encode={{{suffix!r}: 'auto'}} keeps what fits no format as a pickle, or on_error='skip' leaves it out"
             ) from exc
         return _stem(suffix) + extension, encoded
+
+    def _opened(self, loads: Callable[..., Any], data: bytes) -> Any:
+        try:
+            return loads(data, allow=self.allow, allow_pickle=self.allow_pickle)
+        except RefusedError:
+            raise
+        except Exception as exc:  # with allow_pickle code of others runs
+            raise RefusedError(f"its pickle fails: {type(exc).__name__}: {exc!s:.200}") from exc
 
 
 @cache
@@ -177,8 +185,7 @@ def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
 
 def _missing_module(exc: BaseException) -> str | None:
     """The name of the module that an allowed name needs and this process lacks; None where that is not the reason."""
-    found = exc if isinstance(exc, ModuleNotFoundError) else exc.__cause__
-    return found.name if isinstance(found, ModuleNotFoundError) else None
+    return exc.__cause__.name if isinstance(exc.__cause__, ModuleNotFoundError) else None
 
 
 def _stem(suffix: str) -> str:

@@ -113,6 +113,7 @@ _SAFETENSORS = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16}  # what numpy reads the bits of a dtype that it lacks as
 _SAFETENSORS_OF_NUMPY = {_NPY_OF_TORCH[dtype]: name for dtype, name in _SAFETENSORS.items() if dtype in _NPY_OF_TORCH}
 
 
@@ -172,17 +173,13 @@ def _piece(value: Any) -> tuple[str, list[int], bytes]:
         name, shape = _SAFETENSORS.get(value.dtype), list(value.shape)
         if name is None:
             raise UnfitError(f"the format has no {value.dtype}")
-        return name, shape, _elements(value).reshape(-1).view(torch.uint8).numpy().tobytes()
+        plain = value if value.dtype in _NPY_OF_TORCH else value.detach().view(_SAME_SIZE[value.itemsize])
+        return name, shape, plain.numpy(force=True).tobytes()
     array = _little_endian(value)
     name = _SAFETENSORS_OF_NUMPY.get(array.dtype)
     if name is None:
         raise UnfitError(f"the format has no {array.dtype}")
     return name, list(array.shape), array.tobytes()
-
-
-def _elements(tensor: torch.Tensor) -> torch.Tensor:
-    """The values as they are meant, one after another."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def _check_dense(tensor: torch.Tensor) -> None:

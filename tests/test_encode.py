@@ -108,6 +108,7 @@ FITS = {
         FLOAT32[:, 1],
         torch.tensor(1.5),
         torch.zeros(0, 3),
+        torch.zeros(4, 0)[1::2],  # begins behind its storage
         torch.zeros(2, dtype=torch.complex128),
         torch.nn.Parameter(FLOAT32),
         np.arange(3, dtype=">i4"),
@@ -118,6 +119,7 @@ FITS = {
     ],
     "safetensors": [
         FLOAT32.bfloat16(),
+        FLOAT32.bfloat16()[:1, 1],  # of one element, with another stride
         FLOAT32.to(torch.float8_e4m3fn),
         {"b": FLOAT32, "a": torch.tensor(True), "": FLOAT32.bfloat16()},
         {"x": np.arange(3.0), "y": np.zeros((0, 2), np.uint8)},
@@ -260,6 +262,21 @@ def test_what_is_allowed_is_encoded() -> None:
     assert encoded(MakesAnArray(), allow=["numpy.arange"])[0] == "value.npy"
     with pytest.warns(UserWarning, match="allow_pickle=True"):
         assert encoded(MakesAnArray(), allow_pickle=True)[0] == "value.npy"
+
+
+class Fails:
+    """Its pickle raises what it likes."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+@pytest.mark.filterwarnings("ignore:allow_pickle=True")
+def test_a_pickle_that_fails_where_all_is_allowed_is_a_bad_sample_or_stays() -> None:
+    """Whatever it raises."""
+    assert encoded(Fails(), allow_pickle=True)[0] == SUFFIX
+    with pytest.raises(InputError, match="its pickle fails: ValueError: invalid literal"):
+        encoded(Fails(), {SUFFIX: "npy"}, allow_pickle=True)
 
 
 def test_a_module_that_is_missing_where_a_part_is_encoded_is_said_even_under_auto() -> None:

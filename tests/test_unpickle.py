@@ -73,6 +73,7 @@ TENSORS = {
     "expanded": torch.arange(3).expand(4, 3),
     "no dimension": torch.tensor(2.5),
     "no element": torch.zeros(0, 3),
+    "no element, behind its storage": torch.zeros(4, 0)[1::2],
     "conjugate": torch.tensor([1 + 2j, 3j]).conj(),
     "gradient": torch.ones(2, requires_grad=True),
     "parameter": torch.nn.Parameter(torch.ones(2, 2)),

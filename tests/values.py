@@ -125,5 +125,7 @@ def same(found: Any, value: Any) -> bool:
 def bits(value: Any) -> bytes:
     """The elements in order, little-endian."""
     if isinstance(value, torch.Tensor):
-        return value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        meant = value.detach().resolve_conj().resolve_neg()
+        packed = torch.empty(meant.shape, dtype=meant.dtype).copy_(meant)
+        return packed.reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.asarray(value, value.dtype.newbyteorder("<")).tobytes()
