@@ -20,11 +20,12 @@ import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dray.loaders import fast_tensor
+from dray.loaders import fast_tensor, fast_values
 from dray.loaders.safe_arrays import ARRAY_BUILDERS, ARRAY_FUNCTIONS
 from dray.loaders.safe_globals import MAX_BYTES, PLAIN_BUILDERS, PLAIN_FUNCTIONS, PLAIN_TYPES, Global, require
 from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
@@ -51,6 +52,8 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
         found = fast_tensor.read(data)
         if found is not None:
             return found
+        with suppress(Exception):  # whatever it is, the machine tells
+            return fast_values.read(data)
         return _Machine(io.BytesIO(data), allow=allowed, credit=64 * len(data) + (1 << 20)).load_whole()
     except RefusedError:
         raise
