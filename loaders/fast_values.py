@@ -2,40 +2,43 @@
 
 Only a pickle that `dray.loaders.tame` knows opcode by opcode comes so far. What it names gets a stand-in: an object of
 ours whose call checks its arguments as the machine's does. An array is made by BUILD, which would call numpy's own
-method with whatever a pickle holds; so it is a stand-in until BUILD has come, and is put into its place at the end. That
-last pass also sees every value: one of a type that is not expected leaves the pickle to `dray.loaders.unpickle`.
+method with whatever a pickle holds; so it is a stand-in until BUILD has come, and is put into its place at the end.
+That last pass also sees every value: one of a type that is not expected leaves the pickle to `dray.loaders.unpickle`.
 """
 
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
-from dray.loaders.safe_arrays import ARRAY_FUNCTIONS, check_extent
+from dray.loaders.safe_arrays import ARRAY_FUNCTIONS
 from dray.loaders.safe_globals import PLAIN_TYPES, require
 from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
 from dray.loaders.tame import is_tame
 
 
-class LeftError(Exception):
+class _LeftError(Exception):
     """The value is not of a kind that is read here."""
 
 
-def read(data: bytes | memoryview) -> Any:
-    """The value of a pickle, equal to what the unpickler gives.
+LEFT = object()
+"""What `read` gives for a pickle that it leaves to the unpickler."""
 
-    Raises:
-        LeftError: It is not one for this file; nothing but its opcodes was looked at.
-        Exception: It is not sound; the unpickler tells why.
-    """
+
+def read(data: bytes | memoryview) -> Any:
+    """The value of a pickle, equal to what the unpickler gives; LEFT where the pickle is not tame, or not sound."""
     if not is_tame(data):
-        raise LeftError
-    unpickler = _Unpickler(_Whole(data))
-    value = unpickler.load()
-    return _settled(value, {}) if unpickler.named else value
+        return LEFT
+    try:
+        unpickler = _Unpickler(_Whole(data))
+        value = unpickler.load()
+        return _settled(value, {}) if unpickler.named else value
+    except Exception:  # noqa: BLE001  the unpickler tells why
+        return LEFT
 
 
 class _Whole:
@@ -76,34 +79,43 @@ class _Inert:
     """No attribute can be set, BUILD does nothing, and it is no key."""
 
     __slots__ = ()
-    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __eq__(self, _: object) -> bool:
-        raise LeftError
+        raise _LeftError
 
     def __setstate__(self, _: Any) -> None:
-        raise LeftError
+        raise _LeftError
 
 
 def _stand_in(call: Callable[..., Any]) -> Any:
-    """An object that can be called, and nothing else."""
-    return type("_StandIn", (_Inert,), {"__slots__": (), "__call__": lambda _, *arguments: call(*arguments)})()
+    """An object that can be called, and nothing else; `call` gets it as the first argument."""
+    return type("_StandIn", (_Inert,), {"__slots__": (), "__call__": call})()
+
+
+def _of_machine(found: Any) -> Any:
+    """A stand-in that does what the machine's does."""
+    return _stand_in(lambda _, *arguments: found.call(*arguments))
 
 
 class _Dtype(_Inert):
     """A dtype on its way: known when BUILD has told its byte order."""
 
     __slots__ = ("code", "dtype")
-
-    def __init__(self, code: Any, *flags: Any) -> None:
-        if type(code) is not str or flags != (False, True) or not all(type(flag) is bool for flag in flags):
-            raise LeftError
-        self.code, self.dtype = code, _DTYPES.get((code, "|"))
+    code: str
+    dtype: "np.dtype[Any] | None"
 
     def __setstate__(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) != 8 or state[2:] != _PLAIN_STATE or type(state[1]) is not str:
-            raise LeftError
+        if type(state) is not tuple or len(state) != 8 or type(state[1]) is not str or state[2:] != _PLAIN_STATE:
+            raise _LeftError
         self.dtype = _DTYPES[self.code, state[1]]
+
+
+def _new_dtype(_: Any, code: Any, swapped: Any, copied: Any) -> _Dtype:
+    if type(code) is not str or swapped is not False or copied is not True:
+        raise _LeftError
+    made = _Dtype()
+    made.code, made.dtype = code, None
+    return made
 
 
 _PLAIN_STATE = (None, None, None, -1, -1, 0)
@@ -111,73 +123,79 @@ _CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"
 _DTYPES = {(code, order): np.dtype(order + code) for code in _CODES for order in ("|" if code[1:] == "1" else "<>")}
 
 
-def _known(dtype: Any) -> "np.dtype[Any]":
-    if type(dtype) is not _Dtype or dtype.dtype is None:
-        raise LeftError
-    return dtype.dtype  # type: ignore[no-any-return]
-
-
 class _Array(_Inert):
-    """An array on its way."""
+    """An array on its way: there when BUILD has told all of it."""
 
     __slots__ = ("array",)
-
-    def __init__(self, kind: Any, shape: Any, code: Any) -> None:
-        if kind is not _NDARRAY or shape != (0,) or code != b"b":
-            raise LeftError
-        self.array: np.ndarray[Any, Any] | None = None
+    array: "np.ndarray[Any, Any] | None"
 
     def __setstate__(self, state: Any) -> None:
         version, shape, given, fortran, content = state
         dtype = _known(given)
         require(type(version) is int and version == 1 and type(fortran) is bool, "the state of an array in version 1")
         require(type(content) is bytes and self.array is None, "the bytes of an array")
-        check_extent(dtype, shape, len(content))
         _check_shape(shape)
+        require(prod(shape) * dtype.itemsize == len(content), "as many bytes as dtype and shape tell")
         array = np.ndarray((0,), "b")
-        array.__setstate__((1, shape, dtype, fortran, content))  # type: ignore[attr-defined]
+        array.__setstate__((1, shape, dtype, fortran, content))
         self.array = array
 
 
+def _new_array(_: Any, kind: Any, shape: Any, code: Any) -> _Array:
+    if kind is not _NDARRAY or shape != (0,) or code != b"b":
+        raise _LeftError
+    made = _Array()
+    made.array = None
+    return made
+
+
+def _known(dtype: Any) -> "np.dtype[Any]":
+    if type(dtype) is not _Dtype or dtype.dtype is None:
+        raise _LeftError
+    return dtype.dtype
+
+
 def _check_shape(shape: Any) -> None:
-    """Leave shapes that could be anything, as there is no element: the memo may make keys of them."""
-    if len(shape) > 1 and 0 in shape:
-        raise LeftError
+    """Leave what is no shape, and those of nothing that could be any: the memo may make keys of them."""
+    if type(shape) is not tuple or not _INTS.issuperset(map(type, shape)) or min(shape, default=1) < (len(shape) != 1):
+        raise _LeftError
 
 
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    array = ARRAY_FUNCTIONS["numpy._core.numeric._frombuffer"].call(content, _known(dtype), shape, order)
+_INTS = frozenset((int,))
+
+
+def _from_buffer(_: Any, content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     _check_shape(shape)
-    return array
+    return ARRAY_FUNCTIONS["numpy._core.numeric._frombuffer"].call(content, _known(dtype), shape, order)
 
 
-def _scalar(dtype: Any, content: Any) -> Any:
+def _scalar(_: Any, dtype: Any, content: Any) -> Any:
     known = _known(dtype)
     if known.kind == "c":  # the hash of a complex number can be chosen
-        raise LeftError
+        raise _LeftError
     return ARRAY_FUNCTIONS["numpy._core.multiarray.scalar"].call(known, content)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any) -> torch.Tensor:
-    tensor: torch.Tensor = TENSOR_FUNCTIONS["torch._utils._rebuild_tensor_v2"].call(
-        storage, offset, size, stride, requires_grad, hooks
-    )
+def _tensor(_: Any, storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any) -> torch.Tensor:
     _check_shape(size)
+    tensor: torch.Tensor = TENSOR_FUNCTIONS["torch._utils._rebuild_tensor_v2"].call(
+        storage, offset, size, stride, gradient, hooks
+    )
     return tensor
 
 
 _NDARRAY = _Inert()
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _stand_in(_Dtype),
-    ("collections", "OrderedDict"): _stand_in(PLAIN_TYPES["collections.OrderedDict"].call),
-    ("torch.storage", "_load_from_bytes"): _stand_in(TENSOR_FUNCTIONS["torch.storage._load_from_bytes"].call),
+    ("numpy", "dtype"): _stand_in(_new_dtype),
+    ("collections", "OrderedDict"): _of_machine(PLAIN_TYPES["collections.OrderedDict"]),
+    ("torch.storage", "_load_from_bytes"): _of_machine(TENSOR_FUNCTIONS["torch.storage._load_from_bytes"]),
     ("torch._utils", "_rebuild_tensor_v2"): _stand_in(_tensor),
     **{
         (f"{root}.{module}", name): _stand_in(call)
         for root in ("numpy.core", "numpy._core")
         for module, name, call in (
-            ("multiarray", "_reconstruct", _Array),
+            ("multiarray", "_reconstruct", _new_array),
             ("multiarray", "scalar", _scalar),
             ("numeric", "_frombuffer", _from_buffer),
         )
@@ -193,7 +211,7 @@ _Seen = dict[int, tuple[Any, Any]]  # id -> the container (held, so that no othe
 
 
 def _settled(value: Any, seen: _Seen, depth: int = 0) -> Any:
-    """The value with arrays in the places of their stand-ins; LeftError where anything else would be left in it."""
+    """The value with arrays in the places of their stand-ins; _LeftError where anything else would be left in it."""
     kind = type(value)
     if kind in _WHOLE:
         return value
@@ -201,13 +219,13 @@ def _settled(value: Any, seen: _Seen, depth: int = 0) -> Any:
         return value.array
     settle = _CONTAINERS.get(kind)
     if settle is None or depth > _MAX_DEPTH:
-        raise LeftError
+        raise _LeftError
     if id(value) not in seen:
-        seen[id(value)] = value, LeftError
+        seen[id(value)] = value, _LeftError
         seen[id(value)] = value, settle(value, seen, depth + 1)
     found = seen[id(value)][1]
-    if found is LeftError:  # it holds itself, through a tuple
-        raise LeftError
+    if found is _LeftError:  # it holds itself, through a tuple
+        raise _LeftError
     return found
 
 
@@ -228,14 +246,17 @@ def _settled_dict(value: dict[Any, Any], seen: _Seen, depth: int) -> dict[Any, A
     seen[id(value)] = value, value
     _settled_set(value, seen, depth)
     for key, item in value.items():
-        if type(item) not in _WHOLE:
+        kind = type(item)
+        if kind is _Array and item.array is not None:
+            value[key] = item.array
+        elif kind not in _WHOLE:
             value[key] = _settled(item, seen, depth)
     return value
 
 
 def _settled_set(value: Any, _: _Seen, __: int) -> Any:
     if not _KEYS.issuperset(map(type, value)):
-        raise LeftError
+        raise _LeftError
     return value
 
 

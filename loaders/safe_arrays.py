@@ -56,7 +56,7 @@ def _build_dtype(dtype: "np.dtype[Any]", state: Any) -> None:
     dtype.__setstate__(written)  # type: ignore[attr-defined]
 
 
-def check_extent(dtype: Any, shape: Any, num_bytes: int) -> None:
+def _check_extent(dtype: Any, shape: Any, num_bytes: int) -> None:
     """Refuse an array whose dtype and shape do not add up to `num_bytes`."""
     require(isinstance(dtype, np.dtype) and not dtype.hasobject, "a dtype without objects")
     count = shape_product(shape)
@@ -82,7 +82,7 @@ def _build_array(target: "np.ndarray[Any, Any]", state: Any) -> None:
         require(shape_product(shape) == len(content), "as many items as the shape has")
     else:
         require(type(content) is bytes, "the bytes of an array")
-        check_extent(dtype, shape, len(content))
+        _check_extent(dtype, shape, len(content))
     target.__setstate__(state)
 
 
@@ -91,7 +91,7 @@ def _from_buffer(
 ) -> "np.ndarray[Any, Any]":
     """An array over bytes, as protocol 5 writes it; `axes` belongs to order "K"."""
     require(type(content) in (bytes, bytearray) and order in ("C", "F", "K"), "bytes in order C, F or K")
-    check_extent(dtype, shape, len(content))
+    _check_extent(dtype, shape, len(content))
     array = np.frombuffer(content, dtype=dtype)
     if order != "K":
         return array.reshape(shape, order="F" if order == "F" else "C")
@@ -101,7 +101,7 @@ def _from_buffer(
 
 def _scalar(dtype: "np.dtype[Any]", content: bytes) -> Any:
     require(type(content) is bytes, "the bytes of a scalar")
-    check_extent(dtype, (1,), len(content))
+    _check_extent(dtype, (1,), len(content))
     return _SCALAR(dtype, content)
 
 

@@ -10,10 +10,11 @@ first, runs of them by one regular expression, and a pickle is tame where
   the memo counts as such only where the pickle makes no tuples, but for those in the phrases, which are small,
 - the memo has at most 65,536 places, and each length lies inside the input.
 
-Whatever deviates by an opcode is not tame, and `dray.loaders.unpickle` reads it by its own machine. Nothing is built here.
+Whatever deviates by an opcode is not tame, and `dray.loaders.unpickle` reads it by its own machine. Nothing is built.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,13 +28,17 @@ def _of_any_length(longest: int, width: int) -> bytes:
 
 _MEMO = rb"(?:\x94|q.|r..\x00\x00)?+"
 _GET = rb"(?:h.|j..\x00\x00)"
-_NUMBER = rb"(?:[N\x88\x89]|K.|G.{8}|M..|J.{4}|\x8a%b)" % _of_any_length(8, 1)
-_TEXT = rb"(?:\x8c%b|X%b)%b" % (_of_any_length(255, 1), _of_any_length(127, 4), _MEMO)
+_MAX_TEXT = 40  # bytes of a text in a run; a longer one is passed over by itself
+_FRAME = rb"(?:\x95.{8})?+"
+_LONG = rb"\x8a%b" % _of_any_length(8, 1)
+_NUMBER = rb"(?:[N\x88\x89)]|K.|G.{8}|M..|J.{4}|%b)" % _LONG
+_NUMBERS = rb"(?:(?:G.{8})++|(?:K.)++|(?:M..)++|[N\x88\x89)]++|(?:J.{4})++|%b)" % _LONG
+_SHORT_TEXT = rb"\x8c" + _of_any_length(_MAX_TEXT, 1)  # protocols 4 and 5
+_LONG_TEXT = rb"X" + _of_any_length(_MAX_TEXT, 4)  # protocols 2 and 3
 
 # ---- phrases: what numpy and torch write ----
 
-_PACKAGES = (b"numpy", b"torch", b"colle")
-_NEXT = _MEMO + rb"(?:\x95.{8})?+"  # a frame may begin
+_NEXT = _MEMO + _FRAME
 
 
 def _name(module: str, attribute: str) -> bytes:
@@ -63,19 +68,19 @@ _FIELDS[b"described"] = (
     rb"(?:%(dtype)b(?:\x8c.|X...\x00)[a-z]\d{1,2}%(m)b\x89\x88\x87%(m)bR%(m)b"
     rb"\(K\x03(?:(?:\x8c\x01|X\x01\x00\x00\x00)[<>|]%(m)b|%(g)b)NNNJ\xff{4}J\xff{4}K\x00t%(m)bb|%(g)b)" % _FIELDS
 )
-_BEGIN = re.compile(
-    rb"(?P<filled>%(filled)b%(ndarray)b(?:K\x00\x85%(m)b|%(g)b)(?:C\x01b%(m)b|%(g)b)\x87%(m)bR%(m)b"
+_BEGIN = (
+    rb"(?:(?P<filled>%(filled)b%(ndarray)b(?:K\x00\x85%(m)b|%(g)b)(?:C\x01b%(m)b|%(g)b)\x87%(m)bR%(m)b"
     rb"\(K\x01%(shape)b%(described)b[\x88\x89])"
     rb"|(?P<tensor>%(tensor)b\(%(storage)b)"
     rb"|(?P<buffer>%(buffer)b\()"
     rb"|(?P<scalar>%(scalar)b%(described)b%(few)b%(m)b\x86%(m)bR%(m)b)"
-    rb"|(?P<ordered>%(hooks)b\)R%(m)b)" % _FIELDS,
-    re.DOTALL,
+    rb"|(?P<ordered>%(hooks)b\)R%(m)b))" % _FIELDS
 )
-_ENDS = {  # what stands behind the elements
-    name: re.compile(rb"(?:\x95.{8})?+%(m)b" % _FIELDS + end % _FIELDS, re.DOTALL)
+_PHRASE = re.compile(_BEGIN, re.DOTALL)
+_ENDS: dict[str | None, re.Pattern[bytes]] = {  # what stands behind the elements
+    name: re.compile(_FRAME + _NEXT + end % _FIELDS, re.DOTALL)
     for name, end in {
-        "filled": rb"t%(m)bb(?:\x95.{8})?+",
+        "filled": rb"t%(m)bb" + _FRAME,
         "tensor": rb"\x85%(m)bR%(m)bK\x00%(shape)b%(shape)b[\x88\x89]%(hooks)b\)R%(m)bt%(m)bR%(m)b",
         "buffer": rb"%(described)b%(shape)b(?:\x8c\x01[CF]%(m)b|%(g)b)t%(m)bR%(m)b",
     }.items()
@@ -83,47 +88,77 @@ _ENDS = {  # what stands behind the elements
 
 # ---- runs: possessive, as each opcode tells its length ----
 
-# Texts and references that begin a phrase are left to it (where they are not, the pickle is not seen to be tame).
-_VALUE_TEXT = rb"(?!\x8c.(?:numpy|torch|collections)[.\x94q])" + _TEXT
-_VALUE_GET = (
-    rb"%(g)b(?:%(g)b%(few)b%(m)b\x86%(m)bR%(m)b|(?!\x8c.[_rs]|\(|\)R|h.(?:K\x00\x85|h.).{0,2}h.\x87))" % _FIELDS
-)
-_ATOM = b"(?:%b|%b|%b)" % (_NUMBER, _VALUE_TEXT, _VALUE_GET)
-
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """Expressions for the items of a list, a dict and a set; each matches nothing at least."""
+    """Expressions for what lies in a list, dict or set, up to a phrase that begins, and for a whole plain pickle."""
 
     items: "re.Pattern[bytes]"
     pairs: "re.Pattern[bytes]"
     keys: "re.Pattern[bytes]"
+    plain: "re.Pattern[bytes]"
 
 
 @cache
-def _runs(*, got_keys: bool) -> _Runs:
-    """Runs with flat containers inside, compiled when first needed; tuples take items of a list, never of a dict."""
-    key = b"(?:%b|%b|%b)" % (_TEXT, _NUMBER, _GET) if got_keys else b"(?:%b|%b)" % (_TEXT, _NUMBER)
-    item = _ATOM if got_keys else rb"%b|[\x85-\x87]%b" % (_ATOM, _MEMO)
-    fields = {b"m": _MEMO, b"atom": _ATOM, b"key": key, b"item": item}
-    flat = rb"\]%(m)b(?:\((?:%(item)b)*+e|%(atom)ba|(?!\())" % fields
-    flat += rb"|\}%(m)b(?:\((?:%(key)b%(atom)b)*+u|%(key)b%(atom)bs|(?!\())" % fields
-    items, pairs = b"(?:%b|%b)*+" % (item, flat), b"(?:%b(?:%b|%b))*+" % (key, _ATOM, flat)
-    return _Runs(*(re.compile(run, re.DOTALL) for run in (items, pairs, b"%b*+" % key)))
+def _runs(*, protocol: int, got_keys: bool) -> _Runs:
+    """The expressions, compiled when first needed.
+
+    Args:
+        protocol: What text looks like: 4 or 2.
+        got_keys: Whether keys may come from the memo; then there are no tuples.
+    """
+    text = (_SHORT_TEXT if protocol == 4 else _LONG_TEXT) + _MEMO
+    key = b"(?:%b|%b%b)" % (text, _NUMBER, b"|" + _GET if got_keys else b"")
+    tuples = b"" if got_keys else rb"|[\x85-\x87]" + _MEMO
+
+    atom = b"(?:%b|%b|%b)" % (text, _NUMBER, _GET)
+    item = b"%b|(?:%b)++|%b%b" % (_NUMBERS, text, _GET, tuples)
+    flat = _containers(item, atom, atom, key, tuples)
+    nested = _containers(b"%b|%b" % (item, flat), b"(?:%b|%b)" % (atom, flat), atom, key, tuples)
+
+    # Texts and references that begin a phrase are left to it (where they are not, the pickle is not seen to be tame).
+    first = b"%b|%b%b|%b" % (_NUMBER, rb"(?!\x8c.(?:numpy|torch|collections)[.\x94])", text, _LONE_GET)
+    items = b"(?:%b%b|%b)*+%b?" % (first, tuples, nested, _BEGIN)
+    pairs = b"(?:%b(?:%b|%b))*+(?:%b%b)?" % (key, first, nested, key, _BEGIN)
+    plain = rb"\x80.%b(?:%b|%b)++\." % (_FRAME, item, nested)
+    return _Runs(*(re.compile(run, re.DOTALL) for run in (items, pairs, b"%b*+" % key, plain)))
+
+
+_LONE_GET = (  # or a scalar of numpy, after the first of its type
+    rb"%(g)b(?:%(g)b%(few)b%(m)b\x86%(m)bR%(m)b|(?!\x8c.[_rs]|\(|\)R|h.(?:K\x00\x85|h.).{0,2}h.\x87))" % _FIELDS
+)
+
+
+def _containers(item: bytes, value: bytes, single: bytes, key: bytes, tuples: bytes) -> bytes:
+    """A list, dict, set or, with `tuples`, a long tuple: of many items or values, or of one that is `single`."""
+    fields = {b"m": _MEMO, b"item": item, b"value": value, b"single": single, b"key": key}
+    long_tuple = rb"|\((?:%(item)b)*+t%(m)b" if tuples else b""
+    return (
+        rb"\]%(m)b(?:\((?:%(item)b)*+e|%(single)ba|(?!\())"
+        rb"|\}%(m)b(?:\((?:%(key)b%(value)b)*+u|%(key)b%(single)bs|(?!\())"
+        rb"|\x8f%(m)b(?:\((?:%(key)b)*+\x90|(?!\())" + long_tuple
+    ) % fields
 
 
 # ---- single opcodes ----
 
-_KEY_KIND, _GOT, _LIST, _DICT, _SET, _OTHER = range(6)
+_SIMPLE, _GOT, _LIST, _DICT, _SET, _OTHER = range(6)  # kinds of items on the stack
+_UNFILLED = frozenset((_LIST, _DICT, _SET))
 _PUSHED = {  # opcode: its length, and what it puts on the stack
-    **dict.fromkeys(b"N\x88\x89)", (1, _KEY_KIND)),
-    **{ord("K"): (2, _KEY_KIND), ord("M"): (3, _KEY_KIND), ord("J"): (5, _KEY_KIND), ord("G"): (9, _KEY_KIND)},
-    **{ord("h"): (2, _GOT), ord("]"): (1, _LIST), ord("}"): (1, _DICT), 0x8F: (1, _SET)},
+    **dict.fromkeys(b"N\x88\x89)", (1, _SIMPLE)),
+    ord("K"): (2, _SIMPLE),
+    ord("M"): (3, _SIMPLE),
+    ord("J"): (5, _SIMPLE),
+    ord("G"): (9, _SIMPLE),
+    ord("h"): (2, _GOT),
+    ord("]"): (1, _LIST),
+    ord("}"): (1, _DICT),
+    0x8F: (1, _SET),
 }
-_SHORT_TEXT, _BYTEARRAY, _LONG = 0x8C, 0x96, 0x8A
-_SIZED = {_SHORT_TEXT: 1, ord("X"): 4, 0x8D: 8, ord("C"): 1, ord("B"): 4, 0x8E: 8, _BYTEARRAY: 8, _LONG: 1}
+_BYTEARRAY, _LONG_INT = 0x96, 0x8A
+_SIZED = {0x8C: 1, ord("X"): 4, 0x8D: 8, ord("C"): 1, ord("B"): 4, 0x8E: 8, _BYTEARRAY: 8, _LONG_INT: 1}
 _SKIPPED = re.compile(rb"(?:\x94|q.|r..\x00\x00|\x95.{8})++", re.DOTALL)
-_BEGINS_A_PHRASE = frozenset(b"\x8chjc")
+_BEGIN_OPCODES = frozenset(b"\x8chjc")
 _HOLDERS = frozenset(b"CB\x8e\x96")
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _CLOSED = {ord("e"): _LIST, ord("u"): _DICT, 0x90: _SET}
@@ -131,6 +166,11 @@ _CLOSED = {ord("e"): _LIST, ord("u"): _DICT, 0x90: _SET}
 
 class _WildError(Exception):
     """The pickle is not tame, or is not seen to be."""
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise _WildError
 
 
 @dataclass(slots=True)
@@ -146,13 +186,13 @@ class _Frame:
 class _Scan:
     """One reading of the opcodes. Of what would lie on the stack it keeps the kind alone, and of runs nothing."""
 
-    def __init__(self, data: bytes | memoryview, *, got_keys: bool) -> None:
+    def __init__(self, data: bytes | memoryview, runs: _Runs, *, got_keys: bool) -> None:
         self.data, self.pos = data, 2
         self.kinds: list[int] = []
         self.frame = _Frame()
         self.outer: list[_Frame] = []
+        self._keys = frozenset((_SIMPLE, _GOT) if got_keys else (_SIMPLE,))
         self._got_keys = got_keys
-        runs = _runs(got_keys=got_keys)
         self._runs = {_LIST: runs.items, _DICT: runs.pairs, _SET: runs.keys}
         self._again = 2 * len(data)  # bytes that may be read a second time
 
@@ -165,94 +205,67 @@ class _Scan:
         """
         data, kinds = self.data, self.kinds
         while True:
-            if self.frame.run is not None:
-                self._pass_run(self.frame)
+            frame = self.frame
+            if frame.run is not None and (len(kinds) == frame.base or self._forget_whole(frame)):
+                found = frame.run.match(data, self.pos)
+                if found and found.end() > self.pos:
+                    self._pass(found)
+                    if found.lastgroup == "ordered":
+                        kinds += (_SIMPLE, _DICT) if frame.kind == _DICT else (_DICT,)
+                    continue
             opcode = data[self.pos]
-            if opcode in _BEGINS_A_PHRASE and self._pass_phrase(opcode):
-                continue
-            if pushed := _PUSHED.get(opcode):
-                self.pos += pushed[0]
-                kinds.append(pushed[1])
+            if opcode in _BEGIN_OPCODES and (found := _PHRASE.match(data, self.pos)):
+                self._pass(found)
+                kinds.append(_DICT if found.lastgroup == "ordered" else _OTHER)
+            elif opcode in _PUSHED:
+                num_bytes, kind = _PUSHED[opcode]
+                self.pos += num_bytes
+                kinds.append(kind)
             elif opcode in _SIZED:
-                self._push_sized(opcode)
-            elif found := _SKIPPED.match(data, self.pos):
-                self.pos = found.end()
+                self.pos = self._behind(self.pos)
+                kinds.append(_OTHER if opcode == _BYTEARRAY else _SIMPLE)
+            elif opcode in _TAKE:
+                self.pos += 1
+                _TAKE[opcode](self, opcode)
             elif opcode == ord("."):
                 break
+            elif (found := _SKIPPED.match(data, self.pos)) is None:
+                raise _WildError
             else:
-                self.pos += 1
-                self._take(opcode)
+                self.pos = found.end()
         _require(self.pos + 1 == len(data) and len(kinds) == 1 and not self.outer)
 
-    def _pass_run(self, frame: _Frame) -> None:
-        """Go on behind the next run, where the items so far are whole; they are forgotten."""
-        waiting = len(self.kinds) - frame.base
-        if frame.kind == _DICT:
-            if waiting != 2 * (waiting > 0 and self._is_key(self.kinds[frame.base])):
-                return
-        elif waiting > 1:
-            return
-        if waiting and self.kinds[-1] in (_LIST, _DICT, _SET):
-            return
-        if frame.kind == _SET:
-            self._check_keys(self.kinds[frame.base :])
-        del self.kinds[frame.base :]
-        found = frame.run.match(self.data, self.pos) if frame.run else None
-        self.pos = found.end() if found else self.pos
-
-    def _pass_phrase(self, opcode: int) -> bool:
-        """Go on behind an array, a scalar or a tensor, if one begins here."""
-        if opcode == _SHORT_TEXT and bytes(self.data[self.pos + 2 : self.pos + 7]) not in _PACKAGES:
+    def _forget_whole(self, frame: _Frame) -> bool:
+        """Whether the items of a frame are complete, so that a run may follow; they are forgotten then."""
+        kinds, base = self.kinds, frame.base
+        if len(kinds) - base != (2 if frame.kind == _DICT else 1) or kinds[-1] in _UNFILLED:
             return False
-        found = _BEGIN.match(self.data, self.pos)
-        if found is None:
+        if frame.kind != _LIST and kinds[base] not in self._keys:
             return False
-        self.pos = found.end()
-        end = _ENDS.get(found.lastgroup or "")
-        if end is not None:
-            _require(self.data[self.pos] in _HOLDERS)
-            self._push_sized(self.data[self.pos])
-            self.kinds.pop()
-            found_end = end.match(self.data, self.pos)
-            _require(found_end is not None)
-            self.pos = found_end.end()  # type: ignore[union-attr]
-        self.kinds.append(_DICT if found.lastgroup == "ordered" else _OTHER)
+        del kinds[base:]
         return True
 
-    def _push_sized(self, opcode: int) -> None:
-        first = self.pos + 1 + _SIZED[opcode]
-        num_bytes = int.from_bytes(self.data[self.pos + 1 : first], "little")
-        _require(opcode != _LONG or num_bytes <= 8)
-        self.pos = first + num_bytes
-        self.kinds.append(_OTHER if opcode == _BYTEARRAY else _KEY_KIND)
+    def _pass(self, found: "re.Match[bytes]") -> None:
+        """Go on behind a run or the beginning of a phrase, and behind the elements and the end of the phrase."""
+        self.pos = found.end()
+        if end := _ENDS.get(found.lastgroup):
+            _require(self.data[self.pos] in _HOLDERS)
+            behind = end.match(self.data, self._behind(self.pos))
+            if behind is None:
+                raise _WildError
+            self.pos = behind.end()
 
-    def _is_key(self, kind: int) -> bool:
-        return kind == _KEY_KIND or (kind == _GOT and self._got_keys)
-
-    def _check_keys(self, kinds: list[int]) -> None:
-        _require(all(map(self._is_key, kinds)))
+    def _behind(self, start: int) -> int:
+        """Where an opcode ends that tells its own length."""
+        data = self.data
+        opcode, first = data[start], start + 1 + _SIZED[data[start]]
+        num_bytes = int.from_bytes(data[start + 1 : first], "little")
+        _require(first + num_bytes < len(data) and (opcode != _LONG_INT or num_bytes <= 8))
+        return first + num_bytes
 
     # ---- opcodes that take items off the stack ----
 
-    def _take(self, opcode: int) -> None:
-        if opcode == ord("("):
-            self._open()
-        elif length := _TUPLES.get(opcode):
-            self._take_tuple(length)
-        elif opcode == ord("t"):
-            _require(not self._got_keys)
-            self._close()
-            self.kinds.append(_OTHER)
-        elif opcode in _CLOSED:
-            self._take_items(_CLOSED[opcode])
-        elif opcode == ord("a"):
-            self._take_single(_LIST, 1)
-        elif opcode == ord("s"):
-            self._take_single(_DICT, 2)
-        else:
-            raise _WildError
-
-    def _open(self) -> None:
+    def _open(self, _: int) -> None:
         """A MARK: items for the container before it, or for a tuple."""
         kind = self.kinds[-1] if len(self.kinds) > self.frame.base else _OTHER
         self.outer.append(self.frame)
@@ -260,26 +273,29 @@ class _Scan:
 
     def _close(self) -> list[int]:
         """The kinds of what the innermost frame holds; the frame ends."""
+        _require(bool(self.outer))
         taken = self.kinds[self.frame.base :]
         del self.kinds[self.frame.base :]
         self.frame = self.outer.pop()
         return taken
 
-    def _take_items(self, kind: int) -> None:
+    def _take_items(self, opcode: int) -> None:
+        """APPENDS, SETITEMS and ADDITEMS."""
+        kind = _CLOSED[opcode]
         _require(self.frame.kind == kind)
         taken = self._close()
-        if kind == _DICT:
-            _require(len(taken) % 2 == 0)
         if kind != _LIST:
-            self._check_keys(taken[:: 2 if kind == _DICT else 1])
+            step = 2 if kind == _DICT else 1
+            _require(len(taken) % step == 0 and self._keys.issuperset(taken[::step]))
         self._fill()
 
-    def _take_single(self, kind: int, num_items: int) -> None:
+    def _take_single(self, opcode: int) -> None:
         """APPEND and SETITEM."""
-        _require(len(self.kinds) - self.frame.base > num_items and self.kinds[-1 - num_items] == kind)
-        if kind == _DICT:
-            self._check_keys(self.kinds[-2:-1])
-        del self.kinds[-num_items:]
+        kind, num_items = (_LIST, 1) if opcode == ord("a") else (_DICT, 2)
+        first = len(self.kinds) - num_items
+        _require(first > self.frame.base and self.kinds[first - 1] == kind)
+        _require(kind == _LIST or self.kinds[first] in self._keys)
+        del self.kinds[first:]
         self._fill()
 
     def _fill(self) -> None:
@@ -287,38 +303,61 @@ class _Scan:
         if self.data[self.pos] != ord("("):
             self.kinds[-1] = _OTHER
 
-    def _take_tuple(self, length: int) -> None:
+    def _take_marked_tuple(self, _: int) -> None:
         _require(not self._got_keys)
-        first = len(self.kinds) - length
-        if first >= self.frame.base:
+        self._close()
+        self.kinds.append(_OTHER)
+
+    def _take_tuple(self, opcode: int) -> None:
+        _require(not self._got_keys)
+        frame, first = self.frame, len(self.kinds) - _TUPLES[opcode]
+        if first >= frame.base:
             self.kinds[first:] = [_OTHER]
-        elif self.frame.kind == _LIST and self.frame.run:
-            self.kinds[self.frame.base :] = [_OTHER]  # the items that a run passed over: the C unpickler counts them
+        elif frame.kind == _LIST and frame.run:
+            self.kinds[frame.base :] = [_OTHER]  # with items that a run passed over: the C unpickler counts them
         else:
-            self._read_again(self.frame)
+            self._read_again(frame)
 
     def _read_again(self, frame: _Frame) -> None:
         """Begin a dict or set anew, item by item: the tuple takes what a run has passed over."""
-        _require(frame.run is not None)
         self._again -= self.pos - frame.start
-        _require(self._again >= 0)
+        _require(frame.run is not None and self._again >= 0)
         del self.kinds[frame.base :]
         self.pos, frame.run = frame.start, None
 
 
-def _require(condition: bool) -> None:
-    if not condition:
-        raise _WildError
+_TAKE: dict[int, Callable[[_Scan, int], None]] = {
+    ord("("): _Scan._open,
+    ord("t"): _Scan._take_marked_tuple,
+    **dict.fromkeys(_TUPLES, _Scan._take_tuple),
+    **dict.fromkeys(_CLOSED, _Scan._take_items),
+    **dict.fromkeys(b"as", _Scan._take_single),
+}
 
 
 def is_tame(data: bytes | memoryview) -> bool:
     """Whether the C unpickler may read this pickle, given a `find_class` of our own."""
-    if data[:1] != b"\x80" or data[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    protocol = _PROTOCOLS.get(bytes(data[:2]))
+    if protocol is None or not _first_frame_fits(data):
         return False
     for got_keys in (False, True):
+        runs = _runs(protocol=protocol, got_keys=got_keys)
+        if runs.plain.fullmatch(data):
+            return True
         try:
-            _Scan(data, got_keys=got_keys).walk()
+            _Scan(data, runs, got_keys=got_keys).walk()
         except (_WildError, IndexError):
             continue
         return True
     return False
+
+
+def _first_frame_fits(data: bytes | memoryview) -> bool:
+    """Whether a frame at the beginning, if there is one, reaches to the end, to another frame or to large elements."""
+    if data[2:3] != b"\x95":
+        return True
+    end = 11 + int.from_bytes(data[3:11], "little")
+    return end == len(data) or data[end : end + 1] in (b"\x95", b"B", b"X", b"\x8d", b"\x8e", b"\x96")
+
+
+_PROTOCOLS = {b"\x80\x02": 2, b"\x80\x03": 2, b"\x80\x04": 4, b"\x80\x05": 4}

@@ -20,7 +20,6 @@ import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -52,8 +51,9 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
         found = fast_tensor.read(data)
         if found is not None:
             return found
-        with suppress(Exception):  # whatever it is, the machine tells
-            return fast_values.read(data)
+        found = fast_values.read(data)
+        if found is not fast_values.LEFT:
+            return found
         return _Machine(io.BytesIO(data), allow=allowed, credit=64 * len(data) + (1 << 20)).load_whole()
     except RefusedError:
         raise
