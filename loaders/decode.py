@@ -1,7 +1,8 @@
 """From a part's bytes to its value, by the last extension of its suffix: what WebDataset's `.decode()` gives, safely.
 
 The table is WebDataset's: pickles, numpy, text, numbers, JSON, msgpack, CBOR, tenbin, `.pth`, and `.gz` around any of
-them. An extension that is not in it leaves the bytes as they are (so does a value of None, as in WebDataset).
+them; and, beyond it, `.safetensors` and images (as its `.decode("rgb8")`). An extension that is not in it leaves the
+bytes as they are (so does a value of None, as in WebDataset). A caller's own decoders come before the table.
 Pickles go through the allow-list unpickler, `.pth` through torch's, and compressed parts may not grow past 4 GiB.
 """
 
@@ -17,15 +18,19 @@ import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from webdataset import tenbin
 
 from dray.loaders import unpickle
+from dray.loaders.image_parts import IMAGE_EXTENSIONS, read_image
 from dray.loaders.safe_globals import MAX_BYTES
+from dray.loaders.safetensor_parts import read_safetensors
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
 _CHUNK_BYTES = 1 << 20
@@ -38,6 +43,7 @@ def decode_part(
     allow: Collection[str] = (),
     allow_pickle: bool = False,
     max_bytes: int = MAX_BYTES,
+    decoders: Mapping[str, Callable[[bytes], Any]] = MappingProxyType({}),
 ) -> Any:
     """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
 
@@ -46,24 +52,68 @@ def decode_part(
         data: The part's bytes.
         allow: Full names that a pickle may use besides the safe list.
         allow_pickle: Let pickles run any code.
-        max_bytes: What a compressed part may grow to.
+        max_bytes: What a compressed part, or the pixels of an image, may grow to.
+        decoders: Functions of the caller, by suffix, from the part's bytes to its value. They come before the table,
+            and of several that fit the longest counts: `tensor.npy` before `npy`.
 
     Raises:
         RefusedError: The part holds, or claims to hold, something that is not on the safe list.
-        DamagedError: The part is not what its extension says.
+        DamagedError: The part is not what its extension says, or one of `decoders` failed.
         ModuleNotFoundError: Its format needs a package that is not installed.
     """
+    if decoders and (own := _longest(decoders, suffix)):
+        return _by_own(own, decoders[own], data)
     try:
-        suffix, data = _gunzip(f".{suffix}", data, max_bytes)
+        packed, (suffix, data) = suffix, _gunzip(f".{suffix}", data, max_bytes)
+        if decoders and packed.endswith(".gz") and (own := _longest(decoders, suffix)):
+            return _by_own(own, decoders[own], data)
         decode = _DECODERS.get(suffix.rpartition(".")[2])
         if decode is not _pickle:
             data = bytes(data)
         value = None if decode is None else decode(data, _Trust(unpickle.check_allow(allow), allow_pickle, max_bytes))
-    except (RefusedError, CallError, ModuleNotFoundError):
+    except (RefusedError, CallError, DamagedError, ModuleNotFoundError):
         raise
     except Exception as exc:
         raise DamagedError(f"part {suffix!r} is not what its extension says: {exc!r:.200}") from exc
     return bytes(data) if value is None else value
+
+
+def _longest(decoders: Mapping[str, Any], suffix: str) -> str | None:
+    """The longest of the names that the suffix is, or ends in after a dot."""
+    suffix = suffix.lstrip(".")
+    while suffix not in decoders:
+        _, dot, suffix = suffix.partition(".")
+        if not dot:
+            return None
+    return suffix
+
+
+def _by_own(name: str, decode: Callable[[bytes], Any], data: bytes | memoryview) -> Any:
+    try:
+        return decode(bytes(data))
+    except (RefusedError, DamagedError):
+        raise
+    except Exception as exc:
+        raise DamagedError(f"its decoder, decoders[{name!r}], failed: {exc!r:.200}") from exc
+
+
+class _Functions(dict[str, Callable[[bytes], Any]]):
+    """Decoders that cross to worker processes as cloudpickle writes them, lambdas too."""
+
+    def __reduce__(self) -> Any:
+        return _functions, (cloudpickle.dumps(dict(self)),)
+
+
+def _functions(pickled: bytes) -> _Functions:
+    return _Functions(cloudpickle.loads(pickled))
+
+
+def _check_decoders(decoders: Mapping[str, Callable[[bytes], Any]]) -> _Functions:
+    if not isinstance(decoders, Mapping) or not all(
+        isinstance(name, str) and name and callable(decode) for name, decode in decoders.items()
+    ):
+        raise CallError(f"decoders takes functions by suffix, such as {{'wav': read_wav}}; got {decoders!r:.200}")
+    return _Functions({name.lstrip("."): decode for name, decode in decoders.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +124,12 @@ class Decoder:
     """Full names (`pkg.module.Class`) that pickles may use besides the safe list."""
     allow_pickle: bool = False
     """Let pickles run any code: only for data that you made yourself."""
+    decoders: Mapping[str, Callable[[bytes], Any]] = field(default_factory=dict, hash=False)
+    """Functions of your own, by suffix, from a part's bytes to its value; they come before the table."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allow", unpickle.check_allow(self.allow))
+        object.__setattr__(self, "decoders", _check_decoders(self.decoders))
         if self.allow_pickle:
             warnings.warn("allow_pickle=True: pickled parts run any code that they name", stacklevel=3)
 
@@ -103,7 +156,7 @@ class Decoder:
                 return _note(value)
             if not isinstance(value, bytes | memoryview):
                 raise DamagedError(f"expected bytes, found {type(value).__qualname__}")
-            return decode_part(name, value, allow=self.allow, allow_pickle=self.allow_pickle)
+            return decode_part(name, value, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders)
         except RefusedError as exc:
             raise RefusedError(f"{_place(sample, name)}: {exc}") from exc
         except DamagedError as exc:
@@ -207,6 +260,14 @@ def _without_objects(read: Callable[[], Any]) -> Any:
         raise RefusedError("an array of objects, which numpy would unpickle; write it as .pyd instead") from exc
 
 
+def _safetensors(data: bytes, _: _Trust) -> Any:
+    return read_safetensors(data)
+
+
+def _image(data: bytes, trust: _Trust) -> Any:
+    return read_image(data, trust.max_bytes)
+
+
 def _msgpack(data: bytes, _: _Trust) -> Any:
     return importlib.import_module("msgpack").unpackb(data)
 
@@ -233,6 +294,8 @@ _DECODERS: dict[str, Callable[[Any, _Trust], Any]] = {
     **dict.fromkeys(("pyd", "pickle", "pkl"), _pickle),
     **dict.fromkeys(("ten", "tb"), _tenbin),
     **dict.fromkeys(("mp", "msg"), _msgpack),
+    **dict.fromkeys(IMAGE_EXTENSIONS, _image),
+    "safetensors": _safetensors,
     "pth": _torch_file,
     "npy": _npy,
     "npz": _npz,

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dray.loaders import fast_tensor
+from dray.loaders import fast_tensor, fast_values
 from dray.loaders.safe_arrays import ARRAY_BUILDERS, ARRAY_FUNCTIONS
 from dray.loaders.safe_globals import MAX_BYTES, PLAIN_BUILDERS, PLAIN_FUNCTIONS, PLAIN_TYPES, Global, require
+from dray.loaders.safe_graphs import GRAPH_NAMES, find_graph_name, graph_builder, new_graph_part
 from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
 from dray.shards.errors import CallError, RefusedError
 
@@ -50,6 +51,9 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
         require(len(data) <= MAX_BYTES, "a pickle of at most 4 GiB")
         found = fast_tensor.read(data)
         if found is not None:
+            return found
+        found = fast_values.read(data)
+        if found is not fast_values.LEFT:
             return found
         return _Machine(io.BytesIO(data), allow=allowed, credit=64 * len(data) + (1 << 20)).load_whole()
     except RefusedError:
@@ -142,6 +146,8 @@ class _Machine(pickle._Unpickler):
         full_name = f"{module}.{name}"
         if full_name in self._allow and full_name not in _FUNCTIONS:
             return self._import(module, name)
+        if full_name in GRAPH_NAMES:
+            return find_graph_name(full_name)
         if full_name not in _NAMES:
             raise refusal(full_name)
         return _NAMES[full_name]
@@ -225,7 +231,9 @@ class _Machine(pickle._Unpickler):
         return function.call(*arguments)
 
     def _reconstruct(self, kind: Any, base: Any, state: Any) -> Any:
-        """An instance of an allowed class, as protocols 0 and 1 write it."""
+        """An instance of an allowed class, or a part of a graph, as protocols 0 and 1 write it."""
+        if base is _NAMES["builtins.object"] and state is None and (made := new_graph_part(kind, ())) is not None:
+            return made
         require(isinstance(kind, type) and id(kind) in self._imported, "an allowed class")
         real_base = _BASES.get(base.name) if type(base) is Global else self._imported.get(id(base))
         require(isinstance(real_base, type), "the base of an allowed class")
@@ -240,6 +248,9 @@ class _Machine(pickle._Unpickler):
         self._new(kind, arguments, keywords)
 
     def _new(self, kind: Any, arguments: Any, keywords: Any) -> None:
+        if keywords == {} and (made := new_graph_part(kind, arguments)) is not None:
+            self.append(made)
+            return
         _check_values([kind])
         require(isinstance(kind, type) and id(kind) in self._imported, "an allowed class")
         require(type(arguments) is tuple, "the arguments of an allowed class")
@@ -249,7 +260,8 @@ class _Machine(pickle._Unpickler):
     def _load_build(self) -> None:
         state, target = self.stack[-1], self.stack[-2]
         _check_values([state])
-        build = _BUILDERS.get(np.dtype if isinstance(target, np.dtype) else type(target))
+        kind = np.dtype if isinstance(target, np.dtype) else type(target)
+        build = _BUILDERS.get(kind) or graph_builder(kind)
         if build is not None:
             self._charge_copies(state if type(state) is tuple else (state,))
             build(target, state)

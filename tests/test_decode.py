@@ -5,16 +5,23 @@ import io
 import json
 import os
 import pickle
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
 import torch
 import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from webdataset import autodecode, tenbin
 
 from dray.loaders.decode import Decoder, decode_part
@@ -65,7 +72,6 @@ PARTS = {
     "msg": b"\xc4\x01x",
     "msgpack": b"\x01",
     "bin": b"\x00\x01",
-    "jpg": b"\xff\xd8",
     "txt.gz": gzip.compress(b"text"),
     "two.txt.gz": gzip.compress(b"te") + gzip.compress(b"xt"),
     "x.pyd.gz": gzip.compress(pickle.dumps([1])),
@@ -143,6 +149,7 @@ def test_code_in_a_part_is_refused(suffix: str) -> None:
         decode_part(suffix, gzip.compress(data) if suffix.endswith(".gz") else data)
 
 
+PNG = written(lambda f: Image.effect_noise((8, 8), 50).save(f, "PNG"))
 DAMAGED = {
     "txt": b"\xff",
     "cls": b"five",
@@ -160,6 +167,10 @@ DAMAGED = {
     "msg": b"\xdd\xff\xff\xff\xff",
     "txt.gz": PARTS["txt.gz"][:-4],
     "plain.gz": b"not compressed",
+    "jpg": b"\xff\xd8",
+    "cut.png": PNG[: len(PNG) // 2],
+    "text.webp": b"hello",
+    "safetensors": b"\x02" + bytes(7) + b"{",
 }
 
 
@@ -192,6 +203,210 @@ def test_an_archive_of_lies_is_damaged() -> None:
         size = archive.infolist()[0].file_size.to_bytes(4, "little")
     with pytest.raises(DamagedError):
         decode_part("npz", bytes(data.replace(size, (200).to_bytes(4, "little"))), max_bytes=100_000)
+
+
+# ---- parts that WebDataset leaves to others ----
+
+
+def image(kind: str, mode: str = "RGB", size: tuple[int, int] = (3, 2), **options: Any) -> bytes:
+    """A small image, its pixels numbered."""
+    width, height = size
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = (np.arange(width * height * channels) % 251).astype("u1").tobytes()
+    return written(lambda f: Image.frombytes(mode, size, pixels).save(f, kind, **options))
+
+
+IMAGES = {
+    "jpg": image("JPEG"),
+    "photo.jpeg": image("JPEG", "L"),
+    "png": image("PNG"),
+    "mask.png": image("PNG", "L"),
+    "clear.png": image("PNG", "RGBA"),
+    "two.png": image("PNG", "LA"),
+    "webp": image("WEBP", lossless=True),
+    "bmp": image("BMP"),
+    "gif": image("GIF", "L"),
+    "tiff": image("TIFF"),
+    "ppm": image("PPM"),
+}
+
+
+@pytest.mark.parametrize("suffix", IMAGES)
+def test_an_image_is_decoded_as_webdataset_decodes_rgb8(suffix: str) -> None:
+    """uint8, (height, width, 3), and it can be written to."""
+    sample = {"__key__": "a", suffix: IMAGES[suffix]}
+    expected = next(iter(wds.WebLoader([sample], batch_size=None).decode("rgb8")))[suffix]
+    found = decode_part(suffix, memoryview(IMAGES[suffix]))
+    assert found.dtype == np.uint8
+    assert found.shape == (2, 3, 3)
+    assert found.flags.writeable
+    assert found.tolist() == expected.tolist()
+
+
+def test_an_image_of_another_format_is_not_opened() -> None:
+    """PostScript in disguise starts no program."""
+    with pytest.raises(DamagedError, match=r"part '\.png'.*cannot identify"):
+        decode_part("png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+def test_an_image_of_too_many_pixels_is_damaged() -> None:
+    """A bomb is told by its header, before its pixels are made."""
+    with pytest.raises(DamagedError, match="1000 x 1000 pixels grows"):
+        decode_part("png", image("PNG", "L", (1000, 1000)), max_bytes=1_000_000)
+    data = bytearray(image("PNG"))
+    data[16:24] = struct.pack(">II", 1 << 20, 1 << 20)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(DamagedError, match="DecompressionBomb"):
+        decode_part("png", bytes(data))
+
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.tensor([1, 2], dtype=torch.bfloat16),
+    "c": torch.zeros(0, 2),
+}
+ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(3, "u2")}
+
+
+def test_safetensors_are_a_dict_of_tensors() -> None:
+    """Anybody's file, whatever else its metadata say."""
+    for metadata in (None, {"format": "pt"}):
+        found = decode_part("x.safetensors", memoryview(safetensors.torch.save(TENSORS, metadata)))
+        assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
+            name: (value.dtype, value.tolist()) for name, value in TENSORS.items()
+        }
+
+
+def test_safetensors_of_a_build_are_what_they_were() -> None:
+    """A note in the file tells a tensor, an array and a dict of arrays from a dict of tensors."""
+    tensor = decode_part("safetensors", safetensors.torch.save({"tensor": TENSORS["b"]}, {"dray": "tensor"}))
+    assert torch.equal(tensor, TENSORS["b"])
+    array = decode_part("safetensors", safetensors.numpy.save({"array": ARRAYS["a"]}, {"dray": "array"}))
+    assert array.tolist() == ARRAYS["a"].tolist()
+    arrays = decode_part("safetensors", safetensors.numpy.save(ARRAYS, {"dray": "arrays"}))
+    assert {name: (type(value), value.dtype) for name, value in arrays.items()} == {
+        name: (np.ndarray, value.dtype) for name, value in ARRAYS.items()
+    }
+    array += 1
+    tensor += 1
+
+
+def header(told: Any, content: bytes = bytes(8)) -> bytes:
+    """A file of safetensors with a header of our choice."""
+    text = json.dumps(told).encode() if not isinstance(told, bytes) else told
+    return struct.pack("<Q", len(text)) + text + content
+
+
+def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+LIES = {
+    "shape": header({"a": entry([3], 0, 8)}),
+    "wrapping shape": header({"a": entry([1 << 62, 4], 0, 8)}),
+    "negative shape": header({"a": entry([-2], 0, 8)}),
+    "dtype": header({"a": entry([2], 0, 8, "F64")}),
+    "unknown dtype": header({"a": entry([2], 0, 8, "O")}),
+    "end": header({"a": entry([4], 0, 16)}),
+    "start": header({"a": entry([1], 4, 8)}),
+    "overlap": header({"a": entry([2], 0, 8), "b": entry([1], 4, 8)}),
+    "bytes left": header({"a": entry([1], 0, 4)}),
+    "reversed": header({"a": entry([2], 8, 0)}),
+    "header longer than the file": struct.pack("<Q", 1 << 40) + b"{}",
+    "negative header": struct.pack("<q", -1) + b"{}",
+    "no JSON": header(b"{'a': 1}"),
+    "list": header([]),
+    "deep JSON": header(b"[" * 100_000),
+    "unknown note": header({"__metadata__": {"dray": "objects"}, "a": entry([2], 0, 8)}),
+    "other name": header({"__metadata__": {"dray": "tensor"}, "a": entry([2], 0, 8)}),
+    "note that is no text": header({"__metadata__": {"dray": ["tensor"]}, "a": entry([2], 0, 8)}),
+    "cut short": safetensors.torch.save(TENSORS)[:-1],
+    "a byte more": safetensors.torch.save(TENSORS) + b"x",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_lies_in_safetensors_are_damage(case: str) -> None:
+    """Sizes, offsets, dtypes and notes are checked against each other and the bytes that are there."""
+    with pytest.raises(DamagedError, match=r"part '\.x\.safetensors'"):
+        decode_part("x.safetensors", LIES[case])
+
+
+WHOLE = PARTS | IMAGES | {"safetensors": safetensors.torch.save(TENSORS), "pth": saved({"a": torch.ones(2)})}
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_garbage_and_halves_are_a_value_or_a_named_refusal(data: st.DataObject) -> None:
+    """Law: whatever lies in a part of any known extension, there is a value, or an error that names the place."""
+    suffix = data.draw(st.sampled_from(sorted(WHOLE)))
+    good = bytearray(WHOLE[suffix][: data.draw(st.integers(0, len(WHOLE[suffix])))])
+    for _ in range(data.draw(st.integers(0, 3)) if good else 0):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    sample = {"__url__": "train-000001.tar", "__key__": "cat7", suffix: bytes(good)}
+    try:
+        Decoder()(sample)
+    except (DamagedError, RefusedError) as exc:
+        assert f"shard 'train-000001.tar', key 'cat7', suffix {suffix!r}" in str(exc)  # noqa: PT017
+    except ModuleNotFoundError as exc:
+        assert suffix in ("mp", "msg") and "msgpack" in str(exc)  # noqa: PT017, PT018
+
+
+# ---- decoders of the caller ----
+
+
+def test_a_decoder_of_the_caller_wins_over_the_table() -> None:
+    """The longest suffix that fits counts; what is left is decoded as ever."""
+    decoders = {"npy": lambda data: "any", ".tensor.npy": lambda data: "tensor", "mine": bytes.decode}
+    sample = {
+        "npy": b"",
+        "a.npy": b"",
+        "tensor.npy": b"",
+        "b.tensor.npy": b"",
+        "xtensor.npy": b"",
+        "mine": b"x",
+        "id": b"3",
+    }
+    assert list(Decoder(decoders=decoders)(sample).values()) == ["any", "any", "tensor", "tensor", "any", "x", 3]
+
+
+def test_a_decoder_of_the_caller_gets_what_was_compressed() -> None:
+    """Unless it is named for the compressed part itself."""
+    packed = gzip.compress(b"x")
+    assert decode_part("a.mine.gz", packed, decoders={"mine": lambda data: data + b"!"}) == b"x!"
+    assert decode_part("a.mine.gz", memoryview(packed), decoders={"mine.gz": bytes}) == packed
+    with pytest.raises(DamagedError):
+        decode_part("a.mine.gz", packed[:-2], decoders={"mine": bytes})
+
+
+def test_what_a_decoder_of_the_caller_gives_is_the_value() -> None:
+    """None too."""
+    assert decode_part("mine", b"x", decoders={"mine": lambda data: None}) is None
+
+
+def test_what_a_decoder_of_the_caller_raises_names_the_part() -> None:
+    """DamagedError with shard, key, suffix and the decoder's name; the cause is kept."""
+    sample = {"__url__": "train-000001.tar", "__key__": "cat7", "a.mine": b"x"}
+    with pytest.raises(DamagedError, match=r"train-000001\.tar.*cat7.*a\.mine.*decoders\['mine'\].*KeyError") as found:
+        Decoder(decoders={"mine": lambda data: {}[data]})(sample)
+    assert isinstance(found.value.__cause__, DamagedError)
+    assert isinstance(found.value.__cause__.__cause__, KeyError)
+
+
+def test_decoders_of_the_caller_reach_workers() -> None:
+    """Lambdas too, and once more from there."""
+    decoder = Decoder(decoders={"mine": lambda data: len(data)})
+    for _ in range(2):
+        decoder = pickle.loads(pickle.dumps(decoder))
+    assert decoder({"a.mine": b"abc"}) == {"a.mine": 3}
+
+
+@pytest.mark.parametrize("decoders", [["npy"], {"npy": 3}, {"": bytes}, {3: bytes}], ids=repr)
+def test_decoders_are_functions_by_suffix(decoders: Any) -> None:
+    """Anything else is told when the decoder is made."""
+    with pytest.raises(CallError, match="functions by suffix"):
+        Decoder(decoders=decoders)
 
 
 # ---- whole samples ----

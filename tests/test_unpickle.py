@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.loaders.unpickle import loads
@@ -46,6 +46,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # the first one compiles expressions
 @given(value=VALUES, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_come_back_as_pickle_gives_them(value: Any, protocol: int) -> None:
     """Law: any nest of plain values, in any protocol, is equal in value and in every type."""
