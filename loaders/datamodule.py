@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 
-from dray.loaders.decode import Decoder
+from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
 from dray.loaders.split import Split
 from dray.loaders.splits import OpenSplit, open_split
@@ -54,6 +54,7 @@ class WebDataModule(lightning.LightningDataModule):
         storage_options: Of `dirs_tars_wds`: see `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
+        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
 
     Raises:
         RuntimeError: `n_samples` and `dirs_tars_wds` name different splits.
@@ -76,6 +77,7 @@ class WebDataModule(lightning.LightningDataModule):
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
+        decoders: Decoders | None = None,
     ) -> None:
         super().__init__()
         if n_samples is not None and n_samples.keys() != dirs_tars_wds.keys():
@@ -96,7 +98,7 @@ class WebDataModule(lightning.LightningDataModule):
         self._invoke_wds = invoke_wds
         self._invoke_wld = invoke_wld
         self._storage_options = storage_options
-        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
+        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
         self._opened: dict[Split, OpenSplit] = {}
         self._train_loader: Any = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dray.loaders.decode import Decoder
+from dray.loaders.decode import Decoder, Decoders
 from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
@@ -29,6 +29,7 @@ class Dataset:
         storage_options: See `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
+        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
 
     Raises:
         NotFoundError: There is no such dataset or version.
@@ -43,9 +44,10 @@ class Dataset:
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
+        decoders: Decoders | None = None,
     ) -> None:
         self.snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
-        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle)
+        self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._shards = {shard.number: shard for shard in self.snapshot.shards}
         self._index = lru_cache(INDEXES_AT_HAND)(self._read_index)
 

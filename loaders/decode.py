@@ -33,6 +33,8 @@ from dray.loaders.safe_globals import MAX_BYTES
 from dray.loaders.safetensor_parts import read_safetensors
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
+Decoders = Mapping[str, Callable[[bytes], Any]]  # by suffix
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -43,7 +45,7 @@ def decode_part(
     allow: Collection[str] = (),
     allow_pickle: bool = False,
     max_bytes: int = MAX_BYTES,
-    decoders: Mapping[str, Callable[[bytes], Any]] = MappingProxyType({}),
+    decoders: Decoders = MappingProxyType({}),
 ) -> Any:
     """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
 
@@ -108,7 +110,7 @@ def _functions(pickled: bytes) -> _Functions:
     return _Functions(cloudpickle.loads(pickled))
 
 
-def _check_decoders(decoders: Mapping[str, Callable[[bytes], Any]]) -> _Functions:
+def _check_decoders(decoders: Decoders) -> _Functions:
     if not isinstance(decoders, Mapping) or not all(
         isinstance(name, str) and name and callable(decode) for name, decode in decoders.items()
     ):
@@ -124,7 +126,7 @@ class Decoder:
     """Full names (`pkg.module.Class`) that pickles may use besides the safe list."""
     allow_pickle: bool = False
     """Let pickles run any code: only for data that you made yourself."""
-    decoders: Mapping[str, Callable[[bytes], Any]] = field(default_factory=dict, hash=False)
+    decoders: Decoders = field(default_factory=dict, hash=False)
     """Functions of your own, by suffix, from a part's bytes to its value; they come before the table."""
 
     def __post_init__(self) -> None:
@@ -142,13 +144,13 @@ class Decoder:
         """
         return {name: self._decode(sample, name, value) for name, value in sample.items()}
 
-    def is_own(self, suffix: str) -> bool:  # noqa: ARG002
-        """Whether the user decodes parts of that suffix."""
-        return False
+    def is_own(self, suffix: str) -> bool:
+        """Whether a decoder of the user's reads parts of that suffix."""
+        return bool(self.decoders) and _longest(self.decoders, suffix) is not None
 
     def part(self, suffix: str, data: bytes | memoryview) -> Any:
         """The value of one part; see `decode_part`."""
-        return decode_part(suffix, data, allow=self.allow, allow_pickle=self.allow_pickle)
+        return decode_part(suffix, data, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders)
 
     def _decode(self, sample: Mapping[str, Any], name: str, value: Any) -> Any:
         try:
@@ -156,7 +158,7 @@ class Decoder:
                 return _note(value)
             if not isinstance(value, bytes | memoryview):
                 raise DamagedError(f"expected bytes, found {type(value).__qualname__}")
-            return decode_part(name, value, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders)
+            return self.part(name, value)
         except RefusedError as exc:
             raise RefusedError(f"{_place(sample, name)}: {exc}") from exc
         except DamagedError as exc:

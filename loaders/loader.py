@@ -15,7 +15,7 @@ import torch
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
 from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
-from dray.loaders.decode import Decoder
+from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Stats
 from dray.loaders.order import choose_block
 from dray.loaders.skip import OnBad, Skipper
@@ -66,6 +66,7 @@ class ShardLoader:
         storage_options: See `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
+        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
 
     Raises:
         CallError: An argument is wrong.
@@ -98,6 +99,7 @@ class ShardLoader:
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
+        decoders: Decoders | None = None,
     ) -> None:
         if remainder not in list(Remainder):
             raise CallError(f"remainder {remainder!r}: expected one of {', '.join(Remainder)}")
@@ -121,7 +123,7 @@ class ShardLoader:
             snapshot=self._snapshot,
             parts=None if parts is None else check_suffixes(parts),
             limit=limit,
-            decoder=Decoder(allow=allow, allow_pickle=allow_pickle),
+            decoder=Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
             transform=transform,
             collate=collate,
             with_keys=with_keys,

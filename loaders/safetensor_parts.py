@@ -29,23 +29,23 @@ def read_safetensors(data: bytes) -> Any:
     Raises:
         Exception: The file is not whole, its header lies, or its note does not fit what it holds.
     """
-    note = _note(data)
+    names, note = _header(data)
     if note not in _READERS:
         raise ValueError(f"a note of dray that this version does not know: {note!r}; known are {list(_READERS)[1:]}")
     load, only = _READERS[note]
     values = load(data)
     if only is None:
-        return values
+        return {name: values[name] for name in names}  # in the header's order, which is that of the dict
     if list(values) != [only]:
         raise ValueError(f"expected one value named {only!r}, found {sorted(values)!r:.100}")
     return values[only]
 
 
-def _note(data: bytes) -> str | None:
-    """What the metadata of the file says under "dray"; None where it says nothing."""
+def _header(data: bytes) -> tuple[list[str], str | None]:
+    """The names of the file, and what its metadata says under "dray"; None where that is nothing."""
     num_bytes = int.from_bytes(data[:8], "little")
     if num_bytes > len(data) - 8:
         raise ValueError(f"a header of {num_bytes} bytes in a file of {len(data)}")
-    metadata = json.loads(data[8 : 8 + num_bytes]).get("__metadata__") or {}
-    note: str | None = metadata.get("dray")
-    return note
+    header = json.loads(data[8 : 8 + num_bytes])
+    metadata = header.pop("__metadata__", None) or {}
+    return list(header), metadata.get("dray")

@@ -510,3 +510,15 @@ def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
     outputs = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
     assert outputs == [["0 2 1 0 1 4 5 8 9", "True"], ["1 2 1 2 3 6 7 10 11", "True"]]
     assert Snapshot.open(tmp_path / "out").version == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_own_decoders_come_before_the_table(urls: Mapping[int, str], num_workers: int) -> None:
+    """Also for parts that would be stacked as they lie; a lambda reaches the workers; a failure names the sample."""
+    options: Any = {"batch_size": 3, "num_workers": num_workers}
+    loader = ShardLoader(urls[3], decoders={"x.pyd": len, "txt": lambda data: data.decode().upper()}, **options)
+    (batch,) = loader
+    assert batch["txt"] == ["NOTE 0", "NOTE 1", "NOTE 2"]
+    assert all(size > 100 for size in batch["x.pyd"].tolist())
+    with pytest.raises(DamagedError, match=r"key 's0000', suffix 'cls': its decoder, decoders\['cls'\], failed"):
+        list(ShardLoader(urls[3], decoders={"cls": lambda _: 1 // 0}, **options))
