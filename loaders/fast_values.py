@@ -42,7 +42,7 @@ def read(data: bytes | memoryview) -> Any:
 
 
 class _Whole:
-    """A file that is one buffer: the C unpickler takes all of it at once, without a copy."""
+    """A file that is one buffer, which the C unpickler takes at once, without a copy; behind it there is nothing."""
 
     __slots__ = ("_data",)
 
@@ -50,7 +50,8 @@ class _Whole:
         self._data = data
 
     def peek(self, _: int) -> bytes | memoryview:
-        return self._data
+        data, self._data = self._data, b""  # given a second time, it would be read as what follows
+        return data
 
     def read(self, _: int) -> bytes:
         return b""

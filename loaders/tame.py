@@ -125,7 +125,8 @@ def _runs(*, protocol: int, got_keys: bool) -> _Runs:
 
 
 _LONE_GET = (  # or a scalar of numpy, after the first of its type
-    rb"%(g)b(?:%(g)b%(few)b%(m)b\x86%(m)bR%(m)b|(?!\x8c.[_rs]|\(|\)R|h.(?:K\x00\x85|h.).{0,2}h.\x87))" % _FIELDS
+    rb"%(g)b(?:%(g)b%(few)b%(m)b\x86%(m)bR%(m)b|(?!\x8c.[_rs]|\(|\)R|h.\x8c\x02[a-z]\d|h.(?:K\x00\x85|h.).{0,2}h.\x87))"
+    % _FIELDS
 )
 
 
@@ -293,6 +294,9 @@ class _Scan:
         """APPEND and SETITEM."""
         kind, num_items = (_LIST, 1) if opcode == ord("a") else (_DICT, 2)
         first = len(self.kinds) - num_items
+        if first <= self.frame.base and self.frame.run is not None:
+            self._read_again(self.frame)
+            return
         _require(first > self.frame.base and self.kinds[first - 1] == kind)
         _require(kind == _LIST or self.kinds[first] in self._keys)
         del self.kinds[first:]
@@ -319,7 +323,7 @@ class _Scan:
             self._read_again(frame)
 
     def _read_again(self, frame: _Frame) -> None:
-        """Begin a dict or set anew, item by item: the tuple takes what a run has passed over."""
+        """Begin a container anew, item by item: the opcode takes what a run has passed over."""
         self._again -= self.pos - frame.start
         _require(frame.run is not None and self._again >= 0)
         del self.kinds[frame.base :]

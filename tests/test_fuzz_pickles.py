@@ -1,0 +1,113 @@
+"""A minute of damage: mutated and spliced pickles, good and hostile, give a value or RefusedError, and nothing else."""
+
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tests.test_fast_values import GOOD, LIES, OTHERS, WILD
+from tests.test_unpickle import ARRAYS, HOSTILE, PROTOCOLS, TENSORS
+
+SECONDS = 60
+OPCODES = bytes(range(0x80, 0x99)) + b"().0125BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
+
+FUZZER = """
+    import pickle, random, resource, sys
+    from dray.loaders.unpickle import loads
+    from dray.shards.errors import RefusedError
+    samples = pickle.load(sys.stdin.buffer)
+    loads(pickle.dumps([__import__("numpy").zeros(1), __import__("torch").zeros(1)]))
+    for sample in samples[:200]:
+        try: loads(sample)
+        except RefusedError: pass
+    events = []
+    watched = ("import", "exec", "compile", "os.", "open", "subprocess.", "socket.", "shutil.", "pickle.", "ctypes.")
+    sys.addaudithook(lambda event, _: events.append(event) if event.startswith(watched) else None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = refused = 0
+    for number, sample in enumerate(samples):
+        try:
+            loads(sample)
+            read += 1
+        except RefusedError:
+            refused += 1
+        except BaseException as exc:
+            print("other exception", type(exc).__name__, number, sample)
+            sys.exit(1)
+        if events:
+            print("audit events", events, number, sample)
+            sys.exit(1)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(read, refused, grown)
+"""
+
+
+def pool() -> list[bytes]:
+    """Small pickles to damage."""
+    values = [*GOOD.values(), *list(OTHERS.values())[:-1], *TENSORS.values(), *ARRAYS.values()]
+    good = [pickle.dumps(value, protocol) for value in values for protocol in PROTOCOLS]
+    return [data for data in (*good, *HOSTILE.values(), *WILD.values(), *LIES.values()) if 0 < len(data) < 4000]
+
+
+def damaged(rng: random.Random, samples: list[bytes]) -> bytes:
+    """A sample after some changes of bytes and opcodes, cuts, and pieces of other samples."""
+    data = bytearray(rng.choice(samples))
+    for _ in range(rng.randint(1, 5)):
+        at, kind = rng.randrange(len(data)), rng.random()
+        if kind < 0.35:
+            data[at] = rng.choice(OPCODES)
+        elif kind < 0.55:
+            data[at] = rng.randrange(256)
+        elif kind < 0.65:
+            data[at : at + 4] = struct.pack("<I", rng.choice((0, 1, 1 << 16, (1 << 31) - 1, (1 << 32) - 1)))
+        elif kind < 0.85:
+            other = rng.choice(samples)
+            start = rng.randrange(len(other))
+            data[at:at] = other[start : start + rng.randint(1, 60)]
+        else:
+            del data[at : at + rng.randint(1, 8)]
+        data = data or bytearray(b".")
+    if len(data) > 11 and data[2:3] == b"\x95" and rng.random() < 0.8:
+        data[3:11] = struct.pack("<Q", len(data) - 11)
+    return bytes(data)
+
+
+def fuzz(seed: int, num_samples: int) -> tuple[int, int, int]:
+    """How many of the samples of a seed are read and refused, and the kB by which the process grew."""
+    rng, samples = random.Random(seed), pool()
+    batch = pickle.dumps([damaged(rng, samples) for _ in range(num_samples)])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FUZZER)], input=batch, capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stdout[-3000:]!r} {done.stderr[-3000:]!r}"
+    read, refused, grown = map(int, done.stdout.split()[-3:])
+    return read, refused, grown
+
+
+def test_some_damage_is_read_or_refused() -> None:
+    """The same few thousand samples every time; in them are some that are still good."""
+    read, refused, grown = fuzz(7, 3000)
+    assert read > 30
+    assert refused > 1000
+    assert grown < 300_000
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_minute_of_damage_is_read_or_refused() -> None:
+    """Other samples every time; a failure names the seed. DRAY_FUZZ_SEED repeats one."""
+    given = os.environ.get("DRAY_FUZZ_SEED")
+    seeds = iter([int(given)]) if given else iter(lambda: random.SystemRandom().randrange(1 << 32), None)
+    end = time.monotonic() + SECONDS
+    for seed in seeds:
+        read, _, grown = fuzz(seed, 20_000)
+        assert read > 100, f"seed {seed}"
+        assert grown < 300_000, f"seed {seed}"
+        if time.monotonic() > end:
+            break
