@@ -15,7 +15,7 @@ from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import digest_of
 from dray.shards.snapshot import Shard, Snapshot
 
-INDEX_BYTES = 256 << 20  # of indexes that a process keeps
+INDEX_BYTES = 128 << 20  # of indexes that a process keeps, and of what a reader makes of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,10 +127,6 @@ class Catalog:
             with reading:
                 found = self._at_hand(place) or self._keep(place, self._read(place))
         return found
-
-    def read_columns(self, place: int) -> Columns:
-        """The same, not kept: for a reader that copies what it needs of it."""
-        return self._at_hand(place) or self._read(place)
 
     def _at_hand(self, place: int) -> Columns | None:
         with self._lock:

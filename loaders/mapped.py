@@ -105,7 +105,7 @@ class MappedReader:
 
     def _open_one(self, place: int) -> None:
         catalog = self._catalog
-        body, columns = self._map(place), catalog.read_columns(place)
+        body, columns = self._map(place), catalog.columns(place)
         first = catalog.first_sample(place)
         for suffix in catalog.wanted(columns):
             if suffix not in self._found:

@@ -289,7 +289,7 @@ class Snapshot:
         body = _read_record(self.store, self.layout, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
-        return pq.read_table(pa.BufferReader(body))
+        return pq.read_table(pa.BufferReader(body), use_threads=False, pre_buffer=False)
 
 
 def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:

@@ -45,8 +45,6 @@ def read(folder: Path) -> dict[str, tuple[str, Any]]:
     found = {}
     for key in dataset:
         ((suffix, value),) = dataset[key].items()
-        if suffix.endswith("safetensors") and isinstance(value, bytes):
-            value = read_safetensors(value)
         found[key] = suffix, value
     return found
 

@@ -88,7 +88,7 @@ VALUES = st.one_of(tensors(), arrays(), NESTED, DICTS)
 
 
 def read_safetensors(data: bytes) -> Any:
-    """What a part says that it is: a dict of tensors, or what the entry `dray` of its metadata names."""
+    """What a part says that it is, read without dray: a dict of tensors, or what `dray` in its metadata names."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     kind = header.pop("__metadata__", {}).get("dray")
     tensors = load(data)
