@@ -282,8 +282,8 @@ def test_keys_from_the_memo_and_tuples_do_not_go_together() -> None:
 def test_reading_again_has_an_end() -> None:
     """Each level makes the scan begin anew; all levels together may not cost more than twice the input."""
     value: Any = 0
-    for _ in range(40):
-        value = {"a": 0, "k": (value, 1)}
+    for level in range(40):
+        value = {f"a{level}": 0, f"k{level}": (value, 1)}
     assert not is_tame(pickle.dumps(value, 4))
 
 
