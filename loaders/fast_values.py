@@ -137,7 +137,7 @@ class _Array(_Inert):
         require(type(content) is bytes and self.array is None, "the bytes of an array")
         _check_shape(shape)
         require(prod(shape) * dtype.itemsize == len(content), "as many bytes as dtype and shape tell")
-        array = np.ndarray((0,), "b")
+        array: Any = np.ndarray((0,), "b")
         array.__setstate__((1, shape, dtype, fortran, content))
         self.array = array
 

@@ -87,8 +87,8 @@ def _is_key(key: Any) -> bool:
 
 def _build_graph(graph: Any, state: Any) -> None:
     require(type(state) is dict and state.keys() <= _CHECKS.keys(), "the attributes of a graph")
-    for name, value in state.items():
-        require(_CHECKS[name](value), f"what a graph has as {name}")
+    for name, is_right in _CHECKS.items():
+        require(name not in state or is_right(state[name]), f"what a graph has as {name}")
     vars(graph).update(state)
 
 

@@ -150,6 +150,12 @@ def test_what_was_shared_is_shared() -> None:
     assert first is second is inside["x"] is third is fourth
     circle = loads(pickle.dumps(CIRCLE))
     assert circle[1] is circle
+    pair, array = (np.ones(2), 1), np.ones(3)
+    items: list[Any] = [array]
+    items.append(items)
+    found = read(pickle.dumps([pair, pair, items, {"a": items, "b": (pair,)}]))
+    assert found[0] is found[1] is found[3]["b"][0]
+    assert found[2] is found[2][1] is found[3]["a"]
 
 
 def test_a_circle_through_a_tuple_is_left() -> None:
@@ -257,9 +263,10 @@ def test_what_could_do_harm_is_not_tame(case: str) -> None:
 @pytest.mark.timeout(20)
 def test_a_later_frame_that_is_too_long_ends_the_reading() -> None:
     """The C unpickler asks for more and gets nothing, not the beginning once more."""
-    data = body(b"]\x94(K\x01", b"\x95", struct.pack("<Q", 100), b"K\x02e")
-    assert is_tame(data)
-    assert read(data) is LEFT
+    for num_bytes in range(4, 30):
+        data = body(b"]\x94(K\x01", b"\x95", struct.pack("<Q", num_bytes), b"K\x02e")
+        assert is_tame(data)
+        assert (read(data) is LEFT) == (num_bytes > 4), num_bytes
 
 
 def test_keys_from_the_memo_and_tuples_do_not_go_together() -> None:
@@ -268,6 +275,16 @@ def test_keys_from_the_memo_and_tuples_do_not_go_together() -> None:
     assert is_tame(pickle.dumps(keys, 4))
     assert is_tame(pickle.dumps(tuples, 4))
     assert not is_tame(pickle.dumps([*keys, *tuples], 4))
+    assert not is_tame(pickle.dumps([*keys, (1, 2, 3, [{"a": []}])], 4))
+
+
+@pytest.mark.timeout(20)
+def test_reading_again_has_an_end() -> None:
+    """Each level makes the scan begin anew; all levels together may not cost more than twice the input."""
+    value: Any = 0
+    for level in range(40):
+        value = {f"a{level}": 0, f"k{level}": (value, 1)}
+    assert not is_tame(pickle.dumps(value, 4))
 
 
 def lie(value: Any, old: bytes, new: bytes, protocol: int = 4) -> bytes:
@@ -285,6 +302,7 @@ LIES = {
     "array of a larger dtype": lie(np.ones(2, "f4"), b"\x02f4", b"\x02f8"),
     "array of objects": lie(np.ones(2), b"\x02f8", b"\x02O8"),
     "array of an unknown order": lie(np.ones(2), b"\x01<", b"\x01|"),
+    "array over bytes beyond memory": lie(np.ones(2), b"C\x10", b"\x8e" + b"\xff" * 8),
     "array of another version": lie(np.ones(2), b"(K\x01K\x02\x85", b"(K\x02K\x02\x85"),
     "array of a function": lie(np.ones(2), b"ndarray", b"memmap\x20"),
     "array over more": lie(np.ones(2), b"K\x02\x85", b"K\x03\x85", 5),
@@ -319,6 +337,19 @@ def test_a_stand_in_never_becomes_a_value() -> None:
         assert found is LEFT or type(found[1]) in (list, tuple, str, bytes, np.float64), place
 
 
+def test_a_key_from_the_memo_is_plain_or_left() -> None:
+    """A scalar, a tensor or a name that the memo kept is no key here."""
+    for value in (np.float64(1), torch.ones(1)):
+        data = pickle.dumps([value, {"a": 2}, {"a": 2}], 4)
+        kept = data.index(b"a\x94K\x02s") - 2
+        places = [at for at in range(len(data) - 1) if data[at] == ord("h") and at > kept]
+        for number in range(40):
+            changed = bytearray(data)
+            changed[places[-1] + 1] = number
+            found = read(bytes(changed))
+            assert found is LEFT or set(map(type, found[2])) <= {str, bytes, int}, number
+
+
 def test_stand_ins_cannot_be_changed() -> None:
     """They have no attributes to set, refuse BUILD, and are no keys."""
     for stand_in in fast_values._NAMES.values():
@@ -328,6 +359,69 @@ def test_stand_ins_cannot_be_changed() -> None:
             stand_in.__setstate__({})
         with pytest.raises(TypeError):
             hash(stand_in)
+
+
+DTYPE, ARRAY_OF, NDARRAY = (
+    fast_values._NAMES[name]
+    for name in (("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"))
+)
+
+
+def new_dtype(state: Any = (3, "<", None, None, None, -1, -1, 0)) -> Any:
+    made = DTYPE("f8", False, True)
+    made.__setstate__(state)
+    return made
+
+
+def new_array(*state: Any) -> Any:
+    made = ARRAY_OF(NDARRAY, (0,), b"b")
+    made.__setstate__(state)
+    return made.array
+
+
+WRONG: dict[str, Any] = {
+    "flags": lambda: DTYPE("f8", True, True),
+    "flags that are numbers": lambda: DTYPE("f8", 0, 1),
+    "code": lambda: DTYPE(np.float64, False, True),
+    "dtype's fields": lambda: new_dtype((3, "<", None, ("a",), {}, 8, 1, 0)),
+    "dtype's flags": lambda: new_dtype((3, "<", None, None, None, -1, -1, 63)),
+    "dtype's order": lambda: new_dtype((3, "|", None, None, None, -1, -1, 0)),
+    "dtype's state": lambda: new_dtype([3, "<"]),
+    "kind of array": lambda: ARRAY_OF(DTYPE, (0,), b"b"),
+    "first shape": lambda: ARRAY_OF(NDARRAY, (1,), b"b"),
+    "first code": lambda: ARRAY_OF(NDARRAY, (0,), b"O"),
+    "version": lambda: new_array(0, (2,), new_dtype(), False, bytes(16)),
+    "order of an array": lambda: new_array(1, (2,), new_dtype(), 2, bytes(16)),
+    "real dtype": lambda: new_array(1, (2,), np.dtype("f8"), False, bytes(16)),
+    "dtype on its way": lambda: new_array(1, (2,), DTYPE("f8", False, True), False, bytes(16)),
+    "list for bytes": lambda: new_array(1, (2,), new_dtype(), False, [1.0, 2.0]),
+    "bytearray for bytes": lambda: new_array(1, (2,), new_dtype(), False, bytearray(16)),
+    "shape": lambda: new_array(1, (3,), new_dtype(), False, bytes(16)),
+    "shape of floats": lambda: new_array(1, (2.0,), new_dtype(), False, bytes(16)),
+    "negative shape": lambda: new_array(1, (-1, -2), new_dtype(), False, bytes(16)),
+    "shape of nothing": lambda: new_array(1, (0, 7), new_dtype(), False, b""),
+    "list for a shape": lambda: new_array(1, [2], new_dtype(), False, bytes(16)),
+}
+
+
+def test_stand_ins_make_arrays() -> None:
+    """What is refused below is refused for its one lie."""
+    assert new_array(1, (2,), new_dtype(), False, bytes(16)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_stand_ins_check_what_they_are_given(case: str) -> None:
+    """By themselves, whatever the scan has let through."""
+    with pytest.raises((fast_values._LeftError, RefusedError, KeyError)):
+        WRONG[case]()
+
+
+def test_an_array_is_filled_once() -> None:
+    """A second BUILD would change what is there."""
+    made = ARRAY_OF(NDARRAY, (0,), b"b")
+    made.__setstate__((1, (2,), new_dtype(), False, bytes(16)))
+    with pytest.raises(RefusedError):
+        made.__setstate__((1, (2,), new_dtype(), False, bytes(16)))
 
 
 PIECES = [data for name in GOOD for p in (2, 4, 5) if len(data := pickle.dumps(GOOD[name], p)) < 3000]
