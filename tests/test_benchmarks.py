@@ -45,6 +45,7 @@ def test_loading_is_measured_against_the_others(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
+@pytest.mark.heavy
 def test_reading_from_object_storage_is_measured_against_raw_ranges() -> None:
     """On few samples: throughput, what was fetched for what was delivered, and what the first batch cost."""
     command = [sys.executable, BENCHMARKS / "remote.py", "--samples", "64", "--size", "4000", "--rounds", "1"]

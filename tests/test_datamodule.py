@@ -264,7 +264,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_workers_of_two_ranks_know_whose_they_are(pickles: Path, tmp_path: Path, context: str) -> None:
     """However the workers are started, and with no variable that tells the rank: each sample on one rank."""
     ready(pickles, tmp_path / "shards")

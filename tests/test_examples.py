@@ -73,6 +73,7 @@ def ray_train(shards: str, folder: Path, epochs: int, *words: object) -> tuple[d
     return found, len(list((folder / "results").glob("*/checkpoint_*/")))
 
 
+@pytest.mark.heavy
 def test_ray_train_on_two_workers_learns(shards: str, tmp_path: Path) -> None:
     """Metrics come back to the driver, and three checkpoints an epoch: twice within its 22 steps, and at its end."""
     found, num_checkpoints = ray_train(shards, tmp_path, 3)

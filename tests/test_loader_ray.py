@@ -163,6 +163,7 @@ def check_exact(notes: list[dict[str, Any]], num_samples: int) -> None:
         assert sorted(samples) == list(range(num_samples))
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_costs_no_sample(tmp_path: Path) -> None:
     """The epoch goes on from the last checkpoint: what was trained up to it and after it is every sample once."""
     output, notes = run(KILLED_WORKER, tmp_path, 96)
