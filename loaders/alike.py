@@ -171,11 +171,12 @@ def _npy_layout(part: Part) -> fast_tensor.Layout | None:
     try:
         read_header = _NPY_HEADERS[np.lib.format.read_magic(stream)]
         shape, is_fortran, dtype = read_header(stream)
-    except (ValueError, KeyError):  # the decoder says what is wrong with it
+    except Exception:  # noqa: BLE001  numpy parses the header as Python; the decoder says what is wrong with it
         return None
     start = stream.tell()
     stop = start + prod(shape) * dtype.itemsize
-    if stop != len(part) or dtype.hasobject or not dtype.isnative or (is_fortran and len(shape) > 1):
+    is_plain = not dtype.hasobject and dtype.isnative and not (is_fortran and len(shape) > 1)
+    if min(shape, default=0) < 0 or stop != len(part) or not is_plain:
         return None
     return fast_tensor.Layout(start, stop, dtype, shape)
 

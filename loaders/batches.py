@@ -168,7 +168,8 @@ class BatchMaker:
 
     def _empty(self) -> Any:
         """The batch of a rank that is without a sample in the last step: like any other, but of no rows."""
-        found = self._tools.reader.read(np.zeros(1, np.int64), [(0, 1)])
+        sample = 0 if self.skipper is None else self.skipper.first_readable(len(self.catalog), self._try)
+        found = self._tools.reader.read(np.array([sample], np.int64), [(sample, 1)])
         return no_rows(self._marked(self._batches(found, [(0, 1)])[0], 1, 0))
 
     def _batches(self, samples: Samples, bounds: Sequence[tuple[int, int]]) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-MOST_FREE = 32  # buffers of other sizes than the one asked for are kept
+MOST_FREE_BYTES = 256 << 20  # are kept in buffers of other sizes than the one asked for
 
 
 class Buffers(Protocol):
@@ -42,7 +42,7 @@ class BufferPool:
             if buffer.nbytes == num_bytes:
                 return buffer
             self._free.append(buffer)
-        while len(self._free) > MOST_FREE:
+        while sum(buffer.nbytes for buffer in self._free) > MOST_FREE_BYTES:
             self._free.popleft()
         return np.empty(num_bytes, np.uint8)
 

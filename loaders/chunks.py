@@ -24,7 +24,7 @@ from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool
 from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Reader, Samples
+from dray.loaders.fetch import Reader, Samples, Stats
 from dray.loaders.parts import match
 from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import Skipper
@@ -73,6 +73,11 @@ class Chunks(IterableDataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_way": None, "_opened": None}
+
+    @property
+    def stats(self) -> Stats:
+        """What was read in this process."""
+        return self._tools.reader.stats
 
     def go(self, way: Pass, tally: Tally) -> None:
         """Let the next iteration go this way, and count there."""

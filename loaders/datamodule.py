@@ -158,9 +158,11 @@ class WebDataModule(lightning.LightningDataModule):
         Raises:
             CallError: It was saved over other data or with another seed; names the difference.
         """
-        self._saved = state_dict.get(_TRAIN)
-        if self._saved is not None and self._train_loader is not None:
-            self._train_loader.load_state_dict(self._saved)
+        saved = state_dict.get(_TRAIN)
+        if saved is not None and self._train_loader is not None:
+            self._train_loader.load_state_dict(saved)
+        else:
+            self._saved = saved
 
     def _setup_wds(self, split: Split) -> Any:
         """The split's dataset: its samples, the user's pipeline, the user's calls."""

@@ -1,7 +1,6 @@
 """A dataset as a mapping: one sample by its key, safely decoded. For looking, debugging and tests, not for training."""
 
 import os
-from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 from dray.loaders.decode import Decoder, Decoders
 from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
-from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
 
 INDEXES_AT_HAND = 64
 
@@ -89,7 +88,7 @@ class Dataset:
 
     def _row(self, key: str) -> int | None:
         keys = self._table["key"]
-        place = bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
+        place = place_of(keys, key)
         return place if place < len(keys) and keys[place].as_py() == key else None
 
     def _read_index(self, number: int) -> ShardIndex:

@@ -10,9 +10,7 @@ from dray.loaders.order import BLOCK_BYTES, choose_block
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
-PASSES = (
-    1 << 32
-)  # pass p of epoch e is the order's epoch e + p * PASSES: no rank's further passes disturb the next epoch
+PASSES = 1 << 32  # pass p of epoch e is the order's epoch e + p * PASSES: further passes do not disturb the next epoch
 LANES = 64  # where no global batch size tells how many
 MOST_SAMPLES = 64  # of a chunk, likewise
 
@@ -59,11 +57,12 @@ class Epochs:
         """Those of a global batch size; without one, a rank's chunks are as large as make a good read.
 
         Raises:
-            CallError: A step of that size has nothing for some rank.
+            CallError: It is no multiple of the number of ranks: their batches could not be equal.
         """
-        if global_batch_size is not None and global_batch_size < num_ranks:
+        if global_batch_size is not None and global_batch_size % num_ranks:
             raise CallError(
-                f"global_batch_size={global_batch_size} on {num_ranks} ranks: a step needs a sample for each of them"
+                f"global_batch_size={global_batch_size} on {num_ranks} ranks: batches of one size need a multiple of "
+                f"{num_ranks}, such as {-(-global_batch_size // num_ranks) * num_ranks}"
             )
         chunk = max(1, min(MOST_SAMPLES, int(BLOCK_BYTES // max(1.0, _sample_bytes(snapshot)))))
         return cls(

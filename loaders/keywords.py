@@ -74,7 +74,7 @@ KWARGS_WLD: Mapping[str, Keyword] = {
     "batch_sampler": Keyword(_R, "the order says which samples come"),
 }
 
-_DEFAULTS = {"empty_check": True, "in_order": True}
+_DEFAULTS = {"empty_check": True, "in_order": True, "pin_memory_device": ""}
 
 
 def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, table: Mapping[str, Keyword]) -> None:
@@ -92,7 +92,7 @@ def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, ta
     for keyword, value in (item for options in (by_split or {}).values() for item in (options or {}).items()):
         if keyword not in table:
             raise CallError(f"{name}: {keyword!r} is not known; known are {', '.join(table)}")
-        if value is None or value is _DEFAULTS.get(keyword, False):
+        if value is None or value == _DEFAULTS.get(keyword, False):
             continue
         if table[keyword].fate == Fate.REFUSED:
             raise CallError(f"{name}: {keyword}={value!r} is refused: {table[keyword].note}")

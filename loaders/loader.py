@@ -138,6 +138,7 @@ class ShardLoader:
         self._num_before = 0  # samples, in the passes before
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dray-batches")  # one pass after another
         self._pool: WorkerPool | None = None
         self._ended: list[Stats] = []  # of workers that are no more
 
@@ -155,17 +156,19 @@ class ShardLoader:
 
         An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
         """
-        if self._batches is not None:
-            self._batches.close()
         start = self._next
         self._go_to(start)
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
-        self._batches = batches = self._in_workers(way) if self._num_workers else _ahead(self._maker.groups(way))
+        in_thread = _ahead(self._thread, self._maker.groups(way))
+        self._batches = batches = self._in_workers(way) if self._num_workers else in_thread
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
                 if self._batches is not batches:
-                    raise CallError(f"this iterator of epoch {start.epoch} ended when a newer one of its loader began")
+                    raise CallError(
+                        f"this iterator of epoch {start.epoch} ended when a newer one of its loader began, or when it "
+                        "was told to go on elsewhere"
+                    )
                 asked = perf_counter()
                 batch = next(batches)
                 self._wait_s += perf_counter() - asked
@@ -240,6 +243,9 @@ class ShardLoader:
         return last * rest.share_size(0, self.rank) + rest.share_size(last, self.rank) if self._taken else 0
 
     def _go_to(self, start: Cursor) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
         self._num_before += self._num_samples()
         self._start = self._next = start
         self._taken = 0
@@ -276,6 +282,7 @@ class ShardLoader:
         try:
             yield from self._pool.batches(way)
         except Exception as exc:  # one may be dead: the next pass starts others
+            exc.add_note(f"in epoch {way.start.epoch}, at step {self._start.steps + self._taken} of rank {self.rank}")
             traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
             self._ended += self._pool.stats.values()
             self._pool.close()
@@ -283,21 +290,23 @@ class ShardLoader:
             raise
 
 
-def _ahead(groups: Iterator[list[Any]]) -> Generator[Any, None, None]:
-    """The batches of some groups, made by a thread while the trainer works."""
-    with ThreadPoolExecutor(1, thread_name_prefix="dray-batches") as thread:
-        coming: deque[Future[list[Any] | None]] = deque()
-        try:
-            while True:
-                while len(coming) < PREFETCH:
-                    coming.append(thread.submit(next, groups, None))
-                made = coming.popleft().result()
-                if made is None:
-                    return
-                yield from made
-        finally:
-            for future in coming:
-                future.cancel()
+def _ahead(thread: ThreadPoolExecutor, groups: Iterator[list[Any]]) -> Generator[Any, None, None]:
+    """The batches of some groups, made by a thread while the trainer works.
+
+    It does not wait for the thread at its end: it may be closed by the garbage collector, at any place.
+    """
+    coming: deque[Future[list[Any] | None]] = deque()
+    try:
+        while True:
+            while len(coming) < PREFETCH:
+                coming.append(thread.submit(next, groups, None))
+            made = coming.popleft().result()
+            if made is None:
+                return
+            yield from made
+    finally:
+        for future in coming:
+            future.cancel()
 
 
 def _rank() -> tuple[int, int]:

@@ -7,6 +7,7 @@ compared.
 
 import mmap
 import os
+import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from dray.loaders.catalog import INDEX_BYTES, Catalog
 from dray.loaders.fetch import Run, Samples, Stats, check_part
 from dray.shards.errors import DamagedError, NotFoundError
 
-OPEN_MAPS = 4096
+OPEN_MAPS = 4096  # at most, and a quarter of the file descriptors that the process may have: each map keeps one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +99,7 @@ class MappedReader:
             for place in places:
                 if not self._is_open[place]:
                     self._open_one(place)
-            is_too_much = self._is_open.sum() > OPEN_MAPS or self._open_bytes > INDEX_BYTES
+            is_too_much = self._is_open.sum() > _most_maps() or self._open_bytes > INDEX_BYTES
             if attempt or not is_too_much:
                 return
             self._close()
@@ -135,3 +136,8 @@ class MappedReader:
         raise DamagedError(
             f"{url}: {expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more"
         )
+
+
+def _most_maps() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_MAPS if soft == resource.RLIM_INFINITY else max(1, min(OPEN_MAPS, soft // 4))

@@ -20,8 +20,10 @@ class PartCatalog(Catalog):
         """The suffixes to read of a shard: for samples that lack a part, those that may stand for it as well."""
         found: list[str] = []
         for suffix in self.parts or ():
-            names = match(suffix, columns.offsets)
-            found += names
-            if any((columns.offsets[name] == 0).any() for name in names):
-                found += match(suffix, [name for name in columns.offsets if name not in names])
+            names = list(columns.offsets)
+            while matching := match(suffix, names):
+                found += matching
+                if not any((columns.offsets[name] == 0).any() for name in matching):
+                    break
+                names = [name for name in names if name not in matching]
         return tuple(dict.fromkeys(found))

@@ -1,8 +1,10 @@
 """One pass after another of a rank's stream through the user's pipeline, in this process or in worker processes."""
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,10 +16,11 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from dray.loaders.batches import Pass
 from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.crossing import Folded, fold, unfold
+from dray.loaders.fetch import Stats
 from dray.loaders.progress import Progress
 from dray.loaders.shared import ReceiveBuffers, SendBuffers
 from dray.loaders.stream import Portable
-from dray.loaders.workers import packed, unpacked
+from dray.loaders.workers import end_workers, forget_threads, packed, unpacked
 
 SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are
 SENT_CHUNKS = 16  # at most so many
@@ -107,6 +110,7 @@ class Passes(IterableDataset[Any]):
         self._options = dict(options)
         self._pins = pin and torch.cuda.is_available()
         self._pool: StreamPool | None = None
+        self._ended: list[Stats] = []  # of workers that are no more
 
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
@@ -123,13 +127,23 @@ class Passes(IterableDataset[Any]):
             if last < 0:
                 progress.end_chunk(end, is_exact=chunk.is_exact)
 
+    def stats(self) -> dict[str, float]:
+        """What was read for this rank since the start, by this process or its workers; see `ShardLoader.stats`."""
+        told = [self._stream.source.stats] if not self._num_workers else self._ended
+        told = [*told, *(self._pool.stats.values() if self._pool else ())]
+        return {field.name: sum(getattr(stats, field.name) for stats in told) for field in fields(Stats)}
+
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
         """What each chunk gave, from each worker in turn."""
-        if self._pool is None:
+        if self._pool is None or not self._pool.lives_on:  # old workers, which may be busy, keep their pipes
+            self._ended += self._pool.stats.values() if self._pool else ()
             self._pool = StreamPool(self._stream, self._most_chunks, self._num_workers, self._options)
         try:
             yield from self._pool.given(way)
-        except Exception:  # one may be dead: the next pass starts others
+        except Exception as exc:  # one may be dead: the next pass starts others
+            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
+            self._ended += self._pool.stats.values()
+            self._pool.close()
             self._pool = None
             raise
 
@@ -147,9 +161,12 @@ class StreamPool:
     def __init__(self, stream: Stream, most_chunks: int, num_workers: int, options: Mapping[str, Any]) -> None:
         pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
         self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
+        self.stats: dict[int, Stats] = {}  # of each worker, as it told last
         self._num_passes = 0
         self._source = WorkerStream(stream, most_chunks, [reading for reading, _ in pipes])
         given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        given["worker_init_fn"] = partial(forget_threads, also=options.get("worker_init_fn"))
+        self.lives_on = bool(given["persistent_workers"])
         self._loader: DataLoader[Any] = DataLoader(
             self._source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given
         )
@@ -165,11 +182,16 @@ class StreamPool:
         worker, num_missed = 0, 0
         while num_missed < len(coming):
             while not coming[worker] and (sent := next(arriving, None)) is not None:
+                self.stats[sent.worker] = sent.stats
                 coming[sent.worker].extend(sent.given(self._buffers[sent.worker]))
             num_missed = 0 if coming[worker] else num_missed + 1
             if coming[worker]:
                 yield coming[worker].popleft()
             worker = (worker + 1) % len(coming)
+
+    def close(self) -> None:
+        """End the processes."""
+        end_workers(self._loader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +199,15 @@ class Sent:
     """What some chunks of a worker gave, on its way to the trainer."""
 
     worker: int
+    stats: Stats  # of the worker since its start
     is_exact: list[bool]
     body: Any
 
     @classmethod
-    def of(cls, worker: int, chunks: list[Given], buffers: SendBuffers) -> "Sent":
+    def of(cls, worker: int, stats: Stats, chunks: list[Given], buffers: SendBuffers) -> "Sent":
         """Chunks for the way."""
         folded = [fold(chunk.outputs, buffers) for chunk in chunks]
-        return cls(worker, [chunk.is_exact for chunk in chunks], packed(folded, buffers))
+        return cls(worker, replace(stats), [chunk.is_exact for chunk in chunks], packed(folded, buffers))
 
     def given(self, buffers: ReceiveBuffers) -> list[Given]:
         """The chunks again."""
@@ -231,14 +254,15 @@ class WorkerStream(Portable):
         way = Pass(start, replace(self._way.rest, consumed=start.consumed), self._way.rank)
         self._buffers = buffers = self._buffers or SendBuffers(self._freed[worker.id])
         buffers.begin(pass_number)
+        stream: Stream = self.dataset
         held, size = list[Given](), 1
-        for chunk in self.dataset.given(way):
+        for chunk in stream.given(way):
             held.append(chunk)
             if len(held) >= size:
-                yield Sent.of(worker.id, held, buffers)
+                yield Sent.of(worker.id, stream.source.stats, held, buffers)
                 held, size = [], min(2 * size, self._most_chunks)
         if held:
-            yield Sent.of(worker.id, held, buffers)
+            yield Sent.of(worker.id, stream.source.stats, held, buffers)
 
 
 def _as_it_is(sent: Any) -> Any:

@@ -9,6 +9,7 @@ never have looked at them, or keep them for ever.
 import os
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,8 +20,8 @@ import torch
 from dray.loaders.buffers import lease
 
 ROUND_BYTES = 64 << 10  # sizes are rounded up to this, so that buffers fit again
+MOST_BUFFERS = 64  # of a worker; then those that are free give way
 _MESSAGE = struct.Struct("<II")  # pass, number: so small that the system writes all of it or nothing
-_BEGINS = 0xFFFFFFFF  # in a number's place: the pass begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class SendBuffers:
 
     def __init__(self, freed: Connection) -> None:
         self._freed = freed.fileno()
+        os.set_blocking(self._freed, False)
         self._connection = freed  # keeps it open
         self._memory: dict[int, torch.Tensor] = {}  # by number
         self._uses: dict[int, int] = {}  # of each: by tensors here, and by the trainer
@@ -48,27 +50,27 @@ class SendBuffers:
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # by size
         self._count = 0  # of all buffers ever made
         self._pass = 0
-        self._announced = 0  # the last pass that the trainer told of
+        self._gone: list[int] = []  # buffers that the trainer may forget
 
     def begin(self, pass_number: int) -> None:
-        """Forget the buffers that are in use: a new pass begins.
+        """Forget the buffers that are in use: a new pass begins, and what the trainer gave back is in the pipe.
 
         It may have begun already: an iterator of a pass that was left starts late, and takes the new one's number.
         """
         if pass_number == self._pass:
             return
-        os.set_blocking(self._freed, True)
-        while self._announced != pass_number:
-            self._hear(os.read(self._freed, _MESSAGE.size))
-        os.set_blocking(self._freed, False)
+        self._collect()
         for number in [number for number, uses in self._uses.items() if uses]:
-            del self._numbers[self._memory.pop(number).data_ptr()], self._uses[number]
+            self._forget(number)
         self._pass = pass_number
 
     def take(self, num_bytes: int) -> torch.Tensor:
         """See `dray.loaders.buffers.Buffers`: free again when nothing here and nothing there uses it."""
         self._collect()
-        size = -(-max(num_bytes, 1) // ROUND_BYTES) * ROUND_BYTES
+        step = max(
+            ROUND_BYTES, 1 << max(0, num_bytes.bit_length() - 4)
+        )  # eight sizes from one power of two to the next
+        size = -(-max(num_bytes, 1) // step) * step
         number = self._free[size].pop() if self._free[size] else self._new(size)
         self._uses[number] = 1
         return lease(self._memory[number].numpy(), self._drop, number)[:num_bytes]
@@ -83,7 +85,16 @@ class SendBuffers:
         self._known.add(number)
         return Handle(number, None if is_known else self._memory[number])
 
+    def gone(self) -> list[int]:
+        """The buffers that the trainer may forget, since it was last told."""
+        gone, self._gone = self._gone, []
+        return gone
+
     def _new(self, size: int) -> int:
+        if len(self._memory) >= MOST_BUFFERS:
+            for number in [number for numbers in self._free.values() for number in numbers]:
+                self._forget(number)
+            self._free.clear()
         storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
         memory = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,))
         number, self._count = self._count, self._count + 1
@@ -91,18 +102,17 @@ class SendBuffers:
         self._numbers[memory.data_ptr()] = number
         return number
 
+    def _forget(self, number: int) -> None:
+        del self._numbers[self._memory.pop(number).data_ptr()], self._uses[number]
+        self._gone.append(number)
+
     def _collect(self) -> None:
         """Take back what the trainer is done with."""
         with suppress(BlockingIOError):
             while message := os.read(self._freed, _MESSAGE.size):
-                self._hear(message)
-
-    def _hear(self, message: bytes) -> None:
-        pass_number, number = _MESSAGE.unpack(message)
-        if number == _BEGINS:
-            self._announced = pass_number
-        elif pass_number == self._pass:
-            self._drop(number)
+                pass_number, number = _MESSAGE.unpack(message)
+                if pass_number == self._pass:
+                    self._drop(number)
 
     def _drop(self, number: int) -> None:
         if number in self._uses:
@@ -120,6 +130,7 @@ class ReceiveBuffers:
 
     def __init__(self, freed: Connection) -> None:
         self._freed = freed
+        os.set_blocking(freed.fileno(), False)
         self._process = os.getpid()
         self._pass = 0
         self._idle: dict[int, Any] = {}  # buffers that the worker may fill, by number
@@ -127,7 +138,11 @@ class ReceiveBuffers:
     def begin(self, pass_number: int) -> None:
         """Forget the buffers that are in use: a new pass begins."""
         self._pass = pass_number
-        self._tell(_BEGINS)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Let go of buffers that the worker will not fill again."""
+        for number in numbers:
+            self._idle.pop(number, None)
 
     def open(self, handle: Handle) -> torch.Tensor:
         """(n,) uint8, the buffer; the worker may fill it anew when this tensor and all its views are gone."""
@@ -135,12 +150,12 @@ class ReceiveBuffers:
         return lease(memory, self._give_back, self._pass, handle.number, memory)
 
     def _give_back(self, pass_number: int, number: int, memory: Any) -> None:
-        is_copy = os.getpid() != self._process  # in a forked child, whose tensors are not the trainer's
-        if pass_number == self._pass and not is_copy:
-            self._idle[number] = memory
-            self._tell(number)
+        """Tell the worker, without a lock and without waiting: it runs wherever a tensor happens to be freed.
 
-    def _tell(self, number: int) -> None:
-        """Without a lock: it runs wherever a tensor happens to be freed. A worker that is gone needs no telling."""
+        A worker that is gone, or has not listened for so long that the pipe is full, makes do without the buffer.
+        """
+        if pass_number != self._pass or os.getpid() != self._process:  # a forked child's tensors are not the trainer's
+            return
         with suppress(OSError):
-            os.write(self._freed.fileno(), _MESSAGE.pack(self._pass, number))
+            self._idle[number] = memory
+            os.write(self._freed.fileno(), _MESSAGE.pack(pass_number, number))

@@ -10,12 +10,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dray.loaders.cursor import Cursor
-from dray.shards.errors import DamagedError, RefusedError
+from dray.shards.errors import CallError, DamagedError, RefusedError
 
 FAR = 24  # looked for up to 2**24 rows away
-NEAR = 8  # and among so many neighbours
+NEAR = 8  # among so many neighbours,
+PARTS = 32  # and at the same place of so many parts of the epoch
 
 
 class OnBad(StrEnum):
@@ -27,14 +32,18 @@ class OnBad(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Skipper:
-    """Finds a sample for the place of one that cannot be read, and notes it.
+    """Finds a sample for the place of one that cannot be read, and notes it. A missing shard is an error all the same.
 
     Attributes:
-        path: The file, one JSON object a line: epoch, position, replaced_by (a position) and error, which names shard
-            and key.
+        path: The file, one JSON object a line: epoch, position, replaced_by (a position) and error, which names the
+            shard, and the key if it is one part that is damaged.
     """
 
     path: str
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).parent.is_dir():
+            raise CallError(f"bad_samples={self.path!r}: its folder does not exist")
 
     def readable(self, position: int, cursor: Cursor, read: Callable[[int], None]) -> int:
         """The position itself if it can be read, else the first of certain others of the epoch.
@@ -62,6 +71,16 @@ class Skipper:
             return candidate
         raise first or AssertionError("unreachable: there is one candidate at least")
 
+    def first_readable(self, num_samples: int, read: Callable[[NDArray[np.int64]], None]) -> int:
+        """The first sample of a few that can be read; the last of them where none can."""
+        for sample in range(min(NEAR, num_samples)):
+            try:
+                read(np.array([sample], np.int64))
+            except (DamagedError, RefusedError):
+                continue
+            return sample
+        return min(NEAR, num_samples) - 1
+
     def _note(self, position: int, candidate: int, epoch: int, error: Exception) -> None:
         warnings.warn(f"samples that cannot be read are replaced and listed in {self.path}", stacklevel=2)
         entry = {"epoch": epoch, "position": position, "replaced_by": candidate, "error": str(error)}
@@ -78,3 +97,5 @@ def _candidates(position: int, cursor: Cursor) -> Iterator[int]:
         yield (position + (cursor.lanes << power)) % cursor.num_samples
     for near in range(1, NEAR):
         yield (position + near) % cursor.num_samples
+    for part in range(1, PARTS):
+        yield (position + cursor.num_samples * part // PARTS) % cursor.num_samples

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import Any, Protocol
 
 from webdataset.compat import WebLoader
@@ -179,9 +180,10 @@ def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any])
 
 
 def _seed(seed: Any) -> int:
-    if seed is not None and not isinstance(seed, int):
-        raise CallError(f"kwargs_wds: seed={seed!r}: an integer is needed, the same on every rank")
-    return seed or 0
+    try:
+        return 0 if seed is None else index(seed)
+    except TypeError as exc:
+        raise CallError(f"kwargs_wds: seed={seed!r}: an integer is needed, the same on every rank") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from time import perf_counter
 from typing import Any, cast
 
 from webdataset.compat import WebLoader
@@ -28,7 +29,9 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
 
     def __init__(self, passes: Passes) -> None:
         DataPipeline.__init__(self, passes)
+        self._passes = passes
         self._progress = passes.progress
+        self._wait_s = 0.0
 
     @property
     def progress(self) -> Progress:
@@ -49,10 +52,12 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         with closing(cast("Generator[Any, None, None]", self.iterator())) as outputs:
             while left is None or left > 0:
                 progress.check(turn)
+                asked = perf_counter()
                 try:
                     output = next(outputs)
                 except StopIteration:
                     break
+                self._wait_s += perf_counter() - asked
                 progress.count_output()
                 left = None if left is None else left - 1
                 yield output
@@ -71,6 +76,13 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         if self._goal is None:
             raise TypeError("a loader without a global batch size has no length")
         return self._progress.length(self._goal)
+
+    def stats(self) -> dict[str, float]:
+        """What was read for this rank since the start, a little ahead, and how long outputs were waited for.
+
+        See `ShardLoader.stats`; wait_s holds what the pipelines in this process take as well.
+        """
+        return {**self._passes.stats(), "wait_s": self._wait_s}
 
     def __bool__(self) -> bool:
         return True

@@ -4,9 +4,10 @@ What a worker sends is a few bytes that name buffers in shared memory: torch wou
 descriptor, which is slow, and a worker that has no more descriptors waits for ever.
 """
 
+import concurrent.futures.thread
 import pickle
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -56,6 +57,7 @@ class WorkerPool:
             collate_fn=_as_it_is,
             num_workers=num_workers,
             persistent_workers=True,
+            worker_init_fn=forget_threads,
             multiprocessing_context="fork" if is_local else "spawn",  # a store's connections do not live through a fork
             prefetch_factor=PREFETCH,
         )
@@ -78,10 +80,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
-        running = self._loader._iterator
-        if running is not None:
-            with suppress(RuntimeError):  # torch tells the death of one again when another ends
-                running._shutdown_workers()  # type: ignore[attr-defined]
+        end_workers(self._loader)
 
 
 class _WorkerBatches(IterableDataset[Sent]):
@@ -119,6 +118,24 @@ class _WorkerBatches(IterableDataset[Sent]):
             yield Sent(worker.id, replace(self._maker.stats), packed(batches, buffers))
 
 
+def end_workers(loader: "DataLoader[Any]") -> None:
+    """End the processes of a loader now, not when nothing refers to it."""
+    running = loader._iterator
+    if running is not None:
+        with suppress(RuntimeError):  # torch tells the death of one again when another ends
+            running._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> None:
+    """Let a worker process end by itself: a forked one would join the trainer's threads, which it does not have.
+
+    Where the trainer's loader runs in one of them, as `to_device` lets it, that would be the worker's own main thread.
+    """
+    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
+    if also is not None:
+        also(worker)
+
+
 def _as_it_is(sent: Any) -> Any:
     return sent
 
@@ -139,6 +156,7 @@ class _Packed:
 
     pickled: bytes
     buffers: list[Handle | None]
+    gone: list[int]  # buffers that will not come again
 
 
 def packed(value: Any, buffers: SendBuffers) -> _Packed:
@@ -164,7 +182,7 @@ def packed(value: Any, buffers: SendBuffers) -> _Packed:
     skeleton = pickle.dumps(replaced(value), pickle.HIGHEST_PROTOCOL)
     if offset:
         handles[0] = buffers.send(_joined(joined, buffers.take(offset)))
-    return _Packed(skeleton, handles)
+    return _Packed(skeleton, handles, buffers.gone())
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -190,6 +208,7 @@ def _joined(tensors: list[torch.Tensor], buffer: torch.Tensor) -> torch.Tensor:
 
 def unpacked(value: _Packed, buffers: ReceiveBuffers) -> Any:
     """What was packed."""
+    buffers.forget(value.gone)
     memory = [torch.empty(0) if handle is None else buffers.open(handle) for handle in value.buffers]
 
     def restored(item: Any) -> Any:

@@ -6,12 +6,12 @@ never changes: while builders add versions, its shards and indexes stay as they 
 
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
@@ -230,8 +230,8 @@ class Snapshot:
         """
         table = self.sources()
         keys = table["key"]
-        row = pc.call_function("index", [keys], pc.IndexOptions(value=pa.scalar(key, keys.type))).as_py()
-        if row < 0:
+        row = place_of(keys, key)
+        if row == len(keys) or keys[row].as_py() != key:
             self._say_if_left_out(key)
             raise NotFoundError(f"no sample {key!r} in {self._name}: {_key_hint(keys, key)}")
         number = table["shard"][row].as_py()
@@ -289,7 +289,9 @@ class Snapshot:
         body = _read_record(self.store, self.layout, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
-        return pq.read_table(pa.BufferReader(body), use_threads=False, pre_buffer=False)
+        # In this thread: `read_table` leaves the buffer, which is Python's, to a thread of Arrow's, and a process that
+        # ends before that thread has let go of it is aborted.
+        return pq.ParquetFile(pa.BufferReader(body)).read(use_threads=False)
 
 
 def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:
@@ -316,9 +318,14 @@ def _held_names(head: Commit) -> str:
     return f", and {', '.join(held)}" if held else ""
 
 
+def place_of(keys: pa.ChunkedArray, key: str) -> int:
+    """Where a key stands among sorted keys, or would."""
+    return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
+
+
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
     """What may have been meant: the keys before and after it in order."""
-    place = pc.call_function("sum", [pc.call_function("less", [keys, pa.scalar(key, keys.type)])]).as_py() or 0
+    place = place_of(keys, key)
     near = keys[max(0, place - 1) : place + 1].to_pylist()
     dots = f"; dots of a name became dashes: {key_of(key)!r}?" if "." in key else ""
     return f"near it lie {' and '.join(map(repr, near)) or 'none'}{dots}"

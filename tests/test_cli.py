@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +274,7 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         open(tmp_path / "names", "w"),  # returns when the command has opened it too
     ):
+        time.sleep(0.5)  # until it waits in the system's read: a signal just before that would be noticed after it
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -482,3 +483,36 @@ def test_pickles_may_be_encoded_before_they_are_streamed(
     found = np.vstack(list(data.test_dataloader()))
     assert found.tolist() == [[float(number)] * 4 for number in numbers_of(Split.test)]
     assert next(iter(Snapshot.open(tmp_path / "test", "myshards").shards)).parts == {"tensor.npy": 4}
+
+
+def test_a_part_that_became_three_kinds_is_read_in_each(tmp_path: Path) -> None:
+    """With `encode="auto"`, and another part whose suffix ends alike: never the value of that one."""
+    values: list[Any] = [torch.ones(2), {"a": torch.ones(2)}, "text", (1, 2)]
+    names = [f"s{number}" for number in range(len(values))]
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.x.pyd").write_bytes(pickle.dumps(values[number]))
+        (tmp_path / f"{name}.y.x.pyd").write_bytes(pickle.dumps(number))
+    data = PickledDataWDS(
+        tmp_path, {Split.test: names}, ["x.pyd", "y.x.pyd"], {Split.test: tmp_path / "out"}, 1, encode="auto",
+        n_tars_wds=1, progress=False,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("test")
+    found = list(data.test_dataloader())
+    assert [type(value).__name__ for value, _ in found] == ["Tensor", "dict", "str", "list"]
+    assert found[2][0] == "text"
+    assert [int(other) for _, other in found] == [0, 1, 2, 3]
+
+
+def test_a_state_that_was_taken_up_does_not_wait_for_another_fit(pickles: Path, tmp_path: Path) -> None:
+    """`Trainer.test(ckpt_path=...)` loads it as well: the next fit begins at the beginning."""
+    data = ready(pickles, tmp_path)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    list(islice(loader, 2))
+    state = data.state_dict()
+    whole = len(loader)
+    list(loader)
+    data.load_state_dict(state)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == whole

@@ -522,3 +522,26 @@ def test_own_decoders_come_before_the_table(urls: Mapping[int, str], num_workers
     assert all(size > 100 for size in batch["x.pyd"].tolist())
     with pytest.raises(DamagedError, match=r"key 's0000', suffix 'cls': its decoder, decoders\['cls'\], failed"):
         list(ShardLoader(urls[3], decoders={"cls": lambda _: 1 // 0}, **options))
+
+
+def test_an_iterator_ends_when_the_loader_is_told_another_place(urls: Mapping[int, str]) -> None:
+    """It would count its steps on the new one's cursor."""
+    loader = ShardLoader(urls[MANY], batch_size=4)
+    old = iter(loader)
+    next(old)
+    loader.set_epoch(5)
+    with pytest.raises(CallError, match="told to go on elsewhere"):
+        next(old)
+    assert loader.state_dict()["consumed"] == 0
+
+
+def test_maps_leave_file_descriptors_to_others(tmp_path: Path) -> None:
+    """More shards than a quarter of them: the others are closed meanwhile."""
+    url = pack(tmp_path, 60, 60)
+    program = (
+        "import resource, sys; from dray.loaders import ShardLoader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "print(sum(len(b['cls']) for b in ShardLoader(sys.argv[1], batch_size=7, shuffle=True, remainder='keep')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "60\n"

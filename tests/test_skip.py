@@ -12,7 +12,7 @@ import torch
 
 from dray.loaders import ShardLoader
 from dray.pipelines import pickles_to_tars
-from dray.shards.errors import DamagedError, RefusedError
+from dray.shards.errors import CallError, DamagedError, RefusedError
 
 NUM_SAMPLES = 60
 BAD = (7, 8, 31)
@@ -100,3 +100,23 @@ def test_where_nothing_can_be_read_it_gives_up(tmp_path: Path, url: str) -> None
         path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DamagedError, match="key 's00'"):
         list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
+def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, url: str) -> None:
+    """In the last step of `keep`, where sample 0 is bad: all ranks end alike."""
+    path = Path(url, "wdshards-000000.tar")
+    body = bytearray(path.read_bytes())
+    body[body.index(np.ones(4, np.float32).tobytes()) - 1536] ^= 1  # a header and two blocks before: in sample 0
+    path.write_bytes(body)
+    with pytest.raises(DamagedError, match="key 's00'"):
+        next(iter(ShardLoader(url, batch_size=1)))
+    options: Any = {"batch_size": 8, "num_ranks": 2, "limit": 17}
+    steps = [len(list(open_loader(url, tmp_path / "bad.jsonl", rank=rank, **options))) for rank in range(2)]
+    assert steps == [2, 2]
+
+
+def test_a_place_for_the_list_is_looked_for_at_once(url: str, tmp_path: Path) -> None:
+    """Not at the first bad sample, in the middle of the night."""
+    with pytest.raises(CallError, match="its folder does not exist"):
+        open_loader(url, tmp_path / "nowhere" / "bad.jsonl")

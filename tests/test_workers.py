@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_a_forked_child_gives_nothing_back(sides: tuple[SendBuffers, ReceiveBuff
     assert got[0][:2].tolist() == [1, 1]
 
 
-def test_a_pass_may_be_announced_while_another_is_made(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+def test_a_pass_may_begin_while_another_is_made(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
     """A worker that is late still takes buffers for the old pass; and one may miss a pass."""
     sending, receiving = sides
     unpacked(packed([sending.take(100_000)], sending), receiving)
@@ -171,3 +172,34 @@ def test_a_pass_may_be_announced_while_another_is_made(sides: tuple[SendBuffers,
     sending.begin(4)
     sending.begin(4)
     assert len(unpacked(packed([sending.take(100_000)], sending), receiving)) == 1
+
+
+def test_giving_back_never_waits_for_the_worker(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """More buffers at once than the pipe has room for: those beyond are made anew, and nothing is lost."""
+    sending, receiving = sides
+    handle = sending.send(sending.take(100))
+    assert handle is not None
+    for _ in range(20_000):
+        receiving._give_back(1, 12_345, None)
+    sending.take(100)
+    assert receiving.open(handle).shape == (64 << 10,)
+
+
+def test_memory_of_sizes_that_do_not_come_again_is_let_go(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """On both sides, when there are many buffers."""
+    sending, receiving = sides
+    for number in range(1, 400):
+        batch = unpacked(packed([sending.take(number * 70_000)], sending), receiving)
+        assert len(batch[0]) == number * 70_000
+        del batch
+    assert len(sending._memory) <= 64
+    assert len(receiving._idle) <= 65
+
+
+def test_a_loader_may_be_used_by_a_thread(url: str) -> None:
+    """Its workers, forked there, end by themselves: torch would tell of one that does not."""
+    with ThreadPoolExecutor(1) as thread:
+        batches = thread.submit(lambda: list(ShardLoader(url, batch_size=40, num_workers=2))).result()
+    for batch in batches:
+        check(batch)
+    gc.collect()
