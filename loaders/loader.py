@@ -186,6 +186,9 @@ class ShardLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
 
+        Lightning works out an epoch's length once: after a resume with another global batch size the epochs that follow
+        would keep the resumed one's, so give the Trainer `reload_dataloaders_every_n_epochs=1` then.
+
         Raises:
             CallError: It was saved over other data or with another seed; names the difference.
         """

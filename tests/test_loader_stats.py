@@ -11,8 +11,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
+from webdataset import batched
 
-from dray.loaders import LoaderStats, ShardLoader
+from dray.loaders import LoaderStats, ShardLoader, Split, WebDataModule
 from dray.pipelines import pickles_to_tars
 
 NUM_SAMPLES, BATCH = 48, 4
@@ -88,6 +89,22 @@ def test_with_workers_it_is_the_same(url: str, tmp_path: Path) -> None:
     for row in found:
         assert row["data/samples_per_s"] > 0
         assert row["data/wait_s_per_step"] >= 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loader_of_a_datamodule_tells_as_well(url: str, num_workers: int) -> None:
+    """What this process read, or its worker."""
+    data = WebDataModule(
+        None, "x.pyd", {Split.test: url}, BATCH, kwargs_wld={Split.test: {"num_workers": num_workers}},
+        pipeline_prebatch_wld={Split.test: batched(BATCH, collation_fn=list)},
+    )  # fmt: skip
+    data.setup("test")
+    loader = data.test_dataloader()
+    assert len(list(loader)) == NUM_SAMPLES // BATCH
+    stats = loader.stats()
+    assert stats["samples"] == NUM_SAMPLES
+    assert stats["bytes"] > 0
+    assert stats["wait_s"] > 0
 
 
 def test_a_loader_that_tells_nothing_is_said_once(tmp_path: Path) -> None:
