@@ -27,7 +27,7 @@ from dray.loaders.fetch import Reader, Run, Samples, Stats
 from dray.loaders.mapped import MappedReader
 from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import Skipper
-from dray.shards.errors import CallError, DamagedError, DrayError, RefusedError
+from dray.shards.errors import CallError, DamagedError, RefusedError
 from dray.shards.snapshot import Snapshot
 
 CHUNK_SAMPLES = 8192  # whose order is worked out at once
@@ -147,9 +147,10 @@ class BatchMaker:
         """The batches of some steps, at once; one after another where one fails, for those before it are good."""
         try:
             yield self._made(steps)
-        except DrayError:
+        except Exception as exc:  # noqa: BLE001  it comes again, in its step
+            replaces = self.skipper is not None and isinstance(exc, DamagedError | RefusedError)
             for step in steps:
-                yield self._made([step if self.skipper is None else self._replaced(way, step)])
+                yield self._made([self._replaced(way, step) if replaces else step])
 
     def _made(self, steps: Sequence[Step]) -> list[Any]:
         """The batches of some steps."""
@@ -209,7 +210,13 @@ class BatchMaker:
         values = {suffix: self._value(samples, suffix, row) for suffix in samples.sample(row)}
         if self.with_keys:
             values[KEY] = samples.key(row)
-        return values if self.transform is None else self.transform(values)
+        if self.transform is None:
+            return values
+        try:
+            return self.transform(values)
+        except Exception as exc:
+            exc.add_note(f"transform was given shard {samples.url(row)!r}, key {samples.key(row)!r}")
+            raise
 
     def _value(self, samples: Samples, suffix: str, row: int) -> Any:
         """The value of one part; None where the sample lacks it."""

@@ -545,3 +545,17 @@ def test_maps_leave_file_descriptors_to_others(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "60\n"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_transform_that_fails_is_told_with_its_sample(urls: Mapping[int, str], num_workers: int) -> None:
+    """After the batches before it."""
+
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        return {"cls": 1 // (row["cls"] - 45)}
+
+    taken = []
+    with pytest.raises(ZeroDivisionError) as caught:
+        taken.extend(ShardLoader(urls[MANY], batch_size=5, num_workers=num_workers, transform=fail))
+    assert len(taken) == 9
+    assert "key 's0045'" in f"{caught.value} {getattr(caught.value, '__notes__', '')}"
