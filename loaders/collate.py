@@ -59,11 +59,16 @@ def stack(values: Sequence[Any]) -> torch.Tensor | list[Any]:
 def no_rows(batch: Any) -> Any:
     """The batch of no sample that is otherwise like a batch of one.
 
+    A list of one item is taken for the batch's only row, one of several for its columns, as torch's `default_collate`
+    makes them of tuples.
+
     Raises:
         CallError: It is made of something that has no rows.
     """
-    if isinstance(batch, torch.Tensor | np.ndarray | list):
+    if isinstance(batch, torch.Tensor | np.ndarray) and batch.ndim:
         return batch[:0]
+    if type(batch) is list:
+        return [no_rows(column) for column in batch] if len(batch) > 1 else []
     if isinstance(batch, dict):
         return {part: no_rows(values) for part, values in batch.items()}
     if type(batch) is tuple:

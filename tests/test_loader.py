@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import default_collate
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
@@ -226,6 +227,10 @@ def test_a_rank_without_samples_has_a_batch_of_no_rows(urls: Mapping[int, str]) 
     assert batch["txt"] == batch["__key__"] == []
     ((ones, rows),) = ShardLoader(urls[1], collate=lambda rows: (torch.ones(len(rows), 5), rows), **options)
     assert (ones.shape, rows) == ((0, 5), [])
+    ((xs, ys),) = ShardLoader(
+        urls[1], collate=default_collate, transform=lambda row: (row["x.pyd"], row["cls"]), **options
+    )
+    assert (xs.shape, ys.shape) == ((0, 2), (0,))
     odd = ShardLoader(urls[1], collate=len, **options)
     with pytest.raises(CallError, match="of the int that collate gave no batch of 0 rows"):
         list(odd)
