@@ -138,7 +138,7 @@ class ShardLoader:
         self._num_before = 0  # samples, in the passes before
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dray-batches")  # one pass after another
+        self._thread: ThreadPoolExecutor | None = None  # makes the batches of one pass after another
         self._pool: WorkerPool | None = None
         self._ended: list[Stats] = []  # of workers that are no more
 
@@ -160,8 +160,7 @@ class ShardLoader:
         self._go_to(start)
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
-        in_thread = _ahead(self._thread, self._maker.groups(way))
-        self._batches = batches = self._in_workers(way) if self._num_workers else in_thread
+        self._batches = batches = self._in_workers(way) if self._num_workers else self._in_thread(way)
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
                 if self._batches is not batches:
@@ -278,6 +277,11 @@ class ShardLoader:
             block=choose_block(num_samples, self._batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
             window_rows=self._window_rows,
         )
+
+    def _in_thread(self, way: Pass) -> Generator[Any, None, None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="dray-batches")
+        return _ahead(self._thread, self._maker.groups(way))
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._pool is None:

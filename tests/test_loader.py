@@ -564,3 +564,10 @@ def test_a_transform_that_fails_is_told_with_its_sample(urls: Mapping[int, str],
         taken.extend(ShardLoader(urls[MANY], batch_size=5, num_workers=num_workers, transform=fail))
     assert len(taken) == 9
     assert "key 's0045'" in f"{caught.value} {getattr(caught.value, '__notes__', '')}"
+
+
+def test_a_loader_can_be_sent_to_another_process(urls: Mapping[int, str]) -> None:
+    """As long as no epoch was begun with it."""
+    loader = ShardLoader(urls[MANY], batch_size=5, shuffle=True, seed=2)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert [numbers(batch) for batch in copy] == [numbers(batch) for batch in loader]
