@@ -270,8 +270,12 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     """The signal comes while the command waits for its names; there is no traceback."""
     os.mkfifo(tmp_path / "names")
     command = [PROGRAM, "build", str(tmp_path), "out", "--suffix", "pyd", "--names", str(tmp_path / "names")]
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what it starts in the background ignore it
+
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process,
         open(tmp_path / "names", "w"),  # returns when the command has opened it too
     ):
         time.sleep(0.5)  # until it waits in the system's read: a signal just before that would be noticed after it
