@@ -26,7 +26,7 @@ class Buffers(Protocol):
 
 
 class BufferPool:
-    """Memory of this process: as much as was ever in use at once, and a little more where sizes change."""
+    """Memory of this process: as much as was ever in use at once; of other sizes up to 256 MiB more."""
 
     def __init__(self) -> None:
         self._free: deque[NDArray[np.uint8]] = deque()

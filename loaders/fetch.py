@@ -79,7 +79,7 @@ class Reader(Protocol):
         Raises:
             NotFoundError: A shard or an index is missing.
             DamagedError: A part of one of the samples asked for is not what its index says; names shard, key, suffix
-                and offset. Other samples can still be read.
+                and offset. Other samples can still be read, but for those of a local shard that was cut.
         """
         ...
 
