@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +20,22 @@ from numpy.typing import NDArray
 
 from dray.loaders import fast_tensor
 from dray.loaders.buffers import Buffers
+from dray.loaders.fetch import MappedParts
+
+try:
+    from dray.loaders.gather import MIN_BYTES, gather
+except ImportError:  # dray was installed where nothing could be compiled
+    MIN_BYTES, gather = 0, None  # type: ignore[assignment]
 
 Part = bytes | memoryview
+T = TypeVar("T")
 
-LARGE_BYTES = 64 << 10  # parts of this size are worth a thread each
+LARGE_BYTES = 256 << 10  # tensors of this size are made in memory that is used again, by several threads
+MOST_KINDS = 1024  # that are remembered: parts of many sizes are seldom alike
 _NPY_HEADER_BYTES = 10_000  # numpy reads no longer one
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """What parts that are alike have in common.
 
@@ -37,7 +45,7 @@ class Kind:
         dtype: Of the tensor.
         shape: Of one part's.
         around: The bytes before and after the elements.
-        is_fixed: (n,) which of them are the same in every part; None: all.
+        is_fixed: Which of them are the same in every part.
         names: Two slices of them with the same digits, whatever they are.
     """
 
@@ -46,7 +54,7 @@ class Kind:
     dtype: torch.dtype
     shape: tuple[int, ...]
     around: NDArray[np.uint8]
-    is_fixed: NDArray[np.bool_] | None
+    is_fixed: NDArray[np.bool_]
     names: tuple[slice, slice] | None
 
     @classmethod
@@ -58,11 +66,9 @@ class Kind:
         if layout is None or dtype is None or layout.start == layout.stop:
             return None
         around = np.frombuffer(bytes(part[: layout.start]) + bytes(part[layout.stop :]), np.uint8)
-        is_fixed = None
-        if layout.names is not None:
-            is_fixed = np.ones(len(around), bool)
-            for name in layout.names:
-                is_fixed[name] = False
+        is_fixed = np.ones(len(around), bool)
+        for name in layout.names or ():
+            is_fixed[name] = False
         return cls(layout.start, layout.stop, dtype, layout.shape, around, is_fixed, layout.names)
 
     def matches(self, parts: Sequence[Part]) -> bool:
@@ -73,11 +79,28 @@ class Kind:
         else:
             pieces = [piece for part in parts for piece in (part[:start], part[stop:])]
         around = np.frombuffer(b"".join(pieces), np.uint8).reshape(len(parts), -1)
-        if self.names is None or self.is_fixed is None:
-            return bool((around == self.around).all())
+        if not ((around == self.around) | ~self.is_fixed).all():
+            return False
+        if self.names is None:
+            return True
         first, second = (around[:, name] for name in self.names)
-        is_same = (around == self.around) | ~self.is_fixed
-        return bool(is_same.all() and (first == second).all() and (first - ord("0") < 10).all())
+        return bool((first == second).all() and (first - ord("0") < 10).all())
+
+    def is_like(self, other: "Kind") -> bool:
+        """Whether parts of both can be rows of one tensor."""
+        return self.dtype == other.dtype and self.shape == other.shape
+
+    @cached_property
+    def size(self) -> int:
+        """Of a part, in bytes."""
+        return len(self.around) + self.stop - self.start
+
+    @cached_property
+    def layout(self) -> tuple[int, int, int, bytes, bytes, int, int, int]:
+        """What `gather` has to know: size, start, stop, around, is_fixed, and the two names with their length."""
+        first, second = self.names or (slice(0, 0), slice(0, 0))
+        names = first.start, second.start, first.stop - first.start
+        return self.size, self.start, self.stop, self.around.tobytes(), self.is_fixed.tobytes(), *names
 
 
 class Stacker:
@@ -91,6 +114,76 @@ class Stacker:
     def __init__(self, buffers: Buffers, num_threads: int) -> None:
         self._kinds: dict[tuple[str, int], Kind] = {}  # by suffix and size of a part
         self._buffers, self._num_threads = buffers, num_threads
+
+    def stacks(
+        self, suffix: str, parts: Sequence[Part | None], bounds: Sequence[tuple[int, int]]
+    ) -> list[torch.Tensor | None]:
+        """(n, ...) the elements of each stretch of n of the parts; None where they are not alike.
+
+        Args:
+            suffix: Of the parts.
+            parts: All of them.
+            bounds: First and last + 1 of each stretch.
+
+        Raises:
+            DamagedError: See `Reader.read`.
+        """
+        if isinstance(parts, MappedParts):
+            found = self._gathered(suffix, parts, bounds)
+            if found is not None:
+                return found
+            parts = parts.read()
+        kinds = self.kinds(suffix, parts)
+        return [self.stack(parts[start:end], kinds[start:end]) for start, end in bounds]
+
+    def _gathered(
+        self, suffix: str, parts: MappedParts, bounds: Sequence[tuple[int, int]]
+    ) -> list[torch.Tensor | None] | None:
+        """See `stacks`; None where some part is not whole, or not of a kind that is known already."""
+        sizes = parts.sizes
+        is_one_size = bool((sizes == sizes[:1]).all())
+        kinds = self._known(suffix, sizes[:1].tolist() if is_one_size else np.unique(sizes).tolist())
+        found: list[torch.Tensor | None] = []
+        for start, end in bounds if kinds else ():
+            stacked = self._empty(kinds[0].dtype, (end - start, *kinds[0].shape))
+            for kind in kinds:
+                rows = _numbers(end - start) if is_one_size else np.flatnonzero(sizes[start:end] == kind.size)
+                some = slice(start, end) if is_one_size else rows + start
+                if not self._gather(kind, parts.addresses[some], parts.hashes[some], rows, stacked):
+                    return None
+            found.append(stacked)
+        return found or None
+
+    def _known(self, suffix: str, sizes: Sequence[int]) -> list[Kind]:
+        """The kinds of parts of these sizes; none unless all are known, and alike."""
+        kinds = [kind for size in sizes if (kind := self._kinds.get((suffix, size)))]
+        is_whole = len(kinds) == len(sizes) and min(sizes, default=0) >= MIN_BYTES
+        return kinds if is_whole and all(kind.is_like(kinds[0]) for kind in kinds) else []
+
+    def _gather(
+        self,
+        kind: Kind,
+        addresses: NDArray[np.uint64],
+        hashes: NDArray[np.uint64],
+        rows: NDArray[np.int64],
+        stacked: torch.Tensor,
+    ) -> bool:
+        """Copy the elements of some parts into their rows; whether all parts are whole, and of that kind."""
+
+        def of(run: range) -> bool:
+            some, out = slice(run.start, run.stop), (stacked.data_ptr(), stacked.nbytes)
+            count = len(run)
+            return gather is not None and count == gather(addresses[some], hashes[some], rows[some], *kind.layout, *out)
+
+        is_large = len(rows) * kind.size >= LARGE_BYTES
+        return all(in_threads(of, len(rows), self._num_threads if is_large else 1))
+
+    def _empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor with any content."""
+        num_bytes = prod(shape) * dtype.itemsize
+        if num_bytes < LARGE_BYTES:
+            return torch.empty(shape, dtype=dtype)
+        return self._buffers.take(num_bytes).view(dtype).view(shape)
 
     def kinds(self, suffix: str, parts: Sequence[Part | None]) -> list[Kind | None]:
         """The kind of each part; None where it has none."""
@@ -114,6 +207,8 @@ class Stacker:
         new = Kind.of(suffix, parts[0])
         if new is None or not new.matches(parts):
             return None
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
         self._kinds[suffix, size] = new
         return new
 
@@ -125,12 +220,12 @@ class Stacker:
         if kinds.count(first) == len(kinds):
             start, stop = first.start, first.stop
             pieces = [part[start:stop] for part in parts if part is not None]
-        elif all(kind and kind.dtype == first.dtype and kind.shape == first.shape for kind in kinds):
+        elif all(kind and kind.is_like(first) for kind in kinds):
             where = zip(parts, kinds, strict=True)
             pieces = [part[kind.start : kind.stop] for part, kind in where if part is not None and kind]
         else:
             return None
-        if len(pieces[0]) < LARGE_BYTES:
+        if len(pieces) * len(pieces[0]) < LARGE_BYTES:
             elements = torch.frombuffer(bytearray().join(pieces), dtype=first.dtype)
         else:
             elements = self._copied(pieces).view(first.dtype)
@@ -138,8 +233,7 @@ class Stacker:
 
     def _copied(self, pieces: Sequence[Part]) -> torch.Tensor:
         """(n * size,) uint8, the bytes of n large pieces of one size."""
-        num_bytes = len(pieces) * len(pieces[0])
-        elements = self._buffers.take(num_bytes)
+        elements = self._buffers.take(len(pieces) * len(pieces[0]))
         rows = elements.numpy().reshape(len(pieces), -1)
 
         def copy(numbers: range) -> None:
@@ -150,13 +244,16 @@ class Stacker:
         return elements
 
 
-def in_threads(work: Callable[[range], None], count: int, num_threads: int) -> None:
-    """Do some work for the numbers below `count`, an equal run of them in each of so many threads."""
+def in_threads(work: Callable[[range], T], count: int, num_threads: int) -> list[T]:
+    """What some work gives for the numbers below `count`, an equal run of them in each of so many threads."""
     runs = [range(count * part // num_threads, count * (part + 1) // num_threads) for part in range(num_threads)]
     others = [_pool(os.getpid(), num_threads - 1).submit(work, run) for run in runs[1:] if run]
-    work(runs[0])
-    for other in others:
-        other.result()
+    return [work(runs[0]), *(other.result() for other in others)]
+
+
+@lru_cache(64)
+def _numbers(count: int) -> NDArray[np.int64]:
+    return np.arange(count)
 
 
 @lru_cache(1)

@@ -34,7 +34,7 @@ CHUNK_SAMPLES = 8192  # whose order is worked out at once
 LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
 THREADS = 4  # that copy large parts
 GROUP_STEPS = 16  # made together at the most,
-GROUP_BYTES = 1 << 20  # if they have no more than so many bytes
+GROUP_BYTES = 2 << 20  # if they have no more than so many bytes
 KEY, VALID = "__key__", "__valid__"
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -181,17 +181,13 @@ class BatchMaker:
                     for bound in bounds]  # fmt: skip
         batches: list[dict[str, Any]] = [{} for _ in bounds]
         for suffix, parts in samples.parts.items():
-            is_plain = not self.decoder.is_own(suffix)
-            kinds = self._tools.stacker.kinds(suffix, parts) if is_plain else [None] * len(parts)
-            for batch, (start, end) in zip(batches, bounds, strict=True):
-                if all(part is None for part in parts[start:end]):
-                    continue
-                stacked = self._tools.stacker.stack(parts[start:end], kinds[start:end])
-                batch[suffix] = (
-                    stack([self._value(samples, suffix, row) for row in range(start, end)])
-                    if stacked is None
-                    else stacked
-                )
+            is_own = self.decoder.is_own(suffix)
+            stacks = [None] * len(bounds) if is_own else self._tools.stacker.stacks(suffix, parts, bounds)
+            for batch, (start, end), stacked in zip(batches, bounds, stacks, strict=True):
+                if stacked is not None:
+                    batch[suffix] = stacked
+                elif any(part is not None for part in parts[start:end]):
+                    batch[suffix] = stack([self._value(samples, suffix, row) for row in range(start, end)])
         for batch, bound in zip(batches, bounds, strict=True) if self.with_keys else ():
             batch[KEY] = [samples.key(row) for row in range(*bound)]
         return batches

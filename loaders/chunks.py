@@ -24,7 +24,7 @@ from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool
 from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Reader, Samples, Stats
+from dray.loaders.fetch import MappedParts, Reader, Samples, Stats
 from dray.loaders.parts import match
 from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import Skipper
@@ -135,22 +135,21 @@ class Chunks(IterableDataset[Sample]):
     def _column(self, samples: Samples, suffix: str) -> Sequence[Any]:
         """One part of each sample, decoded; those that are alike at once."""
         names = match(suffix, samples.parts)
+        if len(names) == 1 and (stacked := self._stacked(names[0], samples.parts[names[0]])) is not None:
+            return stacked
         if len(names) != 1 or None in samples.parts[names[0]]:
             return [self._value(samples, row, suffix) for row in range(len(samples))]
-        stacked = self._stacked(names[0], samples.parts[names[0]])
-        if stacked is not None:
-            return stacked
         return [self._decoded(samples, row, names[0]) for row in range(len(samples))]
 
     def _stacked(self, name: str, parts: Sequence[memoryview | None]) -> Sequence[Any] | None:
         """The values of parts that are alike: rows of one tensor or array, with what the decoder makes of the first."""
-        if self._decoder.is_own(name) or len(parts) < 2 or parts[0] is None:
+        if self._decoder.is_own(name) or len(parts) < 2:
             return None
-        stacker = self._tools.stacker
-        stacked = stacker.stack(parts, stacker.kinds(name.lower(), parts))
-        if stacked is None:
+        (stacked,) = self._tools.stacker.stacks(name.lower(), parts, [(0, len(parts))])
+        first_part = parts.one(0) if isinstance(parts, MappedParts) else parts[0]
+        if stacked is None or first_part is None:
             return None
-        first = self._decoder.part(name.lower(), parts[0])
+        first = self._decoder.part(name.lower(), first_part)
         if type(first) is torch.Tensor and not first.requires_grad:
             return [stacked[row] for row in range(len(parts))]
         if type(first) is np.ndarray and first.dtype == stacked.numpy().dtype:
@@ -165,7 +164,7 @@ class Chunks(IterableDataset[Sample]):
         """
         names = match(suffix, samples.sample(row))
         if len(names) != 1:
-            columns = samples.catalog.columns(samples.places[row])
+            columns = samples.catalog.columns(int(samples.places[row]))
             have = [name for name, offsets in columns.offsets.items() if offsets[samples.rows[row]]]
             raise DamagedError(
                 f"shard {samples.url(row)}, key {samples.key(row)!r}: {'several parts' if names else 'no part'} with "

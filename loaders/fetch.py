@@ -1,11 +1,11 @@
 """What a reader of samples gives: their bytes. `dray.loaders.mapped` and `dray.loaders.ranges` have the two readers.
 
-Every part is checked against its index before it is handed on. Of a tar only the parts that are wanted are read.
+Every part is checked against its index before anyone sees it. Of a tar only the parts that are wanted are read.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from dray.loaders.catalog import Catalog
 from dray.shards.errors import DamagedError
 
 Run = tuple[int, int]  # first sample and number of samples that are read together
+Parts = Sequence[memoryview | None]  # one part of some samples; None where a sample lacks it
 
 
 @dataclass(slots=True)
@@ -30,33 +31,88 @@ class Stats:
     skipped: int = 0  # samples that could not be read and were replaced
 
 
+class MappedParts(Parts):
+    """One part of m samples that lies in memory: looked at, and so checked, when it is first asked for.
+
+    Whoever copies them from there checks them as well, and keeps this object until that is done.
+
+    Args:
+        addresses: (m,) where each part begins.
+        sizes: (m,) of each, in bytes; 0 where a sample lacks it.
+        hashes: (m,) xxh3_64 of each.
+        read: Those of a range, checked; it holds the memory.
+    """
+
+    def __init__(
+        self,
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.int64],
+        hashes: NDArray[np.uint64],
+        read: Callable[[range], list[memoryview | None]],
+    ) -> None:
+        self.addresses, self.sizes, self.hashes = addresses, sizes, hashes
+        self._read = read
+        self._found: list[memoryview | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    @overload
+    def __getitem__(self, number: int) -> memoryview | None: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[memoryview | None]: ...
+    def __getitem__(self, number: int | slice) -> memoryview | list[memoryview | None] | None:
+        return self.read()[number]
+
+    def __iter__(self) -> Iterator[memoryview | None]:
+        return iter(self.read())
+
+    def read(self) -> list[memoryview | None]:
+        """All of them.
+
+        Raises:
+            DamagedError: See `Reader.read`.
+        """
+        if self._found is None:
+            self._found = self._read(range(len(self)))
+        return self._found
+
+    def one(self, number: int) -> memoryview | None:
+        """One of them, without a look at the others.
+
+        Raises:
+            DamagedError: See `Reader.read`.
+        """
+        return self._read(range(number, number + 1))[0]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """The bytes of m samples, in the order in which they were asked for.
 
     Attributes:
         catalog: Where they are listed.
-        places: m shards, each by its place in the catalog's list.
-        rows: m rows in these shards.
-        parts: Suffix -> m parts; None where a sample lacks it.
+        places: (m,) shards, each by its place in the catalog's list.
+        rows: (m,) rows in these shards.
+        parts: Suffix -> m parts. Where they are `MappedParts`, to look at one raises what `Reader.read` does.
     """
 
     catalog: Catalog
-    places: Sequence[int]
-    rows: Sequence[int]
-    parts: dict[str, list[memoryview | None]]
+    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    parts: Mapping[str, Parts]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def key(self, number: int) -> str:
         """The key of one of them."""
-        key: str = self.catalog.columns(self.places[number]).keys[self.rows[number]].as_py()
+        key: str = self.catalog.columns(int(self.places[number])).keys[int(self.rows[number])].as_py()
         return key
 
     def url(self, number: int) -> str:
         """The URL of the shard of one of them."""
-        return self.catalog.shard_url(self.places[number])
+        return self.catalog.shard_url(int(self.places[number]))
 
     def sample(self, number: int) -> dict[str, memoryview]:
         """The parts that one of them has."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.loaders.catalog import INDEX_BYTES, Catalog
-from dray.loaders.fetch import Run, Samples, Stats, check_part
+from dray.loaders.fetch import MappedParts, Run, Samples, Stats, check_part
 from dray.shards.errors import DamagedError, NotFoundError
 
 OPEN_MAPS = 4096  # at most, and a quarter of the file descriptors that the process may have: each map keeps one
@@ -29,19 +29,19 @@ class _Places:
 
     Attributes:
         starts: (N,) in the tar; 0 where a sample lacks the part.
-        ends: (N,) likewise.
+        sizes: (N,) in bytes; 0 likewise.
         hashes: (N,) xxh3_64.
     """
 
     starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     hashes: NDArray[np.uint64]
 
     @classmethod
     def nowhere(cls, num_samples: int) -> "_Places":
         """Of a part that no sample has yet; the system gives memory to what is filled in."""
-        starts, ends = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
-        return cls(starts, ends, np.zeros(num_samples, np.uint64))
+        starts, sizes = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
+        return cls(starts, sizes, np.zeros(num_samples, np.uint64))
 
 
 class MappedReader:
@@ -60,35 +60,41 @@ class MappedReader:
         """The system reads ahead by itself."""
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:  # noqa: ARG002  files need none
-        """See `Reader`."""
-        shards, rows = self._catalog.locate(samples)
-        places = shards.tolist()
-        if not self._is_open[shards].all():
-            self._open(dict.fromkeys(places))
+        """See `Reader`; a part is checked when it is looked at."""
+        places, rows = self._catalog.locate(samples)
+        if not self._is_open[places].all():
+            self._open(dict.fromkeys(places.tolist()))
         parts = {suffix: self._parts(suffix, samples, places) for suffix in self._found}
         self.stats.samples += len(places)
-        return Samples(self._catalog, places, rows.tolist(), parts)
+        return Samples(self._catalog, places, rows, parts)
 
-    def _parts(self, suffix: str, samples: NDArray[np.int64], places: Sequence[int]) -> list[memoryview | None]:
-        """One part of each sample, checked; None where a sample lacks it."""
+    def _parts(self, suffix: str, samples: NDArray[np.int64], places: NDArray[np.int64]) -> MappedParts:
         found, bodies = self._found[suffix], self._bodies
-        starts, ends = found.starts[samples], found.ends[samples]
-        where = zip(places, starts.tolist(), ends.tolist(), strict=True)
-        slices: list[memoryview | None] = [bodies[place][start:end] for place, start, end in where]
-        hashes = found.hashes[samples].tolist()
-        if list(map(xxh3_64_intdigest, slices)) != hashes:  # type: ignore[arg-type]  # none is None yet
-            for number, part in enumerate(slices):
-                if part is None or not starts[number]:
-                    slices[number] = None
-                else:
-                    row = int(samples[number]) - self._catalog.first_sample(places[number])
-                    check_part(self._catalog, places[number], row, suffix, part, hashes[number])
-        self.stats.bytes += int((ends - starts).sum())
-        return slices
+        starts, sizes, hashes = found.starts[samples], found.sizes[samples], found.hashes[samples]
+        self.stats.bytes += int(sizes.sum())
+
+        def read(numbers: range) -> list[memoryview | None]:
+            some = slice(numbers.start, numbers.stop)
+            first, last = starts[some], starts[some] + sizes[some]
+            where = zip(places[some].tolist(), first.tolist(), last.tolist(), strict=True)
+            slices: list[memoryview | None] = [bodies[place][start:end] for place, start, end in where]
+            expected = hashes[some].tolist()
+            if list(map(xxh3_64_intdigest, slices)) != expected:  # type: ignore[arg-type]  # none is None yet
+                for at, (number, part) in enumerate(zip(numbers, slices, strict=True)):
+                    if part is None or not starts[number]:
+                        slices[at] = None
+                    else:
+                        place = int(places[number])
+                        row = int(samples[number]) - self._catalog.first_sample(place)
+                        check_part(self._catalog, place, row, suffix, part, expected[at])
+            return slices
+
+        return MappedParts(self._addresses[places] + starts.view(np.uint64), sizes, hashes, read)
 
     def _close(self) -> None:
         """Forget all shards."""
         self._bodies: list[memoryview] = [memoryview(b"")] * len(self._catalog.snapshot.shards)
+        self._addresses = np.zeros(len(self._bodies), np.uint64)  # where each is mapped
         self._is_open = np.zeros(len(self._bodies), bool)
         self._found: dict[str, _Places] = {}
         self._open_bytes = 0
@@ -111,13 +117,17 @@ class MappedReader:
         for suffix in catalog.wanted(columns):
             if suffix not in self._found:
                 self._found[suffix] = _Places.nowhere(catalog.num_stored)
-            found, offsets = self._found[suffix], columns.offsets[suffix]
+            found, offsets, sizes = self._found[suffix], columns.offsets[suffix], columns.sizes[suffix]
+            if (offsets > len(body)).any() or (offsets + sizes > len(body)).any():
+                raise DamagedError(
+                    f"{catalog.shard_url(place)}: its index tells of {suffix!r} parts beyond its {len(body)} bytes: "
+                    "dray verify tells more"
+                )
             rows = slice(first, first + len(offsets))
-            found.starts[rows] = offsets
-            found.ends[rows] = offsets + columns.sizes[suffix]
-            found.hashes[rows] = columns.hashes[suffix]
+            found.starts[rows], found.sizes[rows], found.hashes[rows] = offsets, sizes, columns.hashes[suffix]
             self._open_bytes += 24 * len(offsets)
         self._bodies[place] = body
+        self._addresses[place] = np.frombuffer(body, np.uint8).ctypes.data
         self._is_open[place] = True
 
     def _map(self, place: int) -> memoryview:

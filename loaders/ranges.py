@@ -95,8 +95,8 @@ class RangeReader:
         suffixes = dict.fromkeys(suffix for *_, parts, _ in found for suffix in parts)
         return Samples(
             self._catalog,
-            [place for place, *_ in found],
-            [row for _, row, *_ in found],
+            np.array([place for place, *_ in found]),
+            np.array([row for _, row, *_ in found]),
             {suffix: [parts.get(suffix) for *_, parts, _ in found] for suffix in suffixes},
         )
 

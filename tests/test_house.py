@@ -96,13 +96,17 @@ def test_the_checkers_have_nothing_to_say(command: list[str]) -> None:
 def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     """What is installed is what lies in the rooms, and no common top-level name is claimed."""
     source = tmp_path / "source"  # a copy: what older builds left in the checkout must not slip in
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"), symlinks=True)
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so"), symlinks=True)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("dray-*.whl")
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if not name.split("/")[0].endswith(".dist-info")}
-    expected = {
-        f"dray/{path.relative_to(ROOT)}" for room in ROOMS for path in (*files_of(room), ROOT / room / "py.typed")
+    files = [
+        path for room in ROOMS for path in (*files_of(room), *(ROOT / room).glob("*.pyi"), ROOT / room / "py.typed")
+    ]
+    compiled = {
+        f"dray/{path.relative_to(ROOT)}".removesuffix(".c") for room in ROOMS for path in (ROOT / room).glob("*.c")
     }
-    assert names == expected
+    assert {name for name in names if not name.endswith(".so")} == {f"dray/{path.relative_to(ROOT)}" for path in files}
+    assert {name.split(".")[0] for name in names if name.endswith(".so")} == compiled

@@ -1,0 +1,185 @@
+"""Gathering by compiled code: the same checksum as everywhere, every byte looked at, nothing outside touched."""
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
+
+from dray.pipelines import pickles_to_tars
+
+try:
+    from dray.loaders.gather import MIN_BYTES, gather
+except ImportError:
+    pytest.fail("dray.loaders.gather was not compiled: that takes a C compiler and Python's headers", pytrace=False)
+
+SIZE, START, STOP = 400, 100, 350
+NAMES = (20, 110, 12)  # before the elements and behind them
+
+
+def call(parts: list[bytes], **other: Any) -> tuple[int, np.ndarray[Any, Any]]:
+    """Number of right parts, and a buffer with a row before and a row behind those for their elements."""
+    arrays = [np.frombuffer(part, np.uint8) for part in parts]
+    start, stop, names = other.get("start", START), other.get("stop", STOP), other.get("names", (0, 0, 0))
+    edges = other.get("edges", parts[0][:start] + parts[0][stop:])
+    is_fixed = np.ones(len(edges), np.uint8)
+    for first in names[:2]:
+        is_fixed[first : first + names[2]] = 0
+    out = np.full((len(parts) + 2, stop - start if 0 <= start < stop <= 300_001 else STOP - START), 7, np.uint8)
+    done = gather(
+        np.array([array.ctypes.data for array in arrays], np.uint64),
+        np.array([xxh3_64_intdigest(part) for part in parts], np.uint64) ^ other.get("spoilt", np.uint64(0)),
+        other.get("rows", np.arange(len(parts)) + 1),
+        other.get("size", len(parts[0])),
+        start,
+        stop,
+        edges,
+        other.get("is_fixed", is_fixed.tobytes()),
+        *names,
+        out.ctypes.data,
+        other.get("out_bytes", out.nbytes),
+    )
+    return done, out
+
+
+def some_bytes(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+def some_parts(count: int) -> list[bytes]:
+    """With the same edges."""
+    edges = some_bytes(SIZE)
+    return [edges[:START] + some_bytes(STOP - START, number) + edges[STOP:] for number in range(count)]
+
+
+@pytest.mark.parametrize("sizes", [range(MIN_BYTES, 1400), range(2040, 2060), [4096, 16_385, 40_000, 300_001]])
+def test_the_checksum_is_xxh3(sizes: Any) -> None:
+    """Of each size around those where its blocks and stripes end."""
+    for size in sizes:
+        assert call([some_bytes(size, size)], start=0, stop=size)[0] == 1, size
+
+
+@given(st.data(), st.integers(MIN_BYTES, 70_000), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_elements_go_where_they_belong(data: Any, size: int, count: int) -> None:
+    """Wherever they lie in a part, in whatever order of rows; the rows beside them stay as they were."""
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    edges = some_bytes(size)
+    parts = [edges[:start] + some_bytes(stop - start, number) + edges[stop:] for number in range(count)]
+    rows = np.array(data.draw(st.permutations(range(1, count + 1))))
+    done, out = call(parts, start=start, stop=stop, rows=rows)
+    assert done == count
+    for row, part in zip(rows, parts, strict=True):
+        assert out[row].tobytes() == part[start:stop]
+    assert (out[[0, -1]] == 7).all()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_every_byte_of_the_edges_is_compared(number: int) -> None:
+    """One that differs ends the gathering at its part, though the checksum is that of the part."""
+    parts = some_parts(3)
+    for place in (*range(START), *range(STOP, SIZE)):
+        changed = bytearray(parts[number])
+        changed[place] ^= 1
+        others = [*parts[:number], bytes(changed), *parts[number + 1 :]]
+        assert call(others, edges=parts[-1 - number // 2][:START] + parts[-1 - number // 2][STOP:])[0] == number
+
+
+def test_a_wrong_checksum_ends_the_gathering_at_its_part() -> None:
+    """Whichever bit of it is wrong."""
+    for bit in range(64):
+        assert call(some_parts(3), spoilt=np.array([0, 1 << bit, 0], np.uint64))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_right"),
+    [(b"123456789012", b"123456789012", True), (b"0" * 12, b"0" * 11 + b"1", False), (b"12345678901a",) * 2 + (False,)],
+)
+def test_names_are_the_same_digits(first: bytes, second: bytes, is_right: bool) -> None:
+    """One before the elements, one behind them."""
+    model, part = some_parts(1) * 2
+    behind = NAMES[1] + STOP - START
+    part = part[:20] + first + part[32:behind] + second + part[behind + 12 :]
+    assert call([part], names=NAMES, edges=model[:START] + model[STOP:])[0] == is_right
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"size": MIN_BYTES - 1},
+        {"size": -1},
+        {"size": SIZE + 1},
+        {"start": -1},
+        {"start": STOP},
+        {"stop": SIZE + 1},
+        {"stop": 2**62},
+        {"edges": b"short"},
+        {"is_fixed": b"short"},
+        {"names": (145, 0, 6)},
+        {"names": (0, 95, 12)},
+        {"names": (-1, 0, 3)},
+        {"names": (0, 0, 2**62)},
+        {"rows": np.array([0, 4])},
+        {"rows": np.array([-1, 0])},
+        {"rows": np.array([1])},
+        {"out_bytes": 2 * (STOP - START)},
+        {"out_bytes": -1},
+    ],
+)
+def test_what_does_not_belong_together_is_refused(other: dict[str, Any]) -> None:
+    """Nothing is read or written then."""
+    edges, is_fixed = bytes(150), bytes(150)
+    with pytest.raises(ValueError, match="do not belong together"):
+        call(some_parts(2), **{"edges": edges, "is_fixed": is_fixed, **other})
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Arrays of two dtypes that have the same size, pickled tensors, and tensors of another shape."""
+    folder = tmp_path_factory.mktemp("gather")
+    names = [f"s{number:03d}" for number in range(120)]
+    for number, name in enumerate(names):
+        values = np.full(100, number, np.float32 if number < 70 else np.int32)
+        (folder / f"{name}.array.pyd").write_bytes(pickle.dumps(values, 4))
+        (folder / f"{name}.tensor.pyd").write_bytes(pickle.dumps(torch.full((90,), float(number))))
+        ragged = torch.full((80 + number % 3, 1), float(number))
+        (folder / f"{name}.ragged.pyd").write_bytes(pickle.dumps(ragged))
+    suffixes = ["array.pyd", "tensor.pyd", "ragged.pyd"]
+    pickles_to_tars(folder, names, suffixes, folder / "out", "wdshards", min_num_shards=3, progress=False)
+    return str(folder / "out")
+
+
+DIGEST = """
+import sys
+if sys.argv[2] == "without":
+    sys.modules["dray.loaders.gather"] = None  # as where nothing could be compiled
+import numpy as np
+from xxhash import xxh3_64
+from dray.loaders import ShardLoader
+found = xxh3_64()
+loader = ShardLoader(sys.argv[1], batch_size=7, shuffle=True, remainder="keep")
+for batch in (*loader, *loader):
+    for suffix, values in sorted(batch.items()):
+        for row in values if isinstance(values, list) else [values]:
+            found.update(f"{suffix} {type(row)} {row.dtype} {tuple(row.shape)}".encode())
+            found.update(np.asarray(row).tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_without_compiled_code_batches_are_the_same(url: str) -> None:
+    """Bit for bit, shuffled, of two epochs: of kinds that change, tensors that differ in shape, and plain ones."""
+    runs = [
+        subprocess.run([sys.executable, "-c", DIGEST, url, how], capture_output=True, text=True, timeout=120)
+        for how in ("with", "without")
+    ]
+    assert [run.stderr for run in runs] == ["", ""]
+    assert len(runs[0].stdout.strip()) == 16
+    assert runs[0].stdout == runs[1].stdout
