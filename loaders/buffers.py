@@ -38,10 +38,10 @@ class BufferPool:
 
     def _find(self, num_bytes: int) -> NDArray[np.uint8]:
         for _ in range(len(self._free)):
-            buffer = self._free.popleft()
+            buffer = self._free.pop()
             if buffer.nbytes == num_bytes:
                 return buffer
-            self._free.append(buffer)
+            self._free.appendleft(buffer)
         while sum(buffer.nbytes for buffer in self._free) > MOST_FREE_BYTES:
             self._free.popleft()
         return np.empty(num_bytes, np.uint8)
