@@ -20,7 +20,7 @@ from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
 try:
     from dray.loaders.tame import LONE, PLAIN, TAME, WILD, scan
 except ImportError:  # dray was installed without a C compiler: every pickle is wild
-    WILD, PLAIN, TAME, LONE, scan = 0, 1, 2, 3, lambda _: 0  # type: ignore[assignment, misc]
+    WILD, PLAIN, TAME, LONE, scan = 0, 1, 2, 3, lambda _: 0  # type: ignore[misc]
 
 LEFT = object()
 """What `read` gives for a pickle that it leaves to the unpickler."""
@@ -32,7 +32,7 @@ def read(data: bytes | memoryview) -> Any:
         kind = scan(data)
         if kind != PLAIN and kind != TAME and (found := fast_tensor.read(data)) is not None:
             return found
-        if type(data) is not bytes and type(data.obj) is not bytes:
+        if isinstance(data, memoryview) and type(data.obj) is not bytes:
             data = bytes(data)  # who writes to a mapped file, say, must not change what has been scanned
             kind = scan(data)
         if kind == PLAIN:
@@ -97,5 +97,6 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _function(TENSOR_FUNCTIONS["torch._utils._rebuild_tensor_v2"].call),
     ("_codecs", "encode"): str.encode,
     ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+    ("__builtin__", "set"): set,  # what Python 2 called the module, and protocol 2 still does
+    ("__builtin__", "bytes"): bytes,
 }

@@ -80,7 +80,10 @@ typedef struct {
 
 /* ---- names ---- */
 
-enum { NP_DTYPE, NP_NDARRAY, NP_RECONSTRUCT, NP_SCALAR, NP_FROM_BUFFER, ORDERED_DICT, TORCH_TENSOR, TORCH_STORAGE, SET_TYPE, OLD_SET, ENCODE };
+typedef enum {
+    NP_DTYPE, NP_NDARRAY, NP_RECONSTRUCT, NP_SCALAR, NP_FROM_BUFFER,
+    TORCH_TENSOR, TORCH_STORAGE, ORDERED_DICT, SET_TYPE, OLD_SET, OLD_BYTES, ENCODE,
+} Name;
 
 static const struct {
     const char *module, *name;
@@ -100,6 +103,7 @@ static const struct {
     {"_codecs", "encode", ENCODE},
     {"builtins", "set", SET_TYPE},
     {"__builtin__", "set", OLD_SET},
+    {"__builtin__", "bytes", OLD_BYTES},
 };
 
 static int is_bytes(const uint8_t *found, size_t size, const char *expected) {
@@ -122,15 +126,12 @@ static void begin(Items *items) {
 }
 
 static void end(Items *items) {
-    if (items->items != items->first)
-        PyMem_Free(items->items);
+    if (items->items != items->first) PyMem_Free(items->items);
 }
 
 static int make_room(Items *items) {
-    if (items->length < items->room)
-        return 1;
-    if (items->room >= MAX_ITEMS)
-        return 0;
+    if (items->length < items->room) return 1;
+    if (items->room >= MAX_ITEMS) return 0;
     size_t room = 4 * items->room, num_bytes = room * sizeof(Item);
     Item *grown = PyMem_Realloc(items->items == items->first ? NULL : items->items, num_bytes);
     if (grown == NULL) /* the machine will say that there is no memory */
@@ -145,8 +146,7 @@ static int make_room(Items *items) {
 /* A new item on top, where its other fields are then set; NULL: there is no room. */
 static Item *push(Scan *scan, Kind kind) {
     Items *stack = &scan->stack;
-    if (!make_room(stack))
-        return NULL;
+    if (!make_room(stack)) return NULL;
     Item *item = &stack->items[stack->length++];
     *item = (Item){.kind = kind, .fresh = 1};
     scan->has_loose = 0;
@@ -157,8 +157,7 @@ static int push_kind(Scan *scan, Kind kind) { return push(scan, kind) != NULL; }
 
 static int push_number(Scan *scan, Kind kind, int64_t number) {
     Item *item = push(scan, kind);
-    if (item == NULL)
-        return 0;
+    if (item == NULL) return 0;
     item->number = number;
     return 1;
 }
@@ -178,8 +177,7 @@ static void note(Scan *scan, const Item *item) {
 
 static int put(Scan *scan, size_t place) {
     Items *stack = &scan->stack;
-    if (stack->length == 0 || place != scan->memo.length || !make_room(&scan->memo))
-        return 0;
+    if (stack->length == 0 || place != scan->memo.length || !make_room(&scan->memo)) return 0;
     Item *item = &stack->items[stack->length - 1];
     if (item->kind == MARK || item->place) /* one place, which tells when the item is whole */
         return 0;
@@ -189,14 +187,11 @@ static int put(Scan *scan, size_t place) {
 }
 
 static int get(Scan *scan, size_t place) {
-    if (place >= scan->memo.length)
-        return 0;
+    if (place >= scan->memo.length) return 0;
     const Item *kept = &scan->memo.items[place];
-    if (kept->kind == NEW_DTYPE || kept->kind == NEW_ARRAY || kept->kind == SPENT)
-        return 0;
+    if (kept->kind == NEW_DTYPE || kept->kind == NEW_ARRAY || kept->kind == SPENT) return 0;
     Item *item = push(scan, OTHER);
-    if (item == NULL)
-        return 0;
+    if (item == NULL) return 0;
     copy(item, kept);
     if (item->kind > LAST_KEY && item->kind <= LAST_VALUE && item->kind != SHAPE)
         item->kind = OTHER; /* a value, but nothing more comes into it */
@@ -207,7 +202,9 @@ static int get(Scan *scan, size_t place) {
 /* ---- containers ---- */
 
 /* Whether text or bytes may be copied, kept or compared freely: they serve for nothing else, or are short. */
-static int is_own(const Item *item) { return item->fresh || (item->kind != TEXT && item->kind != BYTES) || item->size <= MAX_SHARED; }
+static int is_own(const Item *item) {
+    return item->fresh || (item->kind != TEXT && item->kind != BYTES) || item->size <= MAX_SHARED;
+}
 
 static int is_key(Scan *scan, const Item *item) {
     if (!is_own(item))
@@ -219,14 +216,11 @@ static int is_key(Scan *scan, const Item *item) {
 static int fill(Scan *scan, Kind kind, size_t target, size_t first, size_t step) {
     Item *stack = scan->stack.items, *filled = &stack[target];
     size_t num_items = scan->stack.length - first;
-    if (filled->kind != kind && !(kind == DICT && filled->kind == ORDERED))
-        return 0;
-    if (step && num_items % step)
-        return 0;
+    if (filled->kind != kind && !(kind == DICT && filled->kind == ORDERED)) return 0;
+    if (step && num_items % step) return 0;
     for (size_t n = 0; n < num_items; n++) {
         const Item *item = &stack[first + n];
-        if (item->kind > LAST_VALUE || (step && n % step == 0 && !is_key(scan, item)))
-            return 0;
+        if (item->kind > LAST_VALUE || (step && n % step == 0 && !is_key(scan, item))) return 0;
         if (item->depth >= filled->depth)
             filled->depth = (uint16_t)(item->depth + 1);
         filled->length |= kind != LIST || item->kind > LAST_KEY || !is_own(item);
@@ -244,8 +238,7 @@ static int fill_single(Scan *scan, Kind kind, size_t num_items) {
 }
 
 static int open_mark(Scan *scan) {
-    if (!push_number(scan, MARK, (int64_t)scan->first))
-        return 0;
+    if (!push_number(scan, MARK, (int64_t)scan->first)) return 0;
     scan->first = scan->stack.length;
     return 1;
 }
@@ -269,8 +262,7 @@ static int make_tuple(Scan *scan, size_t at) {
     size_t num_items = scan->stack.length - at - 1;
     for (size_t n = 1; n <= num_items; n++) {
         const Item *item = &items[n];
-        if (item->kind == MARK)
-            return 0;
+        if (item->kind == MARK) return 0;
         if (item->kind > LAST_VALUE)
             made.kind = OPAQUE;
         else if (made.kind == SHAPE && (item->kind != INT || item->number < 0 || num_items > MAX_DIMENSIONS))
@@ -290,8 +282,7 @@ static int make_tuple(Scan *scan, size_t at) {
 /* TUPLE1, TUPLE2 and TUPLE3, which have no MARK that could make room for the tuple. */
 static int make_short_tuple(Scan *scan, size_t num_items) {
     Items *stack = &scan->stack;
-    if (stack->length < num_items || !make_room(stack))
-        return 0;
+    if (stack->length < num_items || !make_room(stack)) return 0;
     Item *first = &stack->items[stack->length - num_items];
     memmove(first + 1, first, num_items * sizeof(Item));
     stack->length++;
@@ -330,8 +321,7 @@ static int64_t itemsize(Scan *scan, const Item *code) {
                                         "u4", "u8", "f2", "f4", "f8", "c8", "c16"};
     static const int SIZES[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8, 8, 16};
     for (size_t n = 0; n < sizeof CODES / sizeof *CODES; n++)
-        if (is_text(scan, code, CODES[n]))
-            return SIZES[n];
+        if (is_text(scan, code, CODES[n])) return SIZES[n];
     return 0;
 }
 
@@ -356,8 +346,7 @@ static uint32_t num_chars(const uint8_t *text, uint32_t size) {
 
 /* Text that becomes bytes, one for each character (or an error, where there are others than those of Latin-1). */
 static int encode(Scan *scan, const Item *text, Item *made) {
-    if (text->kind != TEXT || !is_own(text))
-        return 0;
+    if (text->kind != TEXT || !is_own(text)) return 0;
     *made = (Item){.kind = BYTES, .fresh = 1, .at = text->at, .size = num_chars(scan->data + text->at, text->size)};
     return 1;
 }
@@ -394,7 +383,11 @@ static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_arg
                args[2].kind == SHAPE && args[3].kind == SHAPE && is_bool(&args[4]) && args[5].kind == ORDERED &&
                args[5].length == 0;
     case SET_TYPE: /* (list,): before protocol 4 */
+    case OLD_SET:
         return num_args == 1 && args[0].kind == LIST && !args[0].length;
+    case OLD_BYTES: /* (): none, in protocol 2 */
+        made->kind = BYTES;
+        return num_args == 0;
     case ENCODE: /* (text, "latin1"): bytes in protocol 2 */
         return num_args == 2 && is_text(scan, &args[1], "latin1") && encode(scan, &args[0], made);
     default:
@@ -405,11 +398,9 @@ static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_arg
 /* REDUCE: the tuple on top holds the arguments of the function below it. */
 static int reduce(Scan *scan) {
     size_t length = scan->stack.length;
-    if (!scan->has_loose || length < 2)
-        return 0;
+    if (!scan->has_loose || length < 2) return 0;
     Item *function = &scan->stack.items[length - 2], *tuple = function + 1, made;
-    if (function->kind != GLOBAL || !call(scan, function->number, tuple + 1, tuple->length, &made))
-        return 0;
+    if (function->kind != GLOBAL || !call(scan, function->number, tuple + 1, tuple->length, &made)) return 0;
     *function = made;
     scan->stack.length--;
     scan->has_loose = 0;
@@ -419,8 +410,7 @@ static int reduce(Scan *scan) {
 /* BUILD: the tuple on top tells the dtype or array below it what it lacks. */
 static int build(Scan *scan) {
     size_t length = scan->stack.length;
-    if (!scan->has_loose || length < 2)
-        return 0;
+    if (!scan->has_loose || length < 2) return 0;
     Item *target = &scan->stack.items[length - 2], *tuple = target + 1, *args = tuple + 1;
     if (target->kind == NEW_DTYPE) { /* (3, order, None, None, None, -1, -1, 0) */
         if (tuple->length != 8 || !is_int(&args[0], 3) || args[2].kind != NONE || args[3].kind != NONE ||
@@ -448,8 +438,7 @@ static int build(Scan *scan) {
 /* The next bytes of the input, as many as told; NULL: they are not there. */
 static const uint8_t *take(Scan *scan, size_t num_bytes) {
     const uint8_t *found = scan->data + scan->pos;
-    if (num_bytes > scan->size - scan->pos)
-        return NULL;
+    if (num_bytes > scan->size - scan->pos) return NULL;
     scan->pos += num_bytes;
     return found;
 }
@@ -458,8 +447,7 @@ static const uint8_t *take(Scan *scan, size_t num_bytes) {
 static int take_number(Scan *scan, size_t num_bytes, uint64_t *number) {
     const uint8_t *found = take(scan, num_bytes);
     *number = 0;
-    if (found == NULL)
-        return 0;
+    if (found == NULL) return 0;
     for (size_t n = 0; n < num_bytes; n++)
         *number |= (uint64_t)found[n] << 8 * n;
     return 1;
@@ -468,11 +456,9 @@ static int take_number(Scan *scan, size_t num_bytes, uint64_t *number) {
 /* Text or bytes, behind a length of that many bytes. */
 static int take_sized(Scan *scan, size_t width, Kind kind) {
     uint64_t size;
-    if (!take_number(scan, width, &size) || size > scan->size - scan->pos)
-        return 0;
+    if (!take_number(scan, width, &size) || size > scan->size - scan->pos) return 0;
     Item *item = push(scan, kind);
-    if (item == NULL)
-        return 0;
+    if (item == NULL) return 0;
     item->at = (uint32_t)scan->pos;
     item->size = (uint32_t)size;
     scan->pos += (size_t)size;
@@ -481,8 +467,7 @@ static int take_sized(Scan *scan, size_t width, Kind kind) {
 
 static int take_int(Scan *scan, size_t num_bytes, int is_signed) {
     uint64_t found;
-    if (!take_number(scan, num_bytes, &found))
-        return 0;
+    if (!take_number(scan, num_bytes, &found)) return 0;
     if (is_signed && num_bytes && num_bytes < 8 && found >> (8 * num_bytes - 1))
         found |= UINT64_MAX << 8 * num_bytes;
     int64_t number;
@@ -493,17 +478,14 @@ static int take_int(Scan *scan, size_t num_bytes, int is_signed) {
 /* LONG1: one of more than 64 bits is a value, but no key. */
 static int take_long(Scan *scan) {
     uint64_t num_bytes;
-    if (!take_number(scan, 1, &num_bytes))
-        return 0;
-    if (num_bytes <= 8)
-        return take_int(scan, (size_t)num_bytes, 1);
+    if (!take_number(scan, 1, &num_bytes)) return 0;
+    if (num_bytes <= 8) return take_int(scan, (size_t)num_bytes, 1);
     return take(scan, (size_t)num_bytes) != NULL && push_kind(scan, OTHER);
 }
 
 static int push_global(Scan *scan, int index) {
     scan->names = 1;
-    if (index == OLD_SET) /* the name is another one from protocol 3 on */
-        index = scan->data[1] == 2 ? SET_TYPE : -1;
+    if ((index == OLD_SET || index == OLD_BYTES) && scan->data[1] > 2) return 0; /* not a module in Python 3 */
     return index >= 0 && push_number(scan, GLOBAL, index);
 }
 
@@ -512,8 +494,7 @@ static const uint8_t *take_line(Scan *scan, size_t *size) {
     const uint8_t *line = scan->data + scan->pos;
     size_t rest = scan->size - scan->pos;
     const uint8_t *end = rest ? memchr(line, '\n', rest < MAX_NAME ? rest : MAX_NAME) : NULL;
-    if (end == NULL)
-        return NULL;
+    if (end == NULL) return NULL;
     *size = (size_t)(end - line);
     scan->pos += *size + 1;
     return line;
@@ -528,11 +509,9 @@ static int take_global(Scan *scan) {
 
 static int stack_global(Scan *scan) {
     size_t length = scan->stack.length;
-    if (length < 2)
-        return 0;
+    if (length < 2) return 0;
     const Item *module = &scan->stack.items[length - 2], *name = module + 1;
-    if (module->kind != TEXT || name->kind != TEXT)
-        return 0;
+    if (module->kind != TEXT || name->kind != TEXT) return 0;
     scan->stack.length -= 2;
     return push_global(scan, find_global(scan->data + module->at, module->size, scan->data + name->at, name->size));
 }
@@ -540,8 +519,7 @@ static int stack_global(Scan *scan) {
 /* FRAME: a whole number of opcodes; not in another one. */
 static int open_frame(Scan *scan) {
     uint64_t size;
-    if (scan->frame_end || !take_number(scan, 8, &size) || size > scan->size - scan->pos)
-        return 0;
+    if (scan->frame_end || !take_number(scan, 8, &size) || size > scan->size - scan->pos) return 0;
     scan->frame_end = scan->pos + (size_t)size;
     return 1;
 }
@@ -597,12 +575,10 @@ static int read_all(Scan *scan) {
         uint8_t opcode = scan->data[scan->pos++];
         if (opcode == '.') {
             const Item *value = scan->stack.items;
-            if (scan->pos < scan->size || scan->stack.length != 1 || value->kind > LAST_VALUE)
-                return WILD;
+            if (scan->pos < scan->size || scan->stack.length != 1 || value->kind > LAST_VALUE) return WILD;
             return value->kind == ARRAY ? LONE : scan->names ? TAME : PLAIN;
         }
-        if (!take_opcode(scan, opcode) || (scan->frame_end && scan->pos > scan->frame_end))
-            return WILD;
+        if (!take_opcode(scan, opcode) || (scan->frame_end && scan->pos > scan->frame_end)) return WILD;
         if (scan->pos == scan->frame_end)
             scan->frame_end = 0;
     }
@@ -612,8 +588,7 @@ static int read_all(Scan *scan) {
 static PyObject *scan_pickle(PyObject *Py_UNUSED(module), PyObject *data) {
     Py_buffer view;
     Scan scan; /* not set to zero as a whole: it is larger than most pickles */
-    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
-        return NULL;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) return NULL;
     scan.data = view.buf;
     scan.size = (size_t)view.len;
     scan.frame_end = scan.first = 0;

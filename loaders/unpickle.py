@@ -33,9 +33,6 @@ from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
 from dray.shards.errors import CallError, RefusedError
 
 
-_NOTHING: frozenset[str] = frozenset()
-
-
 def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle: bool = False) -> Any:
     """The pickled value, equal to what `pickle.loads` gives; nothing outside the safe list is imported or called.
 
@@ -50,7 +47,7 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
     """
     if allow_pickle:
         return pickle.loads(data)  # noqa: S301  the caller asked for it by name
-    allowed = check_allow(allow) if allow else _NOTHING
+    allowed = check_allow(allow)
     try:
         found = fast_values.read(data)
         if found is not fast_values.LEFT:
