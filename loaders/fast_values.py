@@ -3,8 +3,9 @@
 `dray.loaders.tame` has read every opcode before: a pickle that names nothing goes to `pickle.loads`, and one that holds
 arrays or tensors, just as numpy and torch write them, to a C unpickler that finds the names of one table and imports
 nothing. For numpy these are numpy's own makers, as each of their arguments has been seen to be right; for torch they
-are functions of ours, which look again. Nothing in the table can be changed by what a pickle holds. All else is left
-to `dray.loaders.unpickle`; so is everything where the scan could not be compiled.
+are functions of ours, which look again. Nothing in the table can be changed by what a pickle holds. A single tensor or
+array is for `dray.loaders.fast_tensor`. All else is left to `dray.loaders.unpickle`, and so is everything where the
+scan could not be compiled.
 """
 
 import pickle
@@ -30,8 +31,10 @@ def read(data: bytes | memoryview) -> Any:
     """The value of a pickle, equal to what the unpickler gives; LEFT where it is wild, or not sound."""
     try:
         kind = scan(data)
-        if kind != PLAIN and kind != TAME and (found := fast_tensor.read(data)) is not None:
-            return found
+        if kind in (WILD, LONE):
+            found = fast_tensor.read(data)
+            if found is not None or kind == WILD:
+                return LEFT if found is None else found
         if isinstance(data, memoryview) and type(data.obj) is not bytes:
             data = bytes(data)  # who writes to a mapped file, say, must not change what has been scanned
             kind = scan(data)

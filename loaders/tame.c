@@ -32,7 +32,7 @@ enum {
     MAX_DEPTH = 1000,
     MAX_DIMENSIONS = 64,
     MAX_NAME = 64, /* bytes of a module's or a function's name, with the end of the line */
-    MAX_SHARED = 16, /* bytes: elements, or text to encode, as short as this may come from the memo (Python shares them) */
+    MAX_SHARED = 16, /* bytes: elements or texts as short as this may come from the memo; Python shares them */
 };
 
 typedef enum {
@@ -56,7 +56,7 @@ typedef struct {
         struct {
             uint32_t at, size; /* TEXT, BYTES, BYTEARRAY: where in the input it lies, and how many bytes it has */
         };
-        int64_t number; /* INT: its value. DTYPE: its item's bytes. GLOBAL: its index. MARK: the `first` of the one below */
+        int64_t number; /* INT: its value. DTYPE: its item's bytes. GLOBAL: its index. MARK: `first` before it */
         uint64_t count; /* SHAPE: the number of elements, at most UINT64_MAX */
     };
     uint32_t length; /* of a tuple. LIST: 0 while it could become a set. ORDERED: 0 while it is empty */
@@ -212,7 +212,7 @@ static int is_key(Scan *scan, const Item *item) {
     return item->kind <= LAST_KEY && scan->shared_bytes <= 64 * (uint64_t)scan->size + (1 << 20);
 }
 
-/* The items from `first` to the top come into a container, whose index is `target`; each `step`-th is a key, 0: none. */
+/* The items from `first` to the top come into the container at `target`; each `step`-th is a key, 0: none. */
 static int fill(Scan *scan, Kind kind, size_t target, size_t first, size_t step) {
     Item *stack = scan->stack.items, *filled = &stack[target];
     size_t num_items = scan->stack.length - first;
@@ -604,15 +604,13 @@ static PyObject *scan_pickle(PyObject *Py_UNUSED(module), PyObject *data) {
 }
 
 static PyMethodDef METHODS[] = {
-    {"scan", scan_pickle, METH_O, "WILD, PLAIN, TAME or LONE: how a pickle, bytes or a contiguous view of some, may be read."},
+    {"scan", scan_pickle, METH_O, "How a pickle, bytes or a contiguous view of some, may be read: see tame.pyi."},
     {NULL, NULL, 0, NULL},
 };
 
 static int add_names(PyObject *module) {
-    return PyModule_AddIntMacro(module, WILD) || PyModule_AddIntMacro(module, PLAIN) ||
-                   PyModule_AddIntMacro(module, TAME) || PyModule_AddIntMacro(module, LONE)
-               ? -1
-               : 0;
+    if (PyModule_AddIntMacro(module, WILD) || PyModule_AddIntMacro(module, PLAIN)) return -1;
+    return PyModule_AddIntMacro(module, TAME) || PyModule_AddIntMacro(module, LONE) ? -1 : 0;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)add_names}, {0, NULL}};
