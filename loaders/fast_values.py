@@ -28,22 +28,47 @@ LEFT = object()
 """What `read` gives for a pickle that it leaves to the unpickler."""
 
 
+_SMALL_BYTES = 64 << 10
+_MAX_KEPT_BYTES = 16 << 20
+_kept: list[bytearray] = []  # memory for copies: one for each thread that ever needed it at the same time
+
+
 def read(data: bytes | memoryview) -> Any:
     """The value of a pickle, equal to what the unpickler gives; LEFT where it is wild, or not sound."""
     try:
-        kind = scan(data)
-        if kind == WILD or kind == LONE:  # noqa: SIM109  in half the time
-            found = fast_tensor.read(data)
-            if found is not None or kind == WILD:
-                return LEFT if found is None else found
         if isinstance(data, memoryview) and type(data.obj) is not bytes:
+            if len(data) > _SMALL_BYTES:
+                return _read_large(data)
             data = bytes(data)  # who writes to a mapped file, say, must not change what has been scanned
-            kind = scan(data)
+        kind = scan(data)
         if kind == PLAIN:
             return load_plain(data)  # noqa: S301  it names nothing
-        return LEFT if kind == WILD else _Unpickler(_Whole(data)).load()
+        if kind == TAME:
+            return _Unpickler(_Whole(data)).load()
+        found = fast_tensor.read(data)
+        if found is None and kind == LONE:
+            return _Unpickler(_Whole(data)).load()
+        return LEFT if found is None else found
     except Exception:  # noqa: BLE001  the unpickler tells why
         return LEFT
+
+
+def _read_large(data: memoryview) -> Any:
+    """The same from what may change: by a copy, in memory that is used again, as fresh pages cost more than copying."""
+    kind = scan(data)
+    found = fast_tensor.read(data) if kind in (WILD, LONE) else None
+    if found is not None or kind == WILD:
+        return LEFT if found is None else found
+    copied = _kept.pop() if _kept else bytearray()
+    if len(copied) < len(data):
+        copied = bytearray(len(data))
+    fixed = memoryview(copied)[: len(data)]
+    try:
+        fixed[:] = data
+        return LEFT if scan(fixed) == WILD else _Unpickler(_Whole(fixed)).load()
+    finally:
+        if len(copied) <= _MAX_KEPT_BYTES:
+            _kept.append(copied)
 
 
 class _Whole:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from dray.loaders import fast_values, unpickle
 from dray.loaders.fast_values import LEFT, LONE, PLAIN, TAME, read, scan
 from dray.loaders.unpickle import loads
 from dray.shards.errors import RefusedError
+from tests.values import VALUES
 
 SHARED_ARRAY = np.ones(3)
 SHARED_TENSOR = torch.ones(3)
@@ -110,7 +112,8 @@ def told(value: Any, seen: tuple[int, ...] = ()) -> Any:
         place = value.storage_offset(), value.untyped_storage().nbytes(), value.requires_grad
         return type(value), value.dtype, value.shape, value.stride(), place, repr(value.tolist())
     if isinstance(value, np.ndarray):
-        return type(value), value.dtype, value.shape, value.strides, value.flags.writeable, value.tobytes()
+        elements = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
+        return type(value), value.dtype, value.shape, value.strides, value.flags.writeable, elements
     if isinstance(value, list | tuple):
         return type(value), [told(item, inside) for item in value]
     if isinstance(value, dict):
@@ -187,6 +190,15 @@ def test_any_nest_is_read_as_the_machine_reads_it(value: Any, protocol: int) -> 
     """Law: fast or slow, the value is the same."""
     data = pickle.dumps(value, protocol)
     assert told(loads(data)) == slow(data) == told(pickle.loads(data))
+
+
+@settings(deadline=None)
+@given(value=VALUES, protocol=st.integers(2, 5))
+def test_whatever_users_pickle_is_read_as_the_machine_reads_it(value: Any, protocol: int) -> None:
+    """Law: the same of tensors and arrays of every kind, in dicts and alone."""
+    data = pickle.dumps(value, protocol)
+    assert told(loads(data)) == slow(data)
+    assert scan(data) == fast_values.WILD or check_alike(data)
 
 
 # ---- what it must not let through ----
@@ -503,13 +515,27 @@ def test_what_is_found_cannot_be_changed() -> None:
         assert not hasattr(found, "__setstate__") or isinstance(found, type)
 
 
-def test_a_mapped_file_is_copied_before_it_is_read() -> None:
-    """What changes between scan and reading would be read unseen."""
-    data = bytearray(pickle.dumps([np.arange(300), {"a": 1}], 4))
-    array, plain = read(memoryview(data))
-    data[:] = bytes(len(data))
-    assert array.tolist() == list(range(300))
-    assert plain == {"a": 1}
+@pytest.mark.parametrize("size", [10, 300, 100_000, 5_000_000])
+def test_a_mapped_file_is_copied_before_it_is_read(size: int) -> None:
+    """What changes between scan and reading would be read unseen; a value keeps nothing of what it was read from."""
+    values = []
+    for number in range(3):
+        data = bytearray(pickle.dumps([np.full(size, number), {"a": number}, "x" * size], 4))
+        values.append(read(memoryview(data)))
+        data[:] = bytes(len(data))
+    for number, (array, plain, text) in enumerate(values):
+        assert array.tolist() == [number] * size
+        assert plain == {"a": number}
+        assert text == "x" * size
+
+
+def test_threads_do_not_share_a_copy() -> None:
+    """Each has memory of its own while it reads."""
+    pickles = [memoryview(bytearray(pickle.dumps([np.full(20_000, n), [n] * 50_000], 5))) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for n, found in zip([*range(8)] * 20, pool.map(read, pickles * 20), strict=True):
+            assert found[0].tolist() == [n] * 20_000
+            assert found[1] == [n] * 50_000
 
 
 def test_without_the_compiled_scan_everything_is_left_to_the_machine() -> None:
