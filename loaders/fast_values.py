@@ -1,44 +1,74 @@
 """Containers at the speed of the C unpickler: plain values, and arrays, scalars and tensors inside them.
 
-Only a pickle that `dray.loaders.tame` knows opcode by opcode comes so far. What it names gets a stand-in: an object of
-ours whose call checks its arguments as the machine's does. An array is made by BUILD, which would call numpy's own
-method with whatever a pickle holds; so it is a stand-in until BUILD has come, and is put into its place at the end.
-That last pass also sees every value: one of a type that is not expected leaves the pickle to `dray.loaders.unpickle`.
+`dray.loaders.tame` has read every opcode before: a pickle that names nothing goes to `pickle.loads`, and one that holds
+arrays or tensors, just as numpy and torch write them, to a C unpickler that finds the names of one table and imports
+nothing. For numpy these are numpy's own makers, as each of their arguments has been seen to be right; for torch they
+are functions of ours, which look again. Nothing in the table can be changed by what a pickle holds. A single tensor or
+array is for `dray.loaders.fast_tensor`. All else is left to `dray.loaders.unpickle`, and so is everything where the
+scan could not be compiled.
 """
 
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from math import prod
+from pickle import loads as load_plain
 from typing import Any
 
 import numpy as np
-import torch
 
-from dray.loaders.safe_arrays import ARRAY_FUNCTIONS
-from dray.loaders.safe_globals import PLAIN_TYPES, require
+from dray.loaders import fast_tensor
 from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
-from dray.loaders.tame import is_tame
 
-
-class _LeftError(Exception):
-    """The value is not of a kind that is read here."""
-
+try:
+    from dray.loaders.tame import LONE, PLAIN, TAME, WILD, scan
+except ImportError:  # dray was installed without a C compiler: every pickle is wild
+    WILD, PLAIN, TAME, LONE, scan = 0, 1, 2, 3, lambda _: 0  # type: ignore[misc]
 
 LEFT = object()
 """What `read` gives for a pickle that it leaves to the unpickler."""
 
 
+_SMALL_BYTES = 64 << 10
+_MAX_KEPT_BYTES = 16 << 20
+_kept: list[bytearray] = []  # memory for copies: one for each thread that ever needed it at the same time
+
+
 def read(data: bytes | memoryview) -> Any:
-    """The value of a pickle, equal to what the unpickler gives; LEFT where the pickle is not tame, or not sound."""
-    if not is_tame(data):
-        return LEFT
+    """The value of a pickle, equal to what the unpickler gives; LEFT where it is wild, or not sound."""
     try:
-        unpickler = _Unpickler(_Whole(data))
-        value = unpickler.load()
-        return _settled(value, {}) if unpickler.named else value
+        if isinstance(data, memoryview) and type(data.obj) is not bytes:
+            if len(data) > _SMALL_BYTES:
+                return _read_large(data)
+            data = bytes(data)  # who writes to a mapped file, say, must not change what has been scanned
+        kind = scan(data)
+        if kind == PLAIN:
+            return load_plain(data)  # noqa: S301  it names nothing
+        if kind == TAME:
+            return _Unpickler(_Whole(data)).load()
+        found = fast_tensor.read(data)
+        if found is None and kind == LONE:
+            return _Unpickler(_Whole(data)).load()
+        return LEFT if found is None else found
     except Exception:  # noqa: BLE001  the unpickler tells why
         return LEFT
+
+
+def _read_large(data: memoryview) -> Any:
+    """The same from what may change: by a copy, in memory that is used again, as fresh pages cost more than copying."""
+    kind = scan(data)
+    found = fast_tensor.read(data) if kind in (WILD, LONE) else None
+    if found is not None or kind == WILD:
+        return LEFT if found is None else found
+    copied = _kept.pop() if _kept else bytearray()
+    if len(copied) < len(data):
+        copied = bytearray(len(data))
+    fixed = memoryview(copied)[: len(data)]
+    try:
+        fixed[:] = data
+        return LEFT if scan(fixed) == WILD else _Unpickler(_Whole(fixed)).load()
+    finally:
+        if len(copied) <= _MAX_KEPT_BYTES:
+            _kept.append(copied)
 
 
 class _Whole:
@@ -64,207 +94,38 @@ class _Whole:
 
 
 class _Unpickler(pickle.Unpickler):
-    """The C unpickler, which finds nothing but stand-ins."""
-
-    named = False
+    """The C unpickler, which finds nothing but what is in the table."""
 
     def find_class(self, module: str, name: str) -> Any:
-        self.named = True
         return _NAMES[module, name]
 
 
-# ---- stand-ins ----
+# ---- the table: built-in types and functions, and instances without attributes ----
 
 
-class _Inert:
-    """No attribute can be set, BUILD does nothing, and it is no key."""
-
-    __slots__ = ()
-
-    def __eq__(self, _: object) -> bool:
-        raise _LeftError
-
-    def __setstate__(self, _: Any) -> None:
-        raise _LeftError
+def _function(call: Callable[..., Any]) -> Any:
+    """An object that can be called; a function itself has attributes, which could be set."""
+    return type("_Function", (), {"__slots__": (), "__call__": staticmethod(call)})()
 
 
-def _stand_in(call: Callable[..., Any]) -> Any:
-    """An object that can be called, and nothing else; `call` gets it as the first argument."""
-    return type("_StandIn", (_Inert,), {"__slots__": (), "__call__": call})()
+def _from_buffer(content: bytes | bytearray, dtype: "np.dtype[Any]", shape: tuple[int, ...], order: Any) -> Any:
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
-def _of_machine(found: Any) -> Any:
-    """A stand-in that does what the machine's does."""
-    return _stand_in(lambda _, *arguments: found.call(*arguments))
-
-
-class _Dtype(_Inert):
-    """A dtype on its way: known when BUILD has told its byte order."""
-
-    __slots__ = ("code", "dtype")
-    code: str
-    dtype: "np.dtype[Any] | None"
-
-    def __setstate__(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) != 8 or type(state[1]) is not str or state[2:] != _PLAIN_STATE:
-            raise _LeftError
-        self.dtype = _DTYPES[self.code, state[1]]
-
-
-def _new_dtype(_: Any, code: Any, swapped: Any, copied: Any) -> _Dtype:
-    if type(code) is not str or swapped is not False or copied is not True:
-        raise _LeftError
-    made = _Dtype()
-    made.code, made.dtype = code, None
-    return made
-
-
-_PLAIN_STATE = (None, None, None, -1, -1, 0)
-_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
-_DTYPES = {(code, order): np.dtype(order + code) for code in _CODES for order in ("|" if code[1:] == "1" else "<>")}
-
-
-class _Array(_Inert):
-    """An array on its way: there when BUILD has told all of it."""
-
-    __slots__ = ("array",)
-    array: "np.ndarray[Any, Any] | None"
-
-    def __setstate__(self, state: Any) -> None:
-        version, shape, given, fortran, content = state
-        dtype = _known(given)
-        require(type(version) is int and version == 1 and type(fortran) is bool, "the state of an array in version 1")
-        require(type(content) is bytes and self.array is None, "the bytes of an array")
-        _check_shape(shape)
-        require(prod(shape) * dtype.itemsize == len(content), "as many bytes as dtype and shape tell")
-        array: Any = np.ndarray((0,), "b")
-        array.__setstate__((1, shape, dtype, fortran, content))
-        self.array = array
-
-
-def _new_array(_: Any, kind: Any, shape: Any, code: Any) -> _Array:
-    if kind is not _NDARRAY or shape != (0,) or code != b"b":
-        raise _LeftError
-    made = _Array()
-    made.array = None
-    return made
-
-
-def _known(dtype: Any) -> "np.dtype[Any]":
-    if type(dtype) is not _Dtype or dtype.dtype is None:
-        raise _LeftError
-    return dtype.dtype
-
-
-def _check_shape(shape: Any) -> None:
-    """Leave what is no shape, and those of nothing that could be any: the memo may make keys of them."""
-    if type(shape) is not tuple or not _INTS.issuperset(map(type, shape)) or min(shape, default=1) < (len(shape) != 1):
-        raise _LeftError
-
-
-_INTS = frozenset((int,))
-
-
-def _from_buffer(_: Any, content: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    _check_shape(shape)
-    return ARRAY_FUNCTIONS["numpy._core.numeric._frombuffer"].call(content, _known(dtype), shape, order)
-
-
-def _scalar(_: Any, dtype: Any, content: Any) -> Any:
-    known = _known(dtype)
-    if known.kind == "c":  # the hash of a complex number can be chosen
-        raise _LeftError
-    return ARRAY_FUNCTIONS["numpy._core.multiarray.scalar"].call(known, content)
-
-
-def _tensor(_: Any, storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any) -> torch.Tensor:
-    _check_shape(size)
-    tensor: torch.Tensor = TENSOR_FUNCTIONS["torch._utils._rebuild_tensor_v2"].call(
-        storage, offset, size, stride, gradient, hooks
-    )
-    return tensor
-
-
-_NDARRAY = _Inert()
-_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _stand_in(_new_dtype),
-    ("collections", "OrderedDict"): _of_machine(PLAIN_TYPES["collections.OrderedDict"]),
-    ("torch.storage", "_load_from_bytes"): _of_machine(TENSOR_FUNCTIONS["torch.storage._load_from_bytes"]),
-    ("torch._utils", "_rebuild_tensor_v2"): _stand_in(_tensor),
-    **{
-        (f"{root}.{module}", name): _stand_in(call)
-        for root in ("numpy.core", "numpy._core")
-        for module, name, call in (
-            ("multiarray", "_reconstruct", _new_array),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
+_NUMPY: dict[tuple[str, str], Any] = {  # numpy's own, wherever this version keeps them
+    ("multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
+    ("multiarray", "scalar"): np.float32(0).__reduce__()[0],
+    ("numeric", "_frombuffer"): _function(_from_buffer),
 }
-
-# ---- the last pass ----
-
-_KEYS = frozenset((str, bytes, int, float, bool, type(None)))
-_WHOLE = _KEYS | {bytearray, torch.Tensor, np.ndarray} | {dtype.type for dtype in _DTYPES.values() if dtype.kind != "c"}
-_MAX_DEPTH = 100
-_Seen = dict[int, tuple[Any, Any]]  # id -> the container (held, so that no other gets its id) and what became of it
-
-
-def _settled(value: Any, seen: _Seen, depth: int = 0) -> Any:
-    """The value with arrays in the places of their stand-ins; _LeftError where anything else would be left in it."""
-    kind = type(value)
-    if kind in _WHOLE:
-        return value
-    if kind is _Array and value.array is not None:
-        return value.array
-    settle = _CONTAINERS.get(kind)
-    if settle is None or depth > _MAX_DEPTH:
-        raise _LeftError
-    if id(value) not in seen:
-        seen[id(value)] = value, _LeftError
-        seen[id(value)] = value, settle(value, seen, depth + 1)
-    found = seen[id(value)][1]
-    if found is _LeftError:  # it holds itself, through a tuple
-        raise _LeftError
-    return found
-
-
-def _settled_list(value: list[Any], seen: _Seen, depth: int) -> list[Any]:
-    seen[id(value)] = value, value
-    if not _WHOLE.issuperset(map(type, value)):
-        value[:] = [_settled(item, seen, depth) for item in value]
-    return value
-
-
-def _settled_tuple(value: tuple[Any, ...], seen: _Seen, depth: int) -> tuple[Any, ...]:
-    if _WHOLE.issuperset(map(type, value)):
-        return value
-    return tuple([_settled(item, seen, depth) for item in value])
-
-
-def _settled_dict(value: dict[Any, Any], seen: _Seen, depth: int) -> dict[Any, Any]:
-    seen[id(value)] = value, value
-    _settled_set(value, seen, depth)
-    for key, item in value.items():
-        kind = type(item)
-        if kind is _Array and item.array is not None:
-            value[key] = item.array
-        elif kind not in _WHOLE:
-            value[key] = _settled(item, seen, depth)
-    return value
-
-
-def _settled_set(value: Any, _: _Seen, __: int) -> Any:
-    if not _KEYS.issuperset(map(type, value)):
-        raise _LeftError
-    return value
-
-
-_CONTAINERS: dict[type, Callable[[Any, _Seen, int], Any]] = {
-    list: _settled_list,
-    tuple: _settled_tuple,
-    dict: _settled_dict,
-    OrderedDict: _settled_dict,
-    set: _settled_set,
+_NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    **{(f"numpy.{core}.{module}", name): _NUMPY[module, name] for core in ("core", "_core") for module, name in _NUMPY},
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch.storage", "_load_from_bytes"): _function(TENSOR_FUNCTIONS["torch.storage._load_from_bytes"].call),
+    ("torch._utils", "_rebuild_tensor_v2"): _function(TENSOR_FUNCTIONS["torch._utils._rebuild_tensor_v2"].call),
+    ("_codecs", "encode"): str.encode,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,  # what Python 2 called the module, and protocol 2 still does
+    ("__builtin__", "bytes"): bytes,
 }

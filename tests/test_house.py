@@ -5,8 +5,10 @@ import importlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("shards", "pipelines", "loaders", "cluster")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+COMPILED = SETTINGS["tool"]["setuptools"]["ext-modules"]
 MAY_IMPORT = {
     "shards": {"shards"},
     "pipelines": {"shards", "pipelines"},
@@ -102,11 +105,39 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("dray-*.whl")
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if not name.split("/")[0].endswith(".dist-info")}
-    files = [
-        path for room in ROOMS for path in (*files_of(room), *(ROOT / room).glob("*.pyi"), ROOT / room / "py.typed")
-    ]
-    compiled = {
-        f"dray/{path.relative_to(ROOT)}".removesuffix(".c") for room in ROOMS for path in (ROOT / room).glob("*.c")
+    expected = {
+        f"dray/{path.relative_to(ROOT)}"
+        for room in ROOMS
+        for path in (*files_of(room), *(ROOT / room).rglob("*.pyi"), ROOT / room / "py.typed")
     }
-    assert {name for name in names if not name.endswith(".so")} == {f"dray/{path.relative_to(ROOT)}" for path in files}
-    assert {name.split(".")[0] for name in names if name.endswith(".so")} == compiled
+    expected |= {module["name"].replace(".", "/") + EXTENSION_SUFFIXES[0] for module in COMPILED}
+    assert names == expected
+
+
+def test_the_source_package_holds_what_is_compiled(tmp_path: Path) -> None:
+    """Whoever installs from it needs the C files."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so"), symlinks=True)
+    code = "import setuptools.build_meta as backend; backend.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=source)
+    (sdist,) = tmp_path.glob("dray-*.tar.gz")
+    with tarfile.open(sdist) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    assert names >= {path for module in COMPILED for path in module["sources"]}
+
+
+@pytest.mark.parametrize("name", [module["name"] for module in COMPILED])
+def test_what_is_compiled_is_here(name: str) -> None:
+    """Whoever runs the tests has it, CI too: dray works without, more slowly, and nobody would notice."""
+    try:
+        importlib.import_module(name)
+    except ImportError as exc:
+        pytest.fail(
+            f"{name} is not compiled: it takes a C compiler and Python's headers; then install dray anew ({exc})"
+        )
+
+
+@pytest.mark.parametrize("name", [module["name"] for module in COMPILED])
+def test_without_a_compiler_dray_installs_all_the_same(name: str) -> None:
+    """What is compiled is optional; that it works without is told by the tests of those who use it."""
+    assert next(module for module in COMPILED if module["name"] == name)["optional"]
