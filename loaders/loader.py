@@ -44,6 +44,8 @@ class ShardLoader:
         shuffle: Whether the order is permuted; else samples come in the dataset's order.
         seed: Of the permutation: the same on every rank.
         num_workers: Processes that read and decode; 0: a thread of this one.
+        timeout_s: How long a worker is waited for, in seconds; then an error names it. None or 0: for ever, with one
+            warning after a minute.
         transform: From a sample, a dict of part -> value, to what batches are made of.
         collate: From a list of these to a batch; the default stacks parts (see `dray.loaders.collate`).
         remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
@@ -83,6 +85,7 @@ class ShardLoader:
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        timeout_s: float | None = None,
         transform: Transform | None = None,
         collate: Collate | None = None,
         remainder: str = Remainder.DROP,
@@ -110,16 +113,16 @@ class ShardLoader:
         found = own_rank() if rank is None or num_ranks is None else (rank, num_ranks)
         self.rank, self.num_ranks = found
         smallest = min(batch_size, window_rows, 1 if limit is None else limit)
-        if not 0 <= self.rank < self.num_ranks or smallest < 1 or num_workers < 0:
+        if not 0 <= self.rank < self.num_ranks or smallest < 1 or min(num_workers, timeout_s or 0) < 0:
             raise CallError(
                 f"rank {self.rank} of {self.num_ranks}, batch_size {batch_size}, window_rows {window_rows}, "
-                f"limit {limit}, num_workers {num_workers}: out of range"
+                f"limit {limit}, num_workers {num_workers}, timeout_s {timeout_s}: out of range"
             )
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
         self._batch = batch_size * self.num_ranks
         self._remainder = Remainder(remainder)
-        self._num_workers = num_workers
+        self._num_workers, self._timeout_s = num_workers, timeout_s or 0.0
         self._maker = BatchMaker(
             snapshot=self._snapshot,
             parts=None if parts is None else check_suffixes(parts),
@@ -156,6 +159,9 @@ class ShardLoader:
         """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
 
         An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
+
+        Raises:
+            RuntimeError: A worker died, or gave nothing for `timeout_s`. The next epoch has others.
         """
         start = self._next
         self._go_to(start)
@@ -286,7 +292,7 @@ class ShardLoader:
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._pool is None:
-            self._pool = WorkerPool(self._maker, self._num_workers)
+            self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
         try:
             yield from self._pool.batches(way)
         except Exception as exc:  # one may be dead: the next pass starts others

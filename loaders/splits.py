@@ -19,6 +19,7 @@ from dray.loaders.handlers import skipper_of
 from dray.loaders.parts import PartCatalog
 from dray.loaders.passes import Passes, Shaping, Stream
 from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
+from dray.loaders.processes import Carried
 from dray.loaders.progress import Progress
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
@@ -221,4 +222,5 @@ class TarSplit:
         if options.get("num_workers"):
             dataset = Portable(dataset)
             options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
+            options |= {name: Carried(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
         return WebLoader(dataset, **{"batch_size": None, **options})

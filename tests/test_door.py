@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice, pairwise
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import get_worker_info
 from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
@@ -420,15 +422,12 @@ def test_keywords_that_change_nothing_are_said_once(urls: Mapping[int, Path]) ->
     ]  # fmt: skip
 
 
-def note_worker(worker: int) -> None:
-    os.environ["DRAY_TEST_WORKER"] = str(worker)
-
-
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str) -> None:
     """Their number, start, context; and lambdas reach them however they are started."""
     num_workers = 2 if context == "fork" else 1
-    wld = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": note_worker,
+    note = lambda worker: os.environ.update(DRAY_TEST_WORKER=str(worker))  # noqa: E731
+    wld = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": note,
            "prefetch_factor": 1, "timeout": 100, "persistent_workers": False, "pin_memory": True}  # fmt: skip
     pipe = lambda source: ((os.environ["DRAY_TEST_WORKER"], int(x[0])) for (x,) in source)  # noqa: E731
     loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
@@ -437,6 +436,14 @@ def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str)
         found = list(loader)
         assert [number for _, number in found] == list(range(MANY))
         assert [int(worker) for worker, _ in found] == [number // 8 % num_workers for number in range(MANY)]
+
+
+def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> None:
+    """Here the second one, whose pipeline waits for ever."""
+    pipe = lambda source: (x if get_worker_info().id == 0 else signal.pause() for (x,) in source)  # noqa: E731
+    loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, kwargs_wld={"num_workers": 2, "timeout": 3})
+    with pytest.raises(RuntimeError, match=r"rank 0 waits for step 1 of epoch 0: .* worker 1 \(process \d+\)"):
+        list(loader.train_dataloader())
 
 
 def test_the_page_lists_every_keyword() -> None:
