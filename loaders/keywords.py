@@ -59,7 +59,7 @@ KWARGS_WLD: Mapping[str, Keyword] = {
     "num_workers": Keyword(_H, "any number; the stream is the same for all"),
     "persistent_workers": Keyword(_H, "true by default: workers live on and take the next epoch"),
     "prefetch_factor": Keyword(_H, "messages that a worker is ahead, each of one chunk or several small ones; 2"),
-    "timeout": Keyword(_H, "seconds to wait for a worker; then an error names it. Without, a warning does after a minute"),
+    "timeout": Keyword(_H, "seconds to wait for a worker, then an error names it; without, a long wait is warned of"),
     "worker_init_fn": Keyword(_H, "called in each worker when it starts; a lambda will do"),
     "multiprocessing_context": Keyword(_H, "`fork` over a local disk, `spawn` over object storage by default"),
     "generator": Keyword(_H, "of the workers' seeds"),
