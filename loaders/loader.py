@@ -58,8 +58,9 @@ class ShardLoader:
         limit: Only the first so many samples of the dataset.
         with_keys: Whether batches have `__key__`, a list.
         window_rows: Permute positions among so many neighbouring global batches as well.
-        on_error: What becomes of a sample that is damaged or refused: "fail" raises an error that names it; "skip"
-            replaces it, counts it (`stats()["skipped"]`) and lists it in a file.
+        on_error: What becomes of a sample that is damaged or refused, or whose shard or index is missing: "fail" raises
+            an error that names it; "skip" replaces it, counts it (`stats()["skipped"]`) and lists it in a file. Where
+            nothing can be read, as of a version that was dropped, that is an error all the same.
         bad_samples: That file, JSON lines, added to by all ranks and workers.
         cache_dir: A folder in which what is read from object storage is kept for later epochs and restarts, and for the
             other ranks, workers and jobs of the node. None: with workers or several ranks, a temporary folder in which

@@ -373,7 +373,7 @@ def spoil(url: Path, key: bytes) -> None:
 
 
 def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> None:
-    """By the same sample on any number of ranks and workers; without one it is an error, and one that stops is."""
+    """By the same sample on any number of ranks and workers, a lost shard's too; one that stops is an error."""
     url = pack(tmp_path, 24, 3)
     spoil(url, b"s0007")
     seen: list[Exception] = []
@@ -390,6 +390,10 @@ def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> 
     with pytest.raises(CallError, match="stops at an error"):
         list(module(url, 4, 4, kwargs_wds={"handler": lambda exc: seen.append(exc)}).train_dataloader())
     assert isinstance(seen[0], DamagedError)
+    (url / "wdshards-000002.tar").unlink()
+    loader = module(url, 4, 4, **options).train_dataloader()
+    assert set(flat(list(loader))) == set(range(16)) - {7}
+    assert loader.stats()["skipped"] == 9
 
 
 @pytest.mark.parametrize(
