@@ -39,7 +39,9 @@ KWARGS_WDS: Mapping[str, Keyword] = {
         "own): a sample that cannot be read is replaced by a later one of the epoch, the same on any number of ranks",
     ),
     "cache_dir": Keyword(
-        _H, "a folder that keeps what is read from object storage for later epochs; files of a local disk need none"
+        _H,
+        "a folder that keeps what is read from object storage for later epochs; files of a local disk need none, tars "
+        "that are streamed cannot have one",
     ),
     "cache_size": Keyword(_H, "bytes in it at the most, 64 GiB by default; 0: no cache"),
     "nodesplitter": Keyword(_I, "the order shares the samples of each step out by ranks"),
