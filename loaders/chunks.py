@@ -77,8 +77,13 @@ class Chunks(IterableDataset[Sample]):
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process."""
-        return self._tools.reader.stats
+        """What was read in this process, since the last `close`."""
+        return self._opened.reader.stats if self._opened is not None else Stats()
+
+    def close(self) -> Stats:
+        """Let go of files and threads, which the next iteration opens anew. Returns the `stats` until now."""
+        stats, self._opened = self.stats, None
+        return stats
 
     def go(self, way: Pass, tally: Tally) -> None:
         """Let the next iteration go this way, and count there."""

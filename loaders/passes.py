@@ -110,7 +110,7 @@ class Passes(IterableDataset[Any]):
         self._options = dict(options)
         self._pins = pin and torch.cuda.is_available()
         self._pool: StreamPool | None = None
-        self._ended: list[Stats] = []  # of workers that are no more
+        self._ended: list[Stats] = []  # of what was closed
 
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
@@ -127,10 +127,17 @@ class Passes(IterableDataset[Any]):
             if last < 0:
                 progress.end_chunk(end, is_exact=chunk.is_exact)
 
+    def close(self) -> None:
+        """End worker processes and threads; the next pass starts others."""
+        self._ended.append(self._stream.source.close())
+        if self._pool is not None:
+            self._ended += self._pool.stats.values()
+            self._pool.close()
+            self._pool = None
+
     def stats(self) -> dict[str, float]:
         """What was read for this rank since the start, by this process or its workers; see `ShardLoader.stats`."""
-        told = [self._stream.source.stats] if not self._num_workers else self._ended
-        told = [*told, *(self._pool.stats.values() if self._pool else ())]
+        told = [self._stream.source.stats, *self._ended, *(self._pool.stats.values() if self._pool else ())]
         return {field.name: sum(getattr(stats, field.name) for stats in told) for field in fields(Stats)}
 
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
@@ -142,9 +149,7 @@ class Passes(IterableDataset[Any]):
             yield from self._pool.given(way)
         except Exception as exc:  # one may be dead: the next pass starts others
             traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
-            self._ended += self._pool.stats.values()
-            self._pool.close()
-            self._pool = None
+            self.close()
             raise
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from dray.loaders.chunks import Tally, by_chunk
 from dray.loaders.crossing import fold, unfold
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD
 from dray.pipelines import pickles_to_tars
-from dray.shards import DamagedError
+from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
 
 SIZES = (1, 3, 47, 61)
@@ -208,6 +209,11 @@ def test_each_iter_takes_the_next_epoch_and_a_state_another(urls: Mapping[int, P
     assert [next(old), next(new)] == [epochs[2][0], next(iter(plain))]
     with pytest.raises(CallError, match="ended when a newer one"):
         next(old)
+    loader.load_state_dict(state)
+    with pytest.raises(CallError, match="told to go on elsewhere"):
+        next(new)
+    loader.set_epoch(1)
+    assert list(loader) == epochs[1]
 
 
 def test_a_resume_with_another_batch_size_counts_the_steps_that_were_taken(urls: Mapping[int, Path]) -> None:
@@ -229,6 +235,28 @@ def test_a_state_of_other_data_is_refused(urls: Mapping[int, Path]) -> None:
             other.train_dataloader().load_state_dict(state)
     with pytest.raises(CallError, match="not a state of format 1"):
         other.train_dataloader().load_state_dict({"format": 2})
+
+
+def test_a_loader_that_was_closed_begins_anew(tmp_path: Path) -> None:
+    """Its iterator ends, its threads do, what was counted stays; the state is where it was."""
+    local, store = pack(tmp_path, 61, 5), Store(f"memory://{tmp_path.name}")
+    for path in local.rglob("*.*"):
+        store.put_new(str(path.relative_to(local)), path.read_bytes())
+    data = module(store.url, 8, 8)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    taken = [next(batches), next(batches)]
+    stats = loader.stats()
+    assert any(thread.name.startswith("dray-fetch") for thread in threading.enumerate())
+    data.teardown("fit")
+    with pytest.raises(CallError, match="or was closed"):
+        next(batches)
+    for thread in threading.enumerate():
+        if thread.name.startswith("dray-fetch"):
+            thread.join()
+    assert loader.stats() == stats
+    data.load_state_dict(data.state_dict())
+    assert flat([taken, list(loader)]) == list(range(61))
 
 
 # The user's pipelines
