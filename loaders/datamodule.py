@@ -211,7 +211,7 @@ class WebDataModule(lightning.LightningDataModule):
         loader = _invoke(loader, self._invoke_wld, split)
         if isinstance(loader, ChunkLoader):
             self._loaders[split] = loader
-        elif loader.nsamples > 0:
+        elif loader.nsamples > 0 and not hasattr(loader, "__len__"):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
 

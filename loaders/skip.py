@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,13 @@ class Skipper:
         return np.concatenate([self.replaced(half, cursor, read) for half in halves])
 
     def first_readable(self, num_samples: int, read: Callable[[Ints], object]) -> int:
-        """The first sample of a few that can be read; the last of them where none can."""
-        for sample in range(min(NEAR, num_samples)):
+        """The first sample of a few that can be read; 0 where none can."""
+        spread = (num_samples * part // PARTS for part in range(1, PARTS))
+        for sample in chain(range(min(NEAR, num_samples)), spread):
             with suppress(*UNREADABLE):
                 read(np.array([sample]))
                 return sample
-        return min(NEAR, num_samples) - 1
+        return 0
 
     def _other(self, position: int, cursor: Cursor, read: Callable[[Ints], object], error: Exception) -> int:
         for candidate in _candidates(position, cursor):

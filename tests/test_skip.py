@@ -181,7 +181,7 @@ def test_where_nothing_can_be_read_it_gives_up(tmp_path: Path, url: str) -> None
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, url: str) -> None:
-    """In the last step of `keep`, where sample 0 is bad: all ranks end alike."""
+    """In the last step of `keep`, where sample 0 is bad, or all of its shard: all ranks end alike."""
     path = Path(url, "wdshards-000000.tar")
     body = bytearray(path.read_bytes())
     snapshot = Snapshot.open(url)
@@ -190,8 +190,10 @@ def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, u
     with pytest.raises(DamagedError, match="key 's00'"):
         next(iter(ShardLoader(url, batch_size=1)))
     options: Any = {"batch_size": 8, "num_ranks": 2, "limit": 17}
-    steps = [len(list(open_loader(url, tmp_path / "bad.jsonl", rank=rank, **options))) for rank in range(2)]
-    assert steps == [2, 2]
+    for spoil in (lambda: None, path.unlink):
+        spoil()
+        steps = [len(list(open_loader(url, tmp_path / "bad.jsonl", rank=rank, **options))) for rank in range(2)]
+        assert steps == [2, 2]
 
 
 def test_a_place_for_the_list_is_looked_for_at_once(url: str, tmp_path: Path) -> None:
