@@ -183,12 +183,11 @@ class StreamPool:
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
         patience, epoch = self._processes.patience, way.start.epoch % PASSES
-        patience.worker, patience.what = None, f"rank {way.rank} waits for the start of epoch {epoch}"
+        patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
         arriving = iter(self._processes)
         coming: list[deque[Given]] = [deque() for _ in self._buffers]
         step = worker = num_missed = 0
         while num_missed < len(coming):
-            patience.worker = worker
             patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
             while not coming[worker] and (sent := next(arriving, None)) is not None:
                 self.stats[sent.worker] = sent.stats

@@ -30,14 +30,12 @@ class Patience:
         timeout_s: At most, in seconds; 0: for ever.
         warn_s: Until a warning, once.
         what: Is waited for, by whom.
-        worker: Whose turn it is; None: that of all.
         waited_s: Since the last message.
     """
 
     timeout_s: float
-    warn_s: float
+    warn_s: float = WARN_S
     what: str = ""
-    worker: int | None = None
     waited_s: float = 0.0
     _has_warned: bool = False
 
@@ -49,6 +47,9 @@ class Patience:
     def wait(self, process_ids: Mapping[int, int | None]) -> None:
         """Note that a look found nothing.
 
+        Args:
+            process_ids: Of the workers one of which is waited for.
+
         Raises:
             RuntimeError: It was waited for `timeout_s`.
         """
@@ -56,11 +57,10 @@ class Patience:
         is_late = 0 < self.timeout_s <= self.waited_s
         if not is_late and (self._has_warned or self.waited_s < self.warn_s):
             return
-        workers = [self.worker] if self.worker is not None else list(process_ids)
-        named = ", ".join(f"worker {worker} (process {process_ids[worker]})" for worker in workers)
+        named = " or ".join(f"worker {worker} (process {process})" for worker, process in process_ids.items())
         message = (
             f"{self.what}: nothing came of {named} for {self.waited_s:.0f} s: it is stuck or slow, in storage, in code "
-            f"of yours or at a lock; `py-spy dump --pid {process_ids[workers[0]]}` shows where"
+            f"of yours or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
         )
         if is_late:
             raise RuntimeError(f"{message}. If it is only slow, give it a longer timeout")
@@ -74,8 +74,7 @@ class WorkerProcesses(DataLoader[Any]):
     Args:
         source: What each of them iterates over.
         num_workers: At least 1.
-        options: Keyword arguments of torch's DataLoader; functions among them may be lambdas.
-        warn_s: In seconds: a wait that is longer is told, once.
+        options: Keyword arguments of torch's DataLoader; `worker_init_fn` may be a lambda.
 
     Attributes:
         patience: Is to be told what is waited for.
@@ -84,11 +83,9 @@ class WorkerProcesses(DataLoader[Any]):
         CallError: `timeout` is less than 0.
     """
 
-    def __init__(
-        self, source: IterableDataset[Any], num_workers: int, options: Mapping[str, Any], *, warn_s: float = WARN_S
-    ) -> None:
+    def __init__(self, source: IterableDataset[Any], num_workers: int, options: Mapping[str, Any]) -> None:
         given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
-        self.patience = Patience(given.pop("timeout", None) or 0.0, warn_s)
+        self.patience = Patience(given.pop("timeout", None) or 0.0)
         if self.patience.timeout_s < 0:
             raise CallError(f"timeout {self.patience.timeout_s}: seconds to wait for a worker; 0: for ever")
         given["worker_init_fn"] = Carried(partial(forget_threads, also=given.get("worker_init_fn")))
@@ -116,7 +113,9 @@ class _Messages(_MultiProcessingDataLoaderIter):
         if found[0]:
             self._patience.waited_s = 0.0
         else:
-            self._patience.wait({worker: process.pid for worker, process in enumerate(self._workers)})
+            turn = self._task_info.get(self._rcvd_idx)  # none while all begin anew
+            workers = range(len(self._workers)) if turn is None else [turn[0]]
+            self._patience.wait({worker: self._workers[worker].pid for worker in workers})
         return found
 
 

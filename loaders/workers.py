@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dray.loaders.batches import BatchMaker, Pass
 from dray.loaders.fetch import Stats
-from dray.loaders.processes import WARN_S, WorkerProcesses
+from dray.loaders.processes import WorkerProcesses
 from dray.loaders.shared import Handle, ReceiveBuffers, SendBuffers
 
 ALIGN_BYTES = 64
@@ -39,11 +39,10 @@ class WorkerPool:
     Args:
         maker: Of the batches.
         num_workers: At least 1.
-        timeout_s: To wait for one of them, in seconds; 0: for ever.
-        warn_s: After which a wait is told, once.
+        timeout_s: To wait for one of them, in seconds; 0: for ever, with a warning.
     """
 
-    def __init__(self, maker: BatchMaker, num_workers: int, timeout_s: float = 0.0, warn_s: float = WARN_S) -> None:
+    def __init__(self, maker: BatchMaker, num_workers: int, timeout_s: float) -> None:
         self.stats: dict[int, Stats] = {}  # of each worker, as it told last
         self._num_workers = num_workers
         pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
@@ -53,7 +52,7 @@ class WorkerPool:
         # a store's connections do not live through a fork
         context = "spawn" if maker.snapshot.store.local_root is None else "fork"
         options = {"timeout": timeout_s, "multiprocessing_context": context}
-        self._processes = WorkerProcesses(self._source, num_workers, options, warn_s=warn_s)
+        self._processes = WorkerProcesses(self._source, num_workers, options)
 
     def batches(self, way: Pass) -> Generator[Any, None, None]:
         """The batches of a pass, in order: of each worker in turn.
@@ -66,14 +65,13 @@ class WorkerPool:
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
         coming: list[deque[Any]] = [deque() for _ in range(self._num_workers)]
-        patience = self._processes.patience
-        patience.worker, patience.what = None, f"rank {way.rank} waits for the start of epoch {way.start.epoch}"
+        patience, epoch = self._processes.patience, way.start.epoch
+        patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
         arriving = iter(self._processes)
         for step in range(len(way.rest)):
             own = coming[step % self._num_workers]
             while not own:
-                patience.worker = step % self._num_workers
-                patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {way.start.epoch}"
+                patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
                 sent = next(arriving)
                 self.stats[sent.worker] = sent.stats
                 coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))

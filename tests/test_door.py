@@ -473,9 +473,15 @@ def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str)
 def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> None:
     """Here the second one, whose pipeline waits for ever."""
     pipe = lambda source: (x if get_worker_info().id == 0 else signal.pause() for (x,) in source)  # noqa: E731
-    loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, kwargs_wld={"num_workers": 2, "timeout": 3})
+    wld = {"num_workers": 2, "timeout": 100}
+    loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
+    samples = iter(loader.with_epoch(MANY))
+    next(samples)
+    patience = loader._passes._pool._processes.patience
+    assert patience.timeout_s == 100
+    patience.timeout_s = 0.5  # now that the workers run
     with pytest.raises(RuntimeError, match=r"rank 0 waits for step 1 of epoch 0: .* worker 1 \(process \d+\)"):
-        list(loader.train_dataloader())
+        list(samples)
 
 
 def test_the_page_lists_every_keyword() -> None:

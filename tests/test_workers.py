@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from dray.loaders import ShardLoader
-from dray.loaders.batches import Pass
 from dray.loaders.shared import ReceiveBuffers, SendBuffers
-from dray.loaders.workers import WorkerPool, packed, unpacked
+from dray.loaders.workers import packed, unpacked
 from dray.pipelines import pickles_to_tars
 from tests.test_alike import npy
 
@@ -218,17 +217,28 @@ def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return wait
 
 
+def hasten(loader: ShardLoader) -> None:
+    """Let workers that run not be waited for long; on a busy machine they may take seconds to start."""
+    assert loader._pool is not None
+    patience = loader._pool._processes.patience
+    assert (patience.timeout_s, patience.warn_s) in ((100, 60), (0, 60))
+    patience.timeout_s, patience.warn_s = patience.timeout_s / 200, patience.warn_s / 60
+
+
 def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an epoch, and when one begins while a worker still has some of the last one to do."""
-    options: Any = {"batch_size": 30, "num_workers": 2, "timeout_s": 3, "rank": 1, "num_ranks": 2}
+    options: Any = {"batch_size": 30, "num_workers": 2, "timeout_s": 100, "rank": 1, "num_ranks": 2}
     loader = ShardLoader(url, transform=stuck_at(99), **options)  # in the second batch of rank 1
-    with pytest.raises(RuntimeError, match=r"^rank 1 waits for step 1 of epoch 0: .* worker 1 \(process \d+\)"):
-        list(loader)
-    loader.set_epoch(3)
+    batches = iter(loader)
+    next(batches)
+    hasten(loader)
+    with pytest.raises(RuntimeError, match=r"^rank 1 waits for step 1 of epoch 0: .* of worker 1 \(process \d+\) for"):
+        next(batches)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match=r"^rank 1 waits for the start of epoch 4: .* worker 0 .* worker 1 "):
+    hasten(loader)
+    with pytest.raises(RuntimeError, match=r"^rank 1 waits for the start of epoch 2: .* worker 0 .* or worker 1 "):
         list(loader)
     monkeypatch.setenv("DRAY_TEST_LIVE", "1")
     assert len(list(loader)) == 2
@@ -237,9 +247,8 @@ def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
 def test_without_a_timeout_a_long_wait_is_warned_of(url: str) -> None:
     """With rank, step, worker and where to look; here the warning is an error, as nothing else ends the wait."""
     loader = ShardLoader(url, batch_size=40, num_workers=2, transform=stuck_at(99))
-    pool = WorkerPool(loader._maker, 2, warn_s=0.2)
-    batches = pool.batches(Pass(loader._next, loader._rest(loader._next), rank=0))
+    batches = iter(loader)
     assert len(next(batches)["cls"]) == len(next(batches)["cls"]) == 40
+    hasten(loader)
     with pytest.raises(UserWarning, match=r"rank 0 waits for step 2 of epoch 0: .*worker 0 .*`py-spy dump --pid \d+`"):
         next(batches)
-    pool.close()
