@@ -59,8 +59,8 @@ class Patience:
             return
         named = " or ".join(f"worker {worker} (process {process})" for worker, process in process_ids.items())
         message = (
-            f"{self.what}: nothing came of {named} for {self.waited_s:.0f} s: it is stuck or slow, in storage, in code "
-            f"of yours or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
+            f"{self.what}: nothing came from {named} for {self.waited_s:.0f} s: it is stuck or slow, in storage, in "
+            f"code of yours or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
         )
         if is_late:
             raise RuntimeError(f"{message}. If it is only slow, give it a longer timeout")

@@ -234,7 +234,7 @@ def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
     batches = iter(loader)
     next(batches)
     hasten(loader)
-    with pytest.raises(RuntimeError, match=r"^rank 1 waits for step 1 of epoch 0: .* of worker 1 \(process \d+\) for"):
+    with pytest.raises(RuntimeError, match=r"^rank 1 waits for step 1 of epoch 0: .* from worker 1 \(process \d+\)"):
         next(batches)
     next(iter(loader))
     hasten(loader)
