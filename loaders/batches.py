@@ -26,7 +26,7 @@ from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Reader, Run, Samples, Stats
 from dray.loaders.mapped import MappedReader
 from dray.loaders.ranges import RangeReader
-from dray.loaders.skip import Skipper
+from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import CallError, DamagedError, RefusedError
 from dray.shards.snapshot import Snapshot
 
@@ -146,11 +146,18 @@ class BatchMaker:
     def _groups(self, way: Pass, steps: Sequence[Step]) -> Iterator[list[Any]]:
         """The batches of some steps, at once; one after another where one fails, for those before it are good."""
         try:
-            yield self._made(steps)
-        except Exception as exc:  # noqa: BLE001  it comes again, in its step
-            replaces = self.skipper is not None and isinstance(exc, DamagedError | RefusedError)
+            made = self._made(steps)
+        except Exception as exc:
+            if len(steps) == 1 and not (self.skipper is not None and isinstance(exc, UNREADABLE)):
+                raise
+            made = []
+        if made:
+            yield made
+        elif len(steps) > 1:
             for step in steps:
-                yield self._made([self._replaced(way, step) if replaces else step])
+                yield from self._groups(way, [step])
+        else:
+            yield self._made([self._replaced(way, steps[0])])
 
     def _made(self, steps: Sequence[Step]) -> list[Any]:
         """The batches of some steps."""
@@ -226,36 +233,32 @@ class BatchMaker:
 
     def _replaced(self, way: Pass, step: Step) -> Step:
         """The same step, other samples in the place of those that cannot be read."""
-        skipper = self.skipper
-        if skipper is None:
+        if self.skipper is None:
             return step
         order = way.start.order()
-        positions = np.array(
-            [
-                skipper.readable(int(position), way.start, lambda position: self._try(order.at([position])))
-                for position in step.share.positions
-            ],
-            np.int64,
-        )
-        changed = int((positions != step.share.positions).sum())
-        self._tools.reader.stats.skipped += changed
-        return Step(
-            step.number,
-            step.share,
-            order.at(positions),
-            list(zip(*map(np.ndarray.tolist, order.runs(positions)), strict=True)),
-        )
 
-    def _try(self, samples: NDArray[np.int64]) -> None:
-        """Read and decode one sample.
+        def runs(positions: NDArray[np.int64]) -> list[Run]:
+            return list(zip(*map(np.ndarray.tolist, order.runs(positions)), strict=True))
+
+        positions = self.skipper.replaced(
+            step.share.positions, way.start, lambda some: self._try(order.at(some), runs(some))
+        )
+        self._tools.reader.stats.skipped += int((positions != step.share.positions).sum())
+        return Step(step.number, step.share, order.at(positions), runs(positions))
+
+    def _try(self, samples: NDArray[np.int64], runs: Sequence[Run] | None = None) -> None:
+        """Read and decode some samples, each of its run or by itself.
 
         Raises:
-            DamagedError: It is damaged.
-            RefusedError: It holds something that is not on the safe list.
+            NotFoundError: The shard or the index of one is missing.
+            DamagedError: One is damaged.
+            RefusedError: One holds something that is not on the safe list.
         """
-        found = self._tools.reader.read(samples, [(int(samples[0]), 1)])
-        for suffix in found.sample(0):
-            self._value(found, suffix, 0)
+        runs = runs or [(int(sample), 1) for sample in samples]
+        found = self._tools.reader.read(samples, runs)
+        for row in range(len(found)):
+            for suffix in found.sample(row):
+                self._value(found, suffix, row)
 
     def use(self, buffers: Buffers) -> None:
         """Make large tensors in these, in one thread: this process is one of many workers."""

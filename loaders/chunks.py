@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.compat import FluidInterface
 from webdataset.pipeline import DataPipeline
@@ -27,7 +28,7 @@ from dray.loaders.decode import Decoder
 from dray.loaders.fetch import MappedParts, Reader, Samples, Stats
 from dray.loaders.parts import match
 from dray.loaders.ranges import RangeReader
-from dray.loaders.skip import Skipper
+from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import DamagedError, RefusedError
 
 Sample = tuple[Any, ...]
@@ -76,8 +77,13 @@ class Chunks(IterableDataset[Sample]):
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process."""
-        return self._tools.reader.stats
+        """What was read in this process, since the last `close`."""
+        return self._opened.reader.stats if self._opened is not None else Stats()
+
+    def close(self) -> Stats:
+        """Let go of files and threads, which the next iteration opens anew. Returns the `stats` until now."""
+        stats, self._opened = self.stats, None
+        return stats
 
     def go(self, way: Pass, tally: Tally) -> None:
         """Let the next iteration go this way, and count there."""
@@ -112,22 +118,18 @@ class Chunks(IterableDataset[Sample]):
             return []
         try:
             return self._rows(self._tools.reader.read(step.samples, step.runs))
-        except (DamagedError, RefusedError):
+        except UNREADABLE:
             if self._skipper is None:
                 raise
-        return [self._readable(way, int(position)) for position in step.share.positions]
+        order = way.start.order()
 
-    def _readable(self, way: Pass, position: int) -> Sample:
-        """The sample at a position, or the one that takes its place."""
-        assert self._skipper is not None  # noqa: S101  told to type checkers
-        order, found = way.start.order(), list[Sample]()
+        def rows_at(positions: NDArray[np.int64]) -> list[Sample]:
+            runs = list(zip(*map(np.ndarray.tolist, order.runs(positions)), strict=True))
+            return self._rows(self._tools.reader.read(order.at(positions), runs))
 
-        def read(candidate: int) -> None:
-            samples = order.at([candidate])
-            found[:] = self._rows(self._tools.reader.read(samples, [(int(samples[0]), 1)]))
-
-        self._skipper.readable(position, way.start, read)
-        return found[0]
+        positions = self._skipper.replaced(step.share.positions, way.start, rows_at)
+        self._tools.reader.stats.skipped += int((positions != step.share.positions).sum())
+        return rows_at(positions)
 
     def _rows(self, samples: Samples) -> list[Sample]:
         return list(zip(*(self._column(samples, suffix) for suffix in self._suffixes), strict=True))

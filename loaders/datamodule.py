@@ -101,7 +101,8 @@ class WebDataModule(lightning.LightningDataModule):
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
         self._opened: dict[Split, OpenSplit] = {}
-        self._train_loader: Any = None
+        self._loaders: dict[Split, ChunkLoader] = {}  # the last one of each split that is set up
+        self._epoch = 0  # that training begins with
         self._saved: Mapping[str, Any] | None = None  # a state that waits for the training loader
         self._counts: dict[Split, int | None] = {}  # as told, or as the snapshot says
 
@@ -125,13 +126,17 @@ class WebDataModule(lightning.LightningDataModule):
             self._dataset[split] = self._setup_wds(split)
 
     def train_dataloader(self) -> Any:
-        """The loader of the training split: a `webdataset.WebLoader`."""
+        """The loader of the training split: a `webdataset.WebLoader`. It goes on where the one before it was.
+
+        After another `setup("fit")` it begins with the epoch after the last one that was begun.
+        """
+        state = self.state_dict().get(_TRAIN)
         loader = self._setup_wld(Split.train)
         if isinstance(loader, ChunkLoader):
-            before = self._saved if self._train_loader is None else self._train_loader.state_dict()
-            if before is not None:
-                loader.load_state_dict(before)
-            self._train_loader, self._saved = loader, None
+            loader.set_epoch(self._epoch)
+            if state is not None:
+                loader.load_state_dict(state)
+            self._saved = None
         return loader
 
     def val_dataloader(self) -> Any:
@@ -148,8 +153,8 @@ class WebDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader is: Lightning saves it with every checkpoint."""
-        if self._train_loader is not None:
-            return {_TRAIN: self._train_loader.state_dict()}
+        if Split.train in self._loaders:
+            return {_TRAIN: self._loaders[Split.train].state_dict()}
         return {} if self._saved is None else {_TRAIN: dict(self._saved)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -159,10 +164,19 @@ class WebDataModule(lightning.LightningDataModule):
             CallError: It was saved over other data or with another seed; names the difference.
         """
         saved = state_dict.get(_TRAIN)
-        if saved is not None and self._train_loader is not None:
-            self._train_loader.load_state_dict(saved)
+        if saved is not None and Split.train in self._loaders:
+            self._loaders[Split.train].load_state_dict(saved)
         else:
             self._saved = saved
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """End the loaders' worker processes and threads; Lightning calls this at the end of a stage."""
+        for loader in self._loaders.values():
+            loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
+        """The same where a stage fails."""
+        self.teardown("")
 
     def _setup_wds(self, split: Split) -> Any:
         """The split's dataset: its samples, the user's pipeline, the user's calls."""
@@ -178,8 +192,9 @@ class WebDataModule(lightning.LightningDataModule):
         )
         told = self._n_samples.get(split)
         self._counts[split] = opened.num_samples if told is None else told
-        if split == Split.train:
-            self._train_loader = None
+        before = self._loaders.pop(split, None)
+        if before is not None and split == Split.train:
+            self._epoch = before.progress.epoch
         return _invoke(opened.dataset().compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
 
     def _setup_wld(self, split: Split) -> Any:
@@ -194,7 +209,9 @@ class WebDataModule(lightning.LightningDataModule):
         if batch is not None and told is not None:
             loader = loader.with_epoch(-(-told // batch))
         loader = _invoke(loader, self._invoke_wld, split)
-        if loader.nsamples > 0 and not hasattr(loader, "__len__"):
+        if isinstance(loader, ChunkLoader):
+            self._loaders[split] = loader
+        elif loader.nsamples > 0 and not hasattr(loader, "__len__"):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
 

@@ -39,7 +39,9 @@ KWARGS_WDS: Mapping[str, Keyword] = {
         "own): a sample that cannot be read is replaced by a later one of the epoch, the same on any number of ranks",
     ),
     "cache_dir": Keyword(
-        _H, "a folder that keeps what is read from object storage for later epochs; files of a local disk need none"
+        _H,
+        "a folder that keeps what is read from object storage for later epochs; files of a local disk need none, tars "
+        "that are streamed cannot have one",
     ),
     "cache_size": Keyword(_H, "bytes in it at the most, 64 GiB by default; 0: no cache"),
     "nodesplitter": Keyword(_I, "the order shares the samples of each step out by ranks"),
@@ -59,8 +61,8 @@ KWARGS_WLD: Mapping[str, Keyword] = {
     "num_workers": Keyword(_H, "any number; the stream is the same for all"),
     "persistent_workers": Keyword(_H, "true by default: workers live on and take the next epoch"),
     "prefetch_factor": Keyword(_H, "messages that a worker is ahead, each of one chunk or several small ones; 2"),
-    "timeout": Keyword(_H, "seconds to wait for a worker"),
-    "worker_init_fn": Keyword(_H, "called in each worker when it starts"),
+    "timeout": Keyword(_H, "seconds to wait for a worker, then an error names it; without, a long wait is warned of"),
+    "worker_init_fn": Keyword(_H, "called in each worker when it starts; a lambda will do"),
     "multiprocessing_context": Keyword(_H, "`fork` over a local disk, `spawn` over object storage by default"),
     "generator": Keyword(_H, "of the workers' seeds"),
     "pin_memory": Keyword(_H, "where there is a GPU: what the workers give is copied to page-locked memory"),

@@ -10,21 +10,19 @@ from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
 from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Stats
 from dray.loaders.order import choose_block
+from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.client import StorageOptions
-from dray.shards.errors import CallError, DrayError
+from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
-from dray.shards.urls import split_version
 
 PREFETCH = 2  # groups of batches
 BAD_SAMPLES = "dray-bad-samples.jsonl"
@@ -46,18 +44,23 @@ class ShardLoader:
         shuffle: Whether the order is permuted; else samples come in the dataset's order.
         seed: Of the permutation: the same on every rank.
         num_workers: Processes that read and decode; 0: a thread of this one.
+        timeout_s: How long a worker is waited for, in seconds; then an error names it. None or 0: for ever, with one
+            warning after a minute.
         transform: From a sample, a dict of part -> value, to what batches are made of.
         collate: From a list of these to a batch; the default stacks parts (see `dray.loaders.collate`).
         remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
             (a batch then has `__valid__`, false for filler), or "keep" a last batch that is shared out evenly.
         rank: Of the data-parallel group; None: as torch.distributed or RANK tell, else 0.
         num_ranks: The same of its size.
-        version: A number or the name of a hold; None: the last, which rank 0 finds out for all.
+        version: A number or the name of a hold; None: the last, which rank 0 finds out for all. With `rank` each rank
+            finds it out by itself, as nobody knows who is in its group: name a version then, or ranks between which a
+            build commits read different ones (a state of the one is refused by the other).
         limit: Only the first so many samples of the dataset.
         with_keys: Whether batches have `__key__`, a list.
         window_rows: Permute positions among so many neighbouring global batches as well.
-        on_error: What becomes of a sample that is damaged or refused: "fail" raises an error that names it; "skip"
-            replaces it, counts it (`stats()["skipped"]`) and lists it in a file.
+        on_error: What becomes of a sample that is damaged or refused, or whose shard or index is missing: "fail" raises
+            an error that names it; "skip" replaces it, counts it (`stats()["skipped"]`) and lists it in a file. Where
+            nothing can be read, as of a version that was dropped, that is an error all the same.
         bad_samples: That file, JSON lines, added to by all ranks and workers.
         cache_dir: A folder in which what is read from object storage is kept for later epochs and restarts, and for the
             other ranks, workers and jobs of the node. None: with workers or several ranks, a temporary folder in which
@@ -83,6 +86,7 @@ class ShardLoader:
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        timeout_s: float | None = None,
         transform: Transform | None = None,
         collate: Collate | None = None,
         remainder: str = Remainder.DROP,
@@ -107,18 +111,19 @@ class ShardLoader:
             raise CallError(f"on_error {on_error!r}: expected one of {', '.join(OnBad)}")
         if (rank is None) != (num_ranks is None):
             raise CallError("rank and num_ranks: give both, or neither")
-        found = _rank() if rank is None or num_ranks is None else (rank, num_ranks)
+        found = own_rank() if rank is None or num_ranks is None else (rank, num_ranks)
         self.rank, self.num_ranks = found
         smallest = min(batch_size, window_rows, 1 if limit is None else limit)
-        if not 0 <= self.rank < self.num_ranks or smallest < 1 or num_workers < 0:
+        if not 0 <= self.rank < self.num_ranks or smallest < 1 or min(num_workers, timeout_s or 0) < 0:
             raise CallError(
                 f"rank {self.rank} of {self.num_ranks}, batch_size {batch_size}, window_rows {window_rows}, "
-                f"limit {limit}, num_workers {num_workers}: out of range"
+                f"limit {limit}, num_workers {num_workers}, timeout_s {timeout_s}: out of range"
             )
-        self._snapshot = _agreed(url, prefix, version, storage_options, for_all=rank is None)
+        open_version = open_agreed if rank is None else Snapshot.open
+        self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
         self._batch = batch_size * self.num_ranks
         self._remainder = Remainder(remainder)
-        self._num_workers = num_workers
+        self._num_workers, self._timeout_s = num_workers, timeout_s or 0.0
         self._maker = BatchMaker(
             snapshot=self._snapshot,
             parts=None if parts is None else check_suffixes(parts),
@@ -155,6 +160,9 @@ class ShardLoader:
         """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
 
         An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
+
+        Raises:
+            RuntimeError: A worker died, or gave nothing for `timeout_s`. The next epoch has others.
         """
         start = self._next
         self._go_to(start)
@@ -285,7 +293,7 @@ class ShardLoader:
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._pool is None:
-            self._pool = WorkerPool(self._maker, self._num_workers)
+            self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
         try:
             yield from self._pool.batches(way)
         except Exception as exc:  # one may be dead: the next pass starts others
@@ -314,35 +322,3 @@ def _ahead(thread: ThreadPoolExecutor, groups: Iterator[list[Any]]) -> Generator
     finally:
         for future in coming:
             future.cancel()
-
-
-def _rank() -> tuple[int, int]:
-    """(rank, number of ranks) of this process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _agreed(
-    url: str | os.PathLike[str],
-    prefix: str,
-    version: int | str | None,
-    storage_options: StorageOptions | None,
-    *,
-    for_all: bool,
-) -> Snapshot:
-    """The version that all ranks read: rank 0 finds out which it is, and tells the others, as it does its error."""
-    directory, wanted = split_version(url, version)
-    is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if for_all and is_group and torch.distributed.get_world_size() > 1:
-        told: list[int | DrayError | None] = [None]
-        if torch.distributed.get_rank() == 0:
-            try:
-                told[0] = Snapshot.open(directory, prefix, version=wanted, storage_options=storage_options).version
-            except DrayError as exc:
-                told[0] = exc
-        torch.distributed.broadcast_object_list(told, src=0)
-        if isinstance(told[0], DrayError):
-            raise told[0]
-        wanted = told[0]
-    return Snapshot.open(directory, prefix, version=wanted, storage_options=storage_options)

@@ -4,27 +4,27 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, default_convert, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from dray.loaders.batches import Pass
 from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.crossing import Folded, fold, unfold
+from dray.loaders.epochs import PASSES
 from dray.loaders.fetch import Stats
+from dray.loaders.processes import WorkerProcesses
 from dray.loaders.progress import Progress
 from dray.loaders.shared import ReceiveBuffers, SendBuffers
 from dray.loaders.stream import Portable
-from dray.loaders.workers import end_workers, forget_threads, packed, unpacked
+from dray.loaders.workers import packed, unpacked
 
 SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are
 SENT_CHUNKS = 16  # at most so many
-PREFETCH = 2  # of these, a worker is ahead
 
 Pin = Callable[[Any], Any]
 
@@ -110,7 +110,7 @@ class Passes(IterableDataset[Any]):
         self._options = dict(options)
         self._pins = pin and torch.cuda.is_available()
         self._pool: StreamPool | None = None
-        self._ended: list[Stats] = []  # of workers that are no more
+        self._ended: list[Stats] = []  # of what was closed
 
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
@@ -127,10 +127,17 @@ class Passes(IterableDataset[Any]):
             if last < 0:
                 progress.end_chunk(end, is_exact=chunk.is_exact)
 
+    def close(self) -> None:
+        """End worker processes and threads; the next pass starts others."""
+        self._ended.append(self._stream.source.close())
+        if self._pool is not None:
+            self._ended += self._pool.stats.values()
+            self._pool.close()
+            self._pool = None
+
     def stats(self) -> dict[str, float]:
         """What was read for this rank since the start, by this process or its workers; see `ShardLoader.stats`."""
-        told = [self._stream.source.stats] if not self._num_workers else self._ended
-        told = [*told, *(self._pool.stats.values() if self._pool else ())]
+        told = [self._stream.source.stats, *self._ended, *(self._pool.stats.values() if self._pool else ())]
         return {field.name: sum(getattr(stats, field.name) for stats in told) for field in fields(Stats)}
 
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
@@ -142,9 +149,7 @@ class Passes(IterableDataset[Any]):
             yield from self._pool.given(way)
         except Exception as exc:  # one may be dead: the next pass starts others
             traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
-            self._ended += self._pool.stats.values()
-            self._pool.close()
-            self._pool = None
+            self.close()
             raise
 
 
@@ -164,34 +169,38 @@ class StreamPool:
         self.stats: dict[int, Stats] = {}  # of each worker, as it told last
         self._num_passes = 0
         self._source = WorkerStream(stream, most_chunks, [reading for reading, _ in pipes])
-        given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
-        given["worker_init_fn"] = partial(forget_threads, also=options.get("worker_init_fn"))
-        self.lives_on = bool(given["persistent_workers"])
-        self._loader: DataLoader[Any] = DataLoader(
-            self._source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given
-        )
+        self._processes = WorkerProcesses(self._source, num_workers, options)
+        self.lives_on = self._processes.persistent_workers
 
     def given(self, way: Pass) -> Generator[Given, None, None]:
-        """What each chunk of a pass gave, of each worker in turn; a worker that has no more is passed over."""
+        """What each chunk of a pass gave, of each worker in turn; a worker that has no more is passed over.
+
+        Raises:
+            RuntimeError: A worker died, or gave nothing for the `timeout` of the options; names it.
+        """
         self._num_passes += 1
         self._source.show(way, self._num_passes)
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
-        arriving = iter(self._loader)
+        patience, epoch = self._processes.patience, way.start.epoch % PASSES
+        patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
+        arriving = iter(self._processes)
         coming: list[deque[Given]] = [deque() for _ in self._buffers]
-        worker, num_missed = 0, 0
+        step = worker = num_missed = 0
         while num_missed < len(coming):
+            patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
             while not coming[worker] and (sent := next(arriving, None)) is not None:
                 self.stats[sent.worker] = sent.stats
                 coming[sent.worker].extend(sent.given(self._buffers[sent.worker]))
             num_missed = 0 if coming[worker] else num_missed + 1
             if coming[worker]:
+                step += 1
                 yield coming[worker].popleft()
             worker = (worker + 1) % len(coming)
 
     def close(self) -> None:
         """End the processes."""
-        end_workers(self._loader)
+        self._processes.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +272,3 @@ class WorkerStream(Portable):
                 held, size = [], min(2 * size, self._most_chunks)
         if held:
             yield Sent.of(worker.id, stream.source.stats, held, buffers)
-
-
-def _as_it_is(sent: Any) -> Any:
-    return sent

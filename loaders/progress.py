@@ -8,7 +8,7 @@ from typing import Any
 
 from dray.loaders.batches import Pass
 from dray.loaders.cursor import Cursor
-from dray.loaders.epochs import Epochs
+from dray.loaders.epochs import PASSES, Epochs
 from dray.shards.errors import CallError
 
 FORMAT = 1
@@ -54,12 +54,26 @@ class Progress:
         """Outputs of a whole epoch; None where it is one pass."""
         return None if self._num_samples is None else -(-self._num_samples // self.epochs.batch)
 
+    @property
+    def epoch(self) -> int:
+        """That `begin` goes to, from 0."""
+        return self._next.cursor.epoch % PASSES
+
+    def go_to(self, epoch: int) -> None:
+        """Let the next epoch be this one, from its start."""
+        self._here = self._next = Place(self.epochs.start(epoch))
+        self.end()
+
+    def end(self) -> None:
+        """Let the iterator that runs, if one does, end."""
+        self._turn += 1
+
     def begin(self) -> int:
         """Go to the next epoch, or to where a loaded state says. Returns the turn, for `check`."""
         self._here = self._next
         self._next = Place(self.epochs.next_epoch(self._here.cursor))
         self._begin_at(self._here.cursor)
-        self._turn += 1
+        self.end()
         return self._turn
 
     def _begin_at(self, cursor: Cursor) -> None:
@@ -71,7 +85,10 @@ class Progress:
     def check(self, turn: int) -> None:
         """Raise CallError unless it is still that turn: two iterators of one stream would take from each other."""
         if turn != self._turn:
-            raise CallError("this iterator ended when a newer one of its loader began")
+            raise CallError(
+                "this iterator ended when a newer one of its loader began, or when that was told to go on elsewhere, "
+                "or was closed"
+            )
 
     def next_pass(self) -> Pass:
         """The next pass of the epoch, or what is left of the first."""
@@ -139,6 +156,7 @@ class Progress:
         place = Place(replace(cursor, version=self.epochs.snapshot.version), state["outputs"], state["covered"])
         is_over = self._is_over(place, goal)
         self._here = self._next = Place(self.epochs.next_epoch(cursor)) if is_over else place
+        self.end()
 
     def _left(self, place: Place, goal: int | None) -> int | None:
         steps = self.steps()

@@ -1,9 +1,11 @@
 """Rows of shards on object storage: where their parts lie, what is asked for to get them, and whether it is theirs."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
+from time import monotonic
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -13,6 +15,7 @@ from dray.loaders.catalog import Catalog
 from dray.loaders.fetch import Stats, check_part
 from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
 
+AGAIN_S = 60.0  # after which something that was missing is asked for again
 ATTEMPTS = 3  # at a request, each of which the store's client tries again by itself
 GAP_BYTES = 16 << 10  # between two parts that are fetched in one request: headers, padding, small parts not wanted
 
@@ -35,9 +38,10 @@ class RowFetcher:
         self._blocks = blocks
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats have
+        self._missing: dict[str, tuple[float, str]] = {}  # objects: until when, and what was said
 
     def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> tuple[ByRow, ByRow]:
-        """The parts of those of the rows that are whole: a damaged one is missing, and spoils no other.
+        """The parts of those of the rows that are whole: what is damaged or missing is left out, and spoils no other.
 
         Args:
             place: The shard.
@@ -53,7 +57,7 @@ class RowFetcher:
         """
         try:
             wanted = self._wanted(place, rows)
-        except DamagedError:  # the index
+        except (DamagedError, NotFoundError):  # the index
             return {}, {}
         if self._blocks is None or self._blocks.kept < (Kept.RUNS if is_shared else Kept.ALL):
             return {}, self._requested(wanted)
@@ -69,6 +73,7 @@ class RowFetcher:
 
         Raises:
             StoreError: See `fetch`.
+            NotFoundError: The shard or its index is missing, or was a minute ago.
             DamagedError: Its index or a part of it is damaged; names what is.
         """
         wanted = self._wanted(place, [row])
@@ -79,7 +84,8 @@ class RowFetcher:
         return wanted.good(spans)[row]
 
     def _wanted(self, place: int, rows: Sequence[int]) -> "_Wanted":
-        columns, chosen = self._catalog.columns(place), np.asarray(rows)
+        with self._noted_missing(self._catalog.snapshot.layout.index(self._catalog.shard(place).number)):
+            columns, chosen = self._catalog.columns(place), np.asarray(rows)
         self._count_indexes()
         parts = [
             (suffix, *(found[suffix][chosen].tolist() for found in (columns.offsets, columns.sizes, columns.hashes)))
@@ -91,7 +97,7 @@ class RowFetcher:
         """The good ones of some rows as object storage has them; kept under a name, if there is one."""
         try:
             spans = self._request(wanted)
-        except DamagedError:
+        except (DamagedError, NotFoundError):
             return {}
         if self._blocks is not None and name:
             for start, body in spans:
@@ -103,11 +109,12 @@ class RowFetcher:
         name, spans = self._catalog.shard_name(wanted.place), wanted.spans()
         starts, sizes = [start for start, _ in spans], [size for _, size in spans]
         for attempt in range(1, ATTEMPTS + 1):
-            with self._lock:
-                self.stats.requests += sum(size > 0 for size in sizes)
-                self.stats.bytes_read += sum(sizes)
             try:
-                bodies = self._catalog.snapshot.store.get_ranges(name, starts, sizes, gap=0)
+                with self._noted_missing(name):
+                    with self._lock:
+                        self.stats.requests += sum(size > 0 for size in sizes)
+                        self.stats.bytes_read += sum(sizes)
+                    bodies = self._catalog.snapshot.store.get_ranges(name, starts, sizes, gap=0)
                 return list(zip(starts, bodies, strict=True))
             except (StoreError, DamagedError) as exc:
                 if attempt == ATTEMPTS or isinstance(exc, (NotFoundError, DeniedError, DamagedError)):
@@ -118,6 +125,18 @@ class RowFetcher:
                 with self._lock:
                     self.stats.retries += 1
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    @contextmanager
+    def _noted_missing(self, name: str) -> Iterator[None]:
+        """Fail at once while an object is known to be missing; note one that is."""
+        until, message = self._missing.get(name, (0.0, ""))
+        if monotonic() < until:
+            raise NotFoundError(message)
+        try:
+            yield
+        except NotFoundError as exc:
+            self._missing[name] = monotonic() + AGAIN_S, str(exc)
+            raise
 
     def _count_indexes(self) -> None:
         with self._lock:

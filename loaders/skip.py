@@ -8,19 +8,24 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dray.loaders.cursor import Cursor
-from dray.shards.errors import CallError, DamagedError, RefusedError
+from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
 
 FAR = 24  # looked for up to 2**24 rows away
 NEAR = 8  # among so many neighbours,
 PARTS = 32  # and at the same place of so many parts of the epoch
+UNREADABLE = (DamagedError, RefusedError, NotFoundError)  # the last: a shard or an index is missing
+
+Ints = NDArray[np.int64]
 
 
 class OnBad(StrEnum):
@@ -32,7 +37,9 @@ class OnBad(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Skipper:
-    """Finds a sample for the place of one that cannot be read, and notes it. A missing shard is an error all the same.
+    """Finds a sample for the place of one that cannot be read, and notes it; a shard that is missing spoils its own.
+
+    Where none of many others can be read either, the dataset is gone, and that is an error.
 
     Attributes:
         path: The file, one JSON object a line: epoch, position, replaced_by (a position) and error, which names the
@@ -45,41 +52,50 @@ class Skipper:
         if not Path(self.path).parent.is_dir():
             raise CallError(f"bad_samples={self.path!r}: its folder does not exist")
 
-    def readable(self, position: int, cursor: Cursor, read: Callable[[int], None]) -> int:
-        """The position itself if it can be read, else the first of certain others of the epoch.
+    def replaced(self, positions: Ints, cursor: Cursor, read: Callable[[Ints], object]) -> Ints:
+        """The positions, but in the place of each one that cannot be read the first of certain others that can.
 
         First come those that the same lane reads next, in strides that double: what spoiled a whole shard is left soon.
+        Bad ones are found by halves, so that good ones are read together.
 
         Args:
-            position: Of the epoch.
+            positions: Of the epoch.
             cursor: In the epoch.
-            read: Reads the sample at a position; raises DamagedError or RefusedError where it cannot.
+            read: Reads the samples at some positions; raises one of `UNREADABLE` where it cannot.
 
         Raises:
-            DamagedError: None of them can be read: the first one's error.
+            DamagedError: One cannot be read, and none of the others: its error.
             RefusedError: Likewise.
+            NotFoundError: Likewise.
         """
-        first: DamagedError | RefusedError | None = None
+        try:
+            read(positions)
+            return positions
+        except UNREADABLE as exc:
+            if len(positions) == 1:
+                return np.array([self._other(int(positions[0]), cursor, read, exc)])
+        middle = len(positions) // 2
+        halves = positions[:middle], positions[middle:]
+        return np.concatenate([self.replaced(half, cursor, read) for half in halves])
+
+    def first_readable(self, num_samples: int, read: Callable[[Ints], object]) -> int:
+        """The first sample of a few that can be read; 0 where none can."""
+        spread = (num_samples * part // PARTS for part in range(1, PARTS))
+        for sample in chain(range(min(NEAR, num_samples)), spread):
+            with suppress(*UNREADABLE):
+                read(np.array([sample]))
+                return sample
+        return 0
+
+    def _other(self, position: int, cursor: Cursor, read: Callable[[Ints], object], error: Exception) -> int:
         for candidate in _candidates(position, cursor):
             try:
-                read(candidate)
-            except (DamagedError, RefusedError) as exc:
-                first = first or exc
+                read(np.array([candidate]))
+            except UNREADABLE:
                 continue
-            if first is not None:
-                self._note(position, candidate, cursor.epoch, first)
+            self._note(position, candidate, cursor.epoch, error)
             return candidate
-        raise first or AssertionError("unreachable: there is one candidate at least")
-
-    def first_readable(self, num_samples: int, read: Callable[[NDArray[np.int64]], None]) -> int:
-        """The first sample of a few that can be read; the last of them where none can."""
-        for sample in range(min(NEAR, num_samples)):
-            try:
-                read(np.array([sample], np.int64))
-            except (DamagedError, RefusedError):
-                continue
-            return sample
-        return min(NEAR, num_samples) - 1
+        raise error
 
     def _note(self, position: int, candidate: int, epoch: int, error: Exception) -> None:
         warnings.warn(f"samples that cannot be read are replaced and listed in {self.path}", stacklevel=2)
@@ -92,7 +108,6 @@ class Skipper:
 
 
 def _candidates(position: int, cursor: Cursor) -> Iterator[int]:
-    yield position
     for power in range(FAR):
         yield (position + (cursor.lanes << power)) % cursor.num_samples
     for near in range(1, NEAR):

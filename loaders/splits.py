@@ -16,11 +16,12 @@ from dray.loaders.chunks import ChunkDataset, Chunks
 from dray.loaders.decode import Decoder
 from dray.loaders.epochs import Epochs
 from dray.loaders.handlers import skipper_of
-from dray.loaders.loader import _agreed, _rank
 from dray.loaders.parts import PartCatalog
 from dray.loaders.passes import Passes, Shaping, Stream
 from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
+from dray.loaders.processes import Carried
 from dray.loaders.progress import Progress
+from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
 from dray.loaders.web import ChunkLoader
 from dray.shards.client import StorageOptions
@@ -78,7 +79,7 @@ def open_split(
     """
     directory, version = split_version(url)
     try:
-        snapshot = _agreed(url, prefix, None, storage_options, for_all=True)
+        snapshot = open_agreed(url, prefix, storage_options=storage_options)
     except NotFoundError:
         store = Store(directory, storage_options)
         if version is not None or read_head(store, Layout(prefix)) is not None:
@@ -134,7 +135,7 @@ class ChunkSplit:
 
     def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> ChunkLoader:
         """See `OpenSplit`."""
-        rank, num_ranks = _rank()
+        rank, num_ranks = own_rank()
         progress = Progress(Epochs.of(self._snapshot, batch, num_ranks, **self._order), rank, told)
         shaping = Shaping(
             batch_size=options.get("batch_size"),
@@ -167,13 +168,13 @@ _OF_WORKERS = (
 
 def _blocks(options: Options, num_workers: int) -> BlockStore | None:
     """The node's block store, as `cache_dir` and `cache_size` say."""
-    size, (_, num_ranks) = options.get("cache_size"), _rank()
+    size, (_, num_ranks) = options.get("cache_size"), own_rank()
     most = None if size is None or size < 0 else size
     return open_blocks(options.get("cache_dir"), most, num_workers=num_workers, num_ranks=num_ranks)
 
 
 def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any]) -> Pass:
-    rank, num_ranks = _rank()
+    rank, num_ranks = own_rank()
     epochs = Epochs.of(snapshot, batch, num_ranks, **order)
     start = epochs.start(0)
     return Pass(start, epochs.rest(start), rank)
@@ -221,4 +222,5 @@ class TarSplit:
         if options.get("num_workers"):
             dataset = Portable(dataset)
             options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
+            options |= {name: Carried(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
         return WebLoader(dataset, **{"batch_size": None, **options})

@@ -99,6 +99,15 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         """
         self._progress.load(state, self._goal)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` start an epoch, from 0."""
+        self._progress.go_to(epoch)
+
+    def close(self) -> None:
+        """End worker processes, threads and the iterator that runs. The next `iter()` starts others."""
+        self._progress.end()
+        self._passes.close()
+
     @property
     def _goal(self) -> int | None:
         return self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None

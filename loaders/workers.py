@@ -4,11 +4,9 @@ What a worker sends is a few bytes that name buffers in shared memory: torch wou
 descriptor, which is slow, and a worker that has no more descriptors waits for ever.
 """
 
-import concurrent.futures.thread
 import pickle
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from multiprocessing import Pipe
@@ -16,13 +14,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dray.loaders.batches import BatchMaker, Pass
 from dray.loaders.fetch import Stats
+from dray.loaders.processes import WorkerProcesses
 from dray.loaders.shared import Handle, ReceiveBuffers, SendBuffers
 
-PREFETCH = 2  # groups of batches that a worker is ahead
 ALIGN_BYTES = 64
 
 
@@ -41,38 +39,39 @@ class WorkerPool:
     Args:
         maker: Of the batches.
         num_workers: At least 1.
+        timeout_s: To wait for one of them, in seconds; 0: for ever, with a warning.
     """
 
-    def __init__(self, maker: BatchMaker, num_workers: int) -> None:
+    def __init__(self, maker: BatchMaker, num_workers: int, timeout_s: float) -> None:
         self.stats: dict[int, Stats] = {}  # of each worker, as it told last
         self._num_workers = num_workers
         pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
         self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
         self._num_passes = 0
         self._source = _WorkerBatches(maker, [reading for reading, _ in pipes])
-        is_local = maker.snapshot.store.local_root is not None
-        self._loader: DataLoader[Any] = DataLoader(
-            self._source,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=num_workers,
-            persistent_workers=True,
-            worker_init_fn=forget_threads,
-            multiprocessing_context="fork" if is_local else "spawn",  # a store's connections do not live through a fork
-            prefetch_factor=PREFETCH,
-        )
+        # a store's connections do not live through a fork
+        context = "spawn" if maker.snapshot.store.local_root is None else "fork"
+        options = {"timeout": timeout_s, "multiprocessing_context": context}
+        self._processes = WorkerProcesses(self._source, num_workers, options)
 
     def batches(self, way: Pass) -> Generator[Any, None, None]:
-        """The batches of a pass, in order: of each worker in turn."""
+        """The batches of a pass, in order: of each worker in turn.
+
+        Raises:
+            RuntimeError: A worker died, or gave nothing for `timeout_s`; names it.
+        """
         self._num_passes += 1
         self._source.show(way, self._num_passes)
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
         coming: list[deque[Any]] = [deque() for _ in range(self._num_workers)]
-        arriving = iter(self._loader)
+        patience, epoch = self._processes.patience, way.start.epoch
+        patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
+        arriving = iter(self._processes)
         for step in range(len(way.rest)):
             own = coming[step % self._num_workers]
             while not own:
+                patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
                 sent = next(arriving)
                 self.stats[sent.worker] = sent.stats
                 coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
@@ -80,7 +79,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
-        end_workers(self._loader)
+        self._processes.close()
 
 
 class _WorkerBatches(IterableDataset[Sent]):
@@ -116,28 +115,6 @@ class _WorkerBatches(IterableDataset[Sent]):
         self._maker.use(buffers)
         for batches in self._maker.groups(Pass(start, rest, self._way.rank), worker.id, worker.num_workers):
             yield Sent(worker.id, replace(self._maker.stats), packed(batches, buffers))
-
-
-def end_workers(loader: "DataLoader[Any]") -> None:
-    """End the processes of a loader now, not when nothing refers to it."""
-    running = loader._iterator
-    if running is not None:
-        with suppress(RuntimeError):  # torch tells the death of one again when another ends
-            running._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> None:
-    """Let a worker process end by itself: a forked one would join the trainer's threads, which it does not have.
-
-    Where the trainer's loader runs in one of them, as `to_device` lets it, that would be the worker's own main thread.
-    """
-    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
-    if also is not None:
-        also(worker)
-
-
-def _as_it_is(sent: Any) -> Any:
-    return sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """WebDataModule and PickledDataWDS: code written for their first maker runs with only its imports changed."""
 
+import os
 import pickle
 import random
 import subprocess
@@ -297,6 +298,27 @@ def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer)
             pickles, s3.url("module"), kwargs_wld={split: {"num_workers": num_workers} for split in Split}, **options
         )
         assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
+
+
+def test_tars_of_others_on_object_storage_are_dealt_out_to_workers(tmp_path: Path, s3: SeaweedServer) -> None:
+    """Spawned ones, which lambdas reach all the same."""
+    store = Store(s3.url("foreign"), s3.storage_options)
+    for name in "abc":
+        with tarfile.open(tmp_path / "one.tar", "w") as tar:
+            (tmp_path / "part").write_text(str(ord(name)))
+            tar.add(tmp_path / "part", f"{name}.label.cls")
+        store.put_new(f"wdshards-{name}.tar", (tmp_path / "one.tar").read_bytes())
+    note = lambda worker: os.environ.update(DRAY_TEST_WORKER=str(worker))  # noqa: E731
+    pipe = lambda source: ((sample, os.environ["DRAY_TEST_WORKER"]) for (sample,) in source)  # noqa: E731
+    wld = {"num_workers": 2, "worker_init_fn": note, "collate_fn": lambda pair: [*pair, "collated"]}
+    data = WebDataModule(
+        None, "label.cls", {Split.val: store.url}, None, pipeline_wds={Split.val: pipe},
+        kwargs_wld={Split.val: wld}, storage_options=s3.storage_options,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="streamed whole"):
+        data.setup("validate")
+    found = sorted(data.val_dataloader())
+    assert found == [[97, "0", "collated"], [98, "1", "collated"], [99, "0", "collated"]]
 
 
 def test_a_cache_directory_keeps_what_was_read_from_object_storage(

@@ -5,7 +5,9 @@ import os
 import pickle
 import random
 import re
+import signal
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import get_worker_info
 from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
@@ -25,7 +28,7 @@ from dray.loaders.chunks import Tally, by_chunk
 from dray.loaders.crossing import fold, unfold
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD
 from dray.pipelines import pickles_to_tars
-from dray.shards import DamagedError
+from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
 
 SIZES = (1, 3, 47, 61)
@@ -206,6 +209,11 @@ def test_each_iter_takes_the_next_epoch_and_a_state_another(urls: Mapping[int, P
     assert [next(old), next(new)] == [epochs[2][0], next(iter(plain))]
     with pytest.raises(CallError, match="ended when a newer one"):
         next(old)
+    loader.load_state_dict(state)
+    with pytest.raises(CallError, match="told to go on elsewhere"):
+        next(new)
+    loader.set_epoch(1)
+    assert list(loader) == epochs[1]
 
 
 def test_a_resume_with_another_batch_size_counts_the_steps_that_were_taken(urls: Mapping[int, Path]) -> None:
@@ -227,6 +235,28 @@ def test_a_state_of_other_data_is_refused(urls: Mapping[int, Path]) -> None:
             other.train_dataloader().load_state_dict(state)
     with pytest.raises(CallError, match="not a state of format 1"):
         other.train_dataloader().load_state_dict({"format": 2})
+
+
+def test_a_loader_that_was_closed_begins_anew(tmp_path: Path) -> None:
+    """Its iterator ends, its threads do, what was counted stays; the state is where it was."""
+    local, store = pack(tmp_path, 61, 5), Store(f"memory://{tmp_path.name}")
+    for path in local.rglob("*.*"):
+        store.put_new(str(path.relative_to(local)), path.read_bytes())
+    data = module(store.url, 8, 8)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    taken = [next(batches), next(batches)]
+    stats = loader.stats()
+    assert any(thread.name.startswith("dray-fetch") for thread in threading.enumerate())
+    data.teardown("fit")
+    with pytest.raises(CallError, match="or was closed"):
+        next(batches)
+    for thread in threading.enumerate():
+        if thread.name.startswith("dray-fetch"):
+            thread.join()
+    assert loader.stats() == stats
+    data.load_state_dict(data.state_dict())
+    assert flat([taken, list(loader)]) == list(range(61))
 
 
 # The user's pipelines
@@ -371,7 +401,7 @@ def spoil(url: Path, key: bytes) -> None:
 
 
 def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> None:
-    """By the same sample on any number of ranks and workers; without one it is an error, and one that stops is."""
+    """By the same sample on any number of ranks and workers, a lost shard's too; one that stops is an error."""
     url = pack(tmp_path, 24, 3)
     spoil(url, b"s0007")
     seen: list[Exception] = []
@@ -388,6 +418,10 @@ def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> 
     with pytest.raises(CallError, match="stops at an error"):
         list(module(url, 4, 4, kwargs_wds={"handler": lambda exc: seen.append(exc)}).train_dataloader())
     assert isinstance(seen[0], DamagedError)
+    (url / "wdshards-000002.tar").unlink()
+    loader = module(url, 4, 4, **options).train_dataloader()
+    assert set(flat(list(loader))) == set(range(16)) - {7}
+    assert loader.stats()["skipped"] == 9
 
 
 @pytest.mark.parametrize(
@@ -420,15 +454,12 @@ def test_keywords_that_change_nothing_are_said_once(urls: Mapping[int, Path]) ->
     ]  # fmt: skip
 
 
-def note_worker(worker: int) -> None:
-    os.environ["DRAY_TEST_WORKER"] = str(worker)
-
-
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str) -> None:
     """Their number, start, context; and lambdas reach them however they are started."""
     num_workers = 2 if context == "fork" else 1
-    wld = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": note_worker,
+    note = lambda worker: os.environ.update(DRAY_TEST_WORKER=str(worker))  # noqa: E731
+    wld = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": note,
            "prefetch_factor": 1, "timeout": 100, "persistent_workers": False, "pin_memory": True}  # fmt: skip
     pipe = lambda source: ((os.environ["DRAY_TEST_WORKER"], int(x[0])) for (x,) in source)  # noqa: E731
     loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
@@ -437,6 +468,20 @@ def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str)
         found = list(loader)
         assert [number for _, number in found] == list(range(MANY))
         assert [int(worker) for worker, _ in found] == [number // 8 % num_workers for number in range(MANY)]
+
+
+def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> None:
+    """Here the second one, whose pipeline waits for ever."""
+    pipe = lambda source: (x if get_worker_info().id == 0 else signal.pause() for (x,) in source)  # noqa: E731
+    wld = {"num_workers": 2, "timeout": 100}
+    loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
+    samples = iter(loader.with_epoch(MANY))
+    next(samples)
+    patience = loader._passes._pool._processes.patience
+    assert patience.timeout_s == 100
+    patience.timeout_s = 0.5  # now that the workers run
+    with pytest.raises(RuntimeError, match=r"rank 0 waits for step 1 of epoch 0: .* worker 1 \(process \d+\)"):
+        list(samples)
 
 
 def test_the_page_lists_every_keyword() -> None:

@@ -480,10 +480,16 @@ def test_epochs_from_object_storage(tmp_path: Path, s3: SeaweedServer) -> None:
 
 
 RANK_PROGRAM = """
-import sys, torch.distributed as dist
+import os, sys, torch.distributed as dist
 from dray.loaders import ShardLoader
 from dray.pipelines import pickles_to_tars
 from dray.shards.errors import NotFoundError
+
+class Locked(os.PathLike):
+    def __fspath__(self):
+        if rank == 0:
+            raise PermissionError("the key is gone")
+        return f"{folder}/out"
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -500,12 +506,16 @@ try:
     ShardLoader(f"{folder}/nowhere", batch_size=2)
 except NotFoundError as exc:
     print("nowhere" in str(exc))
+try:
+    ShardLoader(Locked(), batch_size=2)
+except Exception as exc:
+    print(f"{type(exc).__name__}: {exc}")
 dist.destroy_process_group()
 """
 
 
 def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
-    """Although a build commits between them; and rank 0's error is every rank's, not a hang."""
+    """Although a build commits between them; and rank 0's error of any kind is told to every rank, not a hang."""
     pack(tmp_path, 12, 3)
     (tmp_path / "program.py").write_text(RANK_PROGRAM)
     command = [sys.executable, f"{tmp_path}/program.py"]
@@ -513,8 +523,26 @@ def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)
     ]
     outputs = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
-    assert outputs == [["0 2 1 0 1 4 5 8 9", "True"], ["1 2 1 2 3 6 7 10 11", "True"]]
+    locked = "PermissionError: the key is gone"
+    assert outputs == [
+        ["0 2 1 0 1 4 5 8 9", "True", locked],
+        ["1 2 1 2 3 6 7 10 11", "True", f"DrayError: rank 0: {locked}"],
+    ]
     assert Snapshot.open(tmp_path / "out").version == 2
+
+
+def test_ranks_of_a_named_group_agree_where_a_version_is_named(tmp_path: Path) -> None:
+    """Without one each takes the last at its time: then a state of the one is refused by the other, which says so."""
+    url = pack(tmp_path, 12, 3)
+    early = ShardLoader(url, batch_size=2, rank=0, num_ranks=2)
+    pickles_to_tars(tmp_path / "inputs", ["s0000"], ["x.pyd", "cls", "txt"], url, "wdshards", progress=False)
+    late = ShardLoader(url, batch_size=2, rank=1, num_ranks=2)
+    assert (early.snapshot.version, late.snapshot.version) == (1, 2)
+    with pytest.raises(CallError, match="open the loader with version=1"):
+        late.load_state_dict(early.state_dict())
+    named = ShardLoader(url, batch_size=2, rank=1, num_ranks=2, version=1)
+    named.load_state_dict(early.state_dict())
+    assert steps_of([early, named]) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

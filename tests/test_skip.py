@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dray.loaders import ShardLoader
+from dray.loaders.catalog import Catalog
+from dray.loaders.cursor import Cursor
+from dray.loaders.ranges import RangeReader
+from dray.loaders.skip import Skipper
 from dray.pipelines import pickles_to_tars
-from dray.shards import Snapshot
-from dray.shards.errors import CallError, DamagedError, RefusedError
+from dray.shards import Snapshot, Store
+from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
+from tests.faults import FaultyStore
 
 NUM_SAMPLES = 60
 BAD = (7, 8, 31)
@@ -83,6 +90,75 @@ def test_all_ranks_and_workers_replace_them_alike(url: str, tmp_path: Path) -> N
     assert len(listing.read_text().splitlines()) == len(BAD)
 
 
+@pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
+@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "_dray/wdshards/index/000004.arrow"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_lost_shard_or_index_costs_its_samples_alone(url: str, tmp_path: Path, lost: str, num_workers: int) -> None:
+    """All ten are replaced, counted and listed, on any number of ranks alike."""
+    Path(url, lost).unlink()
+    listing, gone = tmp_path / "bad.jsonl", {*BAD, *range(40, 50)}
+    options: dict[str, Any] = {"shuffle": True, "seed": 4, "num_workers": num_workers}
+    loader = open_loader(url, listing, batch_size=12, **options)
+    whole = numbers(loader)
+    assert [len(step) for step in whole] == [12] * 5
+    assert {number for step in whole for number in step} == set(range(NUM_SAMPLES)) - gone
+    assert loader.stats()["skipped"] == len(gone)
+    assert sum(lost in json.loads(line)["error"] for line in listing.read_text().splitlines()) == 10
+    ranks = [numbers(open_loader(url, listing, batch_size=4, rank=r, num_ranks=3, **options)) for r in range(3)]
+    assert [list(chain.from_iterable(step)) for step in zip(*ranks, strict=True)] == whole
+
+
+@pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
+@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "_dray/wdshards/index/000004.arrow"])
+def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_path: Path, lost: str) -> None:
+    """Its samples fail at once; those of other shards that are fetched with them come; epochs are as from a disk."""
+    Path(url, lost).unlink()
+    store = Store(f"memory://{tmp_path.name}-{lost}")
+    for path in Path(url).rglob("*.*"):
+        store.put_new(str(path.relative_to(url)), path.read_bytes())
+    counted = FaultyStore(store.url)
+    reader = RangeReader(Catalog(replace(Snapshot.open(store.url), store=counted)))
+    run = (35, 10)  # five of the shard before
+    reader.expect([run, (55, 1)])
+    reader.read(np.array([55]), [(55, 1)])
+    assert len(reader.read(np.array([35, 39]), [run, run])) == 2
+    asked = len(counted.calls)
+    for number in range(40, 45):
+        with pytest.raises(NotFoundError, match=lost):
+            reader.read(np.array([number]), [run])
+    assert len(counted.calls) == asked
+    epochs = [numbers(open_loader(place, tmp_path / "bad.jsonl", shuffle=True)) for place in (url, store.url)]
+    assert epochs[0] == epochs[1]
+
+
+def test_a_dataset_that_is_gone_is_an_error_all_the_same(url: str, tmp_path: Path) -> None:
+    """As of a version that was dropped."""
+    loader = open_loader(url, tmp_path / "bad.jsonl")
+    for path in Path(url).glob("*.tar"):
+        path.unlink()
+    with pytest.raises(NotFoundError, match=r"the shard is missing: was version 1 dropped\?"):
+        list(loader)
+    assert not (tmp_path / "bad.jsonl").exists()
+
+
+@pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
+def test_bad_samples_are_found_by_halves(tmp_path: Path) -> None:
+    """So that good ones are read together: two bad ones among 256 cost some 35 reads."""
+    reads: list[int] = []
+
+    def read(positions: NDArray[np.int64]) -> None:
+        reads.append(len(positions))
+        if {9, 200} & set(positions.tolist()):
+            raise DamagedError("bad")
+
+    cursor = Cursor(
+        dataset="", version=1, num_samples=999, shuffle=True, seed=0, epoch=0, lanes=9, block=1, window_rows=1
+    )
+    found = Skipper(str(tmp_path / "bad.jsonl")).replaced(np.arange(256), cursor, read)
+    assert {position: other for position, other in enumerate(found.tolist()) if other != position} == {9: 18, 200: 209}
+    assert len(reads) <= 2 * (2 * 8 + 1) + 2
+
+
 def test_without_it_they_are_errors(url: str, tmp_path: Path) -> None:
     """In their turn: the batches before them come."""
     loader = ShardLoader(url, batch_size=4)
@@ -105,7 +181,7 @@ def test_where_nothing_can_be_read_it_gives_up(tmp_path: Path, url: str) -> None
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, url: str) -> None:
-    """In the last step of `keep`, where sample 0 is bad: all ranks end alike."""
+    """In the last step of `keep`, where sample 0 is bad, or all of its shard: all ranks end alike."""
     path = Path(url, "wdshards-000000.tar")
     body = bytearray(path.read_bytes())
     snapshot = Snapshot.open(url)
@@ -114,8 +190,10 @@ def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, u
     with pytest.raises(DamagedError, match="key 's00'"):
         next(iter(ShardLoader(url, batch_size=1)))
     options: Any = {"batch_size": 8, "num_ranks": 2, "limit": 17}
-    steps = [len(list(open_loader(url, tmp_path / "bad.jsonl", rank=rank, **options))) for rank in range(2)]
-    assert steps == [2, 2]
+    for spoil in (lambda: None, path.unlink):
+        spoil()
+        steps = [len(list(open_loader(url, tmp_path / "bad.jsonl", rank=rank, **options))) for rank in range(2)]
+        assert steps == [2, 2]
 
 
 def test_a_place_for_the_list_is_looked_for_at_once(url: str, tmp_path: Path) -> None:

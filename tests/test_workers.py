@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from typing import Any
@@ -203,3 +204,51 @@ def test_a_loader_may_be_used_by_a_thread(url: str) -> None:
     for batch in batches:
         check(batch)
     gc.collect()
+
+
+def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A transform that waits for ever at some samples, unless it is told not to."""
+
+    def wait(row: dict[str, Any]) -> dict[str, Any]:
+        if row["cls"] in numbers and not os.environ.get("DRAY_TEST_LIVE"):
+            signal.pause()
+        return row
+
+    return wait
+
+
+def hasten(loader: ShardLoader) -> None:
+    """Let workers that run not be waited for long; on a busy machine they may take seconds to start."""
+    assert loader._pool is not None
+    patience = loader._pool._processes.patience
+    assert (patience.timeout_s, patience.warn_s) in ((100, 60), (0, 60))
+    patience.timeout_s, patience.warn_s = patience.timeout_s / 200, patience.warn_s / 60
+
+
+def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch, and when one begins while a worker still has some of the last one to do."""
+    options: Any = {"batch_size": 30, "num_workers": 2, "timeout_s": 100, "rank": 1, "num_ranks": 2}
+    loader = ShardLoader(url, transform=stuck_at(99), **options)  # in the second batch of rank 1
+    batches = iter(loader)
+    next(batches)
+    hasten(loader)
+    with pytest.raises(RuntimeError, match=r"^rank 1 waits for step 1 of epoch 0: .* from worker 1 \(process \d+\)"):
+        next(batches)
+    next(iter(loader))
+    hasten(loader)
+    with pytest.raises(RuntimeError, match=r"^rank 1 waits for the start of epoch 2: .* worker 0 .* or worker 1 "):
+        list(loader)
+    monkeypatch.setenv("DRAY_TEST_LIVE", "1")
+    assert len(list(loader)) == 2
+
+
+def test_without_a_timeout_a_long_wait_is_warned_of(url: str) -> None:
+    """With rank, step, worker and where to look; here the warning is an error, as nothing else ends the wait."""
+    loader = ShardLoader(url, batch_size=40, num_workers=2, transform=stuck_at(99))
+    batches = iter(loader)
+    assert len(next(batches)["cls"]) == len(next(batches)["cls"]) == 40
+    hasten(loader)
+    with pytest.raises(UserWarning, match=r"rank 0 waits for step 2 of epoch 0: .*worker 0 .*`py-spy dump --pid \d+`"):
+        next(batches)

@@ -1,0 +1,147 @@
+"""Worker processes as torch's DataLoader runs them, but waited for neither in silence nor for ever, and ended at once.
+
+torch looks every few seconds whether the worker that it waits for is dead; here it is said as well which one that is.
+"""
+
+import concurrent.futures.thread
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cloudpickle
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from dray.shards.errors import CallError
+
+PREFETCH = 2  # messages that a worker is ahead
+CHECK_S = 5.0  # between two looks at a worker that is waited for
+WARN_S = 60.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long messages of workers are waited for.
+
+    Attributes:
+        timeout_s: At most, in seconds; 0: for ever.
+        warn_s: Until a warning, once.
+        what: Is waited for, by whom.
+        waited_s: Since the last message.
+    """
+
+    timeout_s: float
+    warn_s: float = WARN_S
+    what: str = ""
+    waited_s: float = 0.0
+    _has_warned: bool = False
+
+    @property
+    def check_s(self) -> float:
+        """Until the next look."""
+        return min(CHECK_S, self.warn_s, self.timeout_s or CHECK_S)
+
+    def wait(self, process_ids: Mapping[int, int | None]) -> None:
+        """Note that a look found nothing.
+
+        Args:
+            process_ids: Of the workers one of which is waited for.
+
+        Raises:
+            RuntimeError: It was waited for `timeout_s`.
+        """
+        self.waited_s += self.check_s
+        is_late = 0 < self.timeout_s <= self.waited_s
+        if not is_late and (self._has_warned or self.waited_s < self.warn_s):
+            return
+        named = " or ".join(f"worker {worker} (process {process})" for worker, process in process_ids.items())
+        message = (
+            f"{self.what}: nothing came from {named} for {self.waited_s:.0f} s: it is stuck or slow, in storage, in "
+            f"code of yours or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
+        )
+        if is_late:
+            raise RuntimeError(f"{message}. If it is only slow, give it a longer timeout")
+        self._has_warned = True
+        warnings.warn(message, stacklevel=2)
+
+
+class WorkerProcesses(DataLoader[Any]):
+    """Iterates over what worker processes give, message by message; they live on unless told otherwise.
+
+    Args:
+        source: What each of them iterates over.
+        num_workers: At least 1.
+        options: Keyword arguments of torch's DataLoader; `worker_init_fn` may be a lambda.
+
+    Attributes:
+        patience: Is to be told what is waited for.
+
+    Raises:
+        CallError: `timeout` is less than 0.
+    """
+
+    def __init__(self, source: IterableDataset[Any], num_workers: int, options: Mapping[str, Any]) -> None:
+        given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        self.patience = Patience(given.pop("timeout", None) or 0.0)
+        if self.patience.timeout_s < 0:
+            raise CallError(f"timeout {self.patience.timeout_s}: seconds to wait for a worker; 0: for ever")
+        given["worker_init_fn"] = Carried(partial(forget_threads, also=given.get("worker_init_fn")))
+        super().__init__(source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given)
+
+    def _get_iterator(self) -> "_Messages":
+        return _Messages(self, self.patience)
+
+    def close(self) -> None:
+        """End the processes now, not when nothing refers to them."""
+        if self._iterator is not None:
+            with suppress(RuntimeError):  # torch tells the death of one again when another ends
+                self._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Messages(_MultiProcessingDataLoaderIter):
+    """torch's iterator, which comes by here whenever it waits."""
+
+    def __init__(self, loader: WorkerProcesses, patience: Patience) -> None:
+        self._patience = patience
+        super().__init__(loader)
+
+    def _try_get_data(self, timeout: float = CHECK_S) -> Any:  # noqa: ARG002
+        found = super()._try_get_data(self._patience.check_s)  # type: ignore[no-untyped-call]
+        if found[0]:
+            self._patience.waited_s = 0.0
+        else:
+            turn = self._task_info.get(self._rcvd_idx)  # none while all begin anew
+            workers = range(len(self._workers)) if turn is None else [turn[0]]
+            self._patience.wait({worker: self._workers[worker].pid for worker in workers})
+        return found
+
+
+class Carried:
+    """A function that reaches workers that are not forked, be it a lambda or local to another function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function gives."""
+        return self._function(*args)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return cloudpickle.loads, (cloudpickle.dumps(self._function),)
+
+
+def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> None:
+    """Let a worker process end by itself: a forked one would join the trainer's threads, which it does not have.
+
+    Where the trainer's loader runs in one of them, as `to_device` lets it, that would be the worker's own main thread.
+    """
+    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
+    if also is not None:
+        also(worker)
+
+
+def _as_it_is(message: Any) -> Any:
+    return message

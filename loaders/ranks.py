@@ -1,0 +1,50 @@
+"""Which of the ranks this process is, and the version of a dataset that all of them read."""
+
+import os
+
+import torch
+
+from dray.shards.client import StorageOptions
+from dray.shards.errors import DrayError
+from dray.shards.snapshot import Snapshot
+from dray.shards.urls import split_version
+
+
+def own_rank() -> tuple[int, int]:
+    """(rank, number of ranks) of this process: as torch.distributed or RANK and WORLD_SIZE tell, else (0, 1)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def open_agreed(
+    url: str | os.PathLike[str],
+    prefix: str,
+    *,
+    version: int | str | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Snapshot:
+    """The version that all ranks of torch.distributed read, who all call this: rank 0 finds out which it is.
+
+    See `Snapshot.open`.
+
+    Raises:
+        DrayError: Rank 0 could not open it. Every rank gets its error, or one that tells it.
+    """
+    is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not is_group or torch.distributed.get_world_size() == 1:
+        return Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+    if torch.distributed.get_rank() == 0:
+        try:
+            snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+        except Exception as exc:
+            told = exc if isinstance(exc, DrayError) else DrayError(f"rank 0: {type(exc).__name__}: {exc}")
+            torch.distributed.broadcast_object_list([told], src=0)
+            raise
+        torch.distributed.broadcast_object_list([snapshot.version], src=0)
+        return snapshot
+    found: list[int | DrayError | None] = [None]
+    torch.distributed.broadcast_object_list(found, src=0)
+    if isinstance(found[0], DrayError):
+        raise found[0]
+    return Snapshot.open(split_version(url)[0], prefix, version=found[0], storage_options=storage_options)
