@@ -1,15 +1,17 @@
 """Fixtures that several test files share."""
 
+import io
 import os
 import pickle
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import store as store_module
 
@@ -88,3 +90,30 @@ def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(store_module, "_fsync", record)
     return paths
+
+
+class Outcome(NamedTuple):
+    """What a run of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Dray = Callable[..., Outcome]
+
+
+@pytest.fixture
+def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
+    """Runs a command line in this process: words, and what lies on standard input."""
+    monkeypatch.setenv("DRAY_TRACEBACK", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*words: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -1,6 +1,5 @@
 """The `dray` command: what it prints where, its exit codes, and that its help tells the truth."""
 
-import io
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,38 +19,10 @@ from dray.cluster import cli
 from dray.cluster.build import cluster_address, parse_fractions
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import CallError, Snapshot
-from tests.conftest import Inputs, MakeInputs
+from tests.conftest import Dray, Inputs, MakeInputs
 
 PROGRAM = str(Path(sys.executable).parent / "dray")
 COMMANDS = [command.callback for command in cli.app.registered_commands if command.callback]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of the command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Dray = Callable[..., Outcome]
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
-    """Runs a command line in this process: words, and what lies on standard input."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object, stdin: str = "") -> Outcome:
-        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Outcome(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.fetch import Run
 from dray.loaders.ranges import RangeReader
 from dray.loaders.rows import ATTEMPTS
-from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
+from tests import datasets
 from tests.chaos import Action, Chaos
 
 SUFFIX, NUM_SAMPLES, NUM_BYTES, NUM_RANKS, BATCH = "bin", 256, 100_000, 8, 4
@@ -32,14 +32,9 @@ TAR, INDEX = r"\.tar$", "/index/"
 
 def pack(s3: SeaweedServer, folder: Path, num_samples: int, num_bytes: int, seed: int = 0) -> str:
     """The URL of one shard of samples, each of bytes of its own."""
-    url, names = s3.url(f"remote/{uuid.uuid4().hex}"), [f"s{number:04d}" for number in range(num_samples)]
-    for number, name in enumerate(names):
-        Path(folder, f"{name}.{SUFFIX}").write_bytes(np.random.default_rng([seed, number]).bytes(num_bytes))
-    pickles_to_tars(
-        folder, names, SUFFIX, url, "wdshards", min_num_shards=1, storage_options=s3.storage_options, address="none",
-        progress=False,
-    )  # fmt: skip
-    return url
+    parts = {SUFFIX: lambda number: np.random.default_rng([seed, number]).bytes(num_bytes)}
+    url, options = s3.url(f"remote/{uuid.uuid4().hex}"), s3.storage_options
+    return datasets.pack(folder, num_samples, 1, url, parts=parts, storage_options=options, address="none")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from dray.cluster import cli
 from dray.cluster.show import MOST_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
-from tests.conftest import Inputs, MakeInputs, Place
+from tests.conftest import Dray, Inputs, MakeInputs, Place
 
 SUFFIXES = ("image.pyd", "label.cls")
 
@@ -148,23 +146,7 @@ def test_a_description_is_short_whatever_the_value() -> None:
     assert describe("x" * 9999).count("x") > 100
 
 
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_show_tells_where_a_sample_lies_and_what_it_holds(
-    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path
-) -> None:
+def test_show_tells_where_a_sample_lies_and_what_it_holds(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The offsets are those in the tar; a refused pickle is said and does not hide the other part."""
     inputs.path("sample.0003", "image.pyd").write_bytes(pickle.dumps(Evil()))
     build(inputs, Place(str(tmp_path / "out")))
@@ -179,13 +161,13 @@ def test_show_tells_where_a_sample_lies_and_what_it_holds(
     assert "safe list" in out
 
 
-def test_show_opens_an_older_version(dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path) -> None:
+def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The sample as it was."""
     build(inputs, Place(str(tmp_path / "out")))
     inputs.path("sample.0003", "label.cls").write_bytes(b"1234567")
     build(inputs, Place(str(tmp_path / "out")))
-    assert "    1234567\n" in dray("show", tmp_path / "out", "sample-0003")[1]
-    assert "    3\n" in dray("show", tmp_path / "out", "sample-0003", "--version", 1)[1]
+    assert "    1234567\n" in dray("show", tmp_path / "out", "sample-0003").out
+    assert "    3\n" in dray("show", tmp_path / "out", "sample-0003", "--version", 1).out
 
 
 @pytest.mark.parametrize(
@@ -197,7 +179,7 @@ def test_show_opens_an_older_version(dray: Callable[..., tuple[int, str, str]], 
     ],
 )
 def test_what_is_not_there_is_one_line_and_exit_code_1(
-    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path, words: list[str], message: str
+    dray: Dray, inputs: Inputs, tmp_path: Path, words: list[str], message: str
 ) -> None:
     """Key, version, dataset."""
     build(inputs, Place(str(tmp_path / "out")))

@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dray.cluster import cli
 from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
@@ -20,7 +17,7 @@ from dray.shards.layout import Layout
 from dray.shards.store import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
-from tests.conftest import Inputs, MakeInputs, Place
+from tests.conftest import Dray, Inputs, MakeInputs, Place
 
 LAYOUT = Layout("wdshards")
 SHARD, INDEX = LAYOUT.shard(0), LAYOUT.index(0)
@@ -259,49 +256,30 @@ def test_a_version_that_never_was_is_not_found(in_memory: Snapshot) -> None:
         open_whole(in_memory.store, LAYOUT, 7)
 
 
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command line in this process: exit code and standard output."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out + err
-
-    return run
-
-
-def test_the_command_says_that_all_is_whole(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Exit code 0, one line."""
     build(inputs, Place(str(tmp_path / "out")))
     for level in Level:
-        code, out = dray("verify", tmp_path / "out", "--level", level)
+        code, out, _ = dray("verify", tmp_path / "out", "--level", level)
         assert code == 0
         assert out.endswith(f"version 1: 6 samples in 2 shards, all whole at level {level}\n")
 
 
 @pytest.mark.parametrize("kind", ["missing shard", "missing index", "cut shard", "stale index", "data", "header"])
-def test_what_the_command_prints_mends_the_dataset(dray: Run, inputs: Inputs, tmp_path: Path, kind: str) -> None:
+def test_what_the_command_prints_mends_the_dataset(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
     """Exit code 1; after deleting what it names and running what it prints, all is whole, and the rest was kept."""
     out, names_file = tmp_path / "out", tmp_path / "names.txt"
     names = [inputs.names[row] for row in (4, 1, 0, 2, 3)]  # some of the source, in another order
     snapshot = build(replace(inputs, names=names), Place(str(out)))
     damage_of(kind, snapshot)
-    code, text = dray("verify", out, "--level", "full", "--names", names_file)
+    code, text, _ = dray("verify", out, "--level", "full", "--names", names_file)
     assert code == 1
     assert "1 findings in 1 shards" in text
     assert names_file.read_text().splitlines() == names
     for name in re.findall(r"^  (/.*)$", text, re.MULTILINE):
         Path(name).unlink()
     (command,) = re.findall(r"^  (dray build .*)$", text, re.MULTILINE)
-    code, text = dray(*shlex.split(command)[1:])
+    code, text, _ = dray(*shlex.split(command)[1:])
     assert (code, "1 packed, 1 reused" in text) == (0, True), text
     mended = Snapshot.open(out)
     assert mended.version == 2
@@ -311,11 +289,11 @@ def test_what_the_command_prints_mends_the_dataset(dray: Run, inputs: Inputs, tm
     ]
 
 
-def test_findings_come_as_json(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_findings_come_as_json(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """With what to delete and what to run."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     damage_of("data", snapshot)
-    code, out = dray("verify", tmp_path / "out", "--level", "full", "--json")
+    code, out, _ = dray("verify", tmp_path / "out", "--level", "full", "--json")
     facts = json.loads(out)
     assert (code, facts["level"], facts["version"]) == (1, "full", 1)
     assert [(found["key"], found["shard"]) for found in facts["findings"]] == [(LONG_NAME, 0)]
@@ -324,48 +302,50 @@ def test_findings_come_as_json(dray: Run, inputs: Inputs, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["manifest", "missing manifest", "commit", "sources"])
-def test_a_damaged_record_asks_for_another_prefix(dray: Run, inputs: Inputs, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_record_asks_for_another_prefix(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
     """A build cannot start from it; nothing is to be deleted."""
     damage_of(kind, build(inputs, Place(str(tmp_path / "out"))))
-    code, out = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
+    code, out, _ = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
     assert code == 1
     assert "build again under another prefix" in out.lower()
     assert "delete" not in out
     assert not (tmp_path / "names.txt").exists()
 
 
-def test_the_command_names_seed_and_what_was_left_out(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Without them everything would be packed anew, or the build would fail at the inputs that are bad."""
     inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
     out, words = tmp_path / "out", [word for suffix in inputs.suffixes for word in ("--suffix", suffix)]
     words += ["--shards", 4, "--shuffle-seed", 3, "--on-error", "quarantine", "--max-bad", 1]
     (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in inputs.names))
-    assert dray("build", inputs.folder, out, *words, "--names", tmp_path / "names.txt")[0] == 0
+    assert dray("build", inputs.folder, out, *words, "--names", tmp_path / "names.txt").code == 0
     (out / "wdshards-000001.tar").unlink()
-    (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out)[1], re.MULTILINE)
+    (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out).out, re.MULTILINE)
     assert "--shuffle-seed 3 --on-error quarantine --max-bad 1" in command
 
 
-def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The way out that the advice names; then builds work again."""
     place = Place(str(tmp_path / "out"))
     build(inputs, place)
     inputs.path(inputs.names[0], inputs.suffixes[0]).write_bytes(b"changed")
     snapshot = build(inputs, place)
     snapshot.store.delete([snapshot.record_names()[1]])
-    assert "by dray rollback" in dray("verify", tmp_path / "out")[1]
-    assert dray("rollback", tmp_path / "out", 1)[0] == 0
+    assert "by dray rollback" in dray("verify", tmp_path / "out").out
+    assert dray("rollback", tmp_path / "out", 1).code == 0
     assert build(inputs, place).version == 4
 
 
-def test_the_command_warns_where_the_dataset_is_a_part_of_its_source(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(
+    dray: Dray, inputs: Inputs, tmp_path: Path
+) -> None:
     """A group of a split must not be rebuilt with all samples."""
     names = split_by_hash(inputs.names, {"train": 0.5, "val": 0.5})["train"]
     damage_of("cut shard", build(replace(inputs, names=names), Place(str(tmp_path / "out"))))
-    assert "made of some (--names, --split)" in dray("verify", tmp_path / "out")[1]
+    assert "made of some (--names, --split)" in dray("verify", tmp_path / "out").out
 
 
-def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The command line has no function."""
     pickles_to_tars(
         inputs.folder,
@@ -379,25 +359,25 @@ def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Run, inputs:
         progress=False,
     )
     damage_of("cut index", Snapshot.open(tmp_path / "out"))
-    code, out = dray("verify", tmp_path / "out")
+    code, out, _ = dray("verify", tmp_path / "out")
     assert code == 1
     assert "transform_version='7'" in out
     assert "dray build" not in out
 
 
-def test_an_older_version_says_that_a_build_makes_the_last(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_an_older_version_says_that_a_build_makes_the_last(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Its own shards cannot be made again from sources that changed."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     inputs.path(inputs.names[0], "image.pyd").write_bytes(b"changed")
     build(inputs, Place(str(tmp_path / "out")))
     damage_of("cut shard", snapshot)
-    assert dray("verify", tmp_path / "out")[0] == 0
-    code, out = dray("verify", tmp_path / "out", "--version", 1)
+    assert dray("verify", tmp_path / "out").code == 0
+    code, out, _ = dray("verify", tmp_path / "out", "--version", 1)
     assert (code, "This is not the last version" in out) == (1, True)
 
 
-def test_no_such_version_is_one_line(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_no_such_version_is_one_line(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """It tells the last one, or that there is none."""
     build(inputs, Place(str(tmp_path / "out")))
-    assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3)[1]
-    assert "no dataset with prefix 'a' under" in dray("verify", tmp_path / "out", "--prefix", "a")[1]
+    assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3).err
+    assert "no dataset with prefix 'a' under" in dray("verify", tmp_path / "out", "--prefix", "a").err
