@@ -14,6 +14,7 @@ import pytest
 from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import store as store_module
+from tests.chaos import Chaos
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def s3() -> Iterator[SeaweedServer]:
     """A real S3 server, started for the first test that asks and shared by all: write below a folder of your own."""
     with SeaweedServer() as server:
         yield server
+
+
+@pytest.fixture
+def chaos(s3: SeaweedServer) -> Iterator[Chaos]:
+    """A proxy without rules before the S3 server that all tests share."""
+    with Chaos(int(s3.endpoint.rpartition(":")[2])) as proxy:
+        yield proxy
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Datasets that tests train on: sample n is named by its number, and holds it in every part."""
+"""Datasets that tests build, read and spoil."""
 
 import json
 import pickle
@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from dray.pipelines import pickles_to_tars
+from dray.pipelines import BuildReport, pickles_to_tars
+from dray.shards import Snapshot, Store
+from tests.conftest import Inputs, Place
 
 Part = Callable[[int], bytes]
 
@@ -34,7 +36,10 @@ def pack(
     parts: Mapping[str, Part] = PARTS,
     **options: Any,
 ) -> str:
-    """The URL of a dataset, `folder/out` where none is given; its samples stay in `folder/inputs`."""
+    """The URL of a dataset, `folder/out` where none is given; its samples stay in `folder/inputs`.
+
+    Sample n is named by its number, and holds it in every part.
+    """
     inputs, names = folder / "inputs", [f"s{number:04d}" for number in range(num_samples)]
     inputs.mkdir(parents=True)
     for number, name in enumerate(names):
@@ -43,3 +48,34 @@ def pack(
     url = url or str(folder / "out")
     pickles_to_tars(inputs, names, list(parts), url, "wdshards", min_num_shards=num_shards, progress=False, **options)
     return url
+
+
+def build(inputs: Inputs, place: Place, **options: Any) -> BuildReport:
+    """With the defaults of these tests: all inputs, 4 shards, no progress."""
+    defaults = {"min_num_shards": 4, "progress": False, "storage_options": place.storage_options}
+    names, prefix = options.pop("names", inputs.names), options.pop("prefix", "wds")
+    return pickles_to_tars(inputs.folder, names, inputs.suffixes, place.url, prefix, **{**defaults, **options})
+
+
+def latest(place: Place, prefix: str = "wds") -> Snapshot:
+    """The last version at a place."""
+    return Snapshot.open(place.url, prefix, storage_options=place.storage_options)
+
+
+def store_at(place: Place) -> Store:
+    return Store(place.url, place.storage_options)
+
+
+def stored(where: Place | Store, folder: str = "") -> dict[str, bytes]:
+    """Every object there."""
+    store = store_at(where) if isinstance(where, Place) else where
+    found = {info.name: store.get(info.name) for info in store.list_folder(folder)}
+    for child in store.list_folders(folder):
+        found |= stored(store, child)
+    return found
+
+
+def overwrite(store: Store, name: str, data: bytes) -> None:
+    """Do what nobody should: put other bytes under a name."""
+    store.delete([name])
+    store.put_new(name, data)

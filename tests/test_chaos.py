@@ -6,7 +6,6 @@ import socket
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Literal
@@ -20,13 +19,6 @@ from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, S
 from tests.chaos import Action, Asked, Chaos
 
 DATA = bytes(range(256)) * 1024
-
-
-@pytest.fixture
-def chaos(s3: SeaweedServer) -> Iterator[Chaos]:
-    """A proxy without rules before the S3 server that all tests share."""
-    with Chaos(int(s3.endpoint.rpartition(":")[2])) as proxy:
-        yield proxy
 
 
 @pytest.fixture

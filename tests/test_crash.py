@@ -31,6 +31,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import read_head
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
+from tests.datasets import stored
 from tests.faults import WRITES, Call, Crash, Fault, FaultyStore
 
 SUFFIX = "tensor.pyd"
@@ -113,7 +114,7 @@ class World:
         store = Store(place.url, place.storage_options)
         for run in runs:
             run(store)
-        return objects(store)
+        return stored(store)
 
     def content(self, names: Sequence[str]) -> Content:
         """What a version of these samples holds."""
@@ -133,14 +134,6 @@ def copy_to(place: Place, start: Objects) -> None:
     store = Store(place.url, place.storage_options)
     for name, body in start.items():
         store.put_new(name, body)
-
-
-def objects(store: Store, folder: str = "") -> Objects:
-    """Every object below a folder."""
-    found = {info.name: store.get(info.name) for info in store.list_folder(folder)}
-    for child in store.list_folders(folder):
-        found |= objects(store, child)
-    return found
 
 
 def leftovers(store: Store) -> list[str]:
@@ -224,10 +217,10 @@ def check(
         assert head is None or None not in [read(place, version) for version in kept_versions(store, LAYOUT, head)]
         (scenario.then or scenario.run)(store)
         assert read(place) == (scenario.end or scenario.new)
-        assert expected is None or comparable(objects(store)) == comparable(expected)
+        assert expected is None or comparable(stored(store)) == comparable(expected)
         collecting(store)
         assert read(place) == (scenario.end or scenario.new)
-        assert set(objects(store)) == named_by_last_version(place)
+        assert set(stored(store)) == named_by_last_version(place)
         assert leftovers(store) == []
     except DrayError as exc:
         raise AssertionError(f"a reader, the rerun or the gc failed: {exc!r}") from exc

@@ -56,13 +56,6 @@ def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def chaos(s3: SeaweedServer) -> Iterator[Chaos]:
-    """A proxy without rules before the S3 server."""
-    with Chaos(int(s3.endpoint.rpartition(":")[2])) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def options(s3: SeaweedServer, chaos: Chaos) -> dict[str, Any]:
     """The way through the proxy, for a client that fails at once."""
     return s3.storage_options | {"endpoint": chaos.endpoint, "retry_config": {"max_retries": 0}}

@@ -18,7 +18,9 @@ import torch
 from dray.cluster.show import MOST_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
+from tests import datasets
 from tests.conftest import Dray, Inputs, MakeInputs, Place
+from tests.datasets import latest, overwrite
 
 SUFFIXES = ("image.pyd", "label.cls")
 
@@ -41,26 +43,9 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 def build(inputs: Inputs, place: Place) -> Snapshot:
     """Three shards, not in the order of the keys."""
-    pickles_to_tars(
-        inputs.folder,
-        inputs.names[::-1],
-        inputs.suffixes,
-        place.url,
-        "wdshards",
-        min_num_shards=3,
-        address="none",
-        storage_options=place.storage_options,
-        input_storage_options={},
-        progress=False,
-    )
-    return Snapshot.open(place.url, storage_options=place.storage_options)
-
-
-def put_tar(snapshot: Snapshot, number: int, tar: bytes) -> None:
-    """Replace a shard."""
-    name = snapshot.layout.shard(number)
-    snapshot.store.delete([name])
-    snapshot.store.put_new(name, tar)
+    options = {"min_num_shards": 3, "address": "none", "input_storage_options": {}}
+    datasets.build(inputs, place, names=inputs.names[::-1], prefix="wdshards", **options)
+    return latest(place, "wdshards")
 
 
 def test_every_sample_is_found_and_read_by_its_key(inputs: Inputs, place: Place) -> None:
@@ -107,10 +92,10 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
     name = snapshot.layout.shard(shard.number)
     tar, offset = bytearray(snapshot.store.get(name)), int(index.offsets[row, 1])
     tar[offset] ^= 1
-    put_tar(snapshot, shard.number, bytes(tar))
+    overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar))
     with pytest.raises(DamagedError, match=rf"{name}: part 'label.cls' of key 'sample-0007' at offset {offset} is not"):
         snapshot.read("sample-0007")
-    put_tar(snapshot, shard.number, bytes(tar[: offset - 600]))
+    overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar[: offset - 600]))
     with pytest.raises(DamagedError, match="the object was cut short"):
         snapshot.read("sample-0007")
 

@@ -17,7 +17,9 @@ from dray.shards.layout import Layout
 from dray.shards.store import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
+from tests import datasets
 from tests.conftest import Dray, Inputs, MakeInputs, Place
+from tests.datasets import latest, overwrite
 
 LAYOUT = Layout("wdshards")
 SHARD, INDEX = LAYOUT.shard(0), LAYOUT.index(0)
@@ -36,25 +38,9 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 def build(inputs: Inputs, place: Place, num_shards: int = 2) -> Snapshot:
     """The inputs as a dataset."""
-    pickles_to_tars(
-        inputs.folder,
-        inputs.names,
-        inputs.suffixes,
-        place.url,
-        "wdshards",
-        min_num_shards=num_shards,
-        address="none",
-        storage_options=place.storage_options,
-        input_storage_options={},
-        progress=False,
-    )
-    return Snapshot.open(place.url, storage_options=place.storage_options)
-
-
-def replace_object(store: Store, name: str, body: bytes) -> None:
-    """Do what nobody should: put other bytes under a name."""
-    store.delete([name])
-    store.put_new(name, body)
+    options = {"min_num_shards": num_shards, "address": "none", "input_storage_options": {}}
+    datasets.build(inputs, place, prefix="wdshards", **options)
+    return latest(place, "wdshards")
 
 
 def found(snapshot: Snapshot, level: str) -> list[Finding]:
@@ -85,8 +71,8 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
         store.delete([{"shard": SHARD, "index": INDEX, "manifest": manifest, "sources": sources}[kind.split()[1]]])
     elif kind == "swapped shards":
         other = store.get(LAYOUT.shard(1))
-        replace_object(store, SHARD, other)
-        replace_object(store, LAYOUT.shard(1), tar)
+        overwrite(store, SHARD, other)
+        overwrite(store, LAYOUT.shard(1), tar)
     else:
         bodies: dict[str, tuple[str, bytes]] = {
             "cut shard": (SHARD, tar[:-512]),
@@ -105,7 +91,7 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
         }
         name, body = bodies[kind]
         assert body != store.get(name)
-        replace_object(store, name, body)
+        overwrite(store, name, body)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +133,11 @@ def test_a_cut_at_any_block_is_found(in_memory: Snapshot) -> None:
     """All of them, at every level; also where what was cut is filled with zeros, which only a full look finds."""
     tar = in_memory.store.get(SHARD)
     for size in range(0, len(tar), 512):
-        replace_object(in_memory.store, SHARD, tar[:size])
+        overwrite(in_memory.store, SHARD, tar[:size])
         assert all(found(in_memory, level) for level in Level), size
     last_data = len(tar.rstrip(b"\0"))
     for size in range(0, last_data, 512):
-        replace_object(in_memory.store, SHARD, tar[:size].ljust(len(tar), b"\0"))
+        overwrite(in_memory.store, SHARD, tar[:size].ljust(len(tar), b"\0"))
         assert found(in_memory, "full"), size
 
 
@@ -161,7 +147,7 @@ def test_a_flipped_bit_anywhere_is_found_at_full(in_memory: Snapshot) -> None:
     for place in range(0, len(tar), 7):
         damaged = bytearray(tar)
         damaged[place] ^= 1 << place % 8
-        replace_object(in_memory.store, SHARD, bytes(damaged))
+        overwrite(in_memory.store, SHARD, bytes(damaged))
         findings = found(in_memory, "full")
         assert len(findings) == 1, place
         assert findings[0].offset is not None
@@ -180,11 +166,11 @@ def test_a_flipped_bit_of_any_object_is_found_at_full(in_memory: Snapshot, data:
     bit = data.draw(st.integers(0, 8 * len(body) - 1))
     damaged = bytearray(body)
     damaged[bit // 8] ^= 1 << bit % 8
-    replace_object(store, name, bytes(damaged))
+    overwrite(store, name, bytes(damaged))
     try:
         assert found(in_memory, "full")
     finally:
-        replace_object(store, name, body)
+        overwrite(store, name, body)
     assert not found(in_memory, "full")
 
 
@@ -200,7 +186,7 @@ def test_a_flipped_bit_of_a_header_is_found_at_index(in_memory: Snapshot) -> Non
     for place in places:
         damaged = bytearray(tar)
         damaged[place] ^= 4
-        replace_object(in_memory.store, SHARD, bytes(damaged))
+        overwrite(in_memory.store, SHARD, bytes(damaged))
         assert found(in_memory, "index"), place
 
 
@@ -217,7 +203,7 @@ def test_large_parts_are_looked_at_by_their_headers(make_inputs: MakeInputs, pla
         (tar[:-700] + b"\1" + tar[-699:], [0, 1, 1]),
         (tar[:1000] + b"\1" + tar[1001:], [0, 0, 1]),
     ):
-        replace_object(snapshot.store, SHARD, damaged)
+        overwrite(snapshot.store, SHARD, damaged)
         assert [len(found(snapshot, level)) for level in Level] == expected
 
 
@@ -336,9 +322,7 @@ def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs
     assert build(inputs, place).version == 4
 
 
-def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(
-    dray: Dray, inputs: Inputs, tmp_path: Path
-) -> None:
+def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """A group of a split must not be rebuilt with all samples."""
     names = split_by_hash(inputs.names, {"train": 0.5, "val": 0.5})["train"]
     damage_of("cut shard", build(replace(inputs, names=names), Place(str(tmp_path / "out"))))
