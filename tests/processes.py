@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "dray.pipelines", "dray.loaders", "dray.cluster.seaweed"])
+_CONTEXT.set_forkserver_preload(["pytest", "dray.pipelines", "dray.loaders.datamodule", "dray.cluster.seaweed"])
 _MEET_S = 60
 
 _barrier: Barrier
