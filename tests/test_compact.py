@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -704,24 +703,3 @@ def test_a_dataset_that_is_not_there_is_said(place: Place) -> None:
     with pytest.raises(NotFoundError, match="no dataset with prefix 'wds'"):
         compacted(place)
     assert stored(place) == {}
-
-
-def test_on_ray_the_same_bytes_are_made(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """One task a merged shard; what is damaged is named by the worker."""
-    places = [Place(str(tmp_path / name)) for name in ("process", "ray", "damaged")]
-    inputs = make_inputs(24)
-    for where in places:
-        eight_small(inputs, where)
-    tar = tmp_path / "damaged" / "wds-000004.tar"
-    tar.write_bytes(flipped(tar.read_bytes(), 513))
-    ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
-    try:
-        compacted(places[0], address="none")
-        compacted(places[1])
-        with pytest.raises(DamagedError, match=r"wds-000004\.tar: part .* of key 'sample-0012'"):
-            compacted(places[2])
-    finally:
-        ray.shutdown()
-    kept = [{n: b for n, b in stored(p).items() if "commits" not in n and "intents" not in n} for p in places[:2]]
-    assert kept[0] == kept[1]
-    assert latest(places[1]).version == 9

@@ -265,8 +265,8 @@ def check_every_call(
 ) -> list[Call]:
     """Each fault at each call, and returns the calls.
 
-    In memory, or if `exhaustive`. On disk and on S3 few reads fail, which are alike everywhere; and on S3, where a check
-    costs most, each write fails in one way, the next one in the next.
+    In memory, or if `exhaustive`. On disk and on S3 few reads fail, which are alike everywhere; and on S3, where a
+    check costs most, each write fails in one way, the next one in the next.
     """
     calls = count_calls(scenario, world.fresh())
     check(scenario, world.fresh(), may_fail=False)
