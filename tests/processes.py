@@ -34,9 +34,9 @@ def call_at_once(count: int, function: Callable[..., Result], *args: Any) -> lis
         return [future.result() for future in [pool.submit(_meet_and_call, function, *args) for _ in range(count)]]
 
 
-def meet() -> None:
-    """Wait until all processes of `call_at_once` have come here."""
-    _barrier.wait(_MEET_S)
+def meet() -> int:
+    """Wait until all processes of `call_at_once` have come here; a number of each, from 0."""
+    return _barrier.wait(_MEET_S)
 
 
 def _share(barrier: Barrier) -> None:

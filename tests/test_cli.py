@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,13 +243,10 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     def listen() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what it starts in the background ignore it
 
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process,
-        open(tmp_path / "names", "w"),  # returns when the command has opened it too
-    ):
-        time.sleep(0.5)  # until it waits in the system's read: a signal just before that would be noticed after it
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
+        with open(tmp_path / "names", "w"):  # returns when the command has opened it too
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)  # one that came before the system's read is noticed at the file's end
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -413,7 +413,7 @@ def note_worker(worker: int) -> None:
     os.environ["DRAY_TEST_WORKER"] = str(worker)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str) -> None:
     """Their number, start, context; and lambdas reach them however they are started."""
     num_workers = 2 if context == "fork" else 1
