@@ -59,6 +59,7 @@ def test_on_disk_it_packs_trains_and_then_has_nothing_to_do(on_disk: Quickstart)
     assert [len(snapshot.shards) for snapshot in snapshots] == [NUM_SHARDS] * 3
 
 
+@pytest.mark.heavy
 def test_on_s3_it_does_the_same(on_s3: Quickstart) -> None:
     """Samples and shards are objects; on the disk lies only what the server keeps."""
     assert on_s3.accuracy > 95
@@ -104,6 +105,7 @@ def test_lightning_on_two_processes_learns_and_goes_on_from_its_checkpoint_on_on
     assert sorted(path.name for path in (tmp_path / "saved").iterdir())[-1] == "last.ckpt"
 
 
+@pytest.mark.heavy
 def test_lightning_learns_from_s3(on_s3: Quickstart, tmp_path: Path) -> None:
     """The program takes the URL alone; the keys are in its environment, and may only read."""
     with SeaweedServer(on_s3.folder / "s3") as server:
