@@ -1,17 +1,20 @@
 """Fixtures that several test files share."""
 
+import io
 import os
 import pickle
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import store as store_module
+from tests.chaos import Chaos
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +22,13 @@ def s3() -> Iterator[SeaweedServer]:
     """A real S3 server, started for the first test that asks and shared by all: write below a folder of your own."""
     with SeaweedServer() as server:
         yield server
+
+
+@pytest.fixture
+def chaos(s3: SeaweedServer) -> Iterator[Chaos]:
+    """A proxy without rules before the S3 server that all tests share."""
+    with Chaos(int(s3.endpoint.rpartition(":")[2])) as proxy:
+        yield proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +98,30 @@ def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(store_module, "_fsync", record)
     return paths
+
+
+class Outcome(NamedTuple):
+    """What a run of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Dray = Callable[..., Outcome]
+
+
+@pytest.fixture
+def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
+    """Runs a command line in this process: words, and what lies on standard input."""
+    monkeypatch.setenv("DRAY_TRACEBACK", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*words: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    return run

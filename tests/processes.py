@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "dray.pipelines", "dray.loaders", "dray.cluster.seaweed"])
+_CONTEXT.set_forkserver_preload(["pytest", "dray.pipelines", "dray.loaders.datamodule", "dray.cluster.seaweed"])
 _MEET_S = 60
 
 _barrier: Barrier
@@ -34,9 +34,9 @@ def call_at_once(count: int, function: Callable[..., Result], *args: Any) -> lis
         return [future.result() for future in [pool.submit(_meet_and_call, function, *args) for _ in range(count)]]
 
 
-def meet() -> None:
-    """Wait until all processes of `call_at_once` have come here."""
-    _barrier.wait(_MEET_S)
+def meet() -> int:
+    """Wait until all processes of `call_at_once` have come here; a number of each, from 0."""
+    return _barrier.wait(_MEET_S)
 
 
 def _share(barrier: Barrier) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy  # processes for each contestant
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -27,7 +28,6 @@ def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
-@pytest.mark.heavy  # a process for each contestant, and Ray in one
 def test_loading_is_measured_against_the_others(tmp_path: Path) -> None:
     """On few samples, without the rivals that need an environment of their own: the contestants give all of them."""
     command = [sys.executable, BENCHMARKS / "load.py", "--sizes", "4kB", "--samples", "128", "--rounds", "1"]
@@ -45,7 +45,6 @@ def test_loading_is_measured_against_the_others(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
-@pytest.mark.heavy
 def test_reading_from_object_storage_is_measured_against_raw_ranges() -> None:
     """On few samples: throughput, what was fetched for what was delivered, and what the first batch cost."""
     command = [sys.executable, BENCHMARKS / "remote.py", "--samples", "64", "--size", "4000", "--rounds", "1"]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import webdataset
@@ -25,32 +24,10 @@ from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter
 from tests.chaos import Chaos
 from tests.conftest import Inputs, MakeInputs, Place
+from tests.datasets import build, latest, stored
 
 SUFFIX = "tensor.pyd"
 TWO_SUFFIXES = ("image.pyd", "label.cls")
-
-
-def build(inputs: Inputs, place: Place, **options: Any) -> BuildReport:
-    """With the defaults of these tests: 4 shards, no progress."""
-    options = {"min_num_shards": 4, "progress": False, **options}
-    names = options.pop("names", inputs.names)
-    return pickles_to_tars(
-        inputs.folder, names, inputs.suffixes, place.url, "wds", storage_options=place.storage_options, **options
-    )
-
-
-def latest(place: Place) -> Snapshot:
-    return Snapshot.open(place.url, "wds", storage_options=place.storage_options)
-
-
-def stored(place: Place, folder: str = "") -> dict[str, bytes]:
-    """Every object below the place."""
-    store = Store(place.url, place.storage_options)
-    path = f"{folder}/" if folder else ""
-    found = {info.name: store.get(info.name) for info in store.list_folder(folder)}
-    for child in store.list_folders(folder):
-        found |= stored(place, child if child.startswith(path) else f"{path}{child}")
-    return found
 
 
 def parts_of(snapshot: Snapshot) -> Iterator[tuple[str, str, bytes]]:
@@ -326,16 +303,16 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
     assert stored(place)["wds-000001.tar"] == bytes(1024)
 
 
-def test_a_store_that_ignores_conditional_puts_is_refused(make_inputs: MakeInputs, s3: SeaweedServer) -> None:
+def test_a_store_that_ignores_conditional_puts_is_refused(
+    make_inputs: MakeInputs, s3: SeaweedServer, chaos: Chaos
+) -> None:
     """It says "created" whatever lies there: found out before a shard is written."""
-    inputs = make_inputs(5)
-    with Chaos(urlsplit(s3.storage_options["endpoint"]).port or 0) as chaos:
-        place = Place(s3.url("careless"), {**s3.storage_options, "endpoint": chaos.endpoint})
-        careless = chaos.rule("ignore_condition")
-        with pytest.raises(StoreError, match="ignores conditional puts"):
-            build(inputs, place)
-        assert careless.hits == 1
-        assert [name for name in stored(place) if name.endswith(".tar")] == []
+    place = Place(s3.url("careless"), {**s3.storage_options, "endpoint": chaos.endpoint})
+    careless = chaos.rule("ignore_condition")
+    with pytest.raises(StoreError, match="ignores conditional puts"):
+        build(make_inputs(5), place)
+    assert careless.hits == 1
+    assert [name for name in stored(place) if name.endswith(".tar")] == []
 
 
 def test_tars_of_another_maker_are_kept_and_said(

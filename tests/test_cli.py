@@ -1,6 +1,5 @@
 """The `dray` command: what it prints where, its exit codes, and that its help tells the truth."""
 
-import io
 import json
 import os
 import re
@@ -8,9 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,38 +18,10 @@ from dray.cluster import cli
 from dray.cluster.build import cluster_address, parse_fractions
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import CallError, Snapshot
-from tests.conftest import Inputs, MakeInputs
+from tests.conftest import Dray, Inputs, MakeInputs
 
 PROGRAM = str(Path(sys.executable).parent / "dray")
 COMMANDS = [command.callback for command in cli.app.registered_commands if command.callback]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of the command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Dray = Callable[..., Outcome]
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
-    """Runs a command line in this process: words, and what lies on standard input."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object, stdin: str = "") -> Outcome:
-        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Outcome(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -274,13 +243,10 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     def listen() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what it starts in the background ignore it
 
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process,
-        open(tmp_path / "names", "w"),  # returns when the command has opened it too
-    ):
-        time.sleep(0.5)  # until it waits in the system's read: a signal just before that would be noticed after it
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
+        with open(tmp_path / "names", "w"):  # returns when the command has opened it too
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)  # one that came before the system's read is noticed at the file's end
     assert process.returncode == 130
     assert "Traceback" not in err
 

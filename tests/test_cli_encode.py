@@ -9,27 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dray.cluster import cli
 from dray.shards import Snapshot
-from tests.conftest import Inputs
-from tests.test_cli import Dray, Outcome
+from tests.conftest import Dray, Inputs, Outcome
 
 SUFFIXES = ("tensor.pyd", "label.pyd")
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
-    """Runs a command line in this process."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Outcome(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

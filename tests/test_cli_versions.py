@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 
-from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.shards import NotFoundError, Snapshot
-from tests.conftest import Inputs, MakeInputs
-from tests.test_cli import Dray, Outcome
+from tests.conftest import Dray, Inputs, MakeInputs
 
 SUFFIX = "tensor.pyd"
 WRITERS = (["gc"], ["hold", "a"], ["release", "a"], ["rollback", "1"], ["compact"], ["log"], ["diff", "1"])
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dray:
-    """Runs a command line in this process."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Outcome(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

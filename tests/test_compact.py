@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,13 +27,10 @@ from dray.shards.snapshot import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES, TarWriter
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
-from tests.test_build import SUFFIX, build, latest, stored
+from tests.datasets import build, latest, overwrite, store_at, stored
+from tests.test_build import SUFFIX
 
 LAYOUT = Layout("wds")
-
-
-def store_at(place: Place) -> Store:
-    return Store(place.url, place.storage_options)
 
 
 def compacted(where: Place | Store, **options: Any) -> CompactReport:
@@ -573,11 +569,6 @@ def small_place(make_inputs: MakeInputs) -> Place:
     return place
 
 
-def overwrite(place: Place, name: str, data: bytes) -> None:
-    with store_at(place).open_writer(name) as sink:
-        sink.write(data)
-
-
 def flipped(data: bytes, offset: int) -> bytes:
     return data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :]
 
@@ -590,7 +581,7 @@ def test_a_damaged_byte_is_named_and_nothing_is_made_of_it(small_place: Place, w
     start, size = int(index.offsets[1, 0]), int(index.sizes[1, 0])
     offset = {"data": start + size - 1, "header": start - 400, "padding": start + size}[where]
     assert size % 512
-    overwrite(small_place, name, flipped(stored(small_place)[name], offset))
+    overwrite(store_at(small_place), name, flipped(stored(small_place)[name], offset))
     pattern = rf"wds-000004\.tar: part 'tensor\.pyd' of key 'sample-0013' at offset {start} .*dray verify"
     watched = Watched(small_place)
     with pytest.raises(DamagedError, match=pattern):
@@ -616,7 +607,7 @@ def test_a_cut_or_missing_shard_or_index_is_named(
     if change is None:
         store_at(small_place).delete([name])
     else:
-        overwrite(small_place, name, change(stored(small_place)[name]))
+        overwrite(store_at(small_place), name, change(stored(small_place)[name]))
     with pytest.raises(DamagedError, match=message):
         compacted(small_place)
     assert latest(small_place).version == 8
@@ -648,7 +639,7 @@ def test_what_is_not_byte_for_byte_the_merged_shard_is_not_adopted(small_place: 
     with pytest.raises(Crash):
         compacted(Watched(small_place, lambda created: created == name))
     for foreign in (bytes(1024), flipped(right, 100), flipped(right, len(right) - 1025), right + bytes(512)):
-        overwrite(small_place, name, foreign)
+        overwrite(store_at(small_place), name, foreign)
         with pytest.raises(DamagedError, match=r"wds-000009\.tar.*did another program write there\? Move .* compact"):
             compacted(small_place)
         assert (stored(small_place)[name], latest(small_place).version) == (foreign, 8)
@@ -712,24 +703,3 @@ def test_a_dataset_that_is_not_there_is_said(place: Place) -> None:
     with pytest.raises(NotFoundError, match="no dataset with prefix 'wds'"):
         compacted(place)
     assert stored(place) == {}
-
-
-def test_on_ray_the_same_bytes_are_made(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """One task a merged shard; what is damaged is named by the worker."""
-    places = [Place(str(tmp_path / name)) for name in ("process", "ray", "damaged")]
-    inputs = make_inputs(24)
-    for where in places:
-        eight_small(inputs, where)
-    tar = tmp_path / "damaged" / "wds-000004.tar"
-    tar.write_bytes(flipped(tar.read_bytes(), 513))
-    ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
-    try:
-        compacted(places[0], address="none")
-        compacted(places[1])
-        with pytest.raises(DamagedError, match=r"wds-000004\.tar: part .* of key 'sample-0012'"):
-            compacted(places[2])
-    finally:
-        ray.shutdown()
-    kept = [{n: b for n, b in stored(p).items() if "commits" not in n and "intents" not in n} for p in places[:2]]
-    assert kept[0] == kept[1]
-    assert latest(places[1]).version == 9

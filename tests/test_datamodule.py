@@ -3,8 +3,6 @@
 import os
 import pickle
 import random
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -15,6 +13,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import webdataset as wds
 from torch import Tensor, nn
 from webdataset import batched, shuffle
@@ -23,6 +22,7 @@ from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot, Store
+from tests.processes import call_at_once, meet
 
 COUNTS = {Split.train: 50, Split.val: 11, Split.test: 12}
 SUFFIX = "tensor.pyd"
@@ -247,36 +247,25 @@ def test_ranks_share_shards_of_very_different_sizes_evenly(
     assert [len(share) for share in shares(data, 3, monkeypatch)] == [3, 4, 4]
 
 
-RANK_PROGRAM = """
-import sys, torch, torch.distributed as dist
-from dray.loaders import Split, WebDataModule
-
-def main():
-    rank, url, context = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[4]}", rank=rank, world_size=2)
-    untuple = {Split.val: lambda source: (tensor for (tensor,) in source)}
+def read_share(directory: Path, context: str, meeting: Path) -> list[int]:
+    """What one of two ranks reads, by workers."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=meet(), world_size=2)
+    pipeline = {Split.val: lambda source: (tensor for (tensor,) in source)}
     workers = {Split.val: {"num_workers": 2, "multiprocessing_context": context}}
-    data = WebDataModule(None, "tensor.pyd", {Split.val: url}, None, "myshards", untuple, kwargs_wld=workers)
+    data = WebDataModule(None, SUFFIX, {Split.val: directory}, None, "myshards", pipeline, kwargs_wld=workers)
     data.setup("validate")
-    print(*sorted(int(tensor[0, 0]) for tensor in data.val_dataloader()))
+    found = sorted(numbers_in(data.val_dataloader()))
     dist.destroy_process_group()
-
-if __name__ == "__main__":
-    main()
-"""
+    return found
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_workers_of_two_ranks_know_whose_they_are(pickles: Path, tmp_path: Path, context: str) -> None:
     """However the workers are started, and with no variable that tells the rank: each sample on one rank."""
     ready(pickles, tmp_path / "shards")
-    (tmp_path / "program.py").write_text(RANK_PROGRAM)
-    words = [f"{tmp_path}/shards/val", context, f"{tmp_path}/meeting"]
-    command = [sys.executable, f"{tmp_path}/program.py"]
-    ranks = [subprocess.Popen([*command, str(rank), *words], stdout=subprocess.PIPE, text=True) for rank in range(2)]
-    outputs = [rank.communicate(timeout=120)[0].split() for rank in ranks]
-    assert sorted(int(number) for output in outputs for number in output) == list(numbers_of(Split.val))
-    assert [len(output) for output in outputs] == [5, 6]
+    found = call_at_once(2, read_share, tmp_path / "shards" / "val", context, tmp_path / "meeting")
+    assert sorted(number for share in found for number in share) == list(numbers_of(Split.val))
+    assert sorted(map(len, found)) == [5, 6]
 
 
 def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> None:

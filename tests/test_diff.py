@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines import pickles_to_tars
 from dray.shards import Manifest, Shard, Snapshot, Store
 from dray.shards.diff import compare_sources, diff
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, new_write_id, now
 from dray.shards.snapshot import Accounting, SourceChunk, put_content
-from tests.conftest import Inputs, MakeInputs, Place
+from tests.conftest import MakeInputs, Place
+from tests.datasets import build, latest
 
 LAYOUT = Layout("wds")
 STORE = Store("memory://diff")
@@ -142,28 +142,15 @@ def test_a_version_does_not_differ_from_itself() -> None:
     assert not diff(same, snapshot_of({"a": 1}, shards=shards_of(0), source_url="file:///moved")).is_empty
 
 
-def build(inputs: Inputs, place: Place, names: list[str]) -> Snapshot:
-    pickles_to_tars(
-        inputs.folder,
-        names,
-        inputs.suffixes,
-        place.url,
-        "wds",
-        min_num_shards=4,
-        storage_options=place.storage_options,
-        progress=False,
-    )
-    return Snapshot.open(place.url, "wds", storage_options=place.storage_options)
-
-
 def test_two_builds_differ_by_what_was_done_to_the_files_between(make_inputs: MakeInputs, place: Place) -> None:
     """Two parts a sample; one that was only touched is the same, and so are the neighbours in a rewritten shard."""
     inputs = make_inputs(40, ("image.pyd", "label.cls"))
-    a = build(inputs, place, inputs.names[:38])
+    build(inputs, place, names=inputs.names[:38])
+    a = latest(place)
     inputs.path(inputs.names[5], "label.cls").write_bytes(pickle.dumps("changed"))
     os.utime(inputs.path(inputs.names[20], "image.pyd"), ns=(1, 1))
-    b = build(inputs, place, [*inputs.names[:7], *inputs.names[8:]])
-    found = diff(a, b)
+    build(inputs, place, names=[*inputs.names[:7], *inputs.names[8:]])
+    found = diff(a, latest(place))
     assert found.added == ("sample-0038", "sample-0039")
     assert found.removed == ("sample-0007",)
     assert found.changed == ("sample-0005",)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = (Path(__file__).parent.parent / "docs" / "rerunning-builds.md").read_text()
 HOME = "/home/you"  # where the page says that its folder is
 COMMANDS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
@@ -52,6 +54,7 @@ def run_page(page: str, folder: Path) -> None:
         output = [plain(line.replace(str(folder), HOME)) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.heavy  # dozens of commands, each a process; what they show has tests of its own
 def test_every_block_of_the_page_runs_and_prints_what_is_shown(tmp_path: Path) -> None:
     """From top to bottom, with the lines of a text block from the block before it; `...` leaves some out."""
     run_page(PAGE, tmp_path.resolve())

@@ -27,9 +27,9 @@ from dray.loaders.buffers import BufferPool
 from dray.loaders.chunks import Tally, by_chunk
 from dray.loaders.crossing import fold, unfold
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD
-from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
+from tests import datasets
 
 SIZES = (1, 3, 47, 61)
 MANY = 61
@@ -37,25 +37,14 @@ TRAIN = Split.train
 SUFFIX = "x.pyd"
 
 
-def pack(folder: Path, num_samples: int, num_shards: int) -> Path:
-    """Sample n is a tensor [n, n], its class n, an array of n % 3 numbers."""
-    inputs = folder / "inputs"
-    inputs.mkdir(parents=True)
-    names = [f"s{number:04d}" for number in range(num_samples)]
-    for number, name in enumerate(names):
-        (inputs / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
-        (inputs / f"{name}.cls").write_text(str(number))
-        (inputs / f"{name}.ragged.pyd").write_bytes(pickle.dumps(np.arange(number % 3)))
-    suffixes = ["x.pyd", "cls", "ragged.pyd"]
-    pickles_to_tars(inputs, names, suffixes, folder / "out", "wdshards", min_num_shards=num_shards, progress=False)
-    return folder / "out"
+PARTS = {**datasets.PARTS, "ragged.pyd": lambda number: pickle.dumps(np.arange(number % 3))}
 
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
     """A dataset of each size."""
     folder = tmp_path_factory.mktemp("door")
-    return {size: pack(folder / str(size), size, min(size, 5)) for size in SIZES}
+    return {size: Path(datasets.pack(folder / str(size), size, min(size, 5), parts=PARTS)) for size in SIZES}
 
 
 def untuple(source: Iterable[tuple[torch.Tensor]]) -> Iterator[torch.Tensor]:
@@ -239,7 +228,7 @@ def test_a_state_of_other_data_is_refused(urls: Mapping[int, Path]) -> None:
 
 def test_a_loader_that_was_closed_begins_anew(tmp_path: Path) -> None:
     """Its iterator ends, its threads do, what was counted stays; the state is where it was."""
-    local, store = pack(tmp_path, 61, 5), Store(f"memory://{tmp_path.name}")
+    local, store = Path(datasets.pack(tmp_path, 61, 5)), Store(f"memory://{tmp_path.name}")
     for path in local.rglob("*.*"):
         store.put_new(str(path.relative_to(local)), path.read_bytes())
     data = module(store.url, 8, 8)
@@ -402,7 +391,7 @@ def spoil(url: Path, key: bytes) -> None:
 
 def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> None:
     """By the same sample on any number of ranks and workers, a lost shard's too; one that stops is an error."""
-    url = pack(tmp_path, 24, 3)
+    url = Path(datasets.pack(tmp_path, 24))
     spoil(url, b"s0007")
     seen: list[Exception] = []
     with pytest.raises(DamagedError, match="s0007"):
@@ -454,7 +443,7 @@ def test_keywords_that_change_nothing_are_said_once(urls: Mapping[int, Path]) ->
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str) -> None:
     """Their number, start, context; and lambdas reach them however they are started."""
     num_workers = 2 if context == "fork" else 1

@@ -24,7 +24,7 @@ from dray.pipelines.plan import Last, Recipe, changes_of
 from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
 from dray.shards.layout import Layout
 from tests.conftest import Inputs, Place
-from tests.test_build import stored
+from tests.datasets import stored
 from tests.values import VALUES, read_safetensors, same
 
 SUFFIX = "value.pyd"

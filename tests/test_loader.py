@@ -26,26 +26,11 @@ from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
 from dray.shards.layout import Layout
+from tests.datasets import pack
 
 SIZES = (1, 3, 47, 61)
 MANY = 61
 remainders = st.sampled_from(["drop", "pad", "keep"])
-
-
-def pack(folder: Path, num_samples: int, num_shards: int, out: str | None = None, **options: Any) -> str:
-    """Sample n is a tensor [n, n], its class n, and a note."""
-    inputs = folder / "inputs"
-    inputs.mkdir(parents=True)
-    names = [f"s{number:04d}" for number in range(num_samples)]
-    for number, name in enumerate(names):
-        (inputs / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
-        (inputs / f"{name}.cls").write_text(str(number))
-        (inputs / f"{name}.txt").write_text(f"note {number}")
-    url = out or str(folder / "out")
-    pickles_to_tars(
-        inputs, names, ["x.pyd", "cls", "txt"], url, "wdshards", min_num_shards=num_shards, progress=False, **options
-    )
-    return url
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import secrets
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from dray.pipelines import pickles_to_tars
+from tests.datasets import pack, tensor_of
 
 BATCH = 12  # over all workers
 
@@ -125,13 +123,9 @@ cluster.shutdown()
 
 def run(program: str, folder: Path, num_samples: int, **variables: str) -> tuple[str, list[dict[str, Any]]]:
     """What the driver printed, and all the notes of its workers."""
-    (folder / "pickles").mkdir()
-    names = [f"s{number:03d}" for number in range(num_samples)]
-    for number, name in enumerate(names):
-        (folder / "pickles" / f"{name}.tensor.pyd").write_bytes(pickle.dumps(torch.full((3,), float(number))))
-    pickles_to_tars(folder / "pickles", names, "tensor.pyd", folder / "out", "wdshards", progress=False)
+    url = pack(folder, num_samples, parts={"tensor.pyd": tensor_of(3)})
     (folder / "program.py").write_text(WORKER + program)
-    command = [sys.executable, folder / "program.py", folder / "out", folder]
+    command = [sys.executable, folder / "program.py", url, folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1"} | variables
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr

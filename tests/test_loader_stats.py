@@ -1,7 +1,6 @@
 """`LoaderStats`: what a Trainer's logger gets of the loader's counts, and when."""
 
 import csv
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 from webdataset import batched
 
 from dray.loaders import LoaderStats, ShardLoader, Split, WebDataModule
-from dray.pipelines import pickles_to_tars
+from tests.datasets import pack, tensor_of
 
 NUM_SAMPLES, BATCH = 48, 4
 STEPS = 12
@@ -41,12 +40,7 @@ class Model(lightning.LightningModule):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Sample n is a tensor of n."""
-    folder = tmp_path_factory.mktemp("stats")
-    names = [f"s{number:02d}" for number in range(NUM_SAMPLES)]
-    for number, name in enumerate(names):
-        (folder / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
-    pickles_to_tars(folder, names, "x.pyd", folder / "out", "wdshards", min_num_shards=3, progress=False)
-    return str(folder / "out")
+    return pack(tmp_path_factory.mktemp("stats"), NUM_SAMPLES, parts={"x.pyd": tensor_of(2)})
 
 
 def fit(folder: Path, loader: Any, **options: Any) -> list[dict[str, float]]:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import pickles_to_tars
-from tests.conftest import Inputs, MakeInputs
+from tests.conftest import Dray, Inputs, MakeInputs
 
 
 def build(inputs: Inputs, url: str, **options: object) -> None:
@@ -16,49 +15,33 @@ def build(inputs: Inputs, url: str, **options: object) -> None:
                     **options)  # type: ignore[arg-type]  # fmt: skip
 
 
-def loadtest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
-    monkeypatch.setattr("sys.argv", ["dray", "loadtest", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    return out if ended.value.code == 0 else err
-
-
-def test_a_local_dataset_is_read_by_all_ranks(
-    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_dataset_is_read_by_all_ranks(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
     """An epoch at most; nothing is fetched."""
     build(make_inputs(60), str(tmp_path / "out"))
-    found = json.loads(
-        loadtest(capsys, monkeypatch, tmp_path / "out", "--batch-size", 4, "--ranks", 3, "--steps", 99, "--json")
-    )
+    found = json.loads(dray("loadtest", tmp_path / "out", "--batch-size", 4, "--ranks", 3, "--steps", 99, "--json").out)
     assert (found["steps"], found["ranks"], found["shards"], found["requests"]) == (5, 3, 6, 0)
     assert 1 < found["shards_in_a_global_batch"] <= 6
     assert found["shards_in_a_random_batch"] == pytest.approx(6 * (1 - (5 / 6) ** 12))
     assert found["slowest_step_s"] > 0
     assert found["bytes_read_per_byte"] is None
-    text = loadtest(capsys, monkeypatch, tmp_path / "out", "--no-shuffle", "--batch-size", 4, "--steps", 2)
+    text = dray("loadtest", tmp_path / "out", "--no-shuffle", "--batch-size", 4, "--steps", 2).out
     assert "version 1, 1 ranks x 4, 2 steps" in text
     assert "1.0 of 6 shards in a global batch; drawn at random 3.1" in text
-    text = loadtest(capsys, monkeypatch, tmp_path / "out", "--workers", 1, "--batch-size", 4, "--steps", 2)
+    text = dray("loadtest", tmp_path / "out", "--workers", 1, "--batch-size", 4, "--steps", 2).out
     assert "samples/s" in text
 
 
-def test_a_remote_dataset_tells_what_was_fetched(
-    make_inputs: MakeInputs, s3: SeaweedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_remote_dataset_tells_what_was_fetched(dray: Dray, make_inputs: MakeInputs, s3: SeaweedServer) -> None:
     """Requests, and bytes a byte that was wanted."""
     build(make_inputs(60), s3.url("loadtest"), storage_options=s3.storage_options)
     options = [f"--storage-option={name}={value}" for name, value in s3.storage_options.items()]
-    found = json.loads(loadtest(capsys, monkeypatch, s3.url("loadtest"), "--batch-size", 30, "--json", *options))
+    found = json.loads(dray("loadtest", s3.url("loadtest"), "--batch-size", 30, "--json", *options).out)
     assert found["requests"] > 0
     assert found["bytes_read_per_byte"] >= 1
     assert found["retries"] == 0
 
 
-def test_too_small_a_dataset_is_said(
-    make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_dataset_is_said(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
     """In one line."""
     build(make_inputs(5), str(tmp_path / "out"))
-    assert "fewer samples than one step" in loadtest(capsys, monkeypatch, tmp_path / "out", "--ranks", 9)
+    assert "fewer samples than one step" in dray("loadtest", tmp_path / "out", "--ranks", 9).err

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines import BuildReport, pickles_to_tars
+from dray.pipelines import BuildReport
 from dray.pipelines.tolerance import Tolerance
-from dray.shards import CallError, InputError, MissingInputError, NotFoundError, Snapshot, Store
+from dray.shards import CallError, InputError, MissingInputError, NotFoundError, Store
 from dray.shards.snapshot import Accounting
+from tests import datasets
 from tests.conftest import Inputs, MakeInputs, Place
+from tests.datasets import latest
 
 SUFFIX = "tensor.pyd"
 
@@ -28,21 +30,12 @@ def refuse_bad(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
 def build(inputs: Inputs, place: Place, **options: Any) -> BuildReport:
     """4 shards; a file that holds b"bad" cannot be packed."""
     options = {
-        "min_num_shards": 4,
         "func_output_data": refuse_bad,
         "transform_version": "1",
         "max_bad": "100%",
-        "progress": False,
         **options,
     }
-    names = options.pop("names", inputs.names)
-    return pickles_to_tars(
-        inputs.folder, names, SUFFIX, place.url, "wds", storage_options=place.storage_options, **options
-    )
-
-
-def latest(place: Place) -> Snapshot:
-    return Snapshot.open(place.url, "wds", storage_options=place.storage_options)
+    return datasets.build(inputs, place, **options)
 
 
 def spoil(inputs: Inputs, *numbers: int) -> None:

@@ -15,9 +15,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dray.pipelines import pack, pickles_to_tars
-from dray.shards import CallError, ClusterError, InputError, Snapshot
+from dray.shards import CallError, ClusterError, DamagedError, InputError, Snapshot
 from dray.shards.verify import verify
-from tests.conftest import Inputs, MakeInputs
+from tests.conftest import Inputs, MakeInputs, Place
+from tests.datasets import latest
+from tests.test_compact import compacted, eight_small, flipped
 
 SUFFIXES = ("image.pyd", "label.cls")
 
@@ -61,18 +63,41 @@ pickles_to_tars(folder, names, ("image.pyd", "label.cls"), output, "wds", min_nu
 
 
 @pytest.mark.usefixtures("cluster")
-def test_in_process_on_one_worker_and_on_two_nodes_gives_the_same_bytes(
-    make_inputs: MakeInputs, tmp_path: Path
-) -> None:
+def test_in_process_and_on_two_nodes_the_bytes_are_the_same(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """Law 1: tars, indexes, manifests and tables of sources."""
     inputs = make_inputs(100, SUFFIXES)
     build(inputs, tmp_path / "process", address="none")
     report = build(inputs, tmp_path / "nodes")
-    command = [sys.executable, "-c", ONE_WORKER, inputs.folder, tmp_path / "worker", *inputs.names]
-    subprocess.run(command, check=True, timeout=120, env={**os.environ, "RAY_ADDRESS": "local"})
-    assert content(tmp_path / "process") == content(tmp_path / "nodes") == content(tmp_path / "worker")
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
     assert len(list((tmp_path / "nodes").glob("wds-*.tar"))) == 8
     assert report.num_reused == 0
+
+
+@pytest.mark.heavy
+def test_so_does_one_worker_on_a_cluster_of_its_own(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Law 1, in a program that starts Ray itself."""
+    inputs = make_inputs(100, SUFFIXES)
+    build(inputs, tmp_path / "process", address="none")
+    command = [sys.executable, "-c", ONE_WORKER, inputs.folder, tmp_path / "worker", *inputs.names]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, "RAY_ADDRESS": "local"})
+    assert content(tmp_path / "process") == content(tmp_path / "worker")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_compacted_in_process_and_on_two_nodes_the_bytes_are_the_same(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """One task a merged shard; what is damaged is named by the worker."""
+    places = [Place(str(tmp_path / name)) for name in ("process", "nodes", "damaged")]
+    inputs = make_inputs(24)
+    for place in places:
+        eight_small(inputs, place)
+    tar = tmp_path / "damaged" / "wds-000004.tar"
+    tar.write_bytes(flipped(tar.read_bytes(), 513))
+    compacted(places[0], address="none")
+    compacted(places[1])
+    with pytest.raises(DamagedError, match=r"wds-000004\.tar: part .* of key 'sample-0012'"):
+        compacted(places[2])
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    assert latest(places[1]).version == 9
 
 
 @pytest.mark.usefixtures("cluster")

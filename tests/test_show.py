@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from dray.cluster import cli
 from dray.cluster.show import MOST_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
-from tests.conftest import Inputs, MakeInputs, Place
+from tests import datasets
+from tests.conftest import Dray, Inputs, MakeInputs, Place
+from tests.datasets import latest, overwrite
 
 SUFFIXES = ("image.pyd", "label.cls")
 
@@ -43,26 +43,9 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 def build(inputs: Inputs, place: Place) -> Snapshot:
     """Three shards, not in the order of the keys."""
-    pickles_to_tars(
-        inputs.folder,
-        inputs.names[::-1],
-        inputs.suffixes,
-        place.url,
-        "wdshards",
-        min_num_shards=3,
-        address="none",
-        storage_options=place.storage_options,
-        input_storage_options={},
-        progress=False,
-    )
-    return Snapshot.open(place.url, storage_options=place.storage_options)
-
-
-def put_tar(snapshot: Snapshot, number: int, tar: bytes) -> None:
-    """Replace a shard."""
-    name = snapshot.layout.shard(number)
-    snapshot.store.delete([name])
-    snapshot.store.put_new(name, tar)
+    options = {"min_num_shards": 3, "address": "none", "input_storage_options": {}}
+    datasets.build(inputs, place, names=inputs.names[::-1], prefix="wdshards", **options)
+    return latest(place, "wdshards")
 
 
 def test_every_sample_is_found_and_read_by_its_key(inputs: Inputs, place: Place) -> None:
@@ -109,10 +92,10 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
     name = snapshot.layout.shard(shard.number)
     tar, offset = bytearray(snapshot.store.get(name)), int(index.offsets[row, 1])
     tar[offset] ^= 1
-    put_tar(snapshot, shard.number, bytes(tar))
+    overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar))
     with pytest.raises(DamagedError, match=rf"{name}: part 'label.cls' of key 'sample-0007' at offset {offset} is not"):
         snapshot.read("sample-0007")
-    put_tar(snapshot, shard.number, bytes(tar[: offset - 600]))
+    overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar[: offset - 600]))
     with pytest.raises(DamagedError, match="the object was cut short"):
         snapshot.read("sample-0007")
 
@@ -148,23 +131,7 @@ def test_a_description_is_short_whatever_the_value() -> None:
     assert describe("x" * 9999).count("x") > 100
 
 
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_show_tells_where_a_sample_lies_and_what_it_holds(
-    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path
-) -> None:
+def test_show_tells_where_a_sample_lies_and_what_it_holds(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The offsets are those in the tar; a refused pickle is said and does not hide the other part."""
     inputs.path("sample.0003", "image.pyd").write_bytes(pickle.dumps(Evil()))
     build(inputs, Place(str(tmp_path / "out")))
@@ -179,13 +146,13 @@ def test_show_tells_where_a_sample_lies_and_what_it_holds(
     assert "safe list" in out
 
 
-def test_show_opens_an_older_version(dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path) -> None:
+def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The sample as it was."""
     build(inputs, Place(str(tmp_path / "out")))
     inputs.path("sample.0003", "label.cls").write_bytes(b"1234567")
     build(inputs, Place(str(tmp_path / "out")))
-    assert "    1234567\n" in dray("show", tmp_path / "out", "sample-0003")[1]
-    assert "    3\n" in dray("show", tmp_path / "out", "sample-0003", "--version", 1)[1]
+    assert "    1234567\n" in dray("show", tmp_path / "out", "sample-0003").out
+    assert "    3\n" in dray("show", tmp_path / "out", "sample-0003", "--version", 1).out
 
 
 @pytest.mark.parametrize(
@@ -197,7 +164,7 @@ def test_show_opens_an_older_version(dray: Callable[..., tuple[int, str, str]], 
     ],
 )
 def test_what_is_not_there_is_one_line_and_exit_code_1(
-    dray: Callable[..., tuple[int, str, str]], inputs: Inputs, tmp_path: Path, words: list[str], message: str
+    dray: Dray, inputs: Inputs, tmp_path: Path, words: list[str], message: str
 ) -> None:
     """Key, version, dataset."""
     build(inputs, Place(str(tmp_path / "out")))

@@ -16,6 +16,7 @@ from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot, SourceCh
 from dray.shards.store import Store
 from dray.shards.tar import TarWriter, scan
 from tests.conftest import Place
+from tests.datasets import latest, overwrite
 
 LAYOUT = Layout("wdshards")
 SOURCES = pa.table({"key": ["a", "b", "c"], "name": ["a", "b", "c"], "shard": [0, 0, 1]})
@@ -67,12 +68,6 @@ def put_version(store: Store, version: int, manifest: Manifest) -> None:
     create_commit(store, LAYOUT, commit)
 
 
-def replace_object(store: Store, name: str, body: bytes) -> None:
-    """Do what nobody should: put other bytes under a name."""
-    store.delete([name])
-    store.put_new(name, body)
-
-
 @pytest.fixture
 def manifest(place: Place) -> Manifest:
     """Version 1 of a dataset at `place`: two shards, three samples, two chunks of sources."""
@@ -90,14 +85,9 @@ def manifest(place: Place) -> Manifest:
     return manifest
 
 
-def latest(place: Place) -> Snapshot:
-    """The last version at a place."""
-    return Snapshot.open(place.url, storage_options=place.storage_options)
-
-
 def test_a_snapshot_comes_back_as_it_was_committed(place: Place, manifest: Manifest) -> None:
     """Its manifest, and what follows from it."""
-    snapshot = latest(place)
+    snapshot = latest(place, "wdshards")
     assert snapshot.manifest == manifest
     assert (snapshot.version, snapshot.num_samples, snapshot.shards) == (1, 3, manifest.shards)
     assert snapshot.num_bytes == sum(shard.num_bytes for shard in manifest.shards)
@@ -106,7 +96,7 @@ def test_a_snapshot_comes_back_as_it_was_committed(place: Place, manifest: Manif
 
 def test_indexes_and_sources_come_back(place: Place, manifest: Manifest) -> None:
     """The keys in the shard's order; the sources of all chunks in one table."""
-    snapshot = latest(place)
+    snapshot = latest(place, "wdshards")
     assert [list(snapshot.index(shard).keys) for shard in snapshot.shards] == [["a", "b"], ["c"]]
     assert snapshot.sources().equals(SOURCES)
 
@@ -114,17 +104,17 @@ def test_indexes_and_sources_come_back(place: Place, manifest: Manifest) -> None
 def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> None:
     """A later version is seen by those who open later; each stays reachable by its number."""
     store = Store(place.url, place.storage_options)
-    before = latest(place)
+    before = latest(place, "wdshards")
     put_version(store, 2, replace(manifest, shards=(*manifest.shards, put_shard(store, 2, ["d"]))))
     assert (before.version, before.num_samples) == (1, 3)
-    assert (latest(place).version, latest(place).num_samples) == (2, 4)
+    assert (latest(place, "wdshards").version, latest(place, "wdshards").num_samples) == (2, 4)
     first = Snapshot.open(place.url, "wdshards", version=1, storage_options=place.storage_options)
     assert (first.commit, first.manifest) == (before.commit, before.manifest)
 
 
 def test_a_snapshot_crosses_processes_and_shows_no_secret(place: Place, manifest: Manifest) -> None:
     """It pickles; what it prints holds its URL alone."""
-    snapshot = pickle.loads(pickle.dumps(latest(place)))
+    snapshot = pickle.loads(pickle.dumps(latest(place, "wdshards")))
     assert list(snapshot.index(snapshot.shards[0]).keys) == ["a", "b"]
     secret = place.storage_options.get("secret_access_key", "no secret here")
     assert secret not in repr(snapshot) + repr(place)
@@ -133,7 +123,7 @@ def test_a_snapshot_crosses_processes_and_shows_no_secret(place: Place, manifest
 def test_no_dataset_is_not_found_with_a_hint(place: Place) -> None:
     """The message names URL and prefix and says what to do."""
     with pytest.raises(NotFoundError) as caught:
-        latest(place)
+        latest(place, "wdshards")
     assert f"no dataset with prefix 'wdshards' under {place.url}: check the URL" in str(caught.value)
     assert "dray build" in str(caught.value)
 
@@ -147,7 +137,7 @@ def test_no_such_version_is_not_found_with_a_hint(place: Place, manifest: Manife
 
 
 def _assert_damaged(snapshot_of: Place, read: str, name: str) -> None:
-    snapshot = latest(snapshot_of)
+    snapshot = latest(snapshot_of, "wdshards")
     with pytest.raises(DamagedError) as caught:
         snapshot.sources() if read == "sources" else snapshot.index(snapshot.shards[0])
     assert f"{snapshot_of.url}/{name}" in str(caught.value)
@@ -159,22 +149,22 @@ def test_a_replaced_manifest_is_damage(place: Place, manifest: Manifest) -> None
         Store(place.url, place.storage_options),
         LAYOUT.manifest(manifest.intent, digest_of(manifest.to_bytes())),
     )
-    replace_object(store, name, replace(manifest, shards=manifest.shards[:1]).to_bytes())
+    overwrite(store, name, replace(manifest, shards=manifest.shards[:1]).to_bytes())
     with pytest.raises(DamagedError, match=f"{place.url}/{name}: the manifest is not the one that version 1 committed"):
-        latest(place)
+        latest(place, "wdshards")
 
 
 def test_a_replaced_index_is_damage(place: Place, manifest: Manifest) -> None:
     """Even by the whole index of another shard."""
     store = Store(place.url, place.storage_options)
-    replace_object(store, LAYOUT.index(0), store.get(LAYOUT.index(1)))
+    overwrite(store, LAYOUT.index(0), store.get(LAYOUT.index(1)))
     _assert_damaged(place, "index", LAYOUT.index(0))
 
 
 def test_replaced_sources_are_damage(place: Place, manifest: Manifest) -> None:
     """Even by another chunk of this snapshot."""
     store, (first, second) = Store(place.url, place.storage_options), manifest.sources
-    replace_object(store, LAYOUT.table(1, first.digest), store.get(LAYOUT.table(1, second.digest)))
+    overwrite(store, LAYOUT.table(1, first.digest), store.get(LAYOUT.table(1, second.digest)))
     _assert_damaged(place, "sources", LAYOUT.table(1, first.digest))
 
 
@@ -186,7 +176,7 @@ def test_a_missing_manifest_is_not_an_older_version(place: Place, manifest: Mani
     name = LAYOUT.manifest(2, digest_of(later.to_bytes()))
     store.delete([name])
     with pytest.raises(DamagedError, match=f"{place.url}/{name}: the manifest of version 2 is missing"):
-        latest(place)
+        latest(place, "wdshards")
 
 
 def test_a_manifest_is_the_same_bytes_for_the_same_build(manifest: Manifest) -> None:

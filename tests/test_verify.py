@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dray.cluster import cli
 from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
@@ -20,7 +17,9 @@ from dray.shards.layout import Layout
 from dray.shards.store import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
-from tests.conftest import Inputs, MakeInputs, Place
+from tests import datasets
+from tests.conftest import Dray, Inputs, MakeInputs, Place
+from tests.datasets import latest, overwrite
 
 LAYOUT = Layout("wdshards")
 SHARD, INDEX = LAYOUT.shard(0), LAYOUT.index(0)
@@ -39,25 +38,9 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 def build(inputs: Inputs, place: Place, num_shards: int = 2) -> Snapshot:
     """The inputs as a dataset."""
-    pickles_to_tars(
-        inputs.folder,
-        inputs.names,
-        inputs.suffixes,
-        place.url,
-        "wdshards",
-        min_num_shards=num_shards,
-        address="none",
-        storage_options=place.storage_options,
-        input_storage_options={},
-        progress=False,
-    )
-    return Snapshot.open(place.url, storage_options=place.storage_options)
-
-
-def replace_object(store: Store, name: str, body: bytes) -> None:
-    """Do what nobody should: put other bytes under a name."""
-    store.delete([name])
-    store.put_new(name, body)
+    options = {"min_num_shards": num_shards, "address": "none", "input_storage_options": {}}
+    datasets.build(inputs, place, prefix="wdshards", **options)
+    return latest(place, "wdshards")
 
 
 def found(snapshot: Snapshot, level: str) -> list[Finding]:
@@ -88,8 +71,8 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
         store.delete([{"shard": SHARD, "index": INDEX, "manifest": manifest, "sources": sources}[kind.split()[1]]])
     elif kind == "swapped shards":
         other = store.get(LAYOUT.shard(1))
-        replace_object(store, SHARD, other)
-        replace_object(store, LAYOUT.shard(1), tar)
+        overwrite(store, SHARD, other)
+        overwrite(store, LAYOUT.shard(1), tar)
     else:
         bodies: dict[str, tuple[str, bytes]] = {
             "cut shard": (SHARD, tar[:-512]),
@@ -108,7 +91,7 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
         }
         name, body = bodies[kind]
         assert body != store.get(name)
-        replace_object(store, name, body)
+        overwrite(store, name, body)
 
 
 @pytest.mark.parametrize(
@@ -150,11 +133,11 @@ def test_a_cut_at_any_block_is_found(in_memory: Snapshot) -> None:
     """All of them, at every level; also where what was cut is filled with zeros, which only a full look finds."""
     tar = in_memory.store.get(SHARD)
     for size in range(0, len(tar), 512):
-        replace_object(in_memory.store, SHARD, tar[:size])
+        overwrite(in_memory.store, SHARD, tar[:size])
         assert all(found(in_memory, level) for level in Level), size
     last_data = len(tar.rstrip(b"\0"))
     for size in range(0, last_data, 512):
-        replace_object(in_memory.store, SHARD, tar[:size].ljust(len(tar), b"\0"))
+        overwrite(in_memory.store, SHARD, tar[:size].ljust(len(tar), b"\0"))
         assert found(in_memory, "full"), size
 
 
@@ -164,7 +147,7 @@ def test_a_flipped_bit_anywhere_is_found_at_full(in_memory: Snapshot) -> None:
     for place in range(0, len(tar), 7):
         damaged = bytearray(tar)
         damaged[place] ^= 1 << place % 8
-        replace_object(in_memory.store, SHARD, bytes(damaged))
+        overwrite(in_memory.store, SHARD, bytes(damaged))
         findings = found(in_memory, "full")
         assert len(findings) == 1, place
         assert findings[0].offset is not None
@@ -183,11 +166,11 @@ def test_a_flipped_bit_of_any_object_is_found_at_full(in_memory: Snapshot, data:
     bit = data.draw(st.integers(0, 8 * len(body) - 1))
     damaged = bytearray(body)
     damaged[bit // 8] ^= 1 << bit % 8
-    replace_object(store, name, bytes(damaged))
+    overwrite(store, name, bytes(damaged))
     try:
         assert found(in_memory, "full")
     finally:
-        replace_object(store, name, body)
+        overwrite(store, name, body)
     assert not found(in_memory, "full")
 
 
@@ -203,7 +186,7 @@ def test_a_flipped_bit_of_a_header_is_found_at_index(in_memory: Snapshot) -> Non
     for place in places:
         damaged = bytearray(tar)
         damaged[place] ^= 4
-        replace_object(in_memory.store, SHARD, bytes(damaged))
+        overwrite(in_memory.store, SHARD, bytes(damaged))
         assert found(in_memory, "index"), place
 
 
@@ -220,7 +203,7 @@ def test_large_parts_are_looked_at_by_their_headers(make_inputs: MakeInputs, pla
         (tar[:-700] + b"\1" + tar[-699:], [0, 1, 1]),
         (tar[:1000] + b"\1" + tar[1001:], [0, 0, 1]),
     ):
-        replace_object(snapshot.store, SHARD, damaged)
+        overwrite(snapshot.store, SHARD, damaged)
         assert [len(found(snapshot, level)) for level in Level] == expected
 
 
@@ -259,49 +242,30 @@ def test_a_version_that_never_was_is_not_found(in_memory: Snapshot) -> None:
         open_whole(in_memory.store, LAYOUT, 7)
 
 
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command line in this process: exit code and standard output."""
-    monkeypatch.setenv("DRAY_TRACEBACK", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dray", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out + err
-
-    return run
-
-
-def test_the_command_says_that_all_is_whole(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Exit code 0, one line."""
     build(inputs, Place(str(tmp_path / "out")))
     for level in Level:
-        code, out = dray("verify", tmp_path / "out", "--level", level)
+        code, out, _ = dray("verify", tmp_path / "out", "--level", level)
         assert code == 0
         assert out.endswith(f"version 1: 6 samples in 2 shards, all whole at level {level}\n")
 
 
 @pytest.mark.parametrize("kind", ["missing shard", "missing index", "cut shard", "stale index", "data", "header"])
-def test_what_the_command_prints_mends_the_dataset(dray: Run, inputs: Inputs, tmp_path: Path, kind: str) -> None:
+def test_what_the_command_prints_mends_the_dataset(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
     """Exit code 1; after deleting what it names and running what it prints, all is whole, and the rest was kept."""
     out, names_file = tmp_path / "out", tmp_path / "names.txt"
     names = [inputs.names[row] for row in (4, 1, 0, 2, 3)]  # some of the source, in another order
     snapshot = build(replace(inputs, names=names), Place(str(out)))
     damage_of(kind, snapshot)
-    code, text = dray("verify", out, "--level", "full", "--names", names_file)
+    code, text, _ = dray("verify", out, "--level", "full", "--names", names_file)
     assert code == 1
     assert "1 findings in 1 shards" in text
     assert names_file.read_text().splitlines() == names
     for name in re.findall(r"^  (/.*)$", text, re.MULTILINE):
         Path(name).unlink()
     (command,) = re.findall(r"^  (dray build .*)$", text, re.MULTILINE)
-    code, text = dray(*shlex.split(command)[1:])
+    code, text, _ = dray(*shlex.split(command)[1:])
     assert (code, "1 packed, 1 reused" in text) == (0, True), text
     mended = Snapshot.open(out)
     assert mended.version == 2
@@ -311,11 +275,11 @@ def test_what_the_command_prints_mends_the_dataset(dray: Run, inputs: Inputs, tm
     ]
 
 
-def test_findings_come_as_json(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_findings_come_as_json(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """With what to delete and what to run."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     damage_of("data", snapshot)
-    code, out = dray("verify", tmp_path / "out", "--level", "full", "--json")
+    code, out, _ = dray("verify", tmp_path / "out", "--level", "full", "--json")
     facts = json.loads(out)
     assert (code, facts["level"], facts["version"]) == (1, "full", 1)
     assert [(found["key"], found["shard"]) for found in facts["findings"]] == [(LONG_NAME, 0)]
@@ -324,48 +288,48 @@ def test_findings_come_as_json(dray: Run, inputs: Inputs, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["manifest", "missing manifest", "commit", "sources"])
-def test_a_damaged_record_asks_for_another_prefix(dray: Run, inputs: Inputs, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_record_asks_for_another_prefix(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
     """A build cannot start from it; nothing is to be deleted."""
     damage_of(kind, build(inputs, Place(str(tmp_path / "out"))))
-    code, out = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
+    code, out, _ = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
     assert code == 1
     assert "build again under another prefix" in out.lower()
     assert "delete" not in out
     assert not (tmp_path / "names.txt").exists()
 
 
-def test_the_command_names_seed_and_what_was_left_out(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Without them everything would be packed anew, or the build would fail at the inputs that are bad."""
     inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
     out, words = tmp_path / "out", [word for suffix in inputs.suffixes for word in ("--suffix", suffix)]
     words += ["--shards", 4, "--shuffle-seed", 3, "--on-error", "quarantine", "--max-bad", 1]
     (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in inputs.names))
-    assert dray("build", inputs.folder, out, *words, "--names", tmp_path / "names.txt")[0] == 0
+    assert dray("build", inputs.folder, out, *words, "--names", tmp_path / "names.txt").code == 0
     (out / "wdshards-000001.tar").unlink()
-    (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out)[1], re.MULTILINE)
+    (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out).out, re.MULTILINE)
     assert "--shuffle-seed 3 --on-error quarantine --max-bad 1" in command
 
 
-def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The way out that the advice names; then builds work again."""
     place = Place(str(tmp_path / "out"))
     build(inputs, place)
     inputs.path(inputs.names[0], inputs.suffixes[0]).write_bytes(b"changed")
     snapshot = build(inputs, place)
     snapshot.store.delete([snapshot.record_names()[1]])
-    assert "by dray rollback" in dray("verify", tmp_path / "out")[1]
-    assert dray("rollback", tmp_path / "out", 1)[0] == 0
+    assert "by dray rollback" in dray("verify", tmp_path / "out").out
+    assert dray("rollback", tmp_path / "out", 1).code == 0
     assert build(inputs, place).version == 4
 
 
-def test_the_command_warns_where_the_dataset_is_a_part_of_its_source(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """A group of a split must not be rebuilt with all samples."""
     names = split_by_hash(inputs.names, {"train": 0.5, "val": 0.5})["train"]
     damage_of("cut shard", build(replace(inputs, names=names), Place(str(tmp_path / "out"))))
-    assert "made of some (--names, --split)" in dray("verify", tmp_path / "out")[1]
+    assert "made of some (--names, --split)" in dray("verify", tmp_path / "out").out
 
 
-def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """The command line has no function."""
     pickles_to_tars(
         inputs.folder,
@@ -379,25 +343,25 @@ def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Run, inputs:
         progress=False,
     )
     damage_of("cut index", Snapshot.open(tmp_path / "out"))
-    code, out = dray("verify", tmp_path / "out")
+    code, out, _ = dray("verify", tmp_path / "out")
     assert code == 1
     assert "transform_version='7'" in out
     assert "dray build" not in out
 
 
-def test_an_older_version_says_that_a_build_makes_the_last(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_an_older_version_says_that_a_build_makes_the_last(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """Its own shards cannot be made again from sources that changed."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     inputs.path(inputs.names[0], "image.pyd").write_bytes(b"changed")
     build(inputs, Place(str(tmp_path / "out")))
     damage_of("cut shard", snapshot)
-    assert dray("verify", tmp_path / "out")[0] == 0
-    code, out = dray("verify", tmp_path / "out", "--version", 1)
+    assert dray("verify", tmp_path / "out").code == 0
+    code, out, _ = dray("verify", tmp_path / "out", "--version", 1)
     assert (code, "This is not the last version" in out) == (1, True)
 
 
-def test_no_such_version_is_one_line(dray: Run, inputs: Inputs, tmp_path: Path) -> None:
+def test_no_such_version_is_one_line(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """It tells the last one, or that there is none."""
     build(inputs, Place(str(tmp_path / "out")))
-    assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3)[1]
-    assert "no dataset with prefix 'a' under" in dray("verify", tmp_path / "out", "--prefix", "a")[1]
+    assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3).err
+    assert "no dataset with prefix 'a' under" in dray("verify", tmp_path / "out", "--prefix", "a").err

@@ -14,7 +14,7 @@ import torch
 from dray.loaders import ShardLoader
 from dray.loaders.shared import ReceiveBuffers, SendBuffers
 from dray.loaders.workers import packed, unpacked
-from dray.pipelines import pickles_to_tars
+from tests.datasets import number_as_text, pack
 from tests.test_alike import npy
 
 NUM_SAMPLES, NUM_FLOATS = 120, 40_000  # 160 kB: large enough for buffers of their own
@@ -23,14 +23,8 @@ NUM_SAMPLES, NUM_FLOATS = 120, 40_000  # 160 kB: large enough for buffers of the
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Large samples, all elements of which are the sample's number."""
-    folder = tmp_path_factory.mktemp("large")
-    names = [f"s{number:03d}" for number in range(NUM_SAMPLES)]
-    for number, name in enumerate(names):
-        (folder / f"{name}.x.npy").write_bytes(npy(torch.full((NUM_FLOATS,), float(number)).numpy()))
-        (folder / f"{name}.cls").write_text(str(number))
-    parts = ["x.npy", "cls"]
-    pickles_to_tars(folder, names, parts, folder / "out", "wdshards", min_num_shards=3, progress=False)
-    return str(folder / "out")
+    large = {"x.npy": lambda number: npy(torch.full((NUM_FLOATS,), float(number)).numpy()), "cls": number_as_text}
+    return pack(tmp_path_factory.mktemp("large"), NUM_SAMPLES, parts=large)
 
 
 @pytest.fixture
