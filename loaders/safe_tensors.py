@@ -28,7 +28,7 @@ def _check_view(num_bytes: int, itemsize: int, offset: Any, size: Any, stride: A
 
 def _check_extras(requires_grad: Any, hooks: Any, metadata: Any = None) -> None:
     require(type(requires_grad) is bool and type(hooks) is OrderedDict and not hooks, "a tensor without hooks")
-    bits = metadata or {}
+    bits = {} if metadata is None else metadata  # a storage is asked for no truth: torch warns
     require(type(bits) is dict and bits.keys() <= {"conj", "neg"}, "at most the conj and neg bits")
     require(all(type(bit) is bool for bit in bits.values()), "the conj and neg bits")
 

@@ -198,6 +198,16 @@ def tensor(content: bytes, offset: int = 0, size: bytes = b"K\x02\x85", stride: 
     )
 
 
+def test_a_storage_as_metadata_is_refused_without_asking_torch() -> None:
+    """Whether a storage is true torch tells with a warning, which opens files."""
+    good = io.BytesIO()
+    torch.save(torch.zeros(2).untyped_storage(), good, _use_new_zipfile_serialization=False)
+    held = call("torch.storage", "_load_from_bytes", blob(good.getvalue()))
+    extras = b"\x89", call("collections", "OrderedDict"), held
+    with pytest.raises(RefusedError, match="conj and neg bits"):
+        loads(whole(call("torch._utils", "_rebuild_tensor_v2", held, b"K\x00", b"K\x02\x85", b"K\x01\x85", *extras)))
+
+
 def saved(value: Any, *, new: bool) -> bytes:
     """What torch.save writes, in the new (zip) or the old format."""
     stream = io.BytesIO()
