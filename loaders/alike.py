@@ -30,7 +30,8 @@ except ImportError:  # dray was installed where nothing could be compiled
 Part = bytes | memoryview
 T = TypeVar("T")
 
-LARGE_BYTES = 256 << 10  # tensors of this size are made in memory that is used again, by several threads
+LARGE_BYTES = 256 << 10  # tensors of this size are made in memory that is used again
+THREAD_BYTES = 4 << 20  # so much is worth a thread
 MOST_KINDS = 1024  # that are remembered: parts of many sizes are seldom alike
 _NPY_HEADER_BYTES = 10_000  # numpy reads no longer one
 
@@ -143,16 +144,19 @@ class Stacker:
         sizes = parts.sizes
         is_one_size = bool((sizes == sizes[:1]).all())
         kinds = self._known(suffix, sizes[:1].tolist() if is_one_size else np.unique(sizes).tolist())
-        found: list[torch.Tensor | None] = []
-        for start, end in bounds if kinds else ():
-            stacked = self._empty(kinds[0].dtype, (end - start, *kinds[0].shape))
-            for kind in kinds:
-                rows = _numbers(end - start) if is_one_size else np.flatnonzero(sizes[start:end] == kind.size)
-                some = slice(start, end) if is_one_size else rows + start
-                if not self._gather(kind, parts.addresses[some], parts.hashes[some], rows, stacked):
-                    return None
-            found.append(stacked)
-        return found or None
+        if not kinds:
+            return None
+        first = kinds[0]
+        found = [self._empty(first.dtype, (end - start, *first.shape)) for start, end in bounds]
+        counts = [end - start for start, end in bounds]
+        beginnings = np.array([tensor.data_ptr() for tensor in found], np.uint64)
+        rows = np.arange(len(sizes)) - np.repeat([start for start, _ in bounds], counts)  # each of its tensor
+        targets = np.repeat(beginnings, counts) + (rows * (first.stop - first.start)).view(np.uint64)
+        for kind in kinds:
+            some = slice(None) if is_one_size else np.flatnonzero(sizes == kind.size)
+            if not self._gather(kind, parts.addresses[some], parts.hashes[some], targets[some]):
+                return None
+        return list(found)
 
     def _known(self, suffix: str, sizes: Sequence[int]) -> list[Kind]:
         """The kinds of parts of these sizes; none unless all are known, and alike."""
@@ -161,22 +165,16 @@ class Stacker:
         return kinds if is_whole and all(kind.is_like(kinds[0]) for kind in kinds) else []
 
     def _gather(
-        self,
-        kind: Kind,
-        addresses: NDArray[np.uint64],
-        hashes: NDArray[np.uint64],
-        rows: NDArray[np.int64],
-        stacked: torch.Tensor,
+        self, kind: Kind, addresses: NDArray[np.uint64], hashes: NDArray[np.uint64], targets: NDArray[np.uint64]
     ) -> bool:
-        """Copy the elements of some parts into their rows; whether all parts are whole, and of that kind."""
+        """Copy the elements of some parts to their places; whether all parts are whole, and of that kind."""
 
         def of(run: range) -> bool:
-            some, out = slice(run.start, run.stop), (stacked.data_ptr(), stacked.nbytes)
-            count = len(run)
-            return gather is not None and count == gather(addresses[some], hashes[some], rows[some], *kind.layout, *out)
+            some, count = slice(run.start, run.stop), len(run)
+            return gather is not None and count == gather(addresses[some], hashes[some], targets[some], *kind.layout)
 
-        is_large = len(rows) * kind.size >= LARGE_BYTES
-        return all(in_threads(of, len(rows), self._num_threads if is_large else 1))
+        num_threads = max(1, min(self._num_threads, len(addresses) * kind.size // THREAD_BYTES))
+        return all(in_threads(of, len(addresses), num_threads))
 
     def _empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor with any content."""
@@ -240,7 +238,7 @@ class Stacker:
             for row in numbers:
                 rows[row] = np.frombuffer(pieces[row], np.uint8)
 
-        in_threads(copy, len(pieces), self._num_threads)
+        in_threads(copy, len(pieces), max(1, min(self._num_threads, elements.nbytes // THREAD_BYTES)))
         return elements
 
 
@@ -249,11 +247,6 @@ def in_threads(work: Callable[[range], T], count: int, num_threads: int) -> list
     runs = [range(count * part // num_threads, count * (part + 1) // num_threads) for part in range(num_threads)]
     others = [_pool(os.getpid(), num_threads - 1).submit(work, run) for run in runs[1:] if run]
     return [work(runs[0]), *(other.result() for other in others)]
-
-
-@lru_cache(64)
-def _numbers(count: int) -> NDArray[np.int64]:
-    return np.arange(count)
 
 
 @lru_cache(1)

@@ -168,30 +168,29 @@ static int has_digits(const Kind *kind, const uint8_t *part) {
 }
 
 typedef struct {
-    const uint8_t *addresses, *hashes, *rows; /* numbers of 64 bits: of each part, and where its elements go */
+    const uint8_t *addresses, *hashes, *targets; /* numbers of 64 bits: of each part, and where its elements go */
     size_t count;
-    uint8_t *out;
 } Parts;
 
-static const uint8_t *address(const Parts *parts, size_t number) {
-    return (const uint8_t *)(uintptr_t)load(parts->addresses + 8 * number);
+static uint8_t *address(const uint8_t *addresses, size_t number) {
+    return (uint8_t *)(uintptr_t)load(addresses + 8 * number);
 }
 
 /* How many parts are right, up to the first that is not. */
 static size_t gather_all(const Kind *kind, const Parts *parts) {
     for (size_t number = 0; number < parts->count; number++) {
-        const uint8_t *part = address(parts, number);
-        const uint8_t *next = address(parts, number + 1 < parts->count ? number + 1 : number);
-        uint8_t *to = parts->out + load(parts->rows + 8 * number) * (kind->stop - kind->start);
-        if (copy_elements(kind, part, next, to) != load(parts->hashes + 8 * number)) return number;
-        if (!has_edges(kind, part) || !has_digits(kind, part)) return number;
+        const uint8_t *part = address(parts->addresses, number);
+        const uint8_t *next = address(parts->addresses, number + 1 < parts->count ? number + 1 : number);
+        uint64_t hash = copy_elements(kind, part, next, address(parts->targets, number));
+        if (hash != load(parts->hashes + 8 * number) || !has_edges(kind, part) || !has_digits(kind, part))
+            return number;
     }
     return parts->count;
 }
 
 /* ---- Python ---- */
 
-enum { ADDRESSES, HASHES, ROWS, EDGES, IS_FIXED, BUFFERS };
+enum { ADDRESSES, HASHES, TARGETS, EDGES, IS_FIXED, BUFFERS };
 
 /* Whether a name lies on one side of the elements. */
 static int is_name(const Kind *kind, size_t name, size_t edges) {
@@ -199,32 +198,29 @@ static int is_name(const Kind *kind, size_t name, size_t edges) {
            (name >= kind->start || name + kind->digits <= kind->start);
 }
 
-static int is_sound(const Kind *kind, const Parts *parts, const Py_buffer *buffers, size_t out_bytes) {
+static int is_sound(const Kind *kind, const Parts *parts, const Py_buffer *buffers) {
     if (kind->start >= kind->stop || kind->stop > kind->size || kind->size < MIN_BYTES) return 0;
-    size_t edges = kind->start + (kind->size - kind->stop), rows = out_bytes / (kind->stop - kind->start);
+    size_t edges = kind->start + (kind->size - kind->stop), numbers = parts->count * sizeof(uint64_t);
     if ((size_t)buffers[EDGES].len != edges || (size_t)buffers[IS_FIXED].len != edges) return 0;
     if (!is_name(kind, kind->first, edges) || !is_name(kind, kind->second, edges)) return 0;
-    for (int number = ADDRESSES; number <= ROWS; number++)
-        if ((size_t)buffers[number].len != parts->count * sizeof(uint64_t)) return 0;
-    for (size_t number = 0; number < parts->count; number++)
-        if (load(parts->rows + 8 * number) >= rows) return 0;
+    for (int number = ADDRESSES; number <= TARGETS; number++)
+        if ((size_t)buffers[number].len != numbers) return 0;
     return 1;
 }
 
 static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *arguments) {
     Py_buffer buffers[BUFFERS];
-    Py_ssize_t size, start, stop, first, second, digits, out_bytes;
-    unsigned long long out;
-    if (!PyArg_ParseTuple(arguments, "y*y*y*nnny*y*nnnKn:gather", &buffers[ADDRESSES], &buffers[HASHES], &buffers[ROWS],
-                          &size, &start, &stop, &buffers[EDGES], &buffers[IS_FIXED], &first, &second, &digits,
-                          &out, &out_bytes))
+    Py_ssize_t size, start, stop, first, second, digits;
+    if (!PyArg_ParseTuple(arguments, "y*y*y*nnny*y*nnn:gather", &buffers[ADDRESSES], &buffers[HASHES],
+                          &buffers[TARGETS], &size, &start, &stop, &buffers[EDGES], &buffers[IS_FIXED], &first, &second,
+                          &digits))
         return NULL;
     /* A negative number becomes one that is too large to be sound. */
     Kind kind = {size, start, stop, buffers[EDGES].buf, buffers[IS_FIXED].buf, first, second, digits};
-    Parts parts = {buffers[ADDRESSES].buf, buffers[HASHES].buf, buffers[ROWS].buf,
-                   (size_t)buffers[ADDRESSES].len / sizeof(uint64_t), (uint8_t *)(uintptr_t)out};
+    Parts parts = {buffers[ADDRESSES].buf, buffers[HASHES].buf, buffers[TARGETS].buf,
+                   (size_t)buffers[ADDRESSES].len / sizeof(uint64_t)};
     size_t done = 0;
-    int sound = out_bytes >= 0 && is_sound(&kind, &parts, buffers, out_bytes);
+    int sound = is_sound(&kind, &parts, buffers);
     if (sound && parts.count * kind.size >= RELEASE_BYTES) {
         Py_BEGIN_ALLOW_THREADS
         done = gather_all(&kind, &parts);

@@ -8,7 +8,7 @@ MIN_BYTES: int  # a smaller part has its checksum worked out in another way
 def gather(
     addresses: NDArray[np.uint64],
     hashes: NDArray[np.uint64],
-    rows: NDArray[np.int64],
+    targets: NDArray[np.uint64],
     size: int,
     start: int,
     stop: int,
@@ -17,18 +17,16 @@ def gather(
     first: int,
     second: int,
     digits: int,
-    out: int,
-    out_bytes: int,
     /,
 ) -> int:
     """Copy the elements of n parts of one size; return how many are right, up to the first that is not.
 
-    The memory of the parts is read, and that of `out` written, as the addresses tell: it has to be there.
+    The memory of the parts is read, and that of their elements written, as the addresses tell: it has to be there.
 
     Args:
         addresses: (n,) where each part begins.
         hashes: (n,) xxh3_64 of each.
-        rows: (n,) of `out`, where its elements go.
+        targets: (n,) where its elements go.
         size: Of a part, in bytes; at least MIN_BYTES.
         start: Of the elements in a part.
         stop: Their end.
@@ -37,8 +35,6 @@ def gather(
         first: Where a number of digits begins in the edges.
         second: Where the same digits come again.
         digits: How many there are; 0: none.
-        out: The address of (m, stop - start) bytes for the elements.
-        out_bytes: Their number.
 
     Raises:
         ValueError: Sizes and places do not belong together.

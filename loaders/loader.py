@@ -2,9 +2,7 @@
 
 import os
 import traceback
-from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields, replace
 from time import perf_counter
@@ -15,6 +13,7 @@ from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Stats
+from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
@@ -143,7 +142,7 @@ class ShardLoader:
         self._num_before = 0  # samples, in the passes before
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
-        self._thread: ThreadPoolExecutor | None = None  # makes the batches of one pass after another
+        self._lookahead: Lookahead[list[Any]] | None = None
         self._pool: WorkerPool | None = None
         self._ended: list[Stats] = []  # of workers that are no more
 
@@ -287,9 +286,11 @@ class ShardLoader:
         )
 
     def _in_thread(self, way: Pass) -> Generator[Any, None, None]:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="dray-batches")
-        return _ahead(self._thread, self._maker.groups(way))
+        if self._lookahead is None:
+            self._lookahead = Lookahead(PREFETCH, "dray-batches")
+        with closing(self._lookahead.items(self._maker.groups(way))) as groups:
+            for group in groups:
+                yield from group
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._pool is None:
@@ -303,22 +304,3 @@ class ShardLoader:
             self._pool.close()
             self._pool = None
             raise
-
-
-def _ahead(thread: ThreadPoolExecutor, groups: Iterator[list[Any]]) -> Generator[Any, None, None]:
-    """The batches of some groups, made by a thread while the trainer works.
-
-    It does not wait for the thread at its end: it may be closed by the garbage collector, at any place.
-    """
-    coming: deque[Future[list[Any] | None]] = deque()
-    try:
-        while True:
-            while len(coming) < PREFETCH:
-                coming.append(thread.submit(next, groups, None))
-            made = coming.popleft().result()
-            if made is None:
-                return
-            yield from made
-    finally:
-        for future in coming:
-            future.cancel()

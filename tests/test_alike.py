@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.alike import LARGE_BYTES, Kind, Stacker
+from dray.loaders.alike import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
 from dray.loaders.buffers import BufferPool
 from dray.loaders.collate import stack
 from dray.loaders.decode import decode_part
@@ -63,7 +63,9 @@ def test_a_batch_is_what_the_decoder_gives(how: str, dtype: str, shape: list[int
 
 def test_large_parts_are_copied_by_threads() -> None:
     """Into memory that is used again: the same elements as from small ones."""
-    values = [np.arange(LARGE_BYTES, dtype=np.float32) + number for number in range(5)]
+    values = [
+        np.arange(LARGE_BYTES, dtype=np.float32) + number for number in range(3 * THREAD_BYTES // (4 * LARGE_BYTES))
+    ]
     found = stacked(*parts_of(values, "npy"))
     assert found is not None
     assert torch.equal(found, torch.from_numpy(np.stack(values)))

@@ -31,19 +31,18 @@ def call(parts: list[bytes], **other: Any) -> tuple[int, np.ndarray[Any, Any]]:
     is_fixed = np.ones(len(edges), np.uint8)
     for first in names[:2]:
         is_fixed[first : first + names[2]] = 0
+    rows = other.get("rows", np.arange(len(parts)) + 1)
     out = np.full((len(parts) + 2, stop - start if 0 <= start < stop <= 300_001 else STOP - START), 7, np.uint8)
     done = gather(
         np.array([array.ctypes.data for array in arrays], np.uint64),
         np.array([xxh3_64_intdigest(part) for part in parts], np.uint64) ^ other.get("spoilt", np.uint64(0)),
-        other.get("rows", np.arange(len(parts)) + 1),
+        other.get("targets", out.ctypes.data + rows * out.shape[1]).astype(np.uint64),
         other.get("size", len(parts[0])),
         start,
         stop,
         edges,
         other.get("is_fixed", is_fixed.tobytes()),
         *names,
-        out.ctypes.data,
-        other.get("out_bytes", out.nbytes),
     )
     return done, out
 
@@ -126,11 +125,7 @@ def test_names_are_the_same_digits(first: bytes, second: bytes, is_right: bool) 
         {"names": (0, 95, 12)},
         {"names": (-1, 0, 3)},
         {"names": (0, 0, 2**62)},
-        {"rows": np.array([0, 4])},
-        {"rows": np.array([-1, 0])},
-        {"rows": np.array([1])},
-        {"out_bytes": 2 * (STOP - START)},
-        {"out_bytes": -1},
+        {"targets": np.array([1])},
     ],
 )
 def test_what_does_not_belong_together_is_refused(other: dict[str, Any]) -> None:
