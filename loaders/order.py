@@ -129,13 +129,22 @@ class Order:
         wrapped = time >= self._rows * self._block
         time -= wrapped * (self._rows * self._block)
         row, offset = np.divmod(time, self._block)
-        block = _permute(row * self.lanes + lane, self._rows * self.lanes, self._salt(1))
+        block = self._permute_blocks(row * self.lanes + lane)
         # In its first block a lane has two runs: from its phase on, which it reads first, and what lies before, last.
         is_first = row == 0
         start = np.where(is_first & ~wrapped, phase, 0)
         size = np.where(is_first, np.where(wrapped, phase, self._block - phase), self._block)
         salts = _mix(self._salt(2) + (block * 2 + wrapped).astype(np.uint64))
         return block * self._block + start, size, _permute(offset - start, size, salts)
+
+    def _permute_blocks(self, blocks: Ints) -> Ints:
+        """The place of each of some blocks, worked out once for each of those among them where they lie close together."""
+        first, last = int(blocks.min()), int(blocks.max())
+        are_close = last - first < len(blocks)
+        places = _permute(
+            np.arange(first, last + 1) if are_close else blocks, self._rows * self.lanes, self._salt(1)
+        )
+        return places[blocks - first] if are_close else places
 
     def _of_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         begin = self._rows * self._block * self.lanes
@@ -215,7 +224,12 @@ def _encipher(words: Words, half: Words, mask: Words, keys: list[Words]) -> Word
     """A balanced Feistel network over words of twice `half` bits."""
     left, right = words >> half, words & mask
     for key in keys:
-        scrambled = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)
-        scrambled = (scrambled ^ (scrambled >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-        left, right = right, (left ^ (scrambled >> np.uint64(32))) & mask
+        scrambled = right ^ key  # then in place: new arrays would take longer than the arithmetic
+        scrambled *= np.uint64(0xBF58476D1CE4E5B9)
+        scrambled ^= scrambled >> np.uint64(29)
+        scrambled *= np.uint64(0x94D049BB133111EB)
+        scrambled >>= np.uint64(32)
+        scrambled ^= left
+        scrambled &= mask
+        left, right = right, scrambled
     return (left << half) | right
