@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,8 @@ from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
+
+COMPILED = ("dray.loaders.gather", "dray.loaders.tame")
 
 
 def load_test(
@@ -53,6 +56,8 @@ def load_test(
         raise CallError(f"{url}: fewer samples than one step of {batch_size} on {num_ranks} ranks")
     if most < num_steps:
         say(f"an epoch has {most} steps of {batch_size * num_ranks} samples: so many are taken")
+    if missing := [name for name in COMPILED if find_spec(name) is None]:
+        say(f"{', '.join(missing)}: not compiled when dray was installed, for want of a C compiler; loading is slower")
     seconds: list[float] = []
     first_batch = 0.0
     for taken in _steps(loaders, min(most, num_steps)):
