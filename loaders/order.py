@@ -141,9 +141,7 @@ class Order:
         """The place of each of some blocks, worked out once for each of those among them where they lie close together."""
         first, last = int(blocks.min()), int(blocks.max())
         are_close = last - first < len(blocks)
-        places = _permute(
-            np.arange(first, last + 1) if are_close else blocks, self._rows * self.lanes, self._salt(1)
-        )
+        places = _permute(np.arange(first, last + 1) if are_close else blocks, self._rows * self.lanes, self._salt(1))
         return places[blocks - first] if are_close else places
 
     def _of_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:

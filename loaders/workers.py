@@ -138,28 +138,37 @@ class _Packed:
 
 def packed(value: Any, buffers: SendBuffers) -> _Packed:
     """Nested dicts, lists and tuples of tensors and other values as few objects; `unpacked` gives them back."""
-    handles: list[Handle | None] = [None]  # the first is of the buffer that is shared
-    joined: list[torch.Tensor] = []
-    offset = 0
+    packing = _Packing(buffers)
+    skeleton = pickle.dumps(packing.replaced(value), pickle.HIGHEST_PROTOCOL)
+    if packing.num_bytes:
+        packing.handles[0] = buffers.send(_joined(packing.joined, buffers.take(packing.num_bytes)))
+    return _Packed(skeleton, packing.handles, buffers.gone())
 
-    def replaced(value: Any) -> Any:
-        nonlocal offset
+
+class _Packing:
+    """What was packed so far. (A function inside another that calls itself would hold tensors until a collection.)"""
+
+    def __init__(self, buffers: SendBuffers) -> None:
+        self.handles: list[Handle | None] = [None]  # the first is of the buffer that is shared
+        self.joined: list[torch.Tensor] = []
+        self.num_bytes = 0  # of these
+        self._buffers = buffers
+
+    def replaced(self, value: Any) -> Any:
         if type(value) is torch.Tensor and _is_plain(value):
-            if handle := buffers.send(value):
-                handles.append(handle)
-                return _Slice(len(handles) - 1, 0, value.dtype, tuple(value.shape))
-            joined.append(value)
-            found = _Slice(0, offset, value.dtype, tuple(value.shape))
-            offset += _aligned(value.numel() * value.itemsize)
-            return found
+            return self._slice(value)
         if type(value) is dict:
-            return {name: replaced(item) for name, item in value.items()}
-        return type(value)(map(replaced, value)) if type(value) in (list, tuple) else value
+            return {name: self.replaced(item) for name, item in value.items()}
+        return type(value)(map(self.replaced, value)) if type(value) in (list, tuple) else value
 
-    skeleton = pickle.dumps(replaced(value), pickle.HIGHEST_PROTOCOL)
-    if offset:
-        handles[0] = buffers.send(_joined(joined, buffers.take(offset)))
-    return _Packed(skeleton, handles, buffers.gone())
+    def _slice(self, tensor: torch.Tensor) -> _Slice:
+        if handle := self._buffers.send(tensor):
+            self.handles.append(handle)
+            return _Slice(len(self.handles) - 1, 0, tensor.dtype, tuple(tensor.shape))
+        found = _Slice(0, self.num_bytes, tensor.dtype, tuple(tensor.shape))
+        self.joined.append(tensor)
+        self.num_bytes += _aligned(tensor.numel() * tensor.itemsize)
+        return found
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -187,15 +196,15 @@ def unpacked(value: _Packed, buffers: ReceiveBuffers) -> Any:
     """What was packed."""
     buffers.forget(value.gone)
     memory = [torch.empty(0) if handle is None else buffers.open(handle) for handle in value.buffers]
+    return _restored(pickle.loads(value.pickled), memory)  # noqa: S301  this loader's worker made it
 
-    def restored(item: Any) -> Any:
-        if type(item) is _Slice:
-            num_bytes = prod(item.shape) * item.dtype.itemsize
-            if not num_bytes:
-                return torch.empty(item.shape, dtype=item.dtype)
-            return memory[item.buffer][item.offset : item.offset + num_bytes].view(item.dtype).view(item.shape)
-        if type(item) is dict:
-            return {name: restored(inner) for name, inner in item.items()}
-        return type(item)(map(restored, item)) if type(item) in (list, tuple) else item
 
-    return restored(pickle.loads(value.pickled))  # noqa: S301  this loader's worker made it
+def _restored(item: Any, memory: Sequence[torch.Tensor]) -> Any:
+    if type(item) is _Slice:
+        num_bytes = prod(item.shape) * item.dtype.itemsize
+        if not num_bytes:
+            return torch.empty(item.shape, dtype=item.dtype)
+        return memory[item.buffer][item.offset : item.offset + num_bytes].view(item.dtype).view(item.shape)
+    if type(item) is dict:
+        return {name: _restored(inner, memory) for name, inner in item.items()}
+    return type(item)(_restored(inner, memory) for inner in item) if type(item) in (list, tuple) else item

@@ -39,6 +39,20 @@ def sides() -> Iterator[tuple[SendBuffers, ReceiveBuffers]]:
     writing.close()
 
 
+def test_crossing_leaves_nothing_to_the_garbage_collector(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
+    """A cycle would keep large memory until some collection, and batches would always be made in fresh memory."""
+    sending, receiving = sides
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            value = unpacked(packed({"x": [sending.take(100_000)], "y": (torch.zeros(3), "text")}, sending), receiving)
+            del value
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 def check(batch: dict[str, Any]) -> None:
     assert torch.equal(batch["x.npy"], batch["cls"].float()[:, None].expand(-1, NUM_FLOATS))
 
