@@ -138,7 +138,7 @@ class Order:
         return block * self._block + start, size, _permute(offset - start, size, salts)
 
     def _permute_blocks(self, blocks: Ints) -> Ints:
-        """The place of each of some blocks, worked out once for each of those among them where they lie close together."""
+        """The place of each of some blocks; where they lie close together, worked out once for each between them."""
         first, last = int(blocks.min()), int(blocks.max())
         are_close = last - first < len(blocks)
         places = _permute(np.arange(first, last + 1) if are_close else blocks, self._rows * self.lanes, self._salt(1))

@@ -146,7 +146,7 @@ def packed(value: Any, buffers: SendBuffers) -> _Packed:
 
 
 class _Packing:
-    """What was packed so far. (A function inside another that calls itself would hold tensors until a collection.)"""
+    """What was packed so far. Not a function that calls itself inside another: a cycle would hold tensors for long."""
 
     def __init__(self, buffers: SendBuffers) -> None:
         self.handles: list[Handle | None] = [None]  # the first is of the buffer that is shared
