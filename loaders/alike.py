@@ -7,6 +7,7 @@ out for hundreds of parts at once. What is not alike is left to the decoder, par
 
 import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from dray.loaders.fetch import MappedParts
 try:
     from dray.loaders.gather import MIN_BYTES, gather
 except ImportError:  # dray was installed where nothing could be compiled
-    MIN_BYTES, gather = 0, None  # type: ignore[assignment]
+    MIN_BYTES, gather = sys.maxsize, None  # type: ignore[assignment]
 
 Part = bytes | memoryview
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class Stacker:
 
     def stack(self, parts: Sequence[Part | None], kinds: Sequence[Kind | None]) -> torch.Tensor | None:
         """(n, ...) the elements of n parts; None unless all have kinds of the same dtype and shape."""
-        first = kinds[0]
+        first = kinds[0] if kinds else None
         if first is None:
             return None
         if kinds.count(first) == len(kinds):
@@ -245,14 +246,14 @@ class Stacker:
 def in_threads(work: Callable[[range], T], count: int, num_threads: int) -> list[T]:
     """What some work gives for the numbers below `count`, an equal run of them in each of so many threads."""
     runs = [range(count * part // num_threads, count * (part + 1) // num_threads) for part in range(num_threads)]
-    others = [_pool(os.getpid(), num_threads - 1).submit(work, run) for run in runs[1:] if run]
+    others = [_pool(os.getpid()).submit(work, run) for run in runs[1:] if run]
     return [work(runs[0]), *(other.result() for other in others)]
 
 
 @lru_cache(1)
-def _pool(_process: int, num_threads: int) -> ThreadPoolExecutor:
-    """The threads of this process: those of a forked one's parent are not there."""
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="dray-copy")
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """The threads of this process, begun as they are needed: those of a forked one's parent are not there."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dray-copy")
 
 
 def _npy_layout(part: Part) -> fast_tensor.Layout | None:

@@ -139,6 +139,15 @@ def test_what_is_not_alike_or_no_tensor_is_left(values: list[np.ndarray[Any, Any
     assert stacked(*parts_of(values, "npy")) is None
 
 
+def test_a_stretch_of_no_parts_is_left() -> None:
+    """A rank may be without a sample in the last step of those that are made together."""
+    stacker, part = Stacker(BufferPool(), num_threads=1), npy(np.zeros(3))
+    whole, none = stacker.stacks("x.npy", [part, part], [(0, 2), (2, 2)])
+    assert whole is not None
+    assert whole.shape == (2, 3)
+    assert none is None
+
+
 def test_a_missing_or_broken_part_is_left() -> None:
     """The decoder says what is wrong with it."""
     whole = npy(np.zeros(3))
