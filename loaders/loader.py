@@ -23,7 +23,7 @@ from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 
-PREFETCH = 2  # groups of batches
+PREFETCH = 3  # groups of batches, the one that is asked for included
 BAD_SAMPLES = "dray-bad-samples.jsonl"
 
 

@@ -21,7 +21,7 @@ class Lookahead(Generic[T]):
     interpreter ends itself, wherever it is, may take the process with it.
 
     Args:
-        ahead: So many items are taken before they are asked for.
+        ahead: So many items are taken at most before they are handed on, the one that is asked for included.
         name: Of the threads.
     """
 
@@ -36,17 +36,20 @@ class Lookahead(Generic[T]):
         """
         wanted: SimpleQueue[bool] = SimpleQueue()  # false: no more
         taken: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
-        for _ in range(self._ahead):
+        for _ in range(self._ahead - 1):
             wanted.put(True)
         Thread(target=self._take, args=(source, wanted, taken), name=self._name).start()
         try:
-            while (item := taken.get()) is not None:
+            while True:
+                wanted.put(True)
+                item = taken.get()
+                if item is None:
+                    return
                 if isinstance(item, BaseException):
                     try:
                         raise item
                     finally:
                         del item  # its traceback refers to this frame
-                wanted.put(True)
                 yield item[0]
         finally:
             wanted.put(False)
