@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
+from dray.loaders.gather import MIN_BYTES, gather
 from dray.pipelines import pickles_to_tars
-
-try:
-    from dray.loaders.gather import MIN_BYTES, gather
-except ImportError:
-    pytest.fail("dray.loaders.gather was not compiled: that takes a C compiler and Python's headers", pytrace=False)
 
 SIZE, START, STOP = 400, 100, 350
 NAMES = (20, 110, 12)  # before the elements and behind them

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dray.cluster import loadtest
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("shards", "pipelines", "loaders", "cluster")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -140,4 +142,5 @@ def test_what_is_compiled_is_here(name: str) -> None:
 @pytest.mark.parametrize("name", [module["name"] for module in COMPILED])
 def test_without_a_compiler_dray_installs_all_the_same(name: str) -> None:
     """What is compiled is optional; that it works without is told by the tests of those who use it."""
+    assert name in loadtest.COMPILED  # which says what is missing
     assert next(module for module in COMPILED if module["name"] == name)["optional"]
