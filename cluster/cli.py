@@ -5,7 +5,6 @@ code 1; a command line that cannot be read is exit code 2, Ctrl-C 130. Ray and t
 need them, so that `dray --help` is quick.
 """
 
-import importlib.metadata
 import json
 import os
 import sys
@@ -14,17 +13,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperOption
 
+from dray import __version__
 from dray.pipelines.tolerance import OnError
 from dray.shards.errors import DrayError
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.verify import Level
 
+_COMPLETION = {"install_completion", "show_completion"}  # typer's own options: they work, and stay out of the help
 EXPECTED = (DrayError, TypeError, ValueError, OSError)  # what a wrong call or a missing file raises
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,8 +51,12 @@ class StoreKind(StrEnum):
 
 def main() -> None:
     """Run the command line; expected errors end as one line on standard error."""
+    command = typer.main.get_command(app)
+    for option in command.params:
+        if isinstance(option, TyperOption) and option.name in _COMPLETION:
+            option.hidden = True
     try:
-        app(prog_name="dray")
+        command(prog_name="dray")
     except EXPECTED as exc:
         if os.environ.get("DRAY_TRACEBACK"):
             raise
@@ -62,7 +67,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dray {importlib.metadata.version('dray')}")
+        typer.echo(f"dray {__version__}")
         raise typer.Exit
 
 
@@ -81,6 +86,8 @@ def common(
     New here? This packs real data and trains on it, in under a minute:
 
     [bold]dray quickstart[/]
+
+    Completion of commands and options in your shell: [bold]dray --install-completion[/]
     """
     if traceback:
         os.environ["DRAY_TRACEBACK"] = "1"
@@ -736,3 +743,7 @@ def quickstart(
     from dray.cluster.quickstart import run_quickstart
 
     run_quickstart(directory, store.value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The `dray` command: what it prints where, its exit codes, and that its help tells the truth."""
 
+import importlib
 import json
 import os
 import re
@@ -254,6 +255,29 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
 def test_the_version_is_the_distributions(dray: Dray) -> None:
     """`dray --version`."""
     assert re.fullmatch(r"dray \d+\.\d+\.\d+\S*\n", dray("--version").out)
+
+
+@pytest.mark.parametrize("module", ["dray", "dray.cluster.cli"])
+def test_the_command_runs_as_a_module(module: str, tmp_path: Path) -> None:
+    """`python -m dray` does what `dray` does, exit codes included."""
+    done = subprocess.run([sys.executable, "-m", module, "ls", "nowhere"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dray: error: ")
+
+
+def test_the_package_has_its_version(dray: Dray) -> None:
+    """`dray.__version__` is what `dray --version` prints."""
+    assert dray("--version").out == f"dray {importlib.import_module('dray').__version__}\n"
+
+
+def test_shell_completion_is_offered_and_stays_out_of_the_options(dray: Dray) -> None:
+    """The script that bash evaluates, and what it then asks for."""
+    script = subprocess.run(["bash", "-c", f"{PROGRAM} --show-completion; true"], capture_output=True, text=True)
+    assert "complete -o default -F _dray_completion dray" in script.stdout
+    asked = {"_DRAY_COMPLETE": "complete_bash", "COMP_WORDS": "dray ls --js", "COMP_CWORD": "2"}
+    done = subprocess.run([PROGRAM], capture_output=True, text=True, env=os.environ | asked)
+    assert done.stdout.split() == ["--json"]
+    assert "--show-completion" not in dray("--help").out
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:

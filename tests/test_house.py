@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "loaders": {"shards", "loaders"},
     "cluster": set(ROOMS),
 }
+PACKAGE_DIR = {ROOT / path: name for name, path in SETTINGS["tool"]["setuptools"]["package-dir"].items()}
 MAY_IMPORT_TOO = {"loaders/datamodule.py": {"pipelines"}, "pipelines/encode.py": {"loaders"}}
 
 
@@ -39,10 +40,14 @@ def files_of(room: str) -> list[Path]:
     return sorted((ROOT / room).rglob("*.py"))
 
 
+def package_of(folder: Path) -> str:
+    """The name that a folder's modules are imported by."""
+    return PACKAGE_DIR.get(folder) or f"dray.{'.'.join(folder.relative_to(ROOT).parts)}"
+
+
 def test_every_package_is_listed_and_every_listed_package_exists() -> None:
     """An unlisted package works in a checkout, but is missing from the wheel."""
-    folders = {path.parent.relative_to(ROOT) for room in ROOMS for path in files_of(room)}
-    packages = {"dray." + ".".join(folder.parts) for folder in folders}
+    packages = {package_of(path.parent) for room in ROOMS for path in files_of(room)}
     assert packages == set(SETTINGS["tool"]["setuptools"]["packages"])
 
 
@@ -108,9 +113,9 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if not name.split("/")[0].endswith(".dist-info")}
     expected = {
-        f"dray/{path.relative_to(ROOT)}"
+        f"{package_of(path.parent).replace('.', '/')}/{path.name}"
         for room in ROOMS
-        for path in (*files_of(room), *(ROOT / room).rglob("*.pyi"), ROOT / room / "py.typed")
+        for path in (*files_of(room), *(ROOT / room).rglob("*.pyi"), *(ROOT / room).rglob("py.typed"))
     }
     expected |= {module["name"].replace(".", "/") + EXTENSION_SUFFIXES[0] for module in COMPILED}
     assert names == expected
