@@ -5,6 +5,7 @@ code 1; a command line that cannot be read is exit code 2, Ctrl-C 130. Ray and t
 need them, so that `dray --help` is quick.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -15,7 +16,6 @@ from typing import Annotated
 import typer
 from typer.core import TyperOption
 
-from dray import __version__
 from dray.pipelines.tolerance import OnError
 from dray.shards.errors import DrayError
 from dray.shards.snapshot import DEFAULT_PREFIX
@@ -67,7 +67,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dray {__version__}")
+        typer.echo(f"dray {importlib.metadata.version('dray')}")
         raise typer.Exit
 
 
