@@ -134,6 +134,23 @@ def test_a_file_of_the_same_size_and_another_content_is_packed(make_inputs: Make
     assert ("sample-0009", SUFFIX, path.read_bytes()) in set(parts_of(latest(place)))
 
 
+@pytest.mark.parametrize("suffix", TWO_SUFFIXES)
+@pytest.mark.parametrize("how", ["size", "content", "checksum"])
+def test_one_changed_part_of_a_sample_is_a_changed_sample(
+    make_inputs: MakeInputs, tmp_path: Path, suffix: str, how: str
+) -> None:
+    """The other part stays as it is: its size, time and content say nothing about this one."""
+    inputs, place = make_inputs(20, TWO_SUFFIXES), Place(str(tmp_path / "out"))
+    build(inputs, place, checksum=how == "checksum")
+    path = inputs.path(inputs.names[9], suffix)
+    info = path.stat()
+    path.write_bytes(path.read_bytes() + b"more" if how == "size" else path.read_bytes()[::-1])
+    if how != "content":  # the time tells nothing either
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert build(inputs, place, checksum=how == "checksum").num_reused == 3
+    assert latest(place).read("sample-0009") == {part: inputs.part(inputs.names[9], part) for part in TWO_SUFFIXES}
+
+
 def test_every_sample_removed_but_one_leaves_one_shard(make_inputs: MakeInputs, place: Place) -> None:
     """The others are dropped; the old version still has them."""
     inputs = make_inputs(20)

@@ -152,6 +152,31 @@ def test_skipped_samples_are_looked_at_again_only_when_they_change(make_inputs: 
     assert latest(place).read("sample-0003") == {SUFFIX: b"mended"}
 
 
+def test_a_new_input_that_is_left_out_is_recorded_though_no_shard_changes(
+    make_inputs: MakeInputs, place: Place
+) -> None:
+    """A version of its own lists it; so does one when its fate, its file or nothing of it is left."""
+    inputs = make_inputs(20)
+    build(inputs, place)
+    names = [*inputs.names, "gone"]
+    path = inputs.path("gone", SUFFIX)
+
+    def check(version: int, expected: list[tuple[str, str, str]], on_error: str = "skip", **options: Any) -> None:
+        report = build(inputs, place, **{"names": names, "on_error": on_error, **options})
+        assert (report.version, report.num_shards, report.num_reused) == (version, 4, 4)
+        assert left_out(place) == expected
+
+    check(2, [("gone", "find", "skipped")])
+    check(2, [("gone", "find", "skipped")])
+    check(3, [("gone", "find", "quarantined")], "quarantine")
+    path.write_bytes(b"bad")
+    check(4, [("gone", "transform", "quarantined")], "quarantine")
+    os.utime(path, ns=(1, 1))
+    check(5, [("gone", "transform", "quarantined")], "quarantine")
+    check(6, [("gone", "transform", "skipped")], "skip")
+    check(7, [], names=inputs.names)
+
+
 def test_fail_does_not_take_what_an_earlier_build_left_out(make_inputs: MakeInputs, place: Place) -> None:
     """It names them: the version that it would make must be complete."""
     inputs = make_inputs(20)
