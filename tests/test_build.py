@@ -123,6 +123,16 @@ def test_touched_files_are_read_and_found_the_same(
     assert latest(place).sources()[f"{SUFFIX}/stamp"].to_pylist() == [7] * 20
 
 
+@pytest.mark.parametrize("suffix", TWO_SUFFIXES)
+def test_one_touched_part_of_a_sample_is_no_change(make_inputs: MakeInputs, tmp_path: Path, suffix: str) -> None:
+    """Its content is found the same, and the table of sources notes the new time."""
+    inputs, place = make_inputs(20, TWO_SUFFIXES), Place(str(tmp_path / "out"))
+    build(inputs, place)
+    os.utime(inputs.path(inputs.names[9], suffix), ns=(7, 7))
+    assert build(inputs, place).num_reused == 4
+    assert latest(place).sources()[f"{suffix}/stamp"].to_pylist()[9] == 7
+
+
 def test_a_file_of_the_same_size_and_another_content_is_packed(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """Its content tells, whatever its time."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
