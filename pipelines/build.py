@@ -5,12 +5,14 @@ whole shards under numbers that its intent reserved; the next build adopts those
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
+from dray.pipelines.encode import Encoder
 from dray.pipelines.finish import check_stored, finish, until_committed
 from dray.pipelines.manifest import next_manifest
 from dray.pipelines.merges import num_small
@@ -44,6 +46,8 @@ class BuildReport:
     num_skipped: int  # inputs that the version leaves out
     num_quarantined: int
     left_out_url: str | None  # the table of those, Parquet
+    num_pickles: int  # parts of the version that stayed pickles although encode="auto" tried them
+    pickle_reason: str | None  # the commonest reason among those that this build packed; None where it packed none
     seconds: float
 
     def __str__(self) -> str:
@@ -52,9 +56,13 @@ class BuildReport:
         left_out = ""
         if self.left_out_url:
             left_out = f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: {self.left_out_url}"
+        pickles = ""
+        if self.num_pickles:
+            stayed = "1 part stayed a pickle" if self.num_pickles == 1 else f"{self.num_pickles:,} parts stayed pickles"
+            pickles = f"; {stayed}" + (f", most often because {self.pickle_reason}" if self.pickle_reason else "")
         return (
             f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
-            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s{left_out}"
+            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s{left_out}{pickles}"
         )
 
 
@@ -100,7 +108,7 @@ def build(
             _check_rebase(job, recipe, before, work.snapshot)
         base = before = work.snapshot
         if base is not None and not work.has_work:
-            return _report(base, None, started)
+            return _report(base, None, {}, started)
         intent = announce(job, work.planned, base, work.stored, progress=progress)
         packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
         bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
@@ -110,7 +118,8 @@ def build(
             return None
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
-        return _report(made, sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values()), started)
+        num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
+        return _report(made, num_packed, packed, started)
 
     return until_committed(job.output, job.layout, attempt, progress=progress)
 
@@ -141,8 +150,11 @@ def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
     return dict(snapshot.manifest.recipe), snapshot.manifest.source_url
 
 
-def _report(snapshot: Snapshot, num_packed: int | None, started: float) -> BuildReport:
+def _report(
+    snapshot: Snapshot, num_packed: int | None, packed: Mapping[int, PackedShard], started: float
+) -> BuildReport:
     """Of the last version; `num_packed` is None where it was there already."""
+    reasons = sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]())
     return BuildReport(
         url=snapshot.store.url,
         prefix=snapshot.layout.prefix,
@@ -155,8 +167,19 @@ def _report(snapshot: Snapshot, num_packed: int | None, started: float) -> Build
         num_skipped=snapshot.manifest.accounting.skipped,
         num_quarantined=snapshot.manifest.accounting.quarantined,
         left_out_url=snapshot.left_out_url(),
+        num_pickles=_num_pickles(snapshot),
+        pickle_reason=max(sorted(reasons), key=reasons.__getitem__, default=None),
         seconds=time.monotonic() - started,
     )
+
+
+def _num_pickles(snapshot: Snapshot) -> int:
+    """The parts that "auto" left as they were."""
+    encoder = Encoder.from_json(snapshot.manifest.recipe)
+    if encoder is None:
+        return 0
+    counts = (item for shard in snapshot.shards for item in (shard.parts or {}).items())
+    return sum(count for suffix, count in counts if encoder.may_stay(suffix))
 
 
 def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:

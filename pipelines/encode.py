@@ -7,6 +7,7 @@ room looks into the readers' (at the first pickle, for it loads torch): a second
 
 import platform
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -117,8 +118,17 @@ class Encoder:
             return (_stem(suffix) + target,)
         return (*(_stem(suffix) + extension for extension in TARGETS), suffix)
 
-    def __call__(self, key: str, parts: Mapping[str, bytes]) -> dict[str, bytes]:
+    def may_stay(self, suffix: str) -> bool:
+        """Whether a part of that suffix is a pickle that "auto" could not encode."""
+        return is_pickled(suffix) and self._target(suffix) == AUTO
+
+    def __call__(self, key: str, parts: Mapping[str, bytes], stayed: Counter[str] | None = None) -> dict[str, bytes]:
         """The parts of one sample, in their order, under their new suffixes.
+
+        Args:
+            key: The sample's key, for messages.
+            parts: Its parts.
+            stayed: Counts the parts that stay pickles, by reason.
 
         Raises:
             InputError: A part is not what it was to become, or two became one; says which, of what key, and the way
@@ -127,8 +137,8 @@ class Encoder:
         encoded: dict[str, bytes] = {}
         for suffix, data in parts.items():
             target = self._target(suffix)
-            name, encoded_data = (suffix, data) if target is None else self._encoded(key, suffix, target, data)
-            encoded[name] = encoded_data
+            name, new = (suffix, data) if target is None else self._encoded(key, suffix, target, data, stayed)
+            encoded[name] = new
         if len(parts) > 1 and len({name.lower() for name in encoded}) < len(parts):
             raise InputError(f"key {key!r}: two of its parts {', '.join(parts)} became the same: rename one")
         return encoded
@@ -139,7 +149,9 @@ class Encoder:
             return AUTO if is_pickled(suffix) else None
         return self.targets.get(suffix)
 
-    def _encoded(self, key: str, suffix: str, target: str, data: bytes) -> tuple[str, bytes]:
+    def _encoded(
+        self, key: str, suffix: str, target: str, data: bytes, stayed: Counter[str] | None
+    ) -> tuple[str, bytes]:
         """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
         loads, find_layout, formats = _tools()
         if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
@@ -157,6 +169,8 @@ class Encoder:
                     f"({platform.node()}): install it there, or ship it with Ray's runtime_env"
                 ) from exc
             if target == AUTO:
+                if stayed is not None:
+                    stayed[str(exc)] += 1
                 return suffix, data
             raise InputError(
                 f"{suffix!r} of key {key!r} cannot become {target!r}: {exc}. The way out: "

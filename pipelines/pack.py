@@ -5,8 +5,9 @@ read, held against the plan and indexed as it is. The index tells what is stored
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from dray.shards.tar import TarWriter, scan
 
 WAITING_PARTS = 512  # before they are written together
 WAITING_BYTES = 8 << 20
+MOST_REASONS = 20  # why parts stayed pickles, in the record of a shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,8 @@ class PackedShard:
         source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
         adopted: It lay there whole already.
         bad: The samples that cannot be packed.
-        parts: Suffix -> how many samples have it, where parts were encoded; else None.
+        parts: Suffix -> how many samples have it; None where every sample has just the recipe's suffixes.
+        stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
     """
 
     number: int
@@ -81,6 +84,7 @@ class PackedShard:
     adopted: bool
     bad: tuple[BadInput, ...]
     parts: Mapping[str, int] | None = None
+    stayed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -98,6 +102,7 @@ class Filled:
     is_packed: NDArray[np.bool_]
     source_hashes: NDArray[np.uint64]
     bad: tuple[BadInput, ...] = ()
+    stayed: Mapping[str, int] = field(default_factory=dict)
 
 
 def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
@@ -153,8 +158,9 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
     suffixes: list[tuple[str, ...]] = []  # of each of the keys
     hashes: list[list[int]] = []
     bad: list[BadInput] = []
+    stayed = Counter[str]()
     is_packed = np.zeros(len(task.sources), bool)
-    for row, (name, sample, of_files) in enumerate(_samples(job, task.sources)):
+    for row, (name, sample, of_files) in enumerate(_samples(job, task.sources, stayed)):
         if isinstance(sample, BadInput):
             bad.append(sample)
             continue
@@ -169,7 +175,7 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
     body = tar.finish()
     index = _index_of(keys, suffixes, tar, len(body)) if keys else None
     source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
-    return Filled(task, body, index, is_packed, source_hashes, tuple(bad))
+    return Filled(task, body, index, is_packed, source_hashes, tuple(bad), dict(stayed.most_common(MOST_REASONS)))
 
 
 class _Waiting:
@@ -224,7 +230,9 @@ def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, 
     )
 
 
-def _samples(job: PackJob, sources: Sources) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
+def _samples(
+    job: PackJob, sources: Sources, stayed: Counter[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
     """(name, its parts or what is wrong with it, xxh3_64 of its files), in order."""
     suffixes = sources.suffixes
     in_a_row = try_files(job.inputs, sources)
@@ -237,17 +245,19 @@ def _samples(job: PackJob, sources: Sources) -> Iterator[tuple[str, dict[str, by
             elif bad is None:
                 bad = BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
         hashes = [xxh3_64_intdigest(data) for data in parts.values()]
-        yield name, bad or _made_of(job, name, parts), hashes
+        yield name, bad or _made_of(job, name, parts, stayed), hashes
 
 
-def _made_of(job: PackJob, name: str, parts: dict[str, bytes]) -> dict[str, bytes] | BadInput:
+def _made_of(
+    job: PackJob, name: str, parts: dict[str, bytes], stayed: Counter[str] | None
+) -> dict[str, bytes] | BadInput:
     """The parts to store of a sample, or what is wrong with it."""
     stage = "transform"
     try:
         if job.transform is not None:
             parts = job.transform(name, parts)
         stage = "encode"
-        return parts if job.encoder is None else job.encoder(key_of(name), parts)
+        return parts if job.encoder is None else job.encoder(key_of(name), parts, stayed)
     except InputError as exc:
         return BadInput(name=name, file="", stage=stage, error=str(exc))
 
@@ -286,6 +296,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         adopted=False,
         bad=filled.bad,
         parts=_parts_of(job, filled.index),
+        stayed=filled.stayed,
     )
 
 
@@ -318,8 +329,8 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 
 def _parts_of(job: PackJob, index: ShardIndex) -> dict[str, int] | None:
-    """Suffix -> how many samples have it; None where the recipe tells."""
-    if job.encoder is None:
+    """Suffix -> how many samples have it; None where each part is a file, so that the recipe tells."""
+    if job.packs_files:
         return None
     return dict(zip(index.suffixes, (index.offsets > 0).sum(axis=0).tolist(), strict=True))
 

@@ -36,7 +36,7 @@ class Shard:
     num_samples: int
     digest: str  # of the sources and the recipe that made it
     index_digest: str  # xxh3_128 of the index, which holds the checksum of every part
-    parts: Mapping[str, int] | None = None  # suffix -> how many samples have it, where a build encodes parts
+    parts: Mapping[str, int] | None = None  # suffix -> number of samples that have it; None: all have the recipe's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

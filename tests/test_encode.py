@@ -502,6 +502,36 @@ def test_two_parts_of_a_function_that_become_one_are_a_bad_sample(tmp_path: Path
         build(write(tmp_path / "in", [1]), tmp_path / "out", func_output_data=make)
 
 
+def test_the_report_says_how_many_parts_stayed_pickles_and_why(tmp_path: Path) -> None:
+    """Of the whole version; the reason is the commonest one of what this build packed, whatever the shards."""
+    values = [*MIXED, {1, 2}, Fraction(1, 2)]
+    inputs, out = write(tmp_path / "in", values), tmp_path / "out"
+    report = build(inputs, out)
+    assert report.num_pickles == 8
+    assert report.pickle_reason == "tuple would come back as something else, or not at all"
+    assert str(report).endswith(f"; 8 parts stayed pickles, most often because {report.pickle_reason}")
+    again = build(inputs, out)
+    assert (again.num_pickles, again.pickle_reason) == (8, None)
+    assert str(again).endswith("; 8 parts stayed pickles")
+    inputs.path("s0001", SUFFIX).write_bytes(pickle.dumps(Fraction(1, 3)))
+    changed = build(inputs, out)
+    assert changed.num_pickles == 9
+    assert "fractions.Fraction" in str(changed.pickle_reason) or "tuple" in str(changed.pickle_reason)
+
+
+def test_what_nobody_asked_to_encode_did_not_stay_a_pickle(tmp_path: Path) -> None:
+    """A part that encode does not name, or that has to become something else, is not counted."""
+    inputs = write(tmp_path / "in", [FLOAT32])
+    inputs = Inputs(inputs.folder, inputs.names, (SUFFIX, "other.pyd"))
+    inputs.path("s0000", "other.pyd").write_bytes(pickle.dumps((1,)))
+    for encode in (None, {SUFFIX: "npy"}):
+        report = build(inputs, tmp_path / str(encode is None), encode=encode)
+        assert (report.num_pickles, report.pickle_reason) == (0, None)
+    report = build(inputs, tmp_path / "auto")
+    assert str(report).endswith("; 1 part stayed a pickle, most often because tuple would come back as something "
+                                "else, or not at all")  # fmt: skip
+
+
 def test_a_merged_shard_counts_its_parts(tmp_path: Path) -> None:
     """What `dray ls` tells stays true after a compaction."""
     inputs = write(tmp_path / "in", MIXED)
