@@ -22,7 +22,7 @@ from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.retention import Retention
 from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import BadInput
-from dray.pipelines.tolerance import NAMED, Tolerance
+from dray.pipelines.tolerance import NAMED, Tolerance, named
 from dray.pipelines.work import TASK_BYTES, Work, leave_out, work_out
 from dray.shards.errors import ConflictError
 from dray.shards.log import Commit, Intent
@@ -116,6 +116,8 @@ def build(
         made = commit_version(job.output, job.layout, manifest, base, retention=retention)
         if made is None:
             return None
+        if bad:
+            say(f"{tolerance.fate}: {named([left.bad for left in bad])}", show=progress)
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
         num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
@@ -212,8 +214,8 @@ def _pack(
         for shard in pack_tasks(job, tasks, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
-            for entry in shard.bad[: max(0, NAMED - len(bad))]:
-                say(f"sample {entry.name!r} cannot be packed: {entry.error}", show=progress)
+            if shard.bad and not bad and not tolerance.leaves_out:
+                say("a sample cannot be packed: an error names it once the other shards are stored", show=progress)
             bad += shard.bad
             if len(bad) > most:
                 tolerance.check(bad, work.num_inputs, job.inputs.url)

@@ -122,25 +122,23 @@ class Encoder:
         """Whether a part of that suffix is a pickle that "auto" could not encode."""
         return is_pickled(suffix) and self._target(suffix) == AUTO
 
-    def __call__(self, key: str, parts: Mapping[str, bytes], stayed: Counter[str] | None = None) -> dict[str, bytes]:
+    def __call__(self, parts: Mapping[str, bytes], stayed: Counter[str] | None = None) -> dict[str, bytes]:
         """The parts of one sample, in their order, under their new suffixes.
 
         Args:
-            key: The sample's key, for messages.
             parts: Its parts.
             stayed: Counts the parts that stay pickles, by reason.
 
         Raises:
-            InputError: A part is not what it was to become, or two became one; says which, of what key, and the way
-                out.
+            InputError: A part is not what it was to become, or two became one; says which, and the way out.
         """
         encoded: dict[str, bytes] = {}
         for suffix, data in parts.items():
             target = self._target(suffix)
-            name, new = (suffix, data) if target is None else self._encoded(key, suffix, target, data, stayed)
+            name, new = (suffix, data) if target is None else self._encoded(suffix, target, data, stayed)
             encoded[name] = new
         if len(parts) > 1 and len({name.lower() for name in encoded}) < len(parts):
-            raise InputError(f"key {key!r}: two of its parts {', '.join(parts)} became the same: rename one")
+            raise InputError(f"two of its parts {', '.join(parts)} became the same: rename one")
         return encoded
 
     def _target(self, suffix: str) -> str | None:
@@ -149,9 +147,7 @@ class Encoder:
             return AUTO if is_pickled(suffix) else None
         return self.targets.get(suffix)
 
-    def _encoded(
-        self, key: str, suffix: str, target: str, data: bytes, stayed: Counter[str] | None
-    ) -> tuple[str, bytes]:
+    def _encoded(self, suffix: str, target: str, data: bytes, stayed: Counter[str] | None) -> tuple[str, bytes]:
         """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
         loads, find_layout, formats = _tools()
         if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
@@ -165,7 +161,7 @@ class Encoder:
         except (RefusedError, formats.UnfitError) as exc:
             if missing := _missing_module(exc):
                 raise InputError(
-                    f"{suffix!r} of key {key!r} needs the module {missing!r}, which is missing where it was opened "
+                    f"{suffix!r} needs the module {missing!r}, which is missing where it was opened "
                     f"({platform.node()}): install it there, or ship it with Ray's runtime_env"
                 ) from exc
             if target == AUTO:
@@ -173,7 +169,7 @@ class Encoder:
                     stayed[str(exc)] += 1
                 return suffix, data
             raise InputError(
-                f"{suffix!r} of key {key!r} cannot become {target!r}: {exc}. The way out: "
+                f"{suffix!r} cannot become {target!r}: {exc}. The way out: "
                 f"encode={{{suffix!r}: 'auto'}} keeps what fits no format as a pickle, or on_error='skip' leaves it out"
             ) from exc
         return _stem(suffix) + extension, encoded

@@ -257,7 +257,7 @@ def _made_of(
         if job.transform is not None:
             parts = job.transform(name, parts)
         stage = "encode"
-        return parts if job.encoder is None else job.encoder(key_of(name), parts, stayed)
+        return parts if job.encoder is None else job.encoder(parts, stayed)
     except InputError as exc:
         return BadInput(name=name, file="", stage=stage, error=str(exc))
 

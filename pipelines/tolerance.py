@@ -72,6 +72,13 @@ class Tolerance:
         limit = f", more than the {most} that on_error={str(self.on_error)!r} bears" if self.leaves_out else ""
         if len(bad) == 1:
             raise kind(f"sample {bad[0].name!r} of {where}: {bad[0].error}{limit}")
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        named = "; ".join(f"{entry.name!r}: {entry.error}" for entry in bad[:NAMED])
-        raise kind(f"{len(bad)} of {num_inputs} samples of {where} cannot be packed{limit}: {named}{more}")
+        raise kind(f"{len(bad)} of {num_inputs} samples of {where} cannot be packed{limit}: {named(bad)}")
+
+
+def named(bad: Sequence[BadInput]) -> str:
+    """Returns the first 20 bad inputs for a message, names with the same error together."""
+    names: dict[str, list[str]] = {}
+    for entry in bad[:NAMED]:
+        names.setdefault(entry.error, []).append(repr(entry.name))
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return "; ".join(f"{', '.join(alike)}: {error}" for error, alike in names.items()) + more

@@ -87,11 +87,14 @@ def test_show_decodes_what_was_encoded(dray: Dray, run: Run, tmp_path: Path) -> 
     assert "label.json" in shown
 
 
-def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run) -> None:
+def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run, inputs: Inputs) -> None:
     """It names part, key and type."""
     done = run("build", "--encode", "label.pyd=json")
     assert done.code == 1
-    assert "'label.pyd' of key 's00' cannot become 'json': tuple would come back" in done.err.splitlines()[-1]
+    assert (
+        f"sample 's00' of file://{inputs.folder}: 'label.pyd' cannot become 'json': tuple would come back"
+        in done.err.splitlines()[-1]
+    )
 
 
 @pytest.mark.parametrize(

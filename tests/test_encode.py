@@ -35,7 +35,7 @@ def encoded(value: Any, encode: Any = "auto", **options: Any) -> tuple[str, byte
     """The suffix and the bytes that a pickled value gets."""
     encoder = Encoder.of(encode, [SUFFIX], **options)
     assert encoder is not None
-    ((suffix, data),) = encoder("key", {SUFFIX: pickle.dumps(value)}).items()
+    ((suffix, data),) = encoder({SUFFIX: pickle.dumps(value)}).items()
     return suffix, data
 
 
@@ -178,8 +178,8 @@ def test_auto_takes_what_gives_the_value_back_and_else_leaves_the_pickle(extensi
     ],
 )
 def test_what_does_not_become_what_was_asked_is_a_bad_sample(target: str, value: Any, why: str) -> None:
-    """The error names part, key, type and the way out."""
-    with pytest.raises(InputError, match=f"'value.pyd' of key 'key' cannot become '{target}': .*{why}.* 'auto'"):
+    """The error names part, type and the way out; who catches it names the sample."""
+    with pytest.raises(InputError, match=f"'value.pyd' cannot become '{target}': .*{why}.* 'auto'"):
         encoded(value, {SUFFIX: target})
 
 
@@ -282,7 +282,7 @@ def test_a_module_that_is_missing_where_a_part_is_encoded_is_said_even_under_aut
     encoder = Encoder.of("auto", None, allow=["no_such_module.make"])
     assert encoder is not None
     with pytest.raises(InputError, match="needs the module 'no_such_module'"):
-        encoder("key", {SUFFIX: b"cno_such_module\nmake\n)R."})
+        encoder({SUFFIX: b"cno_such_module\nmake\n)R."})
 
 
 def nested(depth: int) -> Any:
@@ -319,7 +319,7 @@ def test_a_small_pickle_does_not_become_a_huge_part(value: Any) -> None:
     data = pickle.dumps(value)
     encoder = Encoder.of("auto", [SUFFIX])
     assert encoder is not None
-    assert encoder("key", {SUFFIX: data}) == {SUFFIX: data}
+    assert encoder({SUFFIX: data}) == {SUFFIX: data}
 
 
 # ---- names ----
@@ -341,7 +341,7 @@ def test_only_the_last_extension_of_a_pickle_changes(suffix: str, encode: Any, e
     """`tensor.pyd` becomes `tensor.npy`; what no reader takes for a pickle stays."""
     encoder = Encoder.of(encode, [suffix])
     assert encoder is not None
-    assert list(encoder("key", {suffix: pickle.dumps(1)})) == [expected]
+    assert list(encoder({suffix: pickle.dumps(1)})) == [expected]
     assert expected in encoder.outputs(suffix)
 
 

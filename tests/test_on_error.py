@@ -298,3 +298,21 @@ def test_a_crashed_build_with_bad_samples_ends_in_the_same_bytes(make_inputs: Ma
     report = build(inputs, place, on_error="quarantine")
     assert report.num_reused == 3
     assert latest(place).manifest == fresh
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip", "quarantine"])
+def test_a_bad_sample_is_named_once(
+    make_inputs: MakeInputs, tmp_path: Path, on_error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the error or by the progress, not by both; the same reason is given once for all."""
+    inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
+    spoil(inputs, 2, 4)
+    message = ""
+    try:
+        build(inputs, place, on_error=on_error, progress=True)
+    except InputError as exc:
+        message = str(exc)
+    text = capsys.readouterr().err + message
+    assert (message != "") == (on_error == "fail")
+    assert text.count("'sample.0002', 'sample.0004': ") == 1
+    assert [text.count(word) for word in ("sample.0002", "sample.0004", "a bad file")] == [1, 1, 1]
