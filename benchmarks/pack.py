@@ -38,7 +38,7 @@ import webdataset
 
 from dray.pipelines import pickles_to_tars
 from dray.pipelines.encode import Encoder
-from dray.pipelines.pack import PackJob, PackTask
+from dray.pipelines.job import PackJob, PackTask
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import find_sources

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dray.cluster.build import Wanted
 from dray.pipelines.encode import Encoder
-from dray.pipelines.pack import PackJob
+from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import Work, work_out

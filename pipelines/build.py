@@ -14,9 +14,9 @@ from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
 from dray.pipelines.encode import Encoder
 from dray.pipelines.finish import check_stored, finish, until_committed
+from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.manifest import next_manifest
 from dray.pipelines.merges import num_small
-from dray.pipelines.pack import PackedShard, PackJob, PackTask
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.retention import Retention

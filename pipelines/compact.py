@@ -18,9 +18,10 @@ from xxhash import xxh3_64_intdigest
 from dray.pipelines.announce import announce
 from dray.pipelines.commit import commit_version
 from dray.pipelines.finish import check_stored, finish, until_committed
+from dray.pipelines.job import PackJob
 from dray.pipelines.manifest import put_table
 from dray.pipelines.merges import Group, plan_for
-from dray.pipelines.pack import PackJob, create, store_index
+from dray.pipelines.pack import create, store_index
 from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.retention import Retention

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dray.pipelines.pack import PackedShard, PackJob
+from dray.pipelines.job import PackedShard, PackJob
 from dray.pipelines.plan import Recipe, find_in, fingerprints_in
 from dray.pipelines.tables import LeftOut, left_out_table, source_chunks
 from dray.pipelines.work import Work

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 from dray.pipelines.build import BuildReport, build
 from dray.pipelines.encode import Encode, Encoder
-from dray.pipelines.pack import PackJob
+from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say
 from dray.pipelines.retention import DAY_S, Retention

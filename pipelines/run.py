@@ -11,7 +11,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from dray.pipelines.pack import PackedShard, PackJob, PackTask, adopt_shard, fill_shard, pack_shard, store_shard
+from dray.pipelines.fill import fill_shard
+from dray.pipelines.job import PackedShard, PackJob, PackTask
+from dray.pipelines.pack import adopt_shard, pack_shard, store_shard
 from dray.pipelines.progress import say
 from dray.pipelines.session import IN_PROCESS, ray_session
 from dray.shards.errors import ClusterError, StoreError

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.pack import PackJob, find_bad
+from dray.pipelines.fill import find_bad
+from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.progress import say
 from dray.pipelines.run import run_tasks

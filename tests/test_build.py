@@ -16,7 +16,7 @@ import webdataset
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.announce import announce
-from dray.pipelines.pack import PackJob
+from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
 from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError

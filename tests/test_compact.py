@@ -14,8 +14,9 @@ from dray.pipelines import compact as compact_module
 from dray.pipelines import tables
 from dray.pipelines.build import build as build_from
 from dray.pipelines.compact import CompactReport, compact, merge_indexes
+from dray.pipelines.job import PackJob
 from dray.pipelines.merges import Group, num_small, plan_merges
-from dray.pipelines.pack import PackJob, read_index
+from dray.pipelines.pack import read_index
 from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance

@@ -17,9 +17,10 @@ import pytest
 from dray.pipelines.announce import announce
 from dray.pipelines.build import build
 from dray.pipelines.commit import commit_version
+from dray.pipelines.fill import fill_shard
 from dray.pipelines.gc import gc, kept_versions
+from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.manifest import next_manifest
-from dray.pipelines.pack import PackedShard, PackJob, PackTask, fill_shard
 from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance

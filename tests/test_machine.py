@@ -27,7 +27,7 @@ from dray.pipelines import run
 from dray.pipelines.build import build
 from dray.pipelines.compact import compact
 from dray.pipelines.gc import gc
-from dray.pipelines.pack import PackJob
+from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import DAY_S, Retention
 from dray.pipelines.tolerance import Tolerance

@@ -14,7 +14,8 @@ import pytest
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split
-from dray.pipelines.pack import PackedShard, PackJob, PackTask, pack_shard, read_index
+from dray.pipelines.job import PackedShard, PackJob, PackTask
+from dray.pipelines.pack import pack_shard, read_index
 from dray.pipelines.sources import find_sources
 from dray.pipelines.transform import Function, Transform
 from dray.pipelines.versions import history

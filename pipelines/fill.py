@@ -1,0 +1,185 @@
+"""Reading the samples of one shard and laying them out as a tar, in memory."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from dray.pipelines.job import PackJob, PackTask
+from dray.pipelines.sources import BadInput, Sources, read_files, try_files
+from dray.shards.errors import InputError
+from dray.shards.index import ShardIndex
+from dray.shards.layout import key_of
+from dray.shards.tar import TarWriter
+
+WAITING_PARTS = 512  # before they are written together
+WAITING_BYTES = 8 << 20
+MOST_REASONS = 20  # why parts stayed pickles, in the record of a shard
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A shard in memory, not yet stored; the other fields are those of a packed one."""
+
+    task: PackTask
+    tar: bytearray
+    index: ShardIndex | None  # None where no sample could be packed
+    is_packed: NDArray[np.bool_]
+    source_hashes: NDArray[np.uint64]
+    bad: tuple[BadInput, ...] = ()
+    stayed: Mapping[str, int] = field(default_factory=dict)
+
+
+def fill_shard(job: PackJob, task: PackTask) -> Filled:
+    """Read the samples of a shard and lay them out in memory, but for those that cannot be packed."""
+    if job.packs_files:
+        try:
+            return _fill_as_is(job, task)
+        except InputError:  # each sample for itself, then
+            pass
+    return _fill_each(job, task)
+
+
+def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
+    """Each part is its file: the hot path, two microseconds a part beyond reading it.
+
+    Raises:
+        InputError: A sample cannot be read.
+    """
+    tar = TarWriter()
+    keys, suffixes = task.sources.keys(), task.sources.suffixes
+    files = [f"{key}.{suffix}".encode() for key in keys for suffix in suffixes]
+    tar.extend(files, task.sources.sizes.ravel(), read_files(job.inputs, task.sources))
+    body = tar.finish()
+    shape = task.sources.sizes.shape
+    index = ShardIndex(
+        keys=keys,
+        suffixes=suffixes,
+        offsets=np.array(tar.offsets, np.uint64).reshape(shape),
+        sizes=np.array(tar.sizes, np.uint32).reshape(shape),
+        xxh3_64=np.array(tar.hashes, np.uint64).reshape(shape),
+        shard_bytes=len(body),
+    )
+    return Filled(task, body, index, np.ones(len(keys), bool), index.xxh3_64)
+
+
+def _fill_each(job: PackJob, task: PackTask) -> Filled:
+    """Each sample is what function and encoding make of it; samples may differ in their suffixes."""
+    tar, waiting = TarWriter(), _Waiting()
+    keys: list[str] = []
+    suffixes: list[tuple[str, ...]] = []  # of each of the keys
+    hashes: list[list[int]] = []
+    bad: list[BadInput] = []
+    stayed = Counter[str]()
+    is_packed = np.zeros(len(task.sources), bool)
+    for row, (name, sample, of_files) in enumerate(_samples(job, task.sources, stayed)):
+        if isinstance(sample, BadInput):
+            bad.append(sample)
+            continue
+        is_packed[row] = True
+        keys.append(key_of(name))
+        suffixes.append(tuple(sample))
+        hashes.append(of_files)
+        waiting.add(keys[-1], sample)
+        if waiting.is_enough:
+            waiting.move_to(tar)
+    waiting.move_to(tar)
+    body = tar.finish()
+    index = _index_of(keys, suffixes, tar, len(body)) if keys else None
+    source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
+    return Filled(task, body, index, is_packed, source_hashes, tuple(bad), dict(stayed.most_common(MOST_REASONS)))
+
+
+class _Waiting:
+    """Parts on their way into a tar: many together are written faster."""
+
+    def __init__(self) -> None:
+        self._files: list[bytes] = []
+        self._parts: list[bytes] = []
+        self._num_bytes = 0
+
+    def add(self, key: str, sample: Mapping[str, bytes]) -> None:
+        for suffix, data in sample.items():
+            self._files.append(f"{key}.{suffix}".encode())
+            self._parts.append(data)
+            self._num_bytes += len(data)
+
+    @property
+    def is_enough(self) -> bool:
+        return len(self._parts) >= WAITING_PARTS or self._num_bytes >= WAITING_BYTES
+
+    def move_to(self, tar: TarWriter) -> None:
+        """Append them.
+
+        Raises:
+            CallError: The shard would pass 4 GiB.
+        """
+        if self._parts:
+            tar.extend(self._files, np.array([len(data) for data in self._parts], np.int64), self._parts)
+        self._files.clear()
+        self._parts.clear()
+        self._num_bytes = 0
+
+
+def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, shard_bytes: int) -> ShardIndex:
+    """What reading the finished tar gives: suffixes stand in the order in which they first appear."""
+    in_a_row = list(chain.from_iterable(suffixes))
+    columns = {suffix: column for column, suffix in enumerate(dict.fromkeys(in_a_row))}
+    cells = np.repeat(np.arange(len(keys)), list(map(len, suffixes))), np.array([columns[name] for name in in_a_row])
+
+    def matrix(values: "array[int]", dtype: type[Any]) -> NDArray[Any]:
+        filled = np.zeros((len(keys), len(columns)), dtype)
+        filled[cells] = values
+        return filled
+
+    return ShardIndex(
+        keys=keys,
+        suffixes=tuple(columns),
+        offsets=matrix(tar.offsets, np.uint64),
+        sizes=matrix(tar.sizes, np.uint32),
+        xxh3_64=matrix(tar.hashes, np.uint64),
+        shard_bytes=shard_bytes,
+    )
+
+
+def _samples(
+    job: PackJob, sources: Sources, stayed: Counter[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
+    """(name, its parts or what is wrong with it, xxh3_64 of its files), in order."""
+    suffixes = sources.suffixes
+    in_a_row = try_files(job.inputs, sources)
+    for name in sources.names:
+        parts: dict[str, bytes] = {}
+        bad: BadInput | None = None
+        for suffix, data in zip(suffixes, islice(in_a_row, len(suffixes)), strict=True):
+            if not isinstance(data, InputError):
+                parts[suffix] = data
+            elif bad is None:
+                bad = BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
+        hashes = [xxh3_64_intdigest(data) for data in parts.values()]
+        yield name, bad or _made_of(job, name, parts, stayed), hashes
+
+
+def _made_of(
+    job: PackJob, name: str, parts: dict[str, bytes], stayed: Counter[str] | None
+) -> dict[str, bytes] | BadInput:
+    """The parts to store of a sample, or what is wrong with it."""
+    stage = "transform"
+    try:
+        if job.transform is not None:
+            parts = job.transform(name, parts)
+        stage = "encode"
+        return parts if job.encoder is None else job.encoder(parts, stayed)
+    except InputError as exc:
+        return BadInput(name=name, file="", stage=stage, error=str(exc))
+
+
+def find_bad(job: PackJob, sources: Sources) -> list[BadInput]:
+    """The samples that cannot be packed now; each is read, transformed and encoded, and thrown away."""
+    return [sample for _, sample, _ in _samples(job, sources) if isinstance(sample, BadInput)]

@@ -1,0 +1,75 @@
+"""What a build asks of a worker, and what comes back: small records, no sample's bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dray.pipelines.encode import Encoder
+from dray.pipelines.sources import BadInput, Sources
+from dray.pipelines.transform import Transform
+from dray.shards.layout import Layout
+from dray.shards.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackJob:
+    """What all shards of a build share. It travels to every worker once."""
+
+    inputs: Store
+    output: Store
+    layout: Layout
+    transform: Transform | None  # None: a sample's parts are its files
+    encoder: Encoder | None = None  # None: pickled parts stay pickles
+    leaves_out_bad: bool = False  # whether a shard is stored without the samples that cannot be packed
+
+    @property
+    def packs_files(self) -> bool:
+        """Whether each part is its file, byte for byte."""
+        return self.transform is None and self.encoder is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackTask:
+    """One shard to pack."""
+
+    number: int
+    sources: Sources
+    memory_bytes: int  # what packing it takes at most
+    is_stored: bool = False  # a shard of that number lay there when the tasks were made
+
+    def __str__(self) -> str:
+        return f"shard {self.number} (samples {self.sources.names[0]!r} to {self.sources.names[-1]!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedShard:
+    """What came of it: a small record, no sample's bytes.
+
+    Attributes:
+        number: The task's.
+        num_bytes: Of the tar; 0 where none was stored.
+        index_digest: Of the index.
+        is_packed: (n,) which of the task's samples the shard holds; none where none was stored.
+        source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
+        adopted: It lay there whole already.
+        bad: The samples that cannot be packed.
+        parts: Suffix -> how many samples have it; None where every sample has just the recipe's suffixes.
+        stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
+    """
+
+    number: int
+    num_bytes: int
+    index_digest: str
+    is_packed: NDArray[np.bool_]
+    source_hashes: NDArray[np.uint64]
+    adopted: bool
+    bad: tuple[BadInput, ...]
+    parts: Mapping[str, int] | None = None
+    stayed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """That it holds."""
+        return int(self.is_packed.sum())
