@@ -292,6 +292,84 @@ def test_batches_made_in_the_workers_are_exact(urls: Mapping[int, Path]) -> None
         assert flat([first, list(rest.train_dataloader())]) == list(range(MANY))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_drop_last_leaves_out_the_short_batch_of_each_worker(
+    urls: Mapping[int, Path], num_workers: int, *, drop_last: bool
+) -> None:
+    """47 samples are one chunk: all of them go to the first worker."""
+    wld = {"num_workers": num_workers, "batch_size": 6, "drop_last": drop_last}
+    data = module(urls[47], None, 1, kwargs_wld=wld, pipeline_prebatch_wld=[])
+    sizes = [len(batch) for batch in data.train_dataloader()]
+    assert sizes == [6] * 7 + ([] if drop_last else [5])
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_after_an_error_in_a_worker_the_next_epoch_has_other_workers(
+    urls: Mapping[int, Path], tmp_path: Path, *, persistent_workers: bool
+) -> None:
+    """Those that live on do so from epoch to epoch, but not past an error."""
+    bad = tmp_path / "bad"
+
+    def fail(source: Iterable[tuple[torch.Tensor]]) -> Iterator[tuple[int, int]]:
+        for (sample,) in source:
+            if bad.exists() and int(sample[0]) == 20:
+                raise ZeroDivisionError("a bad sample")
+            yield int(sample[0]), os.getpid()
+
+    wld = {"num_workers": 2, "persistent_workers": persistent_workers}
+    data = module(urls[MANY], 8, 8, pipeline_wds=fail, pipeline_prebatch_wld=[], kwargs_wld=wld)
+    loader = data.train_dataloader().with_epoch(MANY)
+
+    def epoch() -> set[int]:
+        found = list(loader)
+        assert [number for number, _ in found] == list(range(MANY))
+        return {process for _, process in found}
+
+    first, second = epoch(), epoch()
+    assert (first == second) == persistent_workers
+    bad.touch()
+    with pytest.raises(ZeroDivisionError, match="a bad sample"):
+        list(loader)
+    bad.unlink()
+    assert epoch().isdisjoint(first | second)
+    data.teardown("fit")
+
+
+def test_further_passes_and_further_epochs_have_orders_of_their_own(urls: Mapping[int, Path]) -> None:
+    """An epoch of three passes: none is the order of another one, of this epoch or the next; each has every sample."""
+    data = WebDataModule(
+        {TRAIN: 3 * MANY, Split.val: None}, SUFFIX, {TRAIN: str(urls[MANY]), Split.val: str(urls[MANY])}, 1,
+        pipeline_wds={TRAIN: untuple}, kwargs_wds={TRAIN: {"shardshuffle": True, "seed": 5}},
+    )  # fmt: skip
+    data.setup("fit")
+    loader = data.train_dataloader()
+    given = [int(sample[0]) for _ in range(2) for sample in loader]
+    passes = [tuple(given[start : start + MANY]) for start in range(0, len(given), MANY)]
+    assert [sorted(one) for one in passes] == [list(range(MANY))] * 6
+    assert len(set(passes)) == 6
+    single = module(urls[MANY], 1, 1, kwargs_wds={"shardshuffle": True, "seed": 5}).train_dataloader()
+    assert [tuple(flat(list(single))) for _ in range(2)] == [passes[0], passes[3]]
+
+
+@pytest.mark.parametrize("size", [3, 4, 8])
+def test_a_filter_that_drops_one_of_a_chunk_is_not_exact(size: int) -> None:
+    """What it gave is neither one output a sample nor one a chunk, so a checkpoint inside an epoch must warn."""
+    tally = Tally()
+
+    def source() -> Iterator[int]:
+        for _ in range(4):
+            tally.sizes.append(size)
+            tally.given = 0
+            for place in range(size):
+                tally.given += 1
+                yield place
+
+    given = list(by_chunk((place for place in source() if place != 1), tally))
+    assert [len(chunk.outputs) for chunk in given] == [size - 1] * 4
+    assert not any(chunk.is_exact for chunk in given)
+
+
 def test_pipelines_that_keep_nothing_are_an_error(urls: Mapping[int, Path]) -> None:
     """And not an epoch without end, or without steps."""
     loader = module(urls[3], 2, 2, pipeline_wds=lambda source: (x for x in source if False)).train_dataloader()

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -20,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.unpickle import loads
+from dray.loaders.unpickle import _FUNCTIONS, loads
 from dray.shards.errors import CallError, RefusedError
 
 PROTOCOLS = range(6)
@@ -560,6 +561,52 @@ def test_an_allowed_storage_loader_still_runs_nothing() -> None:
         loads(HOSTILE["array of pointers"], allow=["numpy.ndarray", "numpy.dtype"])
 
 
+@pytest.mark.parametrize("name_", sorted(_FUNCTIONS))
+def test_to_allow_a_name_that_is_ours_changes_nothing(name_: str, events: list[str]) -> None:
+    """A function that has a stand-in is never the real one: not as a call, not as a value, not by NEWOBJ."""
+    module, _, function = name_.rpartition(".")
+    arguments = (b"N", text("x"), blob(pickle.dumps(Evil())))
+    cases = [call(module, function, *arguments[:number]) for number in range(4)]
+    cases += [name(module, function), name(module, function) + b")\x81", call(module, function, storage(bytes(8)))]
+    for case in map(whole, cases):
+        outcomes = []
+        for allow in ((), (name_,)):
+            events.clear()
+            try:
+                outcomes.append(repr(loads(case, allow=allow)))
+            except RefusedError as exc:
+                outcomes.append(str(exc))
+            assert events == []
+        assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        call("builtins", "bytearray", b"h\x00"),
+        call("builtins", "set", b"h\x01"),
+        call("_codecs", "encode", b"h\x02", text("latin1")),
+        call("collections", "OrderedDict") + b"h\x03b",
+    ],
+    ids=["bytes", "set", "text", "attributes"],
+)
+def test_a_small_pickle_cannot_ask_for_much_memory(opcodes: bytes) -> None:
+    """What a call copies is charged by its size, again for each call: 50 kB of pickle make no 200 MB."""
+    numbers = b"](" + b"".join(b"M" + struct.pack("<H", number) for number in range(4000)) + b"e\x94"
+    long_text = b"X" + struct.pack("<I", 6000) + b"x" * 6000 + b"\x94"
+    names = b"}(" + b"".join(text(f"{number}") + b"N" for number in range(2000)) + b"u\x94"
+    sources = b"0".join((blob(b"x" * 6000) + b"\x94", numbers, long_text, names)) + b"0"
+    pickled = whole(sources + b"(" + opcodes * 900 + b"t")
+    assert len(pickled) < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match="copy its own pieces"):
+            loads(pickled)
+        assert tracemalloc.get_traced_memory()[1] < 64 * len(pickled) + (3 << 20)
+    finally:
+        tracemalloc.stop()
+
+
 def test_what_an_allowed_class_raises_is_a_refusal() -> None:
     """An error of foreign code keeps its cause."""
     with pytest.raises(RefusedError) as found:
@@ -583,7 +630,7 @@ def test_the_unpickler_does_not_import_what_a_pickle_names() -> None:
     """In a fresh process, a refused name leaves its module unimported."""
     program = """
         import sys
-        from dray.loaders.unpickle import loads
+        from dray.loaders.unpickle import _FUNCTIONS, loads
         try:
             loads(b"cthis\\ns\\n.")
         except Exception as exc:
