@@ -128,7 +128,7 @@ def parse_duration(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])|0", text.strip())
     if found is None:
-        raise CallError(f"{text!r}: expected a time such as 90s, 30m, 36h, 7d or 2w")
+        raise CallError(f"--older-than {text!r}: expected a time such as 90s, 30m, 36h, 7d or 2w")
     return float(found[1]) * _SECONDS[found[2]] if found[1] else 0.0
 
 

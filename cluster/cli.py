@@ -8,7 +8,6 @@ need them, so that `dray --help` is quick.
 import importlib.metadata
 import json
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +15,15 @@ from typing import Annotated
 import typer
 from typer.core import TyperOption
 
+from dray.cluster.group import Commands
 from dray.pipelines.tolerance import OnError
-from dray.shards.errors import DrayError
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.verify import Level
 
 _COMPLETION = {"install_completion", "show_completion"}  # typer's own options: they work, and stay out of the help
-EXPECTED = (DrayError, TypeError, ValueError, OSError)  # what a wrong call or a missing file raises
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -50,19 +49,12 @@ class StoreKind(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; expected errors end as one line on standard error."""
+    """Run the command line."""
     command = typer.main.get_command(app)
     for option in command.params:
         if isinstance(option, TyperOption) and option.name in _COMPLETION:
             option.hidden = True
-    try:
-        command(prog_name="dray")
-    except EXPECTED as exc:
-        if os.environ.get("DRAY_TRACEBACK"):
-            raise
-        hint = "" if isinstance(exc, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
-        print(f"dray: error: {exc}{hint}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+    command(prog_name="dray")
 
 
 def _print_version(wanted: bool) -> None:

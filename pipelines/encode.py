@@ -70,7 +70,9 @@ class Encoder:
         """
         if encode is None:
             if allow or allow_pickle:
-                raise CallError("allow and allow_pickle are about pickles that encode opens: give encode as well")
+                raise CallError(
+                    "allow= and allow_pickle= are about the pickles that encode= opens: give encode= as well"
+                )
             return None
         if allow:
             from dray.loaders.unpickle import check_allow
@@ -85,11 +87,11 @@ class Encoder:
 
     def _check_suffixes(self, suffixes: Collection[str]) -> None:
         if unknown := sorted(set(self.targets or ()) - set(suffixes)):
-            raise CallError(f"encode names {unknown[0]!r}: the samples have {', '.join(suffixes)}")
+            raise CallError(f"encode= names {unknown[0]!r}: the samples have {', '.join(suffixes)}")
         names = [name.lower() for suffix in suffixes for name in self.outputs(suffix)]
         if twice := sorted(name for name in set(names) if names.count(name) > 1):
             raise CallError(
-                f"encode could make two parts {twice[0]!r} of one sample: rename one of {', '.join(suffixes)}"
+                f"encode= could make two parts {twice[0]!r} of one sample: rename one of {', '.join(suffixes)}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -217,5 +219,5 @@ def _checked(encode: Encode) -> Mapping[str, str] | None:
         if target not in (*TARGETS, AUTO):
             raise CallError(f"encode={{{suffix!r}: {target!r}}}: expected one of {', '.join((*TARGETS, AUTO))}")
         if not is_pickled(suffix):
-            raise CallError(f"encode names {suffix!r}, which is no pickled part: those end in {', '.join(PICKLES)}")
+            raise CallError(f"encode= names {suffix!r}, which is no pickled part: those end in {', '.join(PICKLES)}")
     return dict(sorted(encode.items()))

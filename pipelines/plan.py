@@ -44,9 +44,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.num_shards is not None and not isinstance(self.num_shards, int):
-            raise TypeError(f"the number of shards is a whole number, not {self.num_shards!r}")
+            raise TypeError(f"min_num_shards={self.num_shards!r}: expected a whole number")
         if self.num_shards is not None and self.num_shards <= 0:
-            raise CallError(f"the number of shards is {self.num_shards}: give at least 1, or None to go by size")
+            raise CallError(f"min_num_shards={self.num_shards}: expected at least 1; without it shards are cut by size")
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it: what must not change for shards to be kept."""

@@ -32,7 +32,9 @@ class Retention:
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.grace_s < 0:
-            raise CallError(f"keep {self.keep} versions, older than {self.grace_s} s: at least 1, and 0 s")
+            raise CallError(
+                f"keep={self.keep}, grace_s={self.grace_s}: expected at least 1 version, and at least 0 seconds"
+            )
 
     def first_kept(self, versions: Sequence[tuple[int, float]], now: float) -> int:
         """The first version to keep.

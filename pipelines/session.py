@@ -53,7 +53,7 @@ def check_address(address: str) -> None:
     """
     if address.startswith("http"):
         raise CallError(
-            f"address {address}: expected HOST:PORT of a cluster (often port 6379), local or none; {address} looks "
+            f"address={address!r}: expected HOST:PORT of a cluster (often port 6379), local or none; {address} looks "
             f"like a dashboard: ray job submit --address {address} -- dray build ..."
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -62,4 +62,4 @@ def check_address(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as exc:
-        raise ClusterError(f"address {address}: no Ray cluster answers there ({exc}); is it running?") from exc
+        raise ClusterError(f"address={address!r}: no Ray cluster answers there ({exc}); is it running?") from exc

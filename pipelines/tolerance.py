@@ -37,9 +37,9 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         if self.on_error not in list(OnError):
-            raise CallError(f"on_error {self.on_error!r}: expected one of {', '.join(OnError)}")
+            raise CallError(f"on_error={self.on_error!r}: expected one of {', '.join(OnError)}")
         if not re.fullmatch(r"\d+(\.\d+)?%|\d+", str(self.max_bad)):
-            raise CallError(f"max_bad {self.max_bad!r}: expected a number such as 100, or per cent such as 0.5%")
+            raise CallError(f"max_bad={self.max_bad!r}: expected a number such as 100, or per cent such as 0.5%")
 
     @property
     def leaves_out(self) -> bool:

@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from webdataset.shardlists import expand_urls
 
 from dray.cluster import cli
 from dray.cluster.build import cluster_address, parse_fractions
+from dray.cluster.group import in_words
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import CallError, Snapshot
 from tests.conftest import Dray, Inputs, MakeInputs
@@ -236,20 +239,90 @@ def test_the_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
         assert "NotFoundError: no dataset in" in done.stderr
 
 
-def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
-    """The signal comes while the command waits for its names; there is no traceback."""
-    os.mkfifo(tmp_path / "names")
-    command = [PROGRAM, "build", str(tmp_path), "out", "--suffix", "pyd", "--names", str(tmp_path / "names")]
+def interrupt(command: list[object], when: Callable[[], bool]) -> tuple[int, str]:
+    """The exit code and standard error of a command that gets Ctrl-C as soon as something holds."""
 
     def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what it starts in the background ignore it
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell lets what it starts in the background ignore it
 
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
-        with open(tmp_path / "names", "w"):  # returns when the command has opened it too
-            process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)  # one that came before the system's read is noticed at the file's end
-    assert process.returncode == 130
+    words = list(map(str, (PROGRAM, *command)))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
+        while process.poll() is None and not when():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_ctrl_c_says_what_is_kept_and_a_rerun_goes_on(make_inputs: MakeInputs, tmp_path: Path, dray: Dray) -> None:
+    """Exit code 130, one line, no traceback; the shards that were stored are the rerun's."""
+    inputs, out = make_inputs(1500, ("x.pyd",)), tmp_path / "out"
+    words = ["build", inputs.folder, out, "--suffix", "x.pyd", "--shards", 1500]
+    code, err = interrupt(words, lambda: (out / "wdshards-000002.tar").exists())
+    assert code == 130
+    assert err.splitlines()[-1].startswith(
+        "dray: interrupted; every shard that was stored is kept: run the same command"
+    )
     assert "Traceback" not in err
+    assert int(re.findall(r"([\d,]+) reused", dray(*words).out)[0].replace(",", "")) >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["build", ".", "out", "--suffix", "pyd", "--names"], "every shard that was stored is kept"),
+        (["plan", ".", "out", "--suffix", "pyd", "--names"], "nothing was changed"),
+    ],
+)
+def test_ctrl_c_is_exit_code_130(tmp_path: Path, words: list[str], kept: str) -> None:
+    """The signal comes while the command waits for its names."""
+    names = tmp_path / "names"
+    os.mkfifo(names)
+    opened: list[int] = []
+
+    def is_reading() -> bool:
+        with suppress(OSError):  # nobody reads yet
+            opened.append(os.open(names, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    code, err = interrupt([*words, names], lambda: is_reading() and os.close(opened[0]) is None)
+    assert (code, err.startswith(f"dray: interrupted; {kept}")) == (130, True)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("on_error='skip' leaves it out", "--on-error skip leaves it out"),
+        ("encode={'a.pyd': 'auto'} keeps", "--encode a.pyd=auto keeps"),
+        ('allow=["a.B"], or allow_pickle=True for all', "--allow a.B, or --allow-pickle for all"),
+        ("allow=['a b', 'c']", "--allow 'a b' --allow c"),
+        ("shuffle_seed=None, address='none'", "no --shuffle-seed, --address none"),
+        ("pass it by storage_options or", "pass it by --storage-option or"),
+        ('storage_options={"endpoint": ...}', "--storage-option endpoint=..."),
+        ("min_num_shards=0: expected", "--shards 0: expected"),
+        ("keep=1, grace_s=60", "--keep 1, --older-than 60"),
+        ("max_bad=5%, max_bad='5%'", "--max-bad 5%, --max-bad 5%"),
+        ("allow all and keep what you encode", "allow all and keep what you encode"),
+        ("file:///data/encode=auto/keep=1/x?version=2", "file:///data/encode=auto/keep=1/x?version=2"),
+        ("'encode=auto' is missing", "'encode=auto' is missing"),
+        ("decoders={'wav': read_wav}", "decoders={'wav': read_wav}"),
+    ],
+)
+def test_an_error_names_the_options_of_the_command(text: str, expected: str) -> None:
+    """Not the keywords of Python; what only Python has stays, and so do paths and quoted names."""
+    command = typer.main.get_group(cli.app).commands["build"]
+    options = {param.name: max(param.opts, key=len) for param in command.params if param.name}
+    assert in_words(text, options) == expected
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_in_the_words_of_the_command(build: Dray) -> None:
+    """Without the line of dray that gave it."""
+    done = build("--encode", "auto", "--allow-pickle", "--quiet")
+    assert done.err == "dray: warning: --allow-pickle: pickled parts run any code that they name\n"
 
 
 def test_the_version_is_the_distributions(dray: Dray) -> None:

@@ -102,9 +102,12 @@ def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run, inputs
     [
         (["--encode", "tensor.pyd"], "--encode tensor.pyd: expected auto alone, or SUFFIX=FORMAT"),
         (["--encode", "auto", "--encode", "tensor.pyd=npy"], "--encode auto: expected auto alone"),
-        (["--encode", "tensor.pyd=jpg"], "expected one of npy, safetensors, json, auto"),
-        (["--encode", "x.pyd=npy"], "encode names 'x.pyd': the samples have tensor.pyd, label.pyd"),
-        (["--allow", "a.B"], "give encode as well"),
+        (["--encode", "tensor.pyd=jpg"], "--encode tensor.pyd=jpg: expected one of npy, safetensors, json, auto"),
+        (["--encode", "x.pyd=npy"], "error: --encode names 'x.pyd': the samples have tensor.pyd, label.pyd"),
+        (
+            ["--allow", "a.B"],
+            "--allow and --allow-pickle are about the pickles that --encode opens: give --encode as well",
+        ),
     ],
 )
 def test_wrong_words_are_one_line(run: Run, words: list[str], message: str) -> None:

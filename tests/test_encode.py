@@ -352,7 +352,7 @@ def test_only_the_last_extension_of_a_pickle_changes(suffix: str, encode: Any, e
         ({}, ["x.pyd"], 'expected "auto", or a dict'),
         ({"x.pyd": "pt"}, ["x.pyd"], "expected one of npy, safetensors, json, auto"),
         ({"x.cls": "npy"}, ["x.cls"], "'x.cls', which is no pickled part"),
-        ({"y.pyd": "npy"}, ["x.pyd"], "encode names 'y.pyd': the samples have x.pyd"),
+        ({"y.pyd": "npy"}, ["x.pyd"], "encode= names 'y.pyd': the samples have x.pyd"),
         ({"x.pyd": "npy"}, ["x.pyd", "x.npy"], "two parts 'x.npy' of one sample"),
         ("auto", ["x.pyd", "x.pkl"], "two parts 'x.json' of one sample"),
         ("auto", ["X.pyd", "x.pkl"], "two parts 'x.json' of one sample"),
@@ -366,7 +366,7 @@ def test_a_wrong_encode_is_refused_before_anything_is_read(encode: Any, suffixes
 
 def test_allow_without_encode_is_refused(tmp_path: Path) -> None:
     """Nothing would be unpickled: the caller meant something else."""
-    with pytest.raises(CallError, match="give encode as well"):
+    with pytest.raises(CallError, match="give encode= as well"):
         build(write(tmp_path / "in", [1]), tmp_path / "out", encode=None, allow=["a.b"])
 
 
