@@ -2,51 +2,19 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dray.loaders.blocks import BlockStore
+from dray.shards.columns import Columns
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import digest_of
 from dray.shards.snapshot import Shard, Snapshot
 
 INDEX_BYTES = 128 << 20  # of indexes that a process keeps, and of what a reader makes of them
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """The index of one shard, of n samples.
-
-    Attributes:
-        keys: (n,) strings.
-        offsets: Suffix -> (n,) uint64, where the part's data start in the tar; 0 where the sample lacks it.
-        sizes: Suffix -> (n,) uint32, bytes.
-        hashes: Suffix -> (n,) uint64, xxh3_64 of the data.
-        num_bytes: That the index takes in memory.
-    """
-
-    keys: pa.Array
-    offsets: dict[str, NDArray[np.uint64]]
-    sizes: dict[str, NDArray[np.uint32]]
-    hashes: dict[str, NDArray[np.uint64]]
-    num_bytes: int
-
-    @classmethod
-    def read(cls, body: bytes) -> "Columns":
-        """From an index's bytes, which are known to be the right ones; nothing is copied."""
-        with pa.ipc.open_file(pa.BufferReader(body)) as reader:
-            batch = reader.get_batch(0)
-
-        def of(what: str) -> dict[str, NDArray[np.generic]]:
-            names = [name for name in batch.schema.names if name.endswith(f"/{what}")]
-            return {name.removesuffix(f"/{what}"): batch.column(name).to_numpy() for name in names}
-
-        return cls(batch.column("key"), of("offset"), of("size"), of("xxh3_64"), len(body))  # type: ignore[arg-type]
 
 
 class Catalog:
@@ -175,7 +143,7 @@ class Catalog:
             raise NotFoundError(f"{url}: the index is missing: was version {snapshot.version} dropped?") from exc
         if digest_of(body) != shard.index_digest:
             raise DamagedError(f"{url}: not the index that version {snapshot.version} names: dray verify tells more")
-        return Columns.read(body)
+        return Columns.read(body, url, (shard.num_samples, shard.num_bytes))
 
     def _fetch(self, name: str, digest: str) -> bytes:
         """An index's bytes, from the node's store if it has the right ones."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from dray.loaders.catalog import Catalog, Columns
+from dray.loaders.catalog import Catalog
+from dray.shards.columns import Columns
 
 
 def match(suffix: str, names: Collection[str]) -> Sequence[str]:

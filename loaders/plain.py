@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from dray.loaders.blocks import BlockStore
-from dray.loaders.catalog import Columns
 from dray.loaders.parts import PartCatalog
+from dray.shards.columns import Columns
 from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
@@ -91,7 +91,7 @@ class PlainCatalog(PartCatalog):
         return self._tars.names[place]
 
     def _read(self, place: int) -> Columns:
-        return Columns.read(self._tars.indexes[place])
+        return Columns.read(self._tars.indexes[place], self.shard_url(place))
 
 
 def _index(store: Store, name: str) -> ShardIndex:

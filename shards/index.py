@@ -15,15 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from dray.shards.columns import FORMAT, Columns, damaged
 from dray.shards.errors import DamagedError
 from dray.shards.tar import Member
 
-FORMAT = 1
-_FIXED: Mapping[str, np.dtype[Any]] = {
-    "offset": np.dtype(np.uint64),
-    "size": np.dtype(np.uint32),
-    "xxh3_64": np.dtype(np.uint64),
-}
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
 _WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")
 
@@ -74,38 +69,23 @@ class ShardIndex:
         return bytes(sink.getvalue())
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> "ShardIndex":
-        """Read an index.
-
-        Args:
-            data: The Arrow file.
-            where: Its URL, for messages.
+    def from_bytes(cls, data: bytes, where: str, expected: tuple[int, int] | None = None) -> "ShardIndex":
+        """Read an index; the arguments are those of `Columns.read`.
 
         Raises:
-            DamagedError: It is not a whole index of a format that this version of dray knows, or one byte of what it
-                says has changed.
+            DamagedError: See `Columns.read`; or one byte of what the index says has changed.
         """
-        try:
-            with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-                batch = reader.get_batch(0)
-            batch.validate(full=True)  # a damaged offset of a key would be followed anywhere
-            about = json.loads((batch.schema.metadata or {})[b"dray"])
-            if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']!r}, this dray reads {FORMAT}: upgrade dray")
-            suffixes = tuple(about["suffixes"])
-            columns = {what: _matrix(batch, suffixes, what) for what in _FIXED}
-            index = cls(
-                keys=batch.column("key").to_pylist(),
-                suffixes=suffixes,
-                offsets=columns["offset"],
-                sizes=columns["size"],
-                xxh3_64=columns["xxh3_64"],
-                shard_bytes=about["shard_bytes"],
-            )
-            if about["digest"] != index._digest():
-                raise ValueError("its checksum does not match")
-        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as exc:
-            raise DamagedError(f"{where}: not a whole index of a shard ({exc}): build again") from exc
+        columns = Columns.read(data, where, expected)
+        index = cls(
+            keys=columns.keys.to_pylist(),
+            suffixes=tuple(columns.offsets),
+            offsets=_matrix(columns, columns.offsets, np.uint64),
+            sizes=_matrix(columns, columns.sizes, np.uint32),
+            xxh3_64=_matrix(columns, columns.hashes, np.uint64),
+            shard_bytes=columns.shard_bytes,
+        )
+        if columns.digest != index._digest():
+            raise damaged(where, "its checksum does not match")
         return index
 
     def _digest(self) -> str:
@@ -149,13 +129,10 @@ class ShardIndex:
         )
 
 
-def _matrix(batch: pa.RecordBatch, suffixes: Sequence[str], what: str) -> NDArray[Any]:
+def _matrix(columns: Columns, by_suffix: Mapping[str, NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     """One kind of column, (n, s)."""
-    matrix = np.empty((batch.num_rows, len(suffixes)), _FIXED[what])
-    for number, suffix in enumerate(suffixes):
-        column = batch.column(f"{suffix}/{what}").to_numpy()
-        if column.dtype != matrix.dtype:
-            raise ValueError(f"{suffix}/{what} is {column.dtype}, not {matrix.dtype}")
+    matrix = np.empty((len(columns.keys), len(by_suffix)), dtype)
+    for number, column in enumerate(by_suffix.values()):
         matrix[:, number] = column
     return matrix
 

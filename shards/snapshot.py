@@ -190,13 +190,13 @@ class Snapshot:
         """The index of a shard.
 
         Raises:
-            DamagedError: It is not the one that the snapshot names.
+            DamagedError: It is not the one that the snapshot names, or does not describe that shard.
         """
         name = self.layout.index(shard.number)
         body = self.store.get(name)
         if digest_of(body) != shard.index_digest:
             raise DamagedError(f"{self.store.url_of(name)}: not the index that version {self.version} names")
-        return ShardIndex.from_bytes(body, self.store.url_of(name))
+        return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
         """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64."""

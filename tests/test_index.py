@@ -13,7 +13,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from dray.shards.errors import DamagedError
 from dray.shards.index import ShardIndex
-from dray.shards.tar import Member, TarWriter, scan
+from dray.shards.tar import BLOCK, Member, TarWriter, scan
 
 
 @st.composite
@@ -22,13 +22,18 @@ def indexes(draw: st.DrawFn) -> ShardIndex:
     keys = draw(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=6))
     suffixes = draw(st.lists(st.text("abc.-é", min_size=1, max_size=4), unique=True, max_size=3))
     shape = (len(keys), len(suffixes))
+    is_there = draw(hnp.arrays(bool, shape))
+    sizes = draw(hnp.arrays(np.uint32, shape)) * is_there
+    blocks = (is_there * (1 + -(-sizes.astype(np.uint64) // BLOCK))).ravel()
+    ends = np.cumsum(blocks * BLOCK, dtype=np.uint64)
+    starts = (ends - (blocks - is_there.ravel()) * np.uint64(BLOCK)).reshape(shape)
     return ShardIndex(
         keys=keys,
         suffixes=tuple(suffixes),
-        offsets=draw(hnp.arrays(np.uint64, shape)),
-        sizes=draw(hnp.arrays(np.uint32, shape)),
-        xxh3_64=draw(hnp.arrays(np.uint64, shape)),
-        shard_bytes=draw(st.integers(0, 1 << 40)),
+        offsets=starts * is_there,
+        sizes=sizes,
+        xxh3_64=draw(hnp.arrays(np.uint64, shape)) * is_there,
+        shard_bytes=int(ends.max(initial=0)) + draw(st.integers(0, 1 << 40)),
     )
 
 

@@ -1,0 +1,106 @@
+"""An index that somebody wrote by hand: whatever it says, it is refused by name before a reader follows it."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dray.shards.columns import Columns
+from dray.shards.errors import DamagedError
+
+N, SHARD_BYTES = 4, 10 * 1024
+ABOUT = {"format": 1, "suffixes": ["x"], "shard_bytes": SHARD_BYTES, "digest": ""}
+OFFSETS, SIZES = np.array([512, 1536, 2560, 3584], np.uint64), np.full(N, 100, np.uint32)
+GOOD: Mapping[str, pa.Array] = {
+    "x/offset": pa.array(OFFSETS),
+    "x/size": pa.array(SIZES),
+    "x/xxh3_64": pa.array(np.arange(N, dtype=np.uint64)),
+    "key": pa.array(["a", "b", "c", "d"]),
+}
+
+
+def file_of(batch: pa.RecordBatch, about: object, compression: str | None = None) -> bytes:
+    """An Arrow file of one batch."""
+    text = about if isinstance(about, str) else json.dumps(about)
+    batch = batch.replace_schema_metadata({"dray": text})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def index_with(columns: Mapping[str, Any] | None = None, **about: Any) -> bytes:
+    """A good index but for some columns and some of what it says about itself."""
+    arrays = {**GOOD, **(columns or {})}
+    return file_of(pa.record_batch(list(arrays.values()), list(arrays)), {**ABOUT, **about})
+
+
+def offsets(*values: int) -> Mapping[str, pa.Array]:
+    return {"x/offset": pa.array(np.array(values, np.uint64))}
+
+
+def with_key_places(*places: int) -> bytes:
+    """Keys that begin and end somewhere."""
+    return index_with().replace(np.arange(N + 1, dtype=np.int32).tobytes(), np.array(places, np.int32).tobytes())
+
+
+def test_a_good_index_is_read_without_copying() -> None:
+    """The columns lie in the bytes that were given."""
+    body = index_with()
+    columns = Columns.read(body, "x.arrow", (N, SHARD_BYTES))
+    assert (columns.keys.to_pylist(), columns.offsets["x"].tolist()) == (["a", "b", "c", "d"], OFFSETS.tolist())
+    start = np.frombuffer(body, np.uint8).ctypes.data
+    assert 0 <= columns.offsets["x"].ctypes.data - start < len(body)
+
+
+HOSTILE: Mapping[str, Callable[[], bytes]] = {
+    "an offset near 2^64": lambda: index_with(offsets(512, 2**64 - 512, 2560, 3584)),
+    "an end that passes 2^64": lambda: index_with(offsets(512, 1536, 2560, 2**64 - 64)),
+    "an offset beyond the tar": lambda: index_with(offsets(512, 1536, 2560, SHARD_BYTES + 512)),
+    "an end beyond the tar": lambda: index_with({"x/size": pa.array(np.array([1, 1, 1, 9000], np.uint32))}),
+    "offsets that are signed": lambda: index_with({"x/offset": pa.array(OFFSETS.astype(np.int64) - 1024)}),
+    "offsets as floats": lambda: index_with({"x/offset": pa.array(OFFSETS.astype(np.float64))}),
+    "sizes of 64 bits": lambda: index_with({"x/size": pa.array(SIZES.astype(np.uint64))}),
+    "offsets out of order": lambda: index_with(offsets(512, 2560, 1536, 3584)),
+    "parts that overlap": lambda: index_with({"x/size": pa.array(np.array([9000, 1, 1, 1], np.uint32))}),
+    "an offset inside a block": lambda: index_with(offsets(512, 1537, 2560, 3584)),
+    "a missing part with a size": lambda: index_with(offsets(512, 0, 2560, 3584)),
+    "a null": lambda: index_with({"x/size": pa.array([1, None, 1, 1], pa.uint32())}),
+    "a key that is null": lambda: index_with({"key": pa.array(["a", None, "c", "d"])}),
+    "keys in a dictionary": lambda: index_with({"key": GOOD["key"].dictionary_encode()}),
+    "sizes in a dictionary": lambda: index_with({"x/size": GOOD["x/size"].dictionary_encode()}),
+    "keys that are bytes": lambda: index_with({"key": GOOD["key"].cast(pa.binary())}),
+    "keys that are no UTF-8": lambda: index_with({"key": pa.array([b"\xff"] * N).view(pa.string())}),
+    "keys beyond their text": lambda: with_key_places(0, 1, 2, 3, 1 << 30),
+    "keys before their text": lambda: with_key_places(-(1 << 30), 1, 2, 3, 4),
+    "keys that go backwards": lambda: with_key_places(0, 4, 1, 2, 4),
+    "a column too many": lambda: index_with({"y/size": GOOD["x/size"]}),
+    "a column twice": lambda: file_of(pa.record_batch([*GOOD.values(), GOOD["key"]], [*GOOD, "key"]), ABOUT),
+    "another order of columns": lambda: file_of(pa.record_batch(dict(reversed([*GOOD.items()]))), ABOUT),
+    "no rows": lambda: file_of(pa.record_batch(dict(GOOD)).slice(0, 0), ABOUT),
+    "fewer rows": lambda: file_of(pa.record_batch(dict(GOOD)).slice(0, 2), ABOUT),
+    "no end": lambda: index_with()[:-6],
+    "another kind of message": lambda: index_with()[:8] * 2 + index_with()[8:],
+    "compressed columns": lambda: file_of(pa.record_batch(dict(GOOD)), ABOUT, "zstd"),
+    "another tar's size": lambda: index_with(shard_bytes=SHARD_BYTES + 512),
+    "a negative size of the tar": lambda: index_with(shard_bytes=-1),
+    "a size of the tar that is no number": lambda: index_with(shard_bytes=True),
+    "a size of the tar beyond 64 bits": lambda: index_with(shard_bytes=10**30),
+    "a suffix twice": lambda: index_with(suffixes=["x", "x"]),
+    "a suffix with a slash": lambda: index_with(suffixes=["x", "../y"]),
+    "a suffix that is a number": lambda: index_with(suffixes=[1]),
+    "suffixes that are text": lambda: index_with(suffixes="x"),
+    "no suffixes": lambda: index_with(suffixes=None),
+    "a checksum that is a number": lambda: index_with(digest=1),
+    "lists in lists": lambda: file_of(pa.record_batch(dict(GOOD)), "[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_index_is_damage(what: str) -> None:
+    """The error names the index and the way out."""
+    with pytest.raises(DamagedError, match=r"at/x.arrow: not a whole index of a shard \(.*\): dray verify"):
+        Columns.read(HOSTILE[what](), "at/x.arrow", (N, SHARD_BYTES))
