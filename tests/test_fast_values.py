@@ -110,7 +110,8 @@ def told(value: Any, seen: tuple[int, ...] = ()) -> Any:
     inside = (*seen, id(value))
     if isinstance(value, torch.Tensor):
         place = value.storage_offset(), value.untyped_storage().nbytes(), value.requires_grad
-        return type(value), value.dtype, value.shape, value.stride(), place, repr(value.tolist())
+        elements = repr(value.tolist()) if value.numel() else ""  # of 2**40 rows without an element, no list
+        return type(value), value.dtype, value.shape, value.stride(), place, elements
     if isinstance(value, np.ndarray):
         elements = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
         return type(value), value.dtype, value.shape, value.strides, value.flags.writeable, elements
