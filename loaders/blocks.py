@@ -21,6 +21,8 @@ from pathlib import Path
 
 from xxhash import xxh3_64_intdigest
 
+from dray.shards.arguments import as_int
+
 CELL_BYTES = 4 << 20
 SHARED_BYTES = 4 << 30  # of the store in the temporary folder
 LASTING_BYTES = 64 << 30  # of one that was asked for
@@ -202,7 +204,7 @@ def open_blocks(
         num_workers: Of a rank.
         num_ranks: Of all nodes.
     """
-    if cache_bytes == 0:
+    if cache_bytes is not None and as_int("cache_bytes", cache_bytes) == 0:
         return None
     if cache_dir is not None:
         return BlockStore(Path(cache_dir).absolute() / "dray-blocks", cache_bytes or LASTING_BYTES, Kept.ALL)

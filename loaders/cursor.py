@@ -1,6 +1,6 @@
 """How far an epoch is consumed, and how the rest of it is shared out: arithmetic, the same on every rank."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dray.loaders.order import Order
+from dray.shards.arguments import as_bool, as_int, as_seed
 from dray.shards.errors import CallError
 
 FORMAT = 1
@@ -64,12 +65,21 @@ class Cursor:
         """Read one from a checkpoint.
 
         Raises:
-            CallError: It is no cursor of a format that this version of dray knows.
+            CallError: It is no cursor of a format that this version of dray knows, or a value in it is impossible.
         """
-        names = {field.name for field in fields(cls)}
-        if values.get("format") != FORMAT or values.keys() - {"format"} != names:
-            raise CallError(f"not a cursor of format {FORMAT}: {dict(values)!r:.300}; was it saved by a newer dray?")
-        return cls(**{name: values[name] for name in names})
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or values.keys() != {"format", *names} or values["format"] != FORMAT:
+            raise CallError(f"not a cursor of format {FORMAT}: {values!r:.300}; was it saved by a newer dray?")
+        try:
+            found = cls(**{name: _CHECKS.get(name, _as_count)(name, values[name]) for name in names})
+        except CallError as exc:
+            raise CallError(f"a cursor that dray did not save, or that was changed since: {exc}") from exc
+        if found.consumed > found.num_samples:
+            raise CallError(
+                f"a cursor that dray did not save, or that was changed since: consumed {found.consumed} of "
+                f"{found.num_samples} samples"
+            )
+        return found
 
     def order(self) -> Order:
         """The epoch's order."""
@@ -104,6 +114,19 @@ class Cursor:
                 f"the checkpoint was saved in another epoch than this loader's ({'; '.join(differing)}): open the "
                 f"loader with version={self.version} and the same seed, or do not load its state"
             )
+
+
+def _as_count(name: str, value: object) -> int:
+    return as_int(name, value, 1 if name in ("lanes", "block", "window_rows") else 0)
+
+
+def _as_digest(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise CallError(f"{name}={value!r:.100}: expected a digest")
+    return value
+
+
+_CHECKS: Mapping[str, Callable[[str, object], Any]] = {"dataset": _as_digest, "shuffle": as_bool, "seed": as_seed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
 from dray.loaders.split import Split
 from dray.loaders.splits import OpenSplit, open_split
 from dray.loaders.web import ChunkLoader
+from dray.shards.arguments import as_int
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
@@ -84,12 +85,17 @@ class WebDataModule(lightning.LightningDataModule):
             raise RuntimeError(
                 f"n_samples has the splits {_names(n_samples)}, dirs_tars_wds {_names(dirs_tars_wds)}: give the same"
             )
-        self._n_samples = dict(n_samples) if n_samples is not None else dict.fromkeys(dirs_tars_wds)
+        self._n_samples = {
+            split: None if count is None else as_int(f"n_samples[{split}]", count)
+            for split, count in (n_samples or dict.fromkeys(dirs_tars_wds)).items()
+        }
         check("kwargs_wds", kwargs_wds, KWARGS_WDS)
         check("kwargs_wld", kwargs_wld, KWARGS_WLD)
         self._suffix_keys_wds = suffix_keys_wds if isinstance(suffix_keys_wds, str) else check_suffixes(suffix_keys_wds)
         self._dirs_tars_wds = dict(dirs_tars_wds)
-        self._global_batch_size = global_batch_size
+        self._global_batch_size = (
+            None if global_batch_size is None else as_int("global_batch_size", global_batch_size, 1)
+        )
         self._prefix_tars_wds = prefix_tars_wds
         self._pipeline_wds = pipeline_wds
         self._pipeline_prebatch_wld = pipeline_prebatch_wld
@@ -266,7 +272,7 @@ class PickledDataWDS(WebDataModule):
         super().__init__({split: len(names) for split, names in names_subset.items()}, *args, **kwargs)
         self._dir_pickles = dir_pickles
         self._names_subset = names_subset
-        self._n_tars_wds = n_tars_wds
+        self._n_tars_wds = None if n_tars_wds is None else as_int("n_tars_wds", n_tars_wds, 1)
         trust = {} if encode is None else {"allow": self._decoder.allow, "allow_pickle": self._decoder.allow_pickle}
         self._encoding: dict[str, Any] = {"encode": encode, **trust}
         self._progress = progress

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 
 PIN_BYTES = 64 << 10  # smaller copies do not wait for the device, pinned or not
@@ -48,8 +49,7 @@ def to_device(batches: Batches, device: torch.device | str | int, *, ahead: int 
     Raises:
         CallError: `ahead` is less than 1.
     """
-    if ahead < 1:
-        raise CallError(f"ahead {ahead}: at least 1 batch is copied ahead")
+    ahead = as_int("ahead", ahead, 1)
     place = torch.device(device)
     return batches if place.type == "cpu" else DeviceLoader(batches, place, ahead)
 

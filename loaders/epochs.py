@@ -7,6 +7,7 @@ import numpy as np
 
 from dray.loaders.cursor import Cursor, Remainder, Rest, Share
 from dray.loaders.order import BLOCK_BYTES, choose_block
+from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
@@ -89,7 +90,7 @@ class Epochs:
             num_samples=num_samples,
             shuffle=self.shuffle,
             seed=self.seed,
-            epoch=epoch + number * PASSES,
+            epoch=as_int("epoch", epoch) + number * PASSES,
             lanes=self.lanes,
             block=choose_block(num_samples, self.lanes, self.sample_bytes),
             window_rows=1,

@@ -4,11 +4,13 @@ The keywords are those of `webdataset.WebDataset` and of torch's `DataLoader`, w
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
+from dray.shards.arguments import as_int, as_seconds, as_seed
 from dray.shards.errors import CallError
 
 
@@ -76,6 +78,14 @@ KWARGS_WLD: Mapping[str, Keyword] = {
     "batch_sampler": Keyword(_R, "the order says which samples come"),
 }
 
+_KINDS: Mapping[str, Callable[[str, Any], object]] = {
+    "seed": as_seed,
+    "cache_size": as_seed,  # webdataset's default is -1
+    "num_workers": as_int,
+    "prefetch_factor": partial(as_int, least=1),
+    "batch_size": partial(as_int, least=1),
+    "timeout": as_seconds,
+}
 _DEFAULTS = {"empty_check": True, "in_order": True, "pin_memory_device": ""}
 
 
@@ -88,12 +98,14 @@ def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, ta
         table: Of those that there are.
 
     Raises:
-        CallError: Names the keyword, and why.
+        CallError: Names the keyword, and why it is refused or what its value should be.
     """
     ignored = dict[str, str]()
     for keyword, value in (item for options in (by_split or {}).values() for item in (options or {}).items()):
         if keyword not in table:
             raise CallError(f"{name}: {keyword!r} is not known; known are {', '.join(table)}")
+        if value is not None and keyword in _KINDS:
+            _KINDS[keyword](f"{name}: {keyword}", value)
         if value is None or value == _DEFAULTS.get(keyword, False):
             continue
         if table[keyword].fate == Fate.REFUSED:

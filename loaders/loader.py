@@ -18,6 +18,7 @@ from dray.loaders.order import choose_block
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
+from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
@@ -108,35 +109,28 @@ class ShardLoader:
             raise CallError(f"remainder {remainder!r}: expected one of {', '.join(Remainder)}")
         if on_error not in list(OnBad):
             raise CallError(f"on_error {on_error!r}: expected one of {', '.join(OnBad)}")
-        if (rank is None) != (num_ranks is None):
-            raise CallError("rank and num_ranks: give both, or neither")
-        found = own_rank() if rank is None or num_ranks is None else (rank, num_ranks)
-        self.rank, self.num_ranks = found
-        smallest = min(batch_size, window_rows, 1 if limit is None else limit)
-        if not 0 <= self.rank < self.num_ranks or smallest < 1 or min(num_workers, timeout_s or 0) < 0:
-            raise CallError(
-                f"rank {self.rank} of {self.num_ranks}, batch_size {batch_size}, window_rows {window_rows}, "
-                f"limit {limit}, num_workers {num_workers}, timeout_s {timeout_s}: out of range"
-            )
+        self.rank, self.num_ranks = _checked_rank(rank, num_ranks)
+        self._num_workers = as_int("num_workers", num_workers)
+        self._timeout_s = 0.0 if timeout_s is None else as_seconds("timeout_s", timeout_s)
+        self._shuffle, self._seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
+        self._window_rows = as_int("window_rows", window_rows, 1)
+        self._batch = as_int("batch_size", batch_size, 1) * self.num_ranks
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
-        self._batch = batch_size * self.num_ranks
         self._remainder = Remainder(remainder)
-        self._num_workers, self._timeout_s = num_workers, timeout_s or 0.0
         self._maker = BatchMaker(
             snapshot=self._snapshot,
             parts=None if parts is None else check_suffixes(parts),
-            limit=limit,
+            limit=None if limit is None else as_int("limit", limit, 1),
             decoder=Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
             transform=transform,
             collate=collate,
-            with_keys=with_keys,
+            with_keys=as_bool("with_keys", with_keys),
             marks_filler=self._remainder == Remainder.PAD,
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
-            blocks=open_blocks(cache_dir, cache_bytes, num_workers=num_workers, num_ranks=self.num_ranks),
+            blocks=open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks),
         )
         self._maker.catalog.check_parts()
-        self._shuffle, self._seed, self._window_rows = shuffle, seed, window_rows
         self._next = self._first_of(0)
         self._start, self._taken = self._next, 0  # where this pass began, and the steps that the trainer took since
         self._num_before = 0  # samples, in the passes before
@@ -216,9 +210,10 @@ class ShardLoader:
         Raises:
             CallError: The epoch has no such step, or took it before it was resumed here.
         """
+        epoch, step = as_int("epoch", epoch), as_int("step", step)
         start = self._start if epoch == self._start.epoch else self._first_of(epoch)
         rest = self._rest(start)
-        of_rank = self.rank if rank is None else rank
+        of_rank = self.rank if rank is None else as_int("rank", rank)
         if not (0 <= step - start.steps < len(rest) and 0 <= of_rank < self.num_ranks):
             raise CallError(
                 f"step {step} of epoch {epoch} on rank {of_rank}: here it has {len(rest)} steps from step "
@@ -270,8 +265,6 @@ class ShardLoader:
 
     def _first_of(self, epoch: int) -> Cursor:
         """The start of an epoch, laid out for this batch size."""
-        if epoch < 0:
-            raise CallError(f"epoch {epoch}: they count from 0")
         snapshot, num_samples = self._snapshot, len(self._maker.catalog)
         return Cursor(
             dataset=snapshot.commit.manifest,
@@ -279,7 +272,7 @@ class ShardLoader:
             num_samples=num_samples,
             shuffle=self._shuffle,
             seed=self._seed,
-            epoch=epoch,
+            epoch=as_int("epoch", epoch),
             lanes=self._batch,
             block=choose_block(num_samples, self._batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
             window_rows=self._window_rows,
@@ -304,3 +297,18 @@ class ShardLoader:
             self._pool.close()
             self._pool = None
             raise
+
+
+def _checked_rank(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
+    """Returns the rank and the number of ranks that were given, or those of this process.
+
+    Raises:
+        CallError: Only one of them was given, or they are out of range.
+    """
+    if (rank is None) != (num_ranks is None):
+        raise CallError(f"rank={rank!r} and num_ranks={num_ranks!r}: give both, or neither")
+    given = own_rank() if rank is None else (rank, num_ranks)
+    found = as_int("rank", given[0]), as_int("num_ranks", given[1], 1)
+    if found[0] >= found[1]:
+        raise CallError(f"rank {found[0]} of {found[1]}: ranks count from 0")
+    return found

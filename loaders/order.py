@@ -98,7 +98,7 @@ class Order:
 
     def _in_window(self, positions: Ints) -> Ints:
         """Positions after the permutation inside their window."""
-        width = self.window_rows * self.lanes
+        width = min(self.window_rows * self.lanes, self.num_samples)
         number, offset = np.divmod(positions, width)
         size = np.minimum(width, self.num_samples - number * width)
         return number * width + _permute(offset, size, _mix(self._salt(4) + number.astype(np.uint64)))

@@ -9,6 +9,7 @@ from typing import Any
 from dray.loaders.batches import Pass
 from dray.loaders.cursor import Cursor
 from dray.loaders.epochs import PASSES, Epochs
+from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 
 FORMAT = 1
@@ -143,8 +144,9 @@ class Progress:
         Raises:
             CallError: It was saved over other data or with another seed; names the difference.
         """
-        if state.keys() != {"format", "cursor", "outputs", "covered"} or state["format"] != FORMAT:
-            raise CallError(f"not a state of format {FORMAT}: {dict(state)!r:.300}; was it saved by a newer dray?")
+        names = {"format", "cursor", "outputs", "covered"}
+        if not isinstance(state, Mapping) or state.keys() != names or state["format"] != FORMAT:
+            raise CallError(f"not a state of format {FORMAT}: {state!r:.300}; was it saved by a newer dray?")
         cursor = Cursor.from_dict(state["cursor"])
         try:
             cursor.check_same(self._next.cursor)
@@ -153,7 +155,8 @@ class Progress:
                 f"{exc}; a DataModule opens that version by its directory: "
                 f"'{self.epochs.snapshot.store.url}?version={cursor.version}'"
             ) from exc
-        place = Place(replace(cursor, version=self.epochs.snapshot.version), state["outputs"], state["covered"])
+        outputs, covered = (as_int(f"the state's {name}", state[name]) for name in ("outputs", "covered"))
+        place = Place(replace(cursor, version=self.epochs.snapshot.version), outputs, covered)
         is_over = self._is_over(place, goal)
         self._here = self._next = Place(self.epochs.next_epoch(cursor)) if is_over else place
         self.end()

@@ -5,7 +5,7 @@ import os
 import torch
 
 from dray.shards.client import StorageOptions
-from dray.shards.errors import DrayError
+from dray.shards.errors import CallError, DrayError
 from dray.shards.snapshot import Snapshot
 from dray.shards.urls import split_version
 
@@ -14,7 +14,14 @@ def own_rank() -> tuple[int, int]:
     """(rank, number of ranks) of this process: as torch.distributed or RANK and WORLD_SIZE tell, else (0, 1)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.strip().isdecimal():
+        raise CallError(f"the environment variable {name}={text!r}: expected a number")
+    return int(text)
 
 
 def open_agreed(

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import index
 from typing import Any, Protocol
 
 from webdataset.compat import WebLoader
@@ -24,8 +23,9 @@ from dray.loaders.progress import Progress
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
 from dray.loaders.web import ChunkLoader
+from dray.shards.arguments import as_seed
 from dray.shards.client import StorageOptions
-from dray.shards.errors import CallError, NotFoundError
+from dray.shards.errors import NotFoundError
 from dray.shards.layout import Layout
 from dray.shards.log import read_head
 from dray.shards.snapshot import Snapshot
@@ -118,7 +118,10 @@ class ChunkSplit:
     ) -> None:
         self.num_samples = snapshot.num_samples
         self._snapshot = snapshot
-        self._order: dict[str, Any] = {"shuffle": bool(options.get("shardshuffle")), "seed": _seed(options.get("seed"))}
+        self._order: dict[str, Any] = {
+            "shuffle": bool(options.get("shardshuffle")),
+            "seed": as_seed("seed", options.get("seed") or 0),
+        }
         blocks = _blocks(options, num_workers)
         self._source = Chunks(
             partial(open_catalog, blocks=blocks),
@@ -178,13 +181,6 @@ def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any])
     epochs = Epochs.of(snapshot, batch, num_ranks, **order)
     start = epochs.start(0)
     return Pass(start, epochs.rest(start), rank)
-
-
-def _seed(seed: Any) -> int:
-    try:
-        return 0 if seed is None else index(seed)
-    except TypeError as exc:
-        raise CallError(f"kwargs_wds: seed={seed!r}: an integer is needed, the same on every rank") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
 from dray.pipelines.encode import Encoder
 from dray.pipelines.sources import Sources
+from dray.shards.arguments import as_int, as_seed
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
 from dray.shards.snapshot import Shard
@@ -43,10 +44,10 @@ class Recipe:
     leaves_out_bad: bool = False  # a shard may lack samples that cannot be packed; what it holds is the same
 
     def __post_init__(self) -> None:
-        if self.num_shards is not None and not isinstance(self.num_shards, int):
-            raise TypeError(f"min_num_shards={self.num_shards!r}: expected a whole number")
-        if self.num_shards is not None and self.num_shards <= 0:
-            raise CallError(f"min_num_shards={self.num_shards}: expected at least 1; without it shards are cut by size")
+        if self.num_shards is not None:
+            object.__setattr__(self, "num_shards", as_int("min_num_shards", self.num_shards, 1))
+        if self.shuffle_seed is not None:
+            object.__setattr__(self, "shuffle_seed", as_seed("shuffle_seed", self.shuffle_seed))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it: what must not change for shards to be kept."""

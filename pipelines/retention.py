@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
-from dray.shards.errors import CallError
+from dray.shards.arguments import as_int, as_seconds
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, numbers_in, read_commit, read_intent, unix_time
 from dray.shards.store import Store
@@ -31,10 +31,8 @@ class Retention:
     grace_s: float = DAY_S
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.grace_s < 0:
-            raise CallError(
-                f"keep={self.keep}, grace_s={self.grace_s}: expected at least 1 version, and at least 0 seconds"
-            )
+        object.__setattr__(self, "keep", as_int("keep", self.keep, 1))
+        object.__setattr__(self, "grace_s", as_seconds("grace_s", self.grace_s))
 
     def first_kept(self, versions: Sequence[tuple[int, float]], now: float) -> int:
         """The first version to keep.

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from xxhash import xxh3_64_intdigest
 
+from dray.shards.arguments import as_seed
 from dray.shards.errors import CallError
 
 Group = TypeVar("Group", bound=Hashable)
@@ -24,10 +25,11 @@ def split_by_hash(names: Iterable[str], fractions: Mapping[Group, float], seed: 
         Every group with its names; a group may be empty.
 
     Raises:
-        CallError: The shares are negative or do not add up to 1.
+        CallError: The shares are negative or do not add up to 1, or the seed is not an integer.
     """
     if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise CallError(f"the shares of a split add up to 1, none below 0: {dict(fractions)!r}")
+    seed = as_seed("seed", seed)
     groups: dict[Group, list[str]] = {group: [] for group in fractions}
     for name in names:
         groups[_group_at(xxh3_64_intdigest(name.encode(), seed) / 2**64, fractions)].append(name)

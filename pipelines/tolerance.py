@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dray.pipelines.sources import BadInput
+from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError, MissingInputError
 
 NAMED = 20  # bad inputs that an error names
@@ -38,7 +39,9 @@ class Tolerance:
     def __post_init__(self) -> None:
         if self.on_error not in list(OnError):
             raise CallError(f"on_error={self.on_error!r}: expected one of {', '.join(OnError)}")
-        if not re.fullmatch(r"\d+(\.\d+)?%|\d+", str(self.max_bad)):
+        if not isinstance(self.max_bad, str):
+            object.__setattr__(self, "max_bad", as_int("max_bad", self.max_bad))
+        elif not re.fullmatch(r"\d+(\.\d+)?%|\d+", self.max_bad):
             raise CallError(f"max_bad={self.max_bad!r}: expected a number such as 100, or per cent such as 0.5%")
 
     @property

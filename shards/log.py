@@ -16,6 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar, cast, get_origin
 
+from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, DamagedError, DeniedError, NotFoundError, StoreError
 from dray.shards.layout import Layout, record_number
 from dray.shards.store import Store
@@ -153,9 +154,12 @@ def read_version(store: Store, layout: Layout, version: int | str | None = None)
         version: A number, also as text; the name of a hold; None: the last.
 
     Raises:
+        CallError: It is neither a number nor text.
         NotFoundError: Nothing was ever committed, or there is no such version or hold.
     """
-    if isinstance(version, int) or (version is not None and version.isdecimal()):
+    if version is not None and not isinstance(version, str):
+        return _numbered(store, layout, as_int("version", version, 1))
+    if version is not None and version.isdecimal():
         return _numbered(store, layout, int(version))
     head = read_head(store, layout)
     if head is None:

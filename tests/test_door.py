@@ -497,7 +497,7 @@ def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> 
         ({"kwargs_wds": {"resampled": True}}, "resampled=True is refused: samples drawn with replacement"),
         ({"kwargs_wds": {"mode": "resampled"}}, "mode='resampled' is refused"),
         ({"kwargs_wds": {"sharedshuffle": True}}, "'sharedshuffle' is not known; known are shardshuffle, seed"),
-        ({"kwargs_wds": {"seed": "x"}}, "seed='x': an integer"),
+        ({"kwargs_wds": {"seed": "x"}}, "seed='x': expected an integer"),
         ({"kwargs_wld": {"shuffle": True}}, "shuffle=True is refused: `kwargs_wds` has `shardshuffle`"),
         ({"kwargs_wld": {"workers": 2}}, "kwargs_wld: 'workers' is not known; known are num_workers"),
     ],

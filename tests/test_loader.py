@@ -434,8 +434,8 @@ def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"limit": 0}, "limit 0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"limit": 0}, "limit=0"),
         ({"rank": 2, "num_ranks": 2}, "rank 2 of 2"),
         ({"rank": 0}, "give both"),
         ({"remainder": "some"}, "expected one of drop, pad, keep"),
@@ -445,7 +445,7 @@ def test_wrong_arguments_are_refused(urls: Mapping[int, str], options: dict[str,
     """By name."""
     with pytest.raises(CallError, match=message):
         ShardLoader(urls[3], **{"batch_size": 1, **options})
-    with pytest.raises(CallError, match="epoch -1"):
+    with pytest.raises(CallError, match="epoch=-1"):
         ShardLoader(urls[3], batch_size=1).set_epoch(-1)
 
 
