@@ -15,6 +15,7 @@ from dray.pipelines.sources import find_names
 from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import check_suffixes
+from dray.shards.urls import check_apart, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 GROUP_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes a folder
@@ -42,10 +43,18 @@ class Wanted:
     storage_options: StorageOptions
 
     def groups(self) -> dict[str, list[str]]:
-        """Folder -> the names that go there."""
+        """Folder -> the names that go there.
+
+        Raises:
+            CallError: A folder is the source or lies inside it.
+        """
         source = Store(self.source, self.storage_options)
+        check_apart(source.url, normal_url(self.destination))
         names = read_names(self.names_file, source, check_suffixes(self.suffixes))
-        return group_folders(self.destination, names, self.fractions, self.split_seed)
+        groups = group_folders(self.destination, names, self.fractions, self.split_seed)
+        for folder in groups:
+            check_apart(source.url, normal_url(folder))
+        return groups
 
 
 def build_datasets(

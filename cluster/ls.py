@@ -4,6 +4,7 @@ The cost is a listing and three small reads a dataset, whatever the number of sh
 """
 
 import json
+import re
 from collections import Counter
 from typing import Any, Literal
 
@@ -77,11 +78,13 @@ def _print_urls(console: Console, snapshot: Snapshot) -> None:
 
 def _print(console: Console, text: str) -> None:
     """Plain text as it is: no markup, no colours, no line breaks of the console's own."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def brace_pattern(snapshot: Snapshot) -> str | None:
     """The URLs of all tars as one pattern, `.../wdshards-{000000..000009}.tar`; None where none exists."""
+    if re.search("[{}]", snapshot.store.url):  # a reader would expand the folder's own braces
+        return None
     pattern = snapshot.layout.brace_pattern([shard.number for shard in snapshot.shards])
     return None if pattern is None else snapshot.store.url_of(pattern)
 

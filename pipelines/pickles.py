@@ -17,6 +17,7 @@ from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.log import new_write_id
 from dray.shards.store import Store
+from dray.shards.urls import check_apart
 
 
 def pickles_to_tars(
@@ -89,7 +90,7 @@ def pickles_to_tars(
     Raises:
         TypeError: A suffix is not a string.
         ValueError: `min_num_shards` below 1; an unknown `on_error` or `encode`; no names; names twice, colliding, or
-            leaving the directory (CallError).
+            leaving the directory; `dir_output` is `dir_input` or lies inside it (CallError).
         MissingInputError: Input files that are missing or cannot be read: nothing was written.
         RuntimeError: Samples failed to read or to transform: the message names up to 20 (InputError); or another build
             made something else of the dataset meanwhile (ConflictError). No version was made; whole shards serve the
@@ -110,9 +111,11 @@ def pickles_to_tars(
         leaves_out_bad=tolerance.leaves_out,
     )
     options = storage_options if input_storage_options is None else input_storage_options
+    inputs, output = Store(dir_input, options), Store(dir_output, storage_options)
+    check_apart(inputs.url, output.url)
     job = PackJob(
-        inputs=Store(dir_input, options),
-        output=Store(dir_output, storage_options),
+        inputs=inputs,
+        output=output,
         layout=Layout(output_prefix),
         transform=None if func_output_data is None else Transform(func_output_data),
         encoder=encoder,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
 from dray.shards.errors import CallError, DeniedError, DrayError, ExistsError, NotFoundError, StoreError
 
@@ -28,6 +28,7 @@ _KINDS = {  # errors that have no type in the client
     "403 Forbidden": DeniedError,
     "NoSuchBucket": NotFoundError,
 }
+_CLIENTS: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
 _memory_stores: dict[str, MemoryStore] = {}  # memory://NAME lives as long as the process: for tests and trials
 
 
@@ -53,7 +54,10 @@ def open_client(url: str, options: StorageOptions, timeout_s: float) -> ObjectSt
     if endpoint.startswith("http://"):  # an endpoint without TLS was asked for by name
         client.setdefault("allow_http", True)
     try:
-        return from_url(url, client_options=cast(Any, client), **config)
+        scheme, _, place = url.partition("://")
+        bucket, _, folder = place.partition("/")
+        opened = _CLIENTS[scheme](bucket, prefix=folder or None, client_options=client, **config)
+        return cast(ObjectStore, opened)
     except (BaseError, ValueError, TypeError) as exc:
         raise CallError(f"cannot open {url}: {_reason(exc, options)}") from None
 

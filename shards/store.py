@@ -22,7 +22,7 @@ from obstore.store import ObjectStore
 
 from dray.shards.client import StorageOptions, client_errors, client_panics, open_client
 from dray.shards.errors import CallError, DamagedError, DeniedError, DrayError, NotFoundError, StoreError
-from dray.shards.urls import local_path, normal_url
+from dray.shards.urls import escaped, local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
@@ -84,8 +84,10 @@ class Store:
         return Store, (self.url, self._options)
 
     def url_of(self, name: str) -> str:
-        """The URL of one object."""
-        return f"{self.url}/{name}" if name else self.url
+        """Returns the URL of one object or folder."""
+        if not name:
+            return self.url
+        return f"{self.url.rstrip('/')}/{name if self.local_root is None else escaped(name)}"
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Create an object, whole, at once: a crash or an error leaves nothing visible.

@@ -7,44 +7,84 @@ import urllib.parse
 from dray.shards.errors import CallError
 
 SCHEMES = ("s3", "gs", "az", "memory")
-_VERSION = "?version="
+_MEANT = {  # other spellings -> the scheme to write
+    **{name: name for name in (*SCHEMES, "file")},
+    **dict.fromkeys(("s3a", "s3n"), "s3"),
+    **dict.fromkeys(("gcs", "gcp"), "gs"),
+    **dict.fromkeys(("abfs", "abfss", "adl", "azure", "wasb", "wasbs"), "az"),
+}
+_OTHERS = ("ftp", "ftps", "hdfs", "hf", "http", "https", "oci", "r2", "sftp", "ssh")  # seen in other tools
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
+_PINNED = re.compile(r"\?version=([^/]*)$")
+_QUERY = re.compile(r"\?[^/]*=")
 _STEP = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
 
 def normal_url(url: str | os.PathLike[str]) -> str:
-    """The one spelling of a directory URL: an absolute path becomes `file:///...`, no slash at the end.
+    """Returns the one spelling of a directory URL: an absolute path becomes `file:///...`, without a slash at the end.
 
     In a `file://` URL `%`, `?` and `#` of a path are escaped, and nothing else: it stays legible, and other programs
-    that open URLs find the same file.
+    that open URLs find the same file. In other URLs every character stands for itself, as in the AWS CLI: `%20` is
+    not a space there.
 
     Raises:
-        CallError: An unknown scheme, a URL that holds a user, a query or a fragment, or a `file://` URL with a host.
+        CallError: The scheme is unknown or misspelt, the URL holds a user or a query, or it is a `file://` URL with a
+            host.
     """
     text = os.fspath(url)
     if not text:
         raise CallError("an empty URL: give a path or s3://bucket/path")
+    if pinned := _PINNED.search(text):
+        raise CallError(f"{text}: here the last version is meant, leave {pinned[0]} out")
     scheme, separator, rest = text.partition("://")
-    if not separator:
-        if _VERSION in text:
-            raise CallError(f"{text}: here the last version is meant, leave {_VERSION}... out")
+    if not separator or scheme not in (*SCHEMES, "file"):
+        _check_scheme(text)
         return _file_url(os.path.expanduser(text))
-    if scheme == "file":
-        if not rest.startswith("/"):
-            raise CallError(f"{text}: expected file:///absolute/path, with three slashes")
-        if "?" in rest or "#" in rest:
-            raise CallError(f"{text}: write '?' and '#' of a path as %3F and %23 in a file:// URL")
-        return _file_url(urllib.parse.unquote(rest))
-    if scheme not in SCHEMES:
-        raise CallError(f"{scheme}:// is not a storage URL that dray opens: a path, file://, s3://, gs:// or az://")
-    if "@" in rest.split("/")[0]:
-        raise CallError(f"a {scheme}:// URL must not hold a key: pass it by storage_options or the environment")
+    return _file_url(_path_of(text, rest)) if scheme == "file" else _object_url(text, scheme, rest)
+
+
+def _check_scheme(text: str) -> None:
+    """Refuses what looks like a URL, and would otherwise be taken for a relative path.
+
+    Raises:
+        CallError: It is a misspelt URL, or one of a kind that dray does not open.
+    """
+    found = _SCHEME.fullmatch(text)
+    if found is None or not (found[2].startswith("//") or found[1].lower() in (*_MEANT, *_OTHERS)):
+        return
+    scheme, rest = found[1], found[3]
+    shown = text if "@" not in rest else f"{scheme}:{found[2]}..."  # it may hold a password
+    if meant := _MEANT.get(scheme.lower()):
+        slashes = ":///" if meant == "file" else "://"
+        hint = f"did you mean {meant}{slashes}{'...' if '@' in rest else rest}?"
+    else:
+        hint = f"{scheme}:// is not a storage URL that dray opens: give a path, file://, s3://, gs:// or az://"
+    relative = "" if found[2].startswith("//") else f" (a folder of that name is ./{shown})"
+    raise CallError(f"{shown}: {hint}{relative}")
+
+
+def _path_of(text: str, rest: str) -> str:
+    """The path of a `file://` URL."""
+    if not rest.startswith("/"):
+        raise CallError(f"{text}: expected file:///absolute/path, with three slashes")
     if "?" in rest or "#" in rest:
-        raise CallError(f"{scheme}://{re.split('[?#]', rest)[0]}: a storage URL has no query or fragment")
+        raise CallError(f"{text}: write '?' and '#' of a path as %3F and %23 in a file:// URL")
+    return urllib.parse.unquote(rest)
+
+
+def _object_url(text: str, scheme: str, rest: str) -> str:
+    bucket = rest.split("/")[0]
+    if "@" in bucket:
+        raise CallError(f"a {scheme}:// URL must not hold a key: pass it by storage_options or the environment")
+    if _QUERY.search(rest):
+        raise CallError(f"{scheme}://{rest.split('?')[0]}: a storage URL has no query; options go into storage_options")
     if _STEP.search(rest):
         raise CallError(f"{text}: a storage URL holds no '.' or '..'")
-    if not rest.split("/")[0]:
-        raise CallError(f"{text}: the bucket is missing")
-    return f"{scheme}://{rest.rstrip('/')}"
+    if not bucket:
+        raise CallError(f"{text}: the bucket is missing; expected {scheme}://bucket/path")
+    if "//" in (path := rest.rstrip("/")):
+        raise CallError(f"{text}: a storage URL holds no empty folder name; leave one slash out")
+    return f"{scheme}://{path}"
 
 
 def split_version(url: str | os.PathLike[str], version: int | str | None = None) -> tuple[str, int | str | None]:
@@ -55,12 +95,38 @@ def split_version(url: str | os.PathLike[str], version: int | str | None = None)
     Raises:
         CallError: Both name a version, and not the same.
     """
-    text, mark, pinned = os.fspath(url).partition(_VERSION)
-    if not mark:
+    text = os.fspath(url)
+    found = _PINNED.search(text)
+    if found is None:
         return text, version
+    pinned = found[1]
     if not pinned or (version is not None and str(version) != pinned):
-        raise CallError(f"{text}: version {version!r} was asked for, and {_VERSION}{pinned} in the URL: give one")
-    return text, pinned
+        raise CallError(f"{text}: version {version!r} was asked for, and {found[0]} in the URL: give one")
+    return text[: found.start()], pinned
+
+
+def check_apart(source: str, destination: str) -> None:
+    """Refuses a destination that would fill the source with shards. The source may lie inside the destination.
+
+    Args:
+        source: A normal URL.
+        destination: A normal URL on the same kind of store.
+
+    Raises:
+        CallError: The destination is the source or lies inside it, also by way of symbolic links.
+    """
+    outer, inner = (_real(url).rstrip("/") + "/" for url in (source, destination))
+    if inner.startswith(outer):
+        place = "is the source itself" if inner == outer else f"lies inside the source {source}"
+        raise CallError(
+            f"the destination {destination} {place}: shards among the inputs would be taken for inputs; "
+            "choose a folder beside the source"
+        )
+
+
+def _real(url: str) -> str:
+    path = local_path(url)
+    return url if path is None else f"file://{os.path.realpath(path)}"
 
 
 def local_path(url: str) -> str | None:
@@ -68,6 +134,10 @@ def local_path(url: str) -> str | None:
     return urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file://") else None
 
 
+def escaped(path: str) -> str:
+    """Returns a path as it stands in a `file://` URL."""
+    return path.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+
+
 def _file_url(path: str) -> str:
-    escaped = os.path.abspath(path).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
-    return f"file://{escaped}"
+    return f"file://{escaped(os.path.abspath(path))}"

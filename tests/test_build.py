@@ -19,7 +19,7 @@ from dray.pipelines.announce import announce
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
-from dray.shards import DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
+from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter
 from tests.chaos import Chaos
@@ -504,7 +504,21 @@ def test_a_set_of_names_or_suffixes_is_sorted(make_inputs: MakeInputs, tmp_path:
 def test_wrong_types_are_type_errors(tmp_path: Path, names: Any, options: Any) -> None:
     """A string is not a list of names, and half a shard is none."""
     with pytest.raises(TypeError):
-        pickles_to_tars(tmp_path, names, SUFFIX, tmp_path / "out", "wds", progress=False, **options)
+        pickles_to_tars(tmp_path / "in", names, SUFFIX, tmp_path / "out", "wds", progress=False, **options)
+
+
+def test_a_destination_in_the_source_is_refused(make_inputs: MakeInputs, place: Place) -> None:
+    """On object storage too. A source in the destination is fine: nothing of it is a name of the dataset."""
+    inputs, store = make_inputs(3), Store(place.url, place.storage_options)
+    options: Any = {"storage_options": place.storage_options, "progress": False}
+    for name in inputs.names:
+        store.put_new(f"raw/{name}.{SUFFIX}", inputs.part(name, SUFFIX))
+    source = store.url_of("raw")
+    for destination in (source, f"{source}/", f"{source}/shards"):
+        with pytest.raises(CallError, match="choose a folder beside the source"):
+            pickles_to_tars(source, inputs.names, SUFFIX, destination, "wds", **options)
+    if not place.url.startswith("memory:"):  # where each URL is a store of its own
+        assert pickles_to_tars(source, inputs.names, SUFFIX, place.url, "wds", **options).num_samples == 3
 
 
 def test_two_builders_of_the_same_plan_both_succeed_with_one_result(make_inputs: MakeInputs, place: Place) -> None:
@@ -576,9 +590,11 @@ def test_a_full_disk_leaves_no_truncated_object_and_no_version(make_inputs: Make
 
 def test_a_plan_over_4_gib_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     """Sparse files stand in for large ones."""
+    folder = tmp_path / "in"
+    folder.mkdir()
     for name in ("a", "b"):
-        with (tmp_path / f"{name}.{SUFFIX}").open("wb") as file:
+        with (folder / f"{name}.{SUFFIX}").open("wb") as file:
             file.truncate(3 << 30)
     with pytest.raises(ValueError, match="2 shards fit"):
-        pickles_to_tars(tmp_path, ["a", "b"], SUFFIX, tmp_path / "out", "wds", min_num_shards=1, progress=False)
+        pickles_to_tars(folder, ["a", "b"], SUFFIX, tmp_path / "out", "wds", min_num_shards=1, progress=False)
     assert not (tmp_path / "out").exists()

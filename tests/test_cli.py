@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
 from dray.cluster import cli
@@ -183,6 +184,43 @@ def test_ls_urls_and_their_pattern_are_the_same_tars(dray: Dray, build: Dray, tm
     assert expand_urls(listed.err.removeprefix("as one pattern: ").strip()) == urls
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a b#c?d", "100% {0..1}", ":cat: [red]ü"])
+def test_a_dataset_in_a_folder_of_any_name_is_found(dray: Dray, inputs: Inputs, tmp_path: Path, name: str) -> None:
+    """By path, by the URL that was printed, below its parent, with a version; webdataset opens the tars' URLs."""
+    words = ("--suffix", "image.pyd", "--split", "train=1.0", "--shards", 1)
+    assert dray("build", inputs.folder, tmp_path / name, *words).code == 0
+    (url,) = (found["url"] for found in json.loads(dray("ls", tmp_path / name, "--json").out))
+    listed = dray("ls", url, "--urls")
+    (tar,) = listed.out.splitlines()
+    with gopen(tar) as file:
+        assert file.read() == (tmp_path / name / "train/wdshards-000000.tar").read_bytes()
+    assert all(expand_urls(line.removeprefix("as one pattern: ")) == [tar] for line in listed.err.splitlines())
+    assert dray("verify", f"{url}?version=1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "more"),
+    [
+        ("inputs", "inputs", ()),
+        ("inputs", "inputs/out", ()),
+        ("inputs", "link/out", ()),
+        ("inputs/../link", "inputs", ()),
+        ("inputs", ".", ("--split", "inputs=1.0")),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_a_destination_in_the_source_is_refused(
+    dray: Dray, inputs: Inputs, tmp_path: Path, command: str, source: str, destination: str, more: tuple[str, ...]
+) -> None:
+    """Also by way of a link, and for a group of a split; nothing is written."""
+    (tmp_path / "link").symlink_to(inputs.folder)
+    before = sorted(tmp_path.rglob("*"))
+    done = dray(command, tmp_path / source, tmp_path / destination, "--suffix", "image.pyd", *more)
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(r"dray: error: the destination .* the source .*; choose a folder beside the source\n", done.err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_ls_shows_an_older_version(dray: Dray, build: Dray, inputs: Inputs, tmp_path: Path) -> None:
     """A rebuild after one file changed: version 1 still lists its own shards, which were not touched."""
     build("--shards", 3)
@@ -199,12 +237,12 @@ def test_ls_shows_an_older_version(dray: Dray, build: Dray, inputs: Inputs, tmp_
     ("words", "message"),
     [
         (["build", "nowhere", "out", "--suffix", "image.pyd"], "no file \\*.image.pyd in file://.*/nowhere"),
-        (["build", ".", "out", "--suffix", ".pyd"], "suffix '.pyd'"),
-        (["build", ".", "out", "--suffix", "pyd", "--names", "missing.txt"], "'missing.txt'"),
-        (["build", ".", "out", "--suffix", "pyd", "--split", "train"], "--split train: expected train=0.9"),
-        (["build", ".", "out", "--suffix", "pyd", "--storage-option", "hidden"], "expected KEY=VALUE"),
-        (["build", ".", "out", "--suffix", "pyd", "--address", "http://head:8265"], "ray job submit --address http"),
-        (["build", ".", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
+        (["build", "in", "out", "--suffix", ".pyd"], "suffix '.pyd'"),
+        (["build", "in", "out", "--suffix", "pyd", "--names", "missing.txt"], "'missing.txt'"),
+        (["build", "in", "out", "--suffix", "pyd", "--split", "train"], "--split train: expected train=0.9"),
+        (["build", "in", "out", "--suffix", "pyd", "--storage-option", "hidden"], "expected KEY=VALUE"),
+        (["build", "in", "out", "--suffix", "pyd", "--address", "http://head:8265"], "ray job submit --address http"),
+        (["build", "in", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
         (["ls", "nowhere"], "no dataset in file://.*/nowhere"),
         (["ls", "nowhere", "--prefix", "a"], "no dataset with prefix 'a'"),
         (["ls", "ftp://host/folder"], "ftp:// is not a storage URL"),
@@ -221,7 +259,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_1(
     assert "hidden" not in done.err
 
 
-@pytest.mark.parametrize("words", [["build", "."], ["ls"], ["pack"], ["build", ".", "out", "--shards", "many"]])
+@pytest.mark.parametrize("words", [["build", "."], ["ls"], ["pack"], ["build", "in", "out", "--shards", "many"]])
 def test_a_command_line_that_cannot_be_read_is_exit_code_2(dray: Dray, words: list[str]) -> None:
     """As with other programs; the message shows the usage."""
     done = dray(*words)

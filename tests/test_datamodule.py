@@ -388,12 +388,13 @@ class Unsafe:
 
 def test_a_pickle_of_a_foreign_class_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """By shard, key and suffix; one keyword lets it in."""
-    (tmp_path / f"a.{SUFFIX}").write_bytes(pickle.dumps(Unsafe()))
+    (tmp_path / "in").mkdir()
+    (tmp_path / f"in/a.{SUFFIX}").write_bytes(pickle.dumps(Unsafe()))
     name = f"{Unsafe.__module__}.Unsafe"
 
     def first_sample(**options: Any) -> Any:
         output = {Split.val: str(tmp_path / "out")}
-        data = PickledDataWDS(tmp_path, {Split.val: ["a"]}, SUFFIX, output, 1, **options)
+        data = PickledDataWDS(tmp_path / "in", {Split.val: ["a"]}, SUFFIX, output, 1, **options)
         data.prepare_data()
         data.setup("validate")
         return next(iter(data.val_dataloader()))[0]
@@ -498,13 +499,15 @@ def test_pickles_may_be_encoded_before_they_are_streamed(
 
 def test_a_part_that_became_three_kinds_is_read_in_each(tmp_path: Path) -> None:
     """With `encode="auto"`, and another part whose suffix ends alike: never the value of that one."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
     values: list[Any] = [torch.ones(2), {"a": torch.ones(2)}, "text", (1, 2)]
     names = [f"s{number}" for number in range(len(values))]
     for number, name in enumerate(names):
-        (tmp_path / f"{name}.x.pyd").write_bytes(pickle.dumps(values[number]))
-        (tmp_path / f"{name}.y.x.pyd").write_bytes(pickle.dumps(number))
+        (inputs / f"{name}.x.pyd").write_bytes(pickle.dumps(values[number]))
+        (inputs / f"{name}.y.x.pyd").write_bytes(pickle.dumps(number))
     data = PickledDataWDS(
-        tmp_path, {Split.test: names}, ["x.pyd", "y.x.pyd"], {Split.test: tmp_path / "out"}, 1, encode="auto",
+        inputs, {Split.test: names}, ["x.pyd", "y.x.pyd"], {Split.test: tmp_path / "out"}, 1, encode="auto",
         n_tars_wds=1, progress=False,
     )  # fmt: skip
     data.prepare_data()

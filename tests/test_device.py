@@ -34,8 +34,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     for number, name in enumerate(names):
         (folder / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
         (folder / f"{name}.cls").write_text(str(number))
-    pickles_to_tars(folder, names, ["x.pyd", "cls"], folder / "out", "wdshards", min_num_shards=3, progress=False)
-    return str(folder / "out")
+    pickles_to_tars(folder, names, ["x.pyd", "cls"], f"{folder}-out", "wdshards", min_num_shards=3, progress=False)
+    return f"{folder}-out"
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:

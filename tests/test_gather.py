@@ -143,8 +143,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         ragged = torch.full((80 + number % 3, 1), float(number))
         (folder / f"{name}.ragged.pyd").write_bytes(pickle.dumps(ragged))
     suffixes = ["array.pyd", "tensor.pyd", "ragged.pyd"]
-    pickles_to_tars(folder, names, suffixes, folder / "out", "wdshards", min_num_shards=3, progress=False)
-    return str(folder / "out")
+    pickles_to_tars(folder, names, suffixes, f"{folder}-out", "wdshards", min_num_shards=3, progress=False)
+    return f"{folder}-out"
 
 
 DIGEST = """

@@ -26,7 +26,7 @@ from dray.shards.errors import (
     StoreError,
 )
 from dray.shards.store import Store
-from dray.shards.urls import local_path, normal_url
+from dray.shards.urls import check_apart, local_path, normal_url, split_version
 from tests.conftest import Place
 
 SECRET = "hush-hush-hush-hush-hush-hush-hush"
@@ -62,6 +62,23 @@ def test_a_name_is_taken_literally(store: Store, name: str) -> None:
     folder = name.rpartition("/")[0]
     assert store.get(name) == name.encode()
     assert [info.name for info in store.list_folder(folder)] == [name]
+
+
+FOLDERS = ["a b", "a%41", "a%20b", "100%", "a#b", "a?b", "ü日本", "a+b", "#1", "{0..1}", "*", "~", "a%2Fb"]
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"], indirect=True)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_any_name_holds_the_objects(place: Place, folder: str) -> None:
+    """Its URL leads to it, from a pickle, from a listing of its parent and with a version behind it."""
+    parent = Store(place.url, place.storage_options)
+    store = Store(parent.url_of(folder), place.storage_options)
+    store.put_new("b/a", b"cargo")
+    assert parent.get(f"{folder}/b/a") == pickle.loads(pickle.dumps(store)).get("b/a") == b"cargo"
+    assert (parent.list_folders(), store.list_folders()) == ([folder], ["b"])
+    assert [info.name for info in Store(store.url_of("b"), place.storage_options).list_folder()] == ["a"]
+    assert split_version(f"{store.url}?version=7") == (store.url, "7")
+    assert normal_url(store.url) == store.url
 
 
 def test_a_second_put_is_refused_and_touches_nothing(store: Store) -> None:
@@ -231,13 +248,11 @@ def test_no_name_leaves_the_store(store: Store, name: str) -> None:
 # Local disk
 
 
-@pytest.mark.parametrize("folder", ["a b", "a%41", "a#b", "a?b", "ü", "a+b", "#1", "{0..1}", "*"])
-def test_a_folder_of_any_name_holds_the_objects(tmp_path: Path, folder: str) -> None:
-    """The objects are files right there, and a pickled store or one opened by its URL finds them."""
-    store = Store(tmp_path / folder)
-    store.put_new("a", b"cargo")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_any_name_is_a_folder_of_files(tmp_path: Path, folder: str) -> None:
+    """The objects are files right there."""
+    Store(tmp_path / folder).put_new("a", b"cargo")
     assert (tmp_path / folder / "a").read_bytes() == b"cargo"
-    assert pickle.loads(pickle.dumps(store)).get("a") == Store(store.url).get("a") == b"cargo"
 
 
 def test_a_put_leaves_one_file(tmp_path: Path) -> None:
@@ -471,23 +486,93 @@ def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     ("url", "message"),
     [
         ("", "empty URL"),
+        ("s3:/bucket/a", "did you mean s3://bucket/a"),
+        (Path("s3://bucket/a"), "did you mean s3://bucket/a"),  # pathlib drops a slash
+        ("s3:bucket/a", r"did you mean s3://bucket/a\? \(a folder of that name is \./s3:bucket/a\)"),
+        ("S3://bucket/a", "did you mean s3://bucket/a"),
+        ("s3a://bucket/a", "did you mean s3://bucket/a"),
+        ("GCS:/bucket/a", "did you mean gs://bucket/a"),
+        ("abfss://container/a", "did you mean az://container/a"),
+        ("file:/data/train", "did you mean file:///data/train"),
+        ("FILE:///data/train", "did you mean file:///data/train"),
+        ("memory:x", "did you mean memory://x"),
         ("http://host/a", "http:// is not a storage URL"),
-        ("S3://bucket/a", "S3:// is not a storage URL"),
+        ("https:/host/a", "https:// is not a storage URL"),
+        ("foo://host/a", "foo:// is not a storage URL"),
         ("ftp://user:hush@host/a", "ftp:// is not a storage URL"),
+        ("s3:/key:hush@bucket/a", "did you mean s3://...?"),
         ("s3://key:hush@bucket/a", "must not hold a key"),
         ("s3://bucket/a?token=hush", "s3://bucket/a: a storage URL has no query"),
-        ("s3://bucket/a#hush", "has no query or fragment"),
+        ("s3://bucket/a?version=7", r"leave \?version=7 out"),
+        ("s3://bucket/a//b", "no empty folder name"),
         ("s3://", "the bucket is missing"),
         ("s3:///a", "the bucket is missing"),
         ("file://data/train", "three slashes"),
         ("file:///a#b", "%23"),
     ],
 )
-def test_a_url_that_cannot_be_opened_is_a_wrong_call(url: str, message: str) -> None:
+def test_a_url_that_cannot_be_opened_is_a_wrong_call(url: str | Path, message: str) -> None:
     """The message says what is wrong with it, without a key that it may hold."""
     with pytest.raises(CallError, match=message) as caught:
         Store(url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["run:7", "a:b/c", "./s3:/bucket", "C:/x", "2024-01-01T10:00:00", "x/s3://y", "s3"])
+def test_a_path_may_hold_colons(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what begins like a storage URL is taken for a misspelt one."""
+    monkeypatch.chdir(tmp_path)
+    assert local_path(normal_url(path)) == os.path.abspath(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("/a/b?version=7", ("/a/b", "7")),
+        ("s3://b/a%20b?version=paper", ("s3://b/a%20b", "paper")),
+        ("/a?version=1/b?version=2", ("/a?version=1/b", "2")),
+        ("/a?version=1/b", ("/a?version=1/b", None)),
+        ("file:///a%3Fversion=1", ("file:///a%3Fversion=1", None)),
+    ],
+)
+def test_only_the_end_of_a_url_names_a_version(url: str, parts: tuple[str, str | None]) -> None:
+    """A folder's name may look like it."""
+    assert split_version(url) == parts
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "is_refused"),
+    [
+        ("a", "a", True),
+        ("a", "a/b", True),
+        ("a", "a/../a/b/c", True),
+        ("a", "link/b", True),
+        ("link", "a", True),
+        ("a/b", "a", False),
+        ("a", "ab", False),
+        ("a", "a/../b", False),
+        ("s3://x/a", "s3://x/a/", True),
+        ("s3://x/a", "s3://x/a/b", True),
+        ("s3://x", "s3://x/a", True),
+        ("s3://x/a", "s3://x/a%20", False),
+        ("s3://x/a", "s3://y/a/b", False),
+        ("s3://x/a", "gs://x/a", False),
+        ("/", "/a", True),
+    ],
+)
+def test_a_destination_in_its_source_is_refused(
+    source: str, destination: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is spelt. A source in the destination is none of the dataset's names, and is read as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    urls = normal_url(source), normal_url(destination)
+    if not is_refused:
+        check_apart(*urls)
+        return
+    with pytest.raises(CallError, match="choose a folder beside the source"):
+        check_apart(*urls)
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).map("/a/".__add__))
