@@ -17,7 +17,6 @@ from typer.core import TyperOption
 
 from dray.cluster.group import Commands
 from dray.pipelines.tolerance import OnError
-from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.verify import Level
 
 _COMPLETION = {"install_completion", "show_completion"}  # typer's own options: they work, and stay out of the help
@@ -171,8 +170,14 @@ Address = Annotated[
         show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
     ),
 ]
-Url = Annotated[str, typer.Argument(metavar="URL", help="A dataset's directory: a path or an s3:// URL.")]
-DatasetPrefix = Annotated[str, typer.Option("--prefix", help="The dataset's prefix.")]
+Url = Annotated[
+    str,
+    typer.Argument(metavar="URL", help="The folder of a dataset, or of a split's: a path or an s3:// URL."),
+]
+DatasetPrefix = Annotated[
+    str | None, typer.Option("--prefix", help="Only the dataset with this prefix.", show_default="any")
+]
+JsonList = Annotated[bool, typer.Option("--json", help="All of it as JSON: a list, one object a dataset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
 Keep = Annotated[int, typer.Option(min=1, help="Keep the last so many versions; held ones stay too.")]
 OlderThan = Annotated[
@@ -328,12 +333,12 @@ def plan(
 def ls(
     url: Url,
     *,
-    prefix: Annotated[str | None, typer.Option(help="Only this dataset.", show_default="all that lie there")] = None,
+    prefix: DatasetPrefix = None,
     version: Version = None,
     urls: Annotated[
         bool, typer.Option("--urls", help="Only the tars' URLs, one a line; as one pattern on stderr.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON: a list, one object a dataset.")] = False,
+    as_json: JsonList = False,
     all_shards: Annotated[bool, typer.Option("--all", help="Every shard in the table, not the first 20.")] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -365,7 +370,7 @@ def ls(
 def verify(
     url: Url,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     version: Version = None,
     level: Annotated[
         Level,
@@ -381,7 +386,7 @@ def verify(
             help="If something is wrong, write the names of all samples there, in order, for `dray build --names`.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+    as_json: JsonList = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     r"""Prove that a dataset is whole, or name what is wrong and how to mend it; exit code 1 then.
@@ -401,9 +406,9 @@ def verify(
     [cyan]dray verify shards/train --level full --names train.txt[/]
     """
     from dray.cluster.build import parse_storage_options
-    from dray.cluster.verify import verify_dataset
+    from dray.cluster.verify import verify_datasets
 
-    whole = verify_dataset(
+    whole = verify_datasets(
         url,
         prefix=prefix,
         version=version,
@@ -421,7 +426,7 @@ def show(
     url: Url,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's name, its dots replaced by dashes.")],
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     version: Version = None,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -447,7 +452,7 @@ def show(
 def log(
     url: Url,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON: a list, the newest first.")] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -474,7 +479,7 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A version: a number, or the name of a hold.")],
     b: Annotated[str | None, typer.Argument(metavar="B", help="Another one.", show_default="the last")] = None,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     all_keys: Annotated[
         bool, typer.Option("--all", help="Every key and shard, not the first 20 of each kind.")
     ] = False,
@@ -512,7 +517,7 @@ def hold(
     url: Url,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A letter, then letters, digits, '_', '.' and '-'.")],
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     version: Annotated[
         str | None, typer.Option(help="This version: a number, or the name of another hold.", show_default="the last")
     ] = None,
@@ -539,7 +544,7 @@ def release(
     url: Url,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the hold; `dray log` shows them.")],
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Give up a hold: its version is dropped where no rule keeps it, and the next gc deletes it.
@@ -559,7 +564,7 @@ def rollback(
     url: Url,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or the name of a hold.")],
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Make a new version that is equal to an old one; nothing is copied and nothing deleted.
@@ -582,11 +587,11 @@ def rollback(
 def gc(
     url: Url,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     keep: Keep = 2,
     older_than: OlderThan = "1d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonList = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Drop old versions, and delete what no version that is kept names: every build does the same at its end.
@@ -619,7 +624,7 @@ def gc(
 def compact(
     url: Url,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     keep: Keep = 2,
     older_than: OlderThan = "1d",
     address: Address = None,
@@ -652,7 +657,7 @@ def compact(
 def loadtest(
     url: Url,
     *,
-    prefix: DatasetPrefix = DEFAULT_PREFIX,
+    prefix: DatasetPrefix = None,
     version: Version = None,
     part: Annotated[
         list[str] | None,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from dray.cluster.versions import open_dataset
+from dray.cluster.datasets import find_dataset, without_version
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.diff import Diff, diff
@@ -20,7 +20,7 @@ def print_diff(
     a: str,
     b: str | None,
     *,
-    prefix: str,
+    prefix: str | None,
     all_keys: bool,
     as_json: bool,
     storage_options: StorageOptions,
@@ -31,15 +31,16 @@ def print_diff(
         NotFoundError: There is no such dataset or version, or it was dropped.
         DamagedError: A version's records are damaged.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
+    words = ("diff", a, *(() if b is None else (b,)))
+    found = store, layout = find_dataset(without_version(url), prefix, storage_options, words)
     old, new = (Snapshot.load(store, layout, read_version(store, layout, version)) for version in (a, b))
-    found = diff(old, new)
+    difference = diff(old, new)
     if as_json:
-        facts = {"url": store.url, "prefix": prefix, "a": old.version, "b": new.version, **asdict(found)}
-        typer.echo(json.dumps(facts, indent=1))
+        facts = {"url": store.url, "prefix": layout.prefix, "a": old.version, "b": new.version}
+        typer.echo(json.dumps(facts | asdict(difference), indent=1))
         return
-    typer.echo(f"{store.url} {prefix} from version {old.version} to {new.version}")
-    for line in _lines(found, old.version, new.version, None if all_keys else MOST_KEYS):
+    typer.echo(f"{found} from version {old.version} to {new.version}")
+    for line in _lines(difference, old.version, new.version, None if all_keys else MOST_KEYS):
         typer.echo(line)
 
 

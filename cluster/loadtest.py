@@ -9,10 +9,12 @@ from typing import Any
 
 import typer
 
+from dray.cluster.datasets import find_dataset
 from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
+from dray.shards.urls import split_version
 
 COMPILED = ("dray.loaders.gather", "dray.loaders.tame")
 
@@ -20,7 +22,7 @@ COMPILED = ("dray.loaders.gather", "dray.loaders.tame")
 def load_test(
     url: str,
     *,
-    prefix: str,
+    prefix: str | None,
     version: str | None,
     parts: list[str] | None,
     batch_size: int,
@@ -35,12 +37,14 @@ def load_test(
     Raises:
         CallError: The dataset is smaller than one step.
     """
+    directory, pinned = split_version(url, version)
+    found = find_dataset(directory, prefix, storage_options, ("loadtest",))
     started = time.perf_counter()
     loaders = [
         ShardLoader(
-            url,
-            prefix=prefix,
-            version=version,
+            found.store.url,
+            prefix=found.layout.prefix,
+            version=pinned,
             parts=parts,
             batch_size=batch_size,
             shuffle=shuffle,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from dray.cluster.versions import open_dataset
+from dray.cluster.datasets import find_datasets, without_version
 from dray.pipelines.versions import history
 from dray.shards.client import StorageOptions
 from dray.shards.log import Commit, Operation
@@ -46,20 +46,25 @@ class Entry:
     held_as: tuple[str, ...]
 
 
-def print_log(url: str, *, prefix: str, as_json: bool, storage_options: StorageOptions) -> None:
+def print_log(url: str, *, prefix: str | None, as_json: bool, storage_options: StorageOptions) -> None:
     """A line a commit, or all of them as JSON.
 
     Raises:
         NotFoundError: There is no such dataset.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
-    found = entries(history(store, layout))
+    logs = [(found, entries(history(*found))) for found in find_datasets(without_version(url), prefix, storage_options)]
     if as_json:
-        typer.echo(json.dumps([asdict(entry) for entry in found], indent=1))
+        facts = [
+            {"url": found.store.url, "prefix": found.layout.prefix, **asdict(entry)}
+            for found, log in logs
+            for entry in log
+        ]
+        typer.echo(json.dumps(facts, indent=1))
         return
-    typer.echo(f"{store.url} {prefix}")
-    for line in _lines([_HEADINGS, *map(_row, found)]):
-        typer.echo(line)
+    for found, log in logs:
+        typer.echo(str(found))
+        for line in _lines([_HEADINGS, *map(_row, log)]):
+            typer.echo(line)
 
 
 def entries(commits: Sequence[Commit]) -> list[Entry]:

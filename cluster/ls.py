@@ -11,17 +11,16 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from dray.cluster.datasets import find_datasets
 from dray.pipelines.encode import Encoder, is_pickled
-from dray.shards import NotFoundError, Snapshot, Store
+from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
-from dray.shards.layout import Layout
-from dray.shards.log import read_head, read_version
+from dray.shards.log import read_version
 from dray.shards.urls import split_version
 
 Form = Literal["table", "all", "urls", "json"]
 
 MOST_SHARDS = 20  # rows of a table unless all are asked for
-MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
 
 
 def list_datasets(
@@ -33,10 +32,8 @@ def list_datasets(
         NotFoundError: There is none, or not that version.
     """
     directory, pinned = split_version(url, version)
-    store = Store(directory, storage_options)
-    found = [(store, prefix)] if prefix else find_datasets(store, storage_options)
-    layouts = [(folder, Layout(name)) for folder, name in found]
-    snapshots = [Snapshot.load(folder, layout, read_version(folder, layout, pinned)) for folder, layout in layouts]
+    found = find_datasets(directory, prefix, storage_options)
+    snapshots = [Snapshot.load(store, layout, read_version(store, layout, pinned)) for store, layout in found]
     console = Console()
     if form == "json":
         _print(console, json.dumps([_facts(snapshot) for snapshot in snapshots], indent=1))
@@ -46,27 +43,6 @@ def list_datasets(
             _print_urls(console, snapshot)
         else:
             _print_dataset(console, snapshot, most_shards=None if form == "all" else MOST_SHARDS)
-
-
-def find_datasets(store: Store, storage_options: StorageOptions) -> list[tuple[Store, str]]:
-    """The (folder, prefix) of each dataset right in a folder, else of those one folder below it: a split's groups.
-
-    Raises:
-        NotFoundError: No dataset lies there.
-    """
-    if found := [(store, prefix) for prefix in _prefixes(store)]:
-        return found
-    folders = [Store(store.url_of(name), storage_options) for name in store.list_folders()[:MOST_FOLDERS]]
-    found = [(folder, prefix) for folder in folders for prefix in _prefixes(folder)]
-    if not found:
-        raise NotFoundError(f"no dataset in {store.url} nor one folder below: check the URL, or make one: dray build")
-    return found
-
-
-def _prefixes(store: Store) -> list[str]:
-    """The prefixes of the datasets right in a folder that have a version."""
-    prefixes = [folder.removeprefix("_dray/") for folder in store.list_folders("_dray")]
-    return [prefix for prefix in prefixes if read_head(store, Layout(prefix))]
 
 
 def _print_urls(console: Console, snapshot: Snapshot) -> None:

@@ -11,25 +11,46 @@ import numpy as np
 import torch
 import typer
 
+from dray.cluster.datasets import find_datasets
 from dray.loaders.decode import decode_part
-from dray.shards import DamagedError, RefusedError, Snapshot
+from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.client import StorageOptions
+from dray.shards.index import ShardIndex
+from dray.shards.log import read_version
+from dray.shards.snapshot import Shard
+from dray.shards.urls import split_version
 
 MOST_CHARS = 200  # of a value
 _MOST_BITS = 600  # of a whole number that is written out
 
 
-def show_sample(url: str, key: str, *, prefix: str, version: str | None, storage_options: StorageOptions) -> None:
+def show_sample(
+    url: str, key: str, *, prefix: str | None, version: str | None, storage_options: StorageOptions
+) -> None:
     """Print one sample: shard, row, and of each part where it lies and what it holds.
 
     Raises:
         NotFoundError: There is no such dataset, version or key.
         DamagedError: Stored bytes are not what the snapshot says.
     """
-    snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
-    shard, index, row = snapshot.find(key)
+    directory, pinned = split_version(url, version)
+    datasets = find_datasets(directory, prefix, storage_options)
+    missing: list[NotFoundError] = []
+    for store, layout in datasets:
+        snapshot = Snapshot.load(store, layout, read_version(store, layout, pinned))
+        try:
+            place = snapshot.find(key)
+        except NotFoundError as exc:
+            missing.append(exc)
+        else:
+            _print_sample(snapshot, key, *place)
+    if len(missing) == len(datasets):
+        raise missing[0] if len(missing) == 1 else NotFoundError("; ".join(map(str, missing)))
+
+
+def _print_sample(snapshot: Snapshot, key: str, shard: Shard, index: ShardIndex, row: int) -> None:
     parts = snapshot.read_row(shard, index, row)
-    _print(f"{snapshot.store.url} {prefix} version {snapshot.version}, key {key!r}")
+    _print(f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, key {key!r}")
     _print(f"  shard   {snapshot.store.url_of(snapshot.layout.shard(shard.number))}")
     _print(f"  sample  {row} of {shard.num_samples:,}, counted from 0")
     for column, suffix in enumerate(index.suffixes):

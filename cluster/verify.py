@@ -13,10 +13,10 @@ from typing import Any
 
 import typer
 
+from dray.cluster.datasets import Found, find_dataset, find_datasets
 from dray.pipelines.progress import shard_progress
-from dray.shards import Snapshot, Store
+from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
-from dray.shards.layout import Layout
 from dray.shards.log import read_version
 from dray.shards.urls import local_path, split_version
 from dray.shards.verify import Finding, Level, open_whole, verify
@@ -25,31 +25,53 @@ MOST_FINDINGS = 5  # printed of one object
 _SHOWN_OPTIONS = ("endpoint", "region")  # of the storage options, in a printed command: the others may be secret
 
 
-def verify_dataset(
+def verify_datasets(
     url: str,
     *,
-    prefix: str,
+    prefix: str | None,
     version: str | None,
     level: str,
     as_json: bool,
     names_file: Path | None,
     storage_options: StorageOptions,
 ) -> bool:
-    """Print what is wrong with a version, and how to mend it; whether it is whole.
+    """Print what is wrong with a version of each dataset under a URL, and how to mend it; whether all are whole.
 
     Raises:
+        CallError: A file for the names of one dataset's samples, and several datasets.
         NotFoundError: There is no such dataset or version.
         StoreError: The store does not answer.
     """
     directory, pinned = split_version(url, version)
-    store, layout = Store(directory, storage_options), Layout(prefix)
+    if names_file is not None:
+        words = ("verify", "--level", level, "--names", str(names_file))
+        datasets = [find_dataset(directory, prefix, storage_options, words)]
+    else:
+        datasets = find_datasets(directory, prefix, storage_options)
+    found = [_verify(one, pinned, level, names_file, storage_options, as_json=as_json) for one in datasets]
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    return not any(facts["findings"] for facts in found)
+
+
+def _verify(
+    found: Found,
+    pinned: int | str | None,
+    level: str,
+    names_file: Path | None,
+    storage_options: StorageOptions,
+    *,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Returns what is wrong with one version; prints it, unless all is to be printed as JSON."""
+    store, layout = found
     opened = open_whole(store, layout, pinned)
     snapshot = opened if isinstance(opened, Snapshot) else None
     number = snapshot.version if snapshot else pinned or "the last"
     findings = [opened] if isinstance(opened, Finding) else _verified(opened, level)
     facts: dict[str, Any] = {
         "url": store.url,
-        "prefix": prefix,
+        "prefix": layout.prefix,
         "version": number,
         "level": level,
         "findings": [asdict(finding) for finding in findings],
@@ -61,15 +83,13 @@ def verify_dataset(
             names_file.write_text("".join(f"{name}\n" for name in names_in_order(snapshot)), encoding="utf-8")
         facts["delete"] = names_to_delete(snapshot, findings)
         facts["rebuild"] = rebuild_command(snapshot, findings, names_file, storage_options)
-    if as_json:
-        typer.echo(json.dumps(facts, indent=1))
-    else:
+    if not as_json:
         _print_findings(findings)
-        typer.echo(_summary(store.url, prefix, number, level, findings, snapshot))
+        typer.echo(_summary(store.url, layout.prefix, number, level, findings, snapshot))
         is_last = pinned is None or number == read_version(store, layout).version
         for line in _advice(findings, snapshot, facts["delete"], facts["rebuild"], is_last=is_last):
             typer.echo(line)
-    return not findings
+    return facts
 
 
 def _verified(snapshot: Snapshot, level: str) -> list[Finding]:

@@ -5,58 +5,48 @@ from dataclasses import asdict
 
 import typer
 
+from dray.cluster.datasets import find_dataset, find_datasets, without_version
 from dray.pipelines import versions
 from dray.pipelines.compact import compact
-from dray.pipelines.gc import gc
+from dray.pipelines.gc import GcReport, gc
 from dray.pipelines.retention import Retention
-from dray.shards import CallError, Store
+from dray.pipelines.session import ray_session
 from dray.shards.client import StorageOptions
-from dray.shards.layout import Layout
 from dray.shards.log import read_head, read_version
-from dray.shards.urls import split_version
 
 MOST_NAMES = 20  # of the objects that a gc would delete
 
 
-def open_dataset(url: str, prefix: str, storage_options: StorageOptions) -> tuple[Store, Layout]:
-    """A dataset with all its versions.
-
-    Raises:
-        CallError: The URL names one of them.
-    """
-    directory, pinned = split_version(url)
-    if pinned is not None:
-        raise CallError(f"{url}: this is about the dataset, not one version of it: leave ?version={pinned} out")
-    return Store(directory, storage_options), Layout(prefix)
-
-
-def hold_version(url: str, name: str, *, prefix: str, version: str | None, storage_options: StorageOptions) -> None:
+def hold_version(
+    url: str, name: str, *, prefix: str | None, version: str | None, storage_options: StorageOptions
+) -> None:
     """Keep a version under a name, and say so.
 
     Raises:
         CallError: The name cannot be one, or holds another version already.
         NotFoundError: There is no such version, or it was dropped.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
+    words = ("hold", name, *(("--version", version) if version else ()))
+    found = store, layout = find_dataset(without_version(url), prefix, storage_options, words)
     number = versions.hold(store, layout, name, version)
-    typer.echo(f"{store.url} {prefix}: version {number} is held as {name}, until it is released")
+    typer.echo(f"{found}: version {number} is held as {name}, until it is released")
 
 
-def release_version(url: str, name: str, *, prefix: str, storage_options: StorageOptions) -> None:
+def release_version(url: str, name: str, *, prefix: str | None, storage_options: StorageOptions) -> None:
     """Give up a hold, and say what becomes of its version.
 
     Raises:
         NotFoundError: There is no such hold.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
+    found = store, layout = find_dataset(without_version(url), prefix, storage_options, ("release", name))
     number = versions.release(store, layout, name)
     head = read_head(store, layout)
     is_kept = head is not None and head.keeps(number)
     then = "is among those that are kept" if is_kept else "is dropped: the next gc deletes what it alone names"
-    typer.echo(f"{store.url} {prefix}: {name} is released; version {number} {then}")
+    typer.echo(f"{found}: {name} is released; version {number} {then}")
 
 
-def roll_back(url: str, version: str, *, prefix: str, storage_options: StorageOptions) -> None:
+def roll_back(url: str, version: str, *, prefix: str | None, storage_options: StorageOptions) -> None:
     """Make a new version equal to an old one, and say what that means.
 
     Raises:
@@ -64,14 +54,14 @@ def roll_back(url: str, version: str, *, prefix: str, storage_options: StorageOp
         DamagedError: Something that it names is missing.
         ConflictError: Another writer committed meanwhile.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
+    found = store, layout = find_dataset(without_version(url), prefix, storage_options, ("rollback", version))
     old, last = (read_version(store, layout, wanted).version for wanted in (version, None))
     made = versions.rollback(store, layout, version)
     if made.version == last:
-        typer.echo(f"{store.url} {prefix}: nothing to do, version {last} is the same as version {old}")
+        typer.echo(f"{found}: nothing to do, version {last} is the same as version {old}")
         return
     typer.echo(
-        f"{store.url} {prefix} version {made.version}: the same as version {old}, {made.num_samples:,} samples in "
+        f"{found} version {made.version}: the same as version {old}, {made.num_samples:,} samples in "
         f"{len(made.shards):,} shards, {made.num_bytes / 1e6:,.1f} MB; no shard was copied"
     )
     typer.echo(
@@ -83,7 +73,7 @@ def roll_back(url: str, version: str, *, prefix: str, storage_options: StorageOp
 def collect_garbage(
     url: str,
     *,
-    prefix: str,
+    prefix: str | None,
     keep: int,
     grace_s: float,
     dry_run: bool,
@@ -94,15 +84,23 @@ def collect_garbage(
 
     Raises:
         NotFoundError: There is no such dataset.
-        DamagedError: The manifest of a version that is kept cannot be read: nothing is deleted then.
+        DamagedError: The manifest of a version that is kept cannot be read: nothing of that dataset is deleted then.
     """
-    store, layout = open_dataset(url, prefix, storage_options)
-    report = gc(store, layout, Retention(keep=keep, grace_s=grace_s), dry_run=dry_run)
-    if as_json:
-        typer.echo(json.dumps(asdict(report), indent=1))
-        return
+    retention = Retention(keep=keep, grace_s=grace_s)
+    reports: list[GcReport] = []
+    try:
+        for store, layout in find_datasets(without_version(url), prefix, storage_options):
+            reports.append(gc(store, layout, retention, dry_run=dry_run))
+            if not as_json:
+                _print_gc(reports[-1])
+    finally:
+        if as_json:
+            typer.echo(json.dumps([asdict(report) for report in reports], indent=1))
+
+
+def _print_gc(report: GcReport) -> None:
     typer.echo(str(report))
-    if not dry_run:
+    if not report.is_dry_run:
         return
     for name in report.deleted[:MOST_NAMES]:
         typer.echo(f"  {name}")
@@ -111,9 +109,11 @@ def collect_garbage(
 
 
 def compact_shards(
-    url: str, *, prefix: str, keep: int, grace_s: float, address: str | None, storage_options: StorageOptions
+    url: str, *, prefix: str | None, keep: int, grace_s: float, address: str | None, storage_options: StorageOptions
 ) -> None:
     """Merge small shards, and print what was done."""
-    store, layout = open_dataset(url, prefix, storage_options)
+    found = find_datasets(without_version(url), prefix, storage_options)
     retention = Retention(keep=keep, grace_s=grace_s)
-    typer.echo(str(compact(store, layout, retention=retention, address=address)))
+    with ray_session(address if len(found) > 1 else None):  # one alone connects by itself, and only if it has work
+        for store, layout in found:
+            typer.echo(str(compact(store, layout, retention=retention, address=address)))

@@ -296,8 +296,8 @@ def interrupt(command: list[object], when: Callable[[], bool]) -> tuple[int, str
 
 def test_ctrl_c_says_what_is_kept_and_a_rerun_goes_on(make_inputs: MakeInputs, tmp_path: Path, dray: Dray) -> None:
     """Exit code 130, one line, no traceback; the shards that were stored are the rerun's."""
-    inputs, out = make_inputs(1500, ("x.pyd",)), tmp_path / "out"
-    words = ["build", inputs.folder, out, "--suffix", "x.pyd", "--shards", 1500]
+    inputs, out = make_inputs(400, ("x.pyd",)), tmp_path / "out"
+    words = ["build", inputs.folder, out, "--suffix", "x.pyd", "--shards", 400]
     code, err = interrupt(words, lambda: (out / "wdshards-000002.tar").exists())
     assert code == 130
     assert err.splitlines()[-1].startswith(

@@ -121,6 +121,7 @@ def test_the_command_that_mends_encodes_alike(dray: Dray, run: Run, tmp_path: Pa
     out = tmp_path / "out"
     run("build", "--encode", "auto", "--allow", "fractions.Fraction")
     (out / "wdshards-000001.tar").unlink()
-    rebuild = shlex.split(json.loads(dray("verify", out, "--json").out)["rebuild"])
+    (facts,) = json.loads(dray("verify", out, "--json").out)
+    rebuild = shlex.split(facts["rebuild"])
     assert "1 packed, 1 reused" in dray(*rebuild[1:]).out
     assert Snapshot.open(out).manifest.recipe["allow"] == ["fractions.Fraction"]

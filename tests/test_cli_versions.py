@@ -236,7 +236,7 @@ def test_a_dry_run_names_twenty_objects_at_most(dray: Dray, out: Path, build: Bu
     build(min_num_shards=1)
     rule = ("--keep", 1, "--older-than", 0, "--dry-run")
     shown = dray("gc", out, *rule).out.splitlines()
-    report = json.loads(dray("gc", out, *rule, "--json").out)
+    (report,) = json.loads(dray("gc", out, *rule, "--json").out)
     assert shown[-1] == f"  and {len(report['deleted']) - 20} more (--json names all)"
     assert [line.strip() for line in shown[1:-1]] == report["deleted"][:20]
     assert report["dropped"] == [1, 2, 3, 4]
@@ -299,7 +299,7 @@ def test_a_dataset_that_is_not_there_is_one_line_and_exit_code_1(
     for place in ((tmp_path / "nowhere",), (out, "--prefix", "other")):
         done = dray(words[0], place[0], *words[1:], *place[1:])
         assert done.code == 1
-        assert re.fullmatch(r"dray: error: no (dataset with|version 1 of|hold 'a' of) prefix .*\n", done.err)
+        assert re.fullmatch(r"dray: error: no dataset .*\n", done.err)
     assert not (tmp_path / "nowhere").exists()
 
 

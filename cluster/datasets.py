@@ -1,0 +1,180 @@
+"""The datasets that a command is about: those right in the folder of its URL, else those one folder below.
+
+So the parent folder of a split's groups stands for all of them. A folder holds a dataset where it has a commit, which
+is not read here: a damaged dataset is found too. Where there is none, the error says what is there instead.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dray.shards.client import StorageOptions
+from dray.shards.errors import CallError, NotFoundError
+from dray.shards.layout import Layout, some
+from dray.shards.log import numbers_in
+from dray.shards.store import Store
+from dray.shards.urls import split_version
+
+MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
+MOST_NAMED = 5  # files, folders or commands in an error
+
+
+class Found(NamedTuple):
+    """A dataset with at least one commit."""
+
+    store: Store
+    layout: Layout
+
+    def __str__(self) -> str:
+        return f"{self.store.url} {self.layout.prefix}"
+
+
+def find_datasets(url: str, prefix: str | None, storage_options: StorageOptions) -> list[Found]:
+    """Returns the datasets under a URL, at least one, sorted by folder and prefix.
+
+    Args:
+        url: A folder, without a version.
+        prefix: Only datasets with this prefix; None: all.
+        storage_options: See `Store`.
+
+    Raises:
+        NotFoundError: There is none; says what is there, and what to do.
+    """
+    store = Store(url, storage_options)
+    if prefix is not None:
+        Layout(prefix)  # refuses what cannot be one
+    found = _found_from(store, prefix, storage_options)
+    if not found:
+        raise NotFoundError(_what_is_there(store, prefix, storage_options))
+    return found
+
+
+def find_dataset(url: str, prefix: str | None, storage_options: StorageOptions, words: Sequence[str]) -> Found:
+    """Returns the only dataset under a URL.
+
+    Args:
+        url: As for `find_datasets`.
+        prefix: As for `find_datasets`.
+        storage_options: As for `find_datasets`.
+        words: The command and what follows the URL, such as ("hold", "paper"): an error names the commands to run.
+
+    Raises:
+        CallError: There are several; names the command for each.
+        NotFoundError: There is none; says what is there, and what to do.
+    """
+    found = find_datasets(url, prefix, storage_options)
+    if len(found) == 1:
+        return found[0]
+    commands = [shlex.join(("dray", words[0], *_words(one, found, prefix), *words[1:])) for one in found[:MOST_NAMED]]
+    more = f"; and {len(found) - MOST_NAMED} more, which dray ls shows" if len(found) > MOST_NAMED else ""
+    raise CallError(
+        f"{Store(url, storage_options).url} holds {len(found)} datasets, and dray {words[0]} takes one: "
+        f"{'; '.join(commands)}{more}"
+    )
+
+
+def without_version(url: str) -> str:
+    """Returns the URL of a dataset for a command that is about all of its versions.
+
+    Raises:
+        CallError: The URL names one of them.
+    """
+    directory, pinned = split_version(url)
+    if pinned is not None:
+        raise CallError(f"{url}: this is about the dataset, not one version of it: leave ?version={pinned} out")
+    return directory
+
+
+def _words(one: Found, found: Sequence[Found], prefix: str | None) -> list[str]:
+    """Returns the URL, and the prefix where it is needed to tell datasets apart."""
+    alone = prefix is None and sum(other.store.url == one.store.url for other in found) == 1
+    return [one.store.url] if alone else [one.store.url, "--prefix", one.layout.prefix]
+
+
+def _found_from(store: Store, prefix: str | None, options: StorageOptions) -> list[Found]:
+    if store.local_root is not None and os.path.isfile(store.local_root):
+        return []
+    found = list(_right_in(store, prefix))
+    return found or [one for folder in _folders(store, options) for one in _right_in(folder, prefix)]
+
+
+def _right_in(store: Store, prefix: str | None) -> Iterator[Found]:
+    prefixes = [prefix] if prefix is not None else _begun(store)
+    layouts = (Layout(name) for name in prefixes)
+    return (Found(store, layout) for layout in layouts if numbers_in(store, layout.commits))
+
+
+def _begun(store: Store) -> list[str]:
+    """Returns the prefixes under which dray has stored anything right in a folder."""
+    return [folder.removeprefix("_dray/") for folder in store.list_folders("_dray")]
+
+
+def _folders(store: Store, options: StorageOptions) -> list[Store]:
+    names = [name for name in store.list_folders() if name != "_dray"]
+    return [Store(store.url_of(name), options) for name in names[:MOST_FOLDERS]]
+
+
+# ---- where there is none ----
+
+
+def _what_is_there(store: Store, prefix: str | None, options: StorageOptions) -> str:
+    """Returns the message of the error."""
+    url = store.url
+    missing = f"no dataset{'' if prefix is None else f' with prefix {prefix!r}'} in {url}"
+    if "/_dray" in url:
+        return f"{missing}: that is a folder of dray's own records: {_ls(url[: url.index('/_dray')])}"
+    if (parent := _parent_of_file(store, options)) is not None:
+        return f"{missing}: that is a file, and a dataset is a folder: {_ls(parent)}"
+    if prefix is not None and (others := _found_from(store, None, options)):
+        there = "; ".join(map(str, others[:MOST_NAMED]))
+        return f"{missing}; there is: {there}: leave --prefix out, or {_ls(url)} shows all"
+    if begun := _begun(store):
+        return f"{missing}: a build of {some(begun)} began there and made no version yet: run the same dray build again"
+    return missing + _content(store, options)
+
+
+def _content(store: Store, options: StorageOptions) -> str:
+    if store.local_root is not None and not os.path.isdir(store.local_root):
+        return f", and no such folder: check the URL, or make one there: {_build('SRC', store.url)}"
+    files, folders = [info.name for info in store.list_folder()], _folders(store, options)
+    if deeper := [folder.url for folder in folders if _is_parent(folder, options)]:
+        return f" nor in the folders right below it, but deeper: {'; '.join(map(_ls, deeper[:MOST_NAMED]))}"
+    tars = [name for name in files if name.endswith(".tar")]
+    if tars:
+        return (
+            f"; it holds {_counted(tars, 'tar')}, not built by dray: its loaders read such tars as they are; to make a "
+            f"dataset, build from the files of the samples: {_build('SRC', 'DEST')}"
+        )
+    if files:
+        suffix = files[0].partition(".")[2] or "SUFFIX"
+        return f"; it holds {_counted(files, 'file')}; to pack them: {_build(store.url, 'DEST', suffix)}"
+    if folders:
+        names = [folder.url.rpartition("/")[2] for folder in folders]
+        return f" nor in the folders right below it ({some(names, MOST_NAMED)}): check the URL"
+    return f": it is empty, or not there; to make one: {_build('SRC', store.url)}"
+
+
+def _parent_of_file(store: Store, options: StorageOptions) -> str | None:
+    """Returns the folder of the file that a URL names; None where it names none."""
+    parent, _, name = store.url.rpartition("/")
+    if store.local_root is not None:
+        return parent if os.path.isfile(store.local_root) else None
+    return parent if not parent.endswith("/") and Store(parent, options).head(name) else None
+
+
+def _is_parent(store: Store, options: StorageOptions) -> bool:
+    """Whether a folder right below holds something of dray's."""
+    return any(map(_begun, _folders(store, options)))
+
+
+def _counted(names: Sequence[str], noun: str) -> str:
+    return f"1 {noun} ({names[0]!r})" if len(names) == 1 else f"{len(names):,} {noun}s ({names[0]!r}, ...)"
+
+
+def _ls(url: str) -> str:
+    return shlex.join(("dray", "ls", url))
+
+
+def _build(source: str, destination: str, suffix: str = "SUFFIX") -> str:
+    return shlex.join(("dray", "build", source, destination, "--suffix", suffix))
