@@ -49,6 +49,23 @@ def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, w
             assert blocks.read(NAME, start, len(data)) == memoryview(expected)[start : start + len(data)]
 
 
+def test_no_file_stays_open(blocks: BlockStore) -> None:
+    """Each read and write opens and closes its own: a loader lives for weeks."""
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    for number in range(20):
+        blocks.write(NAME, number, memoryview(b"x"))
+        blocks.put("whole", b"y")
+        assert blocks.read(NAME, number, 1) is not None
+        assert blocks.get("whole") == b"y"
+        with blocks.alone("a"):
+            pass
+    assert descriptors() == before
+
+
 def test_nothing_is_there_at_first(blocks: BlockStore) -> None:
     """Neither bytes nor whole objects; nor is a folder made for looking."""
     assert blocks.read(NAME, 0, 10) is None

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from dray.loaders import ShardLoader
 from dray.loaders.catalog import Catalog
 from dray.loaders.cursor import Cursor
 from dray.loaders.ranges import RangeReader
-from dray.loaders.skip import Skipper
+from dray.loaders.skip import NEAR, PARTS, Skipper
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot, Store
 from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
@@ -157,6 +158,28 @@ def test_bad_samples_are_found_by_halves(tmp_path: Path) -> None:
     found = Skipper(str(tmp_path / "bad.jsonl")).replaced(np.arange(256), cursor, read)
     assert {position: other for position, other in enumerate(found.tolist()) if other != position} == {9: 18, 200: 209}
     assert len(reads) <= 2 * (2 * 8 + 1) + 2
+
+
+@pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
+@pytest.mark.parametrize("distance", [9, 18, 1, NEAR - 1, 4096 // PARTS, 4096 * (PARTS - 1) // PARTS])
+def test_a_lone_good_sample_is_found_near_by_and_far_away(tmp_path: Path, distance: int) -> None:
+    """By the strides of its lane, among its neighbours, and at even distances over the whole epoch."""
+
+    def only(good: int) -> Callable[[NDArray[np.int64]], None]:
+        def read(positions: NDArray[np.int64]) -> None:
+            if positions.tolist() != [good]:
+                raise DamagedError("bad")
+
+        return read
+
+    skipper = Skipper(str(tmp_path / "bad.jsonl"))
+    cursor = Cursor(
+        dataset="", version=1, num_samples=4096, shuffle=True, seed=0, epoch=0, lanes=9, block=1, window_rows=1
+    )
+    good = (300 + distance) % 4096
+    assert skipper.replaced(np.array([300]), cursor, only(good)).tolist() == [good]
+    if distance not in (9, 18):  # those are strides of a lane
+        assert skipper.first_readable(4096, only(distance)) == distance
 
 
 def test_without_it_they_are_errors(url: str, tmp_path: Path) -> None:

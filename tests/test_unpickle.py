@@ -344,6 +344,18 @@ HOSTILE = {
     "size of floats": whole(tensor(storage(bytes(8)), size=b"G" + struct.pack(">d", 2) + b"\x85")),
     "more sizes than strides": whole(tensor(storage(bytes(8)), size=b"K\x01K\x02\x86")),
     "expanded to the moon": whole(tensor(storage(bytes(8)), size=b"J\xff\xff\xff\x7f\x85", stride=b"K\x00\x85")),
+    "tensor at a fraction": whole(tensor(storage(bytes(8))).replace(b"J\0\0\0\0", b"G" + bytes(8))),
+    "tensor of more strides than dimensions": whole(tensor(storage(bytes(8)), stride=b"K\x01K\x01\x86")),
+    "tensor of fewer strides than dimensions": whole(tensor(storage(bytes(8)), size=b"K\x02K\x01\x86")),
+    "array made with a shape": whole(
+        call("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), b"K\x05\x85", blob(b"b"))
+    ),
+    "array made with a dtype": whole(
+        call("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), b"K\x00\x85", blob(b"d"))
+    ),
+    "array of another type": whole(
+        call("numpy.core.multiarray", "_reconstruct", name("builtins", "set"), b"K\x00\x85", blob(b"b"))
+    ),
     "tensor over text": whole(tensor(b"").replace(b"_load_from_bytes", b"_load_from_bytez")),
     "array larger than its bytes": whole(array(FLOAT, b"K\x03\x85", blob(bytes(8)))),
     "array smaller than its bytes": whole(array(FLOAT, b"K\x01\x85", blob(bytes(8)))),
