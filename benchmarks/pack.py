@@ -39,8 +39,8 @@ import webdataset
 from dray.pipelines import pickles_to_tars
 from dray.pipelines.encode import Encoder
 from dray.pipelines.job import PackJob, PackTask
+from dray.pipelines.pack import pack_shards
 from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.run import pack_tasks
 from dray.pipelines.sources import find_sources
 from dray.shards.layout import Layout
 from dray.shards.store import Store
@@ -112,7 +112,7 @@ def dray_pack(inputs: Inputs, output: Path, num_shards: int = NUM_SHARDS, encode
         PackTask(number=number, sources=sources.take(shard.rows), memory_bytes=shard.num_bytes)
         for number, shard in enumerate(plan(sources, recipe).shards)
     ]
-    return lambda: list(pack_tasks(job, tasks, "none", progress=False))
+    return lambda: list(pack_shards(job, tasks))
 
 
 def dray_npy(inputs: Inputs, output: Path) -> Run:

@@ -6,8 +6,8 @@ whole shards under numbers that its intent reserved; the next build adopts those
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dray.pipelines.announce import announce
@@ -17,10 +17,14 @@ from dray.pipelines.finish import check_stored, finish, until_committed
 from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.manifest import next_manifest
 from dray.pipelines.merges import num_small
+from dray.pipelines.pack import pack_shards
+from dray.pipelines.parcel import Witness
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
+from dray.pipelines.reading import check_unread
 from dray.pipelines.retention import Retention
-from dray.pipelines.run import pack_tasks
+from dray.pipelines.run import fit_workers, run_tasks, runs_in_process
+from dray.pipelines.session import IN_PROCESS
 from dray.pipelines.sources import BadInput
 from dray.pipelines.tolerance import NAMED, Tolerance, named
 from dray.pipelines.work import TASK_BYTES, Work, leave_out, work_out
@@ -109,8 +113,9 @@ def build(
         base = before = work.snapshot
         if base is not None and not work.has_work:
             return _report(base, None, {}, started)
-        intent = announce(job, work.planned, base, work.stored, progress=progress)
-        packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
+        with fit_workers(address if _num_to_pack(work) else IN_PROCESS):
+            intent = announce(job, work.planned, base, work.stored, progress=progress)
+            packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
         bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
         manifest = next_manifest(job, recipe, work, intent, packed, bad)
         made = commit_version(job.output, job.layout, manifest, base, retention=retention)
@@ -184,6 +189,10 @@ def _num_pickles(snapshot: Snapshot) -> int:
     return sum(count for suffix, count in counts if encoder.may_stay(suffix))
 
 
+def _num_to_pack(work: Work) -> int:
+    return sum(shard.fate != "reused" for shard in work.planned.shards)
+
+
 def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
     """One for each shard that does not stay."""
     return [
@@ -211,7 +220,7 @@ def _pack(
     most = tolerance.most(work.num_inputs) or NAMED
     tasks = _tasks(job, work, intent)
     with shard_progress(f"packing {job.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
-        for shard in pack_tasks(job, tasks, address, progress=progress):
+        for shard in _packed_shards(job, tasks, intent, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
             if shard.bad and not bad and not tolerance.leaves_out:
@@ -224,3 +233,26 @@ def _pack(
         job.output, job.layout, {shard.number: shard.num_bytes for shard in packed.values() if shard.num_bytes}
     )
     return packed
+
+
+def _packed_shards(
+    job: PackJob, tasks: Sequence[PackTask], intent: Intent, address: str | None, *, progress: bool
+) -> Iterator[PackedShard]:
+    """Run the tasks. A task whose worker could not read a sample waits until this process could not read it either.
+
+    Raises:
+        ClusterError: This process could: names the node.
+    """
+    job = replace(job, is_remote=not runs_in_process(address))
+    witness = Witness(job.output, job.layout.intent(intent.number))
+    waiting = {task.number: task for task in tasks}
+    while waiting:
+        tasks, waiting = list(waiting.values()), {}
+        by_number = {task.number: task for task in tasks}
+        for shard in run_tasks(pack_shards, job, tasks, address, witness=witness, progress=progress):
+            if not shard.unread:
+                yield shard
+                continue
+            task = by_number[shard.number]
+            check_unread(job.inputs, task.sources, shard.unread, shard.node)
+            waiting[shard.number] = replace(task, unreadable=(*task.unreadable, *shard.unread), is_stored=shard.adopted)

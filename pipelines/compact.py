@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -22,10 +22,11 @@ from dray.pipelines.job import PackJob
 from dray.pipelines.manifest import put_table
 from dray.pipelines.merges import Group, plan_for
 from dray.pipelines.pack import create, store_index
+from dray.pipelines.parcel import Witness
 from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.retention import Retention
-from dray.pipelines.run import run_tasks
+from dray.pipelines.run import fit_workers, run_tasks
 from dray.pipelines.sources import Sources
 from dray.pipelines.tables import source_chunks
 from dray.pipelines.work import TASK_BYTES, stored_sizes
@@ -72,12 +73,21 @@ class MergeTask:
 
     number: int
     parts: Group
-    is_stored: bool  # a shard of that number lay there when the tasks were made
+    is_stored: bool | None  # whether a shard of that number existed when the task was made; None: unknown
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the shard."""
+        return _merged_bytes(self.parts)
 
     @property
     def memory_bytes(self) -> int:
         """What it takes at most."""
-        return _merged_bytes(self.parts) * 5 // 4 + PARTS_AT_ONCE * STREAM_BYTES + TASK_BYTES
+        return self.num_bytes * 5 // 4 + PARTS_AT_ONCE * STREAM_BYTES + TASK_BYTES
+
+    def again(self) -> "MergeTask":
+        """For another attempt, after one that may have stored the shard."""
+        return replace(self, is_stored=self.is_stored or None)
 
     def __str__(self) -> str:
         return f"shard {self.number} (merged of {len(self.parts)} from shard {self.parts[0].number} on)"
@@ -119,7 +129,8 @@ def compact(
         merged = [group for group in groups if len(group) > 1]
         if not merged:
             return _report(base, [], started)
-        made = _merge(base, groups, retention, address, progress=progress)
+        with fit_workers(address):
+            made = _merge(base, groups, retention, address, progress=progress)
         if made is None:
             return None
         finish(made, base, retention, progress=progress)
@@ -135,6 +146,7 @@ def _merge(
     job = PackJob(inputs=base.store, output=base.store, layout=base.layout, transform=None)  # no input is read
     stored = stored_sizes(job)
     intent = announce(job, _announced(groups), base, stored, progress=progress)
+    witness = Witness(base.store, base.layout.intent(intent.number))
     tasks = [
         MergeTask(number=number, parts=group, is_stored=base.layout.shard(number) in stored)
         for group, number in zip(groups, intent.shards, strict=True)
@@ -142,7 +154,7 @@ def _merge(
     ]
     merged: dict[int, Shard] = {}
     with shard_progress(f"merging {base.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
-        for shard in run_tasks(merge_shards, base, tasks, address, progress=progress):
+        for shard in run_tasks(merge_shards, base, tasks, address, witness=witness, progress=progress):
             merged[shard.number] = shard
             advance(shard.num_bytes)
     check_stored(base.store, base.layout, {shard.number: shard.num_bytes for shard in merged.values()})
@@ -181,21 +193,27 @@ def _merged_digest(group: Group) -> str:
     return digest_of(json.dumps(["merged", *((shard.digest, shard.index_digest) for shard in group)]).encode())
 
 
-def merge_shards(base: Snapshot, task: MergeTask) -> Shard:
-    """Merge and store one shard and its index, durably, or adopt the one that lies there. Idempotent.
+def merge_shards(base: Snapshot, tasks: Sequence[MergeTask]) -> Iterator[Shard]:
+    """Merge and store shards and their indexes, durably, or adopt those that are stored; yields each. Idempotent.
 
     Args:
         base: The version that the parts are of.
-        task: What to merge.
+        tasks: What to merge.
 
     Raises:
         DamagedError: A part is not what its index says: names shard and key. Or something else lies under the number.
         StoreError: The store failed; nothing half-written is visible.
     """
+    for task in tasks:
+        yield _merge_shard(base, task)
+
+
+def _merge_shard(base: Snapshot, task: MergeTask) -> Shard:
     store, name = base.store, base.layout.shard(task.number)
     indexes = [_index_of(base, shard) for shard in task.parts]
     index = merge_indexes(indexes)
-    is_ours = not task.is_stored and create(store, name, _merged_tar(base, task, indexes, index.shard_bytes))
+    is_stored = task.is_stored if task.is_stored is not None else store.head(name) is not None
+    is_ours = not is_stored and create(store, name, _merged_tar(base, task, indexes, index.shard_bytes))
     if not is_ours:  # an earlier or parallel attempt's, or the retry of our own request
         _check_is_ours(store, name, index)
     return Shard(

@@ -78,7 +78,9 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
     bad: list[BadInput] = []
     stayed = Counter[str]()
     is_packed = np.zeros(len(task.sources), bool)
-    for row, (name, sample, of_files) in enumerate(_samples(job, task.sources, stayed)):
+    known = {entry.name: entry for entry in task.unreadable}
+    for row, (name, found, of_files) in enumerate(_samples(job, task.sources, stayed)):
+        sample = known.get(name, found)
         if isinstance(sample, BadInput):
             bad.append(sample)
             continue

@@ -1,7 +1,7 @@
 """What a build asks of a worker, and what comes back: small records, no sample's bytes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ class PackJob:
     transform: Transform | None  # None: a sample's parts are its files
     encoder: Encoder | None = None  # None: pickled parts stay pickles
     leaves_out_bad: bool = False  # whether a shard is stored without the samples that cannot be packed
+    is_remote: bool = False  # whether workers on other nodes pack: the driver tries what they cannot read
 
     @property
     def packs_files(self) -> bool:
@@ -37,7 +38,17 @@ class PackTask:
     number: int
     sources: Sources
     memory_bytes: int  # what packing it takes at most
-    is_stored: bool = False  # a shard of that number lay there when the tasks were made
+    is_stored: bool | None = False  # whether a shard of that number existed when the task was made; None: unknown
+    unreadable: tuple[BadInput, ...] = ()  # samples that the driver could not read either
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its files."""
+        return int(self.sources.sizes.sum())
+
+    def again(self) -> "PackTask":
+        """For another attempt, after one that may have stored the shard."""
+        return replace(self, is_stored=self.is_stored or None)
 
     def __str__(self) -> str:
         return f"shard {self.number} (samples {self.sources.names[0]!r} to {self.sources.names[-1]!r})"
@@ -55,6 +66,8 @@ class PackedShard:
         source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
         adopted: It lay there whole already.
         bad: The samples that cannot be packed.
+        unread: Those of them that this worker could not read; then the shard waits for the driver to try.
+        node: Where it was packed, if there are any of those.
         parts: Suffix -> how many samples have it; None where every sample has just the recipe's suffixes.
         stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
     """
@@ -68,6 +81,8 @@ class PackedShard:
     bad: tuple[BadInput, ...]
     parts: Mapping[str, int] | None = None
     stayed: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[BadInput, ...] = ()
+    node: str = ""
 
     @property
     def num_samples(self) -> int:

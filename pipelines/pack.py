@@ -4,8 +4,10 @@ Safe to run twice, late, or after a crash: the shard is created, never overwritt
 read, held against the plan and indexed as it is. The index tells what is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from dray.pipelines.encode import Encoder
 from dray.pipelines.fill import Filled, fill_shard, find_bad
 from dray.pipelines.job import PackedShard, PackJob, PackTask
+from dray.pipelines.node import node_name
+from dray.pipelines.reading import unhashed
 from dray.pipelines.sources import BadInput, Sources, hash_files
 from dray.shards.errors import DamagedError, ExistsError, StoreError
 from dray.shards.index import ShardIndex, digest_of
@@ -22,17 +26,47 @@ from dray.shards.store import Store
 from dray.shards.tar import scan
 
 
-def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
-    """Pack and store one shard, or adopt the one that lies there. Durable, idempotent.
+def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard]:
+    """Pack and store shards, or adopt those that are stored; yields a record of each, in order. Durable, idempotent.
 
-    A crash leaves no shard, or a whole one to adopt. Where samples cannot be packed, the record names them, and the
-    shard is stored without them if the job says so, else not at all.
+    One shard is stored while the next is filled: at most two are in memory. A crash leaves whole shards to adopt.
+    Where samples cannot be packed, the record names them, and the shard is stored without them if the job says so,
+    else not at all.
 
     Raises:
-        DamagedError: Something else lies under that number.
+        DamagedError: Something else lies under a task's number.
         StoreError: The store failed.
     """
-    return adopt_shard(job, task) if task.is_stored else store_shard(job, fill_shard(job, task))
+    with ThreadPoolExecutor(1) as uploader:
+        storing: Future[PackedShard] | None = None
+        for task in tasks:
+            try:
+                store = _prepare(job, task)
+            except BaseException:
+                if storing is not None:
+                    yield storing.result()  # it counts, whatever became of the next one
+                raise
+            if storing is not None:
+                yield storing.result()
+            storing = uploader.submit(store)
+            del store  # the tar
+        if storing is not None:
+            yield storing.result()
+
+
+def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
+    """Pack and store one shard, or adopt it: see `pack_shards`."""
+    return _prepare(job, task)()
+
+
+def _prepare(job: PackJob, task: PackTask) -> Callable[[], PackedShard]:
+    """Fill a shard that is not stored yet; returns what is left to do: to store it, or to adopt the stored one."""
+    is_stored = task.is_stored
+    if is_stored is None:
+        is_stored = job.output.head(job.layout.shard(task.number)) is not None
+    if is_stored:
+        return partial(adopt_shard, job, task)
+    return partial(store_shard, job, fill_shard(job, task))
 
 
 def store_shard(job: PackJob, filled: Filled) -> PackedShard:
@@ -42,7 +76,8 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         DamagedError: Something else lies under that number.
         StoreError: The store failed; nothing half-written is visible.
     """
-    if filled.index is None or (filled.bad and not job.leaves_out_bad):
+    unread = _unread(job, filled.task, filled.bad)
+    if filled.index is None or unread or (filled.bad and not job.leaves_out_bad):
         return PackedShard(
             number=filled.task.number,
             num_bytes=0,
@@ -51,6 +86,8 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
             source_hashes=filled.source_hashes[:0],
             adopted=False,
             bad=filled.bad,
+            unread=unread,
+            node=node_name() if unread else "",
         )
     if not create(job.output, job.layout.shard(filled.task.number), filled.tar):
         return adopt_shard(job, filled.task)  # a parallel attempt's, or the retry of our own request
@@ -84,16 +121,29 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
     packed = task.sources.take(np.flatnonzero(is_packed))
+    hashes = index.xxh3_64 if job.packs_files else hash_files(job.inputs, packed)
+    bad = _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
+    unread = _unread(job, task, (*bad, *unhashed(packed, hashes)))
     return PackedShard(
         number=task.number,
         num_bytes=index.shard_bytes,
         index_digest=store_index(job.output, job.layout, task.number, index),
         is_packed=is_packed,
-        source_hashes=index.xxh3_64 if job.packs_files else hash_files(job.inputs, packed),
+        source_hashes=hashes,
         adopted=True,
-        bad=_left_out(job, task.sources.take(np.flatnonzero(~is_packed))),
+        bad=bad,
         parts=_parts_of(job, index),
+        unread=unread,
+        node=node_name() if unread else "",
     )
+
+
+def _unread(job: PackJob, task: PackTask, bad: Sequence[BadInput]) -> tuple[BadInput, ...]:
+    """The samples that this worker could not read and the driver did not try: it may be the node that is at fault."""
+    if not job.is_remote:
+        return ()
+    known = {entry.name for entry in task.unreadable}
+    return tuple(entry for entry in bad if entry.stage == "read" and entry.name not in known)
 
 
 def _parts_of(job: PackJob, index: ShardIndex) -> dict[str, int] | None:

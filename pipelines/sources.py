@@ -5,7 +5,6 @@ read while packing is held against it, so a file that changes during a build is 
 """
 
 import os
-import platform
 import stat
 import time
 from collections import Counter, deque
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from dray.shards.errors import CallError, DeniedError, InputError, MissingInputError, NotFoundError, StoreError
+from dray.pipelines.node import node_name
+from dray.shards.errors import CallError, ClusterError, DeniedError, InputError, MissingInputError, NotFoundError
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.store import ObjectInfo, Store
 
@@ -249,9 +249,9 @@ def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError]:
     try:
         folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
     except OSError as exc:
-        raise StoreError(
-            f"cannot open the input directory {root} on {platform.node()}: {exc.strerror}; "
-            "a local directory must be on a disk that all nodes share"
+        raise ClusterError(
+            f"node {node_name()} cannot open the input directory {root}: {exc.strerror}; a local directory must be on "
+            "a disk that all nodes share, under the same path: mount it there, or use object storage"
         ) from exc
     try:
         for file, size, stamp in _files(sources):

@@ -4,7 +4,7 @@ Nothing here writes. Inputs are looked up, those that were touched are read to s
 an earlier build left out are tried again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +14,11 @@ from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.fill import find_bad
 from dray.pipelines.job import PackJob
+from dray.pipelines.node import node_name
 from dray.pipelines.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.progress import say
-from dray.pipelines.run import run_tasks
+from dray.pipelines.reading import check_unread, unhashed
+from dray.pipelines.run import run_tasks, runs_in_process
 from dray.pipelines.sources import BadInput, Sources, find_missing, find_sources, hash_files
 from dray.pipelines.tables import LeftOut
 from dray.pipelines.tolerance import OnError, Tolerance
@@ -169,15 +171,23 @@ class _HashTask:
     sources: Sources
 
     @property
+    def num_bytes(self) -> int:
+        return int(self.sources.sizes.sum())
+
+    @property
     def memory_bytes(self) -> int:
         return int(self.sources.sizes.max()) + TASK_BYTES
+
+    def again(self) -> "_HashTask":
+        return self
 
     def __str__(self) -> str:
         return f"reading samples {self.sources.names[0]!r} to {self.sources.names[-1]!r}"
 
 
-def _hash_task(inputs: Store, task: _HashTask) -> tuple[int, NDArray[np.uint64]]:
-    return task.first, hash_files(inputs, task.sources)
+def _hash_tasks(inputs: Store, tasks: Sequence[_HashTask]) -> Iterator[tuple[int, NDArray[np.uint64], str]]:
+    for task in tasks:
+        yield task.first, hash_files(inputs, task.sources), node_name()
 
 
 def _hashes(inputs: Store, sources: Sources, why: str, address: str | None, *, progress: bool) -> NDArray[np.uint64]:
@@ -191,8 +201,11 @@ def _hashes(inputs: Store, sources: Sources, why: str, address: str | None, *, p
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     groups = np.split(np.arange(len(sources)), starts[1:])
     tasks = [_HashTask(int(rows[0]), sources.take(rows)) for rows in groups]
-    for first, found in run_tasks(_hash_task, inputs, tasks, address, progress=progress):
+    for first, found, node in run_tasks(_hash_tasks, inputs, tasks, address, progress=progress):
         hashes[first : first + len(found)] = found
+        if not runs_in_process(address):
+            read = sources.take(np.arange(first, first + len(found)))
+            check_unread(inputs, read, unhashed(read, found), node)
     return hashes
 
 

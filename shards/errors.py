@@ -6,7 +6,7 @@
     |   |-- ExistsError (FileExistsError)      a create-only write found an object there
     |   `-- DeniedError (PermissionError)      fix the key or its rights
     |-- CallError (ValueError)                 fix the call: an argument, a name, a size
-    |-- ClusterError (RuntimeError)            try again: workers or nodes died too often
+    |-- ClusterError (RuntimeError)            fix a node, or try again: a node is unfit, or workers died too often
     |-- ConflictError (RuntimeError)           somebody else changed the dataset meanwhile: run again
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
     |   `-- MissingInputError (FileNotFoundError)
@@ -44,7 +44,7 @@ class CallError(DrayError, ValueError):
 
 
 class ClusterError(DrayError, RuntimeError):
-    """The Ray cluster lost a task more often than it is retried."""
+    """A node of the Ray cluster is not fit for a task, or the cluster lost a task more often than it is retried."""
 
 
 class ConflictError(DrayError, RuntimeError):

@@ -19,6 +19,15 @@ def test_packing_is_measured_against_the_others(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
+def test_builds_on_ray_are_measured_beside_those_in_process(tmp_path: Path) -> None:
+    """On few shards: all contestants pack them, and both ratios are printed."""
+    command = [sys.executable, BENCHMARKS / "ray_build.py", "--shards", "20", "--rounds", "1", "--dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for line in ("in_process", "grouped", "wall x 2 cores / summed task time", "summed task time / in process"):
+        assert line in done.stdout
+
+
 def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
     """On few samples: it tells what was packed, and that a rerun with nothing to do wrote nothing."""
     command = [sys.executable, BENCHMARKS / "rerun.py", "--samples", "200", "--rounds", "1", "--dir", tmp_path]

@@ -3,8 +3,11 @@
 Import what you need from `dray.pipelines`, `dray.loaders` and `dray.shards`; this module holds only the version.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["__version__"]
 
-__version__ = version("dray")
+try:
+    __version__ = version("dray")
+except PackageNotFoundError:  # the folder alone was shipped, as Ray's py_modules does
+    __version__ = "of unknown version"

@@ -1,0 +1,68 @@
+"""What a Ray cluster has room for: how many tasks to send out, with how much memory, and why none may start."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+LOOK_EVERY_S = 1.0  # clusters grow and shrink; a look costs a millisecond or two
+TASKS_PER_CPU = 2  # in flight: one runs, one waits at hand
+FEWEST = 4  # in flight, on any cluster
+
+
+class Capacity:
+    """The nodes that can run tasks, looked at about once a second."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._looked = -LOOK_EVERY_S
+        self._nodes: list[dict[str, float]] = []
+
+    @property
+    def window(self) -> int:
+        """How many Ray tasks may be in flight."""
+        return max(FEWEST, int(TASKS_PER_CPU * self._num_cpus))
+
+    @property
+    def largest_bytes(self) -> int:
+        """Memory for tasks of the largest node; 0 where no node is there yet."""
+        self._look()
+        return int(max((node.get("memory", 0) for node in self._nodes), default=0))
+
+    @property
+    def _num_cpus(self) -> float:
+        self._look()
+        return sum(node["CPU"] for node in self._nodes)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self._nodes = [node["Resources"] for node in nodes_with_cpus(self._ray)]
+            self._looked = time.monotonic()
+
+    def why_waiting(self, memory_bytes: int) -> str:
+        """Why tasks of one CPU and so much memory may not have started, and how much is free."""
+        free = self._ray.available_resources()
+        cpus, memory = free.get("CPU", 0), free.get("memory", 0)
+        if not self._num_cpus:
+            reason = "no node of the cluster offers CPUs: start one"
+        elif cpus < 1:
+            reason = "all CPUs are taken, by these tasks or by other jobs"
+        elif memory < memory_bytes:
+            reason = "too little memory is free: other jobs have reserved it"
+        else:
+            reason = "they are at work, or their workers are starting"
+        total = self._ray.cluster_resources().get("memory", 0)
+        return (
+            f"{reason}. A task takes 1 CPU and {memory_bytes / 1e9:.1f} GB of memory; free are {cpus:.0f} of "
+            f"{self._num_cpus:.0f} CPUs and {memory / 1e9:.1f} of {total / 1e9:.1f} GB"
+        )
+
+
+def nodes_with_cpus(ray: Any) -> Sequence[dict[str, Any]]:
+    """The live nodes that can run a task of one CPU."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
+def rounded(memory_bytes: int) -> int:
+    """Rounded up by at most a quarter: Ray starts tasks of equal needs in the same workers."""
+    step = 1 << max(0, memory_bytes.bit_length() - 3)
+    return -(-memory_bytes // step) * step

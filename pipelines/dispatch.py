@@ -1,0 +1,258 @@
+"""Sending the tasks of a build to a Ray cluster: in groups, in a bounded window, each tried again a few times.
+
+Ray itself retries nothing. Its retries have no bound after a kill for lack of memory, no second size of memory, and do
+not know that what an attempt has stored need not be done again.
+"""
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from dray.pipelines.capacity import LOOK_EVERY_S, Capacity, nodes_with_cpus, rounded
+from dray.pipelines.entry import make_entry
+from dray.pipelines.node import identity
+from dray.pipelines.pace import Pace
+from dray.pipelines.parcel import Parcel
+from dray.pipelines.progress import say
+from dray.pipelines.reading import credentials_hint
+from dray.shards.errors import ClusterError, DeniedError, StoreError
+
+MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
+SILENT_S = 30.0  # after so long without a finished task the driver says what it waits for, again and again
+CALL_OFF_S = 2.0  # at most, for tasks that are cancelled to end: whoever stops a job waits 3 s, then kills it
+CHECK_S = 60.0  # at most, for the nodes to say what dray they have; tasks say it as well
+MOST_NAMED = 3  # tasks that are waited for
+
+
+class Task(Protocol):
+    """A piece of work that may be done twice."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it reads."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that it takes at most."""
+        ...
+
+    def again(self) -> Self:
+        """The same for another attempt: what an earlier one has stored is looked for first."""
+        ...
+
+
+Shared = TypeVar("Shared")
+AnyTask = TypeVar("AnyTask", bound=Task)
+Result = TypeVar("Result")
+Function = Callable[[Shared, Sequence[AnyTask]], Iterable[Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Try(Generic[AnyTask]):
+    """A task and what became of earlier attempts."""
+
+    task: AnyTask
+    memory_bytes: int
+    num_failed: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.task.num_bytes
+
+    def again(self) -> "_Try[AnyTask]":
+        return replace(self, task=self.task.again(), num_failed=self.num_failed + 1)
+
+
+class Dispatch(Generic[AnyTask, Result]):
+    """The tasks of one call on their way.
+
+    Attributes:
+        task_seconds: How long the groups that have ended took together.
+    """
+
+    def __init__(self, ray: Any, parcel: Parcel, name: str, tasks: Sequence[AnyTask], *, progress: bool) -> None:
+        self.task_seconds = 0.0
+        self._ray = ray
+        self._sender = _Sender(ray, parcel, name)
+        self._capacity, self._pace = Capacity(ray), Pace()
+        self._fresh = deque(_Try(task, task.memory_bytes) for task in tasks)
+        self._failed: deque[_Try[AnyTask]] = deque()
+        self._flying: dict[Any, list[_Try[AnyTask]]] = {}
+        self._progress = progress
+
+    def results(self) -> Iterator[Result]:
+        """Do all tasks; yields what they return, as they end.
+
+        Raises:
+            ClusterError: A node is unfit, or a task was lost again and again: names it.
+        """
+        try:
+            while self._send():
+                for reference in self._wait():
+                    yield from self._settle(self._flying.pop(reference), reference)
+        finally:
+            _call_off(self._ray, list(self._flying))  # after an error or an interrupt
+
+    def _send(self) -> bool:
+        """Fill the window; whether anything is in flight."""
+        window = self._capacity.window
+        while len(self._flying) < window and (self._failed or self._fresh):
+            group = [self._failed.popleft()] if self._failed else self._pace.take(self._fresh, window)
+            self._flying[self._sender.send([one.task for one in group], self._memory_of(group))] = group
+        return bool(self._flying)
+
+    def _memory_of(self, group: Sequence[_Try[AnyTask]]) -> int:
+        """Enough for two tasks, as one shard is stored while the next is filled; at most what the largest node has."""
+        wanted = rounded(sum(sorted(one.memory_bytes for one in group)[-2:]))
+        return min(wanted, self._capacity.largest_bytes or wanted)
+
+    def _wait(self) -> list[Any]:
+        """The groups that have ended, one at least; none where the window may have grown meanwhile."""
+        started = time.monotonic()
+        while time.monotonic() - started < SILENT_S:
+            flying = list(self._flying)
+            done, _ = self._ray.wait(flying, num_returns=1, timeout=min(LOOK_EVERY_S, SILENT_S))
+            if done:
+                return list(self._ray.wait(flying, num_returns=len(flying), timeout=0)[0])
+            if self._capacity.window > len(flying) and (self._failed or self._fresh):
+                self._send()
+        self._say_what_is_waited_for()
+        return []
+
+    def _say_what_is_waited_for(self) -> None:
+        tries = list(chain.from_iterable(self._flying.values()))
+        named = ", ".join(str(one.task) for one in tries[:MOST_NAMED])
+        more = f" and {len(tries) - MOST_NAMED} more" if len(tries) > MOST_NAMED else ""
+        memory = max(self._memory_of(group) for group in self._flying.values())
+        say(
+            f"nothing has finished for {SILENT_S:.0f} s: waiting for {named}{more}: "
+            f"{self._capacity.why_waiting(memory)}. To work without Ray: address='none'",
+            show=self._progress,
+        )
+
+    def _settle(self, group: list[_Try[AnyTask]], reference: Any) -> Iterator[Result]:
+        """Yield the results of a group; what has none is done again, or is an error."""
+        errors = self._ray.exceptions
+        try:
+            node, problem, outcome = self._ray.get(reference)
+        except errors.OutOfMemoryError:
+            self._failed.extend(self._with_more_memory(one) for one in group)
+            return
+        except (errors.RayTaskError, errors.RuntimeEnvSetupError) as exc:
+            raise ClusterError(f"{group[0].task} could not be started: {exc}") from exc
+        except errors.RayError as exc:
+            self._failed.extend(_after_death(one, exc) for one in group)
+            return
+        check_fit(node, problem)
+        self._pace.record(group[: len(outcome.results)], outcome.seconds)
+        self.task_seconds += outcome.seconds
+        yield from outcome.results
+        if outcome.error is not None:
+            left = group[len(outcome.results) :]
+            self._failed.extend(_after_error(one, outcome.error, outcome.node) for one in left)
+
+    def _with_more_memory(self, one: _Try[AnyTask]) -> _Try[AnyTask]:
+        """Another attempt with twice the memory reserved, so that fewer tasks share a node.
+
+        Raises:
+            ClusterError: It had all that the largest node has.
+        """
+        largest = self._capacity.largest_bytes
+        if one.memory_bytes >= largest:
+            raise ClusterError(
+                f"{one.task} was killed for lack of memory although {largest / 1e9:.1f} GB, all that the largest node "
+                "offers, were reserved for it: make more and smaller shards, or use nodes with more memory; then run "
+                "it again: shards already stored are kept"
+            )
+        return replace(one.again(), memory_bytes=min(2 * one.memory_bytes, largest), num_failed=one.num_failed)
+
+
+class _Sender:
+    """Sends groups of tasks; Ray's options are made once for each size of memory."""
+
+    def __init__(self, ray: Any, parcel: Parcel, name: str) -> None:
+        self._remote = ray.remote(make_entry())
+        self._name = name
+        self._body = parcel.body if len(parcel.body) <= _INLINE_BYTES else ray.put(parcel.body)
+        self._stores = parcel.stores
+        self._by_memory: dict[int, Any] = {}
+
+    def send(self, tasks: Sequence[Task], memory_bytes: int) -> Any:
+        """Send one group; returns the reference of its outcome."""
+        if memory_bytes not in self._by_memory:
+            self._by_memory[memory_bytes] = self._remote.options(
+                num_cpus=1, memory=memory_bytes, scheduling_strategy="SPREAD", max_retries=0, name=self._name
+            )
+        return self._by_memory[memory_bytes].remote(identity(), self._body, self._stores, pickle.dumps(tasks))
+
+
+_INLINE_BYTES = 64 << 10  # Ray puts larger arguments into its object store
+
+
+def check_nodes(ray: Any) -> None:
+    """See that the nodes that can run tasks have the dray of this process, before anything is written.
+
+    Raises:
+        ClusterError: One has another, or none: names node and way out.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(make_entry())
+    asked = [
+        remote.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(identity(), b"", b"", b"")
+        for node in nodes_with_cpus(ray)
+    ]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=CHECK_S) if asked else ([], [])
+    for reference in answered:
+        with suppress(ray.exceptions.RayError):  # it died or has no room: its tasks will tell
+            node, problem, _ = ray.get(reference)
+            check_fit(node, problem)
+
+
+def check_fit(node: str, problem: str) -> None:
+    """Refuse a node that has not the dray of this process.
+
+    Raises:
+        ClusterError: Names the node and the way out.
+    """
+    if problem:
+        raise ClusterError(
+            f"node {node} {problem}; this process has {identity()}. All nodes need the same: install it there, or let "
+            "Ray ship it: runtime_env={'py_modules': [folder of dray]} (ray job submit --runtime-env-json)"
+        )
+
+
+def _after_death(one: _Try[AnyTask], exc: Exception) -> _Try[AnyTask]:
+    if one.num_failed >= MAX_RETRIES:
+        raise ClusterError(
+            f"{one.task} was not done after {MAX_RETRIES} retries: {type(exc).__name__}: {str(exc).splitlines()[0]}; "
+            "does it crash its worker, or take more memory than the node has? Run it again: shards already stored are "
+            "kept"
+        ) from exc
+    return one.again()
+
+
+def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTask]:
+    if isinstance(error, DeniedError):
+        raise DeniedError(f"{error}; {credentials_hint(node)}") from None
+    if type(error) is not StoreError or one.num_failed >= MAX_RETRIES:
+        raise error
+    return one.again()
+
+
+def _call_off(ray: Any, references: list[Any]) -> None:
+    """Cancel tasks and wait a little for them to end; their errors are not wanted any more."""
+    for reference in references:
+        ray.cancel(reference)
+    ended = ray.wait(references, num_returns=len(references), timeout=CALL_OFF_S)[0] if references else []
+    for reference in ended:
+        with suppress(ray.exceptions.RayError):
+            ray.get(reference)

@@ -1,0 +1,29 @@
+"""The function that Ray runs on a node, whatever is installed there."""
+
+from collections.abc import Callable
+from typing import Any
+
+Entry = Callable[[str, bytes, bytes, bytes], tuple[str, str, Any]]
+
+
+def make_entry() -> Entry:
+    """A function that Ray sends by value, as it is defined in here: a node without dray can run it and say so."""
+
+    def run_on_node(wanted: str, body: bytes, stores: bytes, tasks: bytes) -> tuple[str, str, Any]:
+        """(node, what is wrong with its dray or "", the outcome of the tasks); no tasks: only the check."""
+        import platform
+
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        node = f"{platform.node()} ({ray.util.get_node_ip_address()}, id {node_id[:8]})"
+        try:
+            from dray.pipelines.node import identity
+            from dray.pipelines.worker import run_group
+        except Exception as exc:  # noqa: BLE001  a broken install may raise anything
+            return node, f"cannot import dray ({type(exc).__name__}: {exc})", None
+        if (found := identity()) != wanted:
+            return node, f"has {found}", None
+        return node, "", run_group(body, stores, tasks) if tasks else None
+
+    return run_on_node

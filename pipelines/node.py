@@ -1,0 +1,35 @@
+"""The node on which this process runs: its name in errors, and the dray that it has."""
+
+import importlib.util
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+from xxhash import xxh3_64
+
+from dray import __version__
+from dray.shards.log import FORMAT
+
+_PACKAGES = ("dray.shards", "dray.pipelines", "dray.loaders")  # the code that decides a dataset's bytes
+
+
+def node_name() -> str:
+    """The host name; in a Ray worker also the address and the start of the node's id."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return platform.node()
+    node_id = ray.get_runtime_context().get_node_id()
+    return f"{platform.node()} ({ray.util.get_node_ip_address()}, id {node_id[:8]})"
+
+
+@cache
+def identity() -> str:
+    """The version, the format and a digest of the code: where they are equal, equal inputs give equal bytes."""
+    digest = xxh3_64()
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec else ():
+            for path in sorted(Path(folder).glob("*.py")):
+                digest.update(f"{package}/{path.name}".encode() + path.read_bytes())
+    return f"dray {__version__} (format {FORMAT}, code {digest.hexdigest()[:8]})"
