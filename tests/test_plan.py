@@ -12,7 +12,7 @@ from dray.pipelines.sources import Sources
 from dray.pipelines.tables import source_table
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Shard
-from dray.shards.tar import MAX_SHARD_BYTES
+from dray.shards.tar import MAX_SHARD_BYTES, TarWriter
 
 SUFFIX = "x.pyd"
 
@@ -51,6 +51,18 @@ def test_shards_by_size_keep_both_limits(sizes: list[int], shard_bytes: int, sha
     assert all(shard.num_bytes <= shard_bytes or len(shard.rows) == 1 for shard in planned)
     assert max(counts(planned)) <= shard_samples
     assert_cut_in_order(planned, len(sizes))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(85, 110), st.integers(0, 1100), st.sampled_from("aé")), min_size=1, max_size=9))
+def test_a_planned_shard_is_never_smaller_than_its_tar(samples: list[tuple[int, int, str]]) -> None:
+    """Names that need a longer header, because of their length or their letters, count with it."""
+    names = [f"{number}{letter * (length - 1)}" for number, (length, _, letter) in enumerate(samples)]
+    planned = plan(replace(sources([size for _, size, _ in samples]), names=names), Recipe(suffixes=(SUFFIX,))).shards
+    tar = TarWriter()
+    for name, (_, size, _) in zip(names, samples, strict=True):
+        tar.add(f"{name}.{SUFFIX}".encode(), bytes(size))
+    assert sum(shard.num_bytes for shard in planned) >= len(tar.finish())
 
 
 def test_shards_over_4_gib_are_refused_with_the_number_that_fits() -> None:

@@ -356,6 +356,14 @@ HOSTILE = {
     "array of another type": whole(
         call("numpy.core.multiarray", "_reconstruct", name("builtins", "set"), b"K\x00\x85", blob(b"b"))
     ),
+    "tensor of no dtype": whole(
+        call(
+            "torch._utils",
+            "_rebuild_tensor_v3",
+            call("torch.storage", "_load_from_bytes", blob(storage(bytes(8)))),
+            *(b"K\x00", b"K\x02\x85", b"K\x01\x85", b"\x89", call("collections", "OrderedDict"), text("float32")),
+        )
+    ),
     "tensor over text": whole(tensor(b"").replace(b"_load_from_bytes", b"_load_from_bytez")),
     "array larger than its bytes": whole(array(FLOAT, b"K\x03\x85", blob(bytes(8)))),
     "array smaller than its bytes": whole(array(FLOAT, b"K\x01\x85", blob(bytes(8)))),
