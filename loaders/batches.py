@@ -7,7 +7,6 @@ together: what is worked out or looked at for many samples at once costs little 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any
 
@@ -109,10 +108,10 @@ class BatchMaker:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return _unpack_maker, (cloudpickle.dumps(fields),)
 
-    @cached_property
+    @property
     def catalog(self) -> Catalog:
         """The samples; opened in the process that reads them."""
-        return Catalog(self.snapshot, self.parts, limit=self.limit, blocks=self.blocks)
+        return self._tools.catalog
 
     @property
     def stats(self) -> Stats:
@@ -270,7 +269,9 @@ class BatchMaker:
         found: _Tools | None = self.__dict__.get("_opened")
         if found is None or found.process != os.getpid():
             num_threads = min(THREADS, len(os.sched_getaffinity(0)))
-            found = _Tools(os.getpid(), open_reader(self.catalog, self.blocks), Stacker(BufferPool(), num_threads))
+            catalog = Catalog(self.snapshot, self.parts, limit=self.limit, blocks=self.blocks)
+            reader = open_reader(catalog, self.blocks)
+            found = _Tools(os.getpid(), catalog, reader, Stacker(BufferPool(), num_threads))
             self.__dict__["_opened"] = found
         return found
 
@@ -278,6 +279,7 @@ class BatchMaker:
 @dataclass(frozen=True, slots=True)
 class _Tools:
     process: int
+    catalog: Catalog
     reader: Reader
     stacker: Stacker
 

@@ -4,6 +4,7 @@ Prefetching must not change what a checkpoint says. So the loader's state is tak
 is that of the batch that the trainer got last, however many were copied since.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from dray.loaders.forks import check_process
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 
@@ -80,7 +82,7 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """The loader's next epoch. An error of the loader comes after the batches before it."""
-        self._state = self._loader_state()
+        process, self._state = os.getpid(), self._loader_state()
         batches = iter(self._batches)
         copies = self._copied(batches)
         try:
@@ -88,10 +90,12 @@ class DeviceLoader:
                 self._wait_for(copied)
                 self._state = copied.state
                 yield copied.batch
+                check_process(process)
         finally:
-            copies.close()  # its thread first, which may be inside of the loader
-            if isinstance(batches, Generator):
-                batches.close()
+            if process == os.getpid():  # else the thread, and what it stands in, are the parent's
+                copies.close()  # its thread first, which may be inside of the loader
+                if isinstance(batches, Generator):
+                    batches.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` start an epoch, from 0.
@@ -134,7 +138,7 @@ class DeviceLoader:
     def _copied(self, batches: Iterator[Any]) -> Generator[_Copied, None, None]:
         """All of an epoch; a thread takes them and starts the copies."""
         with ThreadPoolExecutor(1, thread_name_prefix="dray-device") as thread:
-            coming: deque[Future[_Copied | None]] = deque()
+            process, coming = os.getpid(), deque[Future[_Copied | None]]()
             try:
                 while True:
                     while len(coming) <= self._ahead:
@@ -146,7 +150,7 @@ class DeviceLoader:
                         return
                     yield copied
             finally:
-                for future in coming:
+                for future in coming if process == os.getpid() else ():  # locks of the parent's may be held for ever
                     future.cancel()
 
     def _copy_next(self, batches: Iterator[Any]) -> _Copied | None:

@@ -13,6 +13,7 @@ from dray.loaders.blocks import open_blocks
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Stats
+from dray.loaders.forks import check_process, check_worker
 from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
 from dray.loaders.ranks import open_agreed, own_rank
@@ -139,6 +140,7 @@ class ShardLoader:
         self._lookahead: Lookahead[list[Any]] | None = None
         self._pool: WorkerPool | None = None
         self._ended: list[Stats] = []  # of workers that are no more
+        self._process = os.getpid()  # whose threads and workers these are
 
     @property
     def snapshot(self) -> Snapshot:
@@ -155,15 +157,19 @@ class ShardLoader:
         An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
 
         Raises:
+            CallError: A newer iterator of this loader began, this one was begun before a fork, or this process is one
+                of several workers of a torch DataLoader.
             RuntimeError: A worker died, or gave nothing for `timeout_s`. The next epoch has others.
         """
-        start = self._next
+        check_worker(self._num_workers, "ShardLoader(num_workers=)")
+        process, start = os.getpid(), self._next
         self._go_to(start)
         self._next = self._first_of(start.epoch + 1)
         way = Pass(start, self._rest(start), self.rank)
         self._batches = batches = self._in_workers(way) if self._num_workers else self._in_thread(way)
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
+                check_process(process)
                 if self._batches is not batches:
                     raise CallError(
                         f"this iterator of epoch {start.epoch} ended when a newer one of its loader began, or when it "
@@ -247,6 +253,9 @@ class ShardLoader:
         return last * rest.share_size(0, self.rank) + rest.share_size(last, self.rank) if self._taken else 0
 
     def _go_to(self, start: Cursor) -> None:
+        if self._process != os.getpid():  # what runs belongs to the process that this one was forked from
+            self._process = os.getpid()
+            self._batches = self._lookahead = self._pool = None
         if self._batches is not None:
             self._batches.close()
             self._batches = None

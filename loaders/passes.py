@@ -1,5 +1,6 @@
 """One pass after another of a rank's stream through the user's pipeline, in this process or in worker processes."""
 
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -104,7 +105,8 @@ class Passes(IterableDataset[Any]):
     ) -> None:
         self.progress = progress
         self._stream = stream
-        self._num_workers = num_workers
+        self.num_workers = num_workers
+        self._process = os.getpid()  # whose workers those of the pool are
         chunk_bytes = progress.epochs.sample_bytes * progress.epochs.batch / progress.epochs.num_ranks
         self._most_chunks = max(1, min(SENT_CHUNKS, int(SENT_BYTES / max(1.0, chunk_bytes))))
         self._options = dict(options)
@@ -115,7 +117,7 @@ class Passes(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
         way = progress.next_pass()
-        given = self._from_workers(way) if self._num_workers else self._stream.given(way)
+        given = self._from_workers(way) if self.num_workers else self._stream.given(way)
         for number, chunk in enumerate(given, 1):
             end = way.start.advanced(number, progress.epochs.batch)
             last = len(chunk.outputs) - 1
@@ -142,9 +144,11 @@ class Passes(IterableDataset[Any]):
 
     def _from_workers(self, way: Pass) -> Generator[Given, None, None]:
         """What each chunk gave, from each worker in turn."""
+        if self._process != os.getpid():  # the pool belongs to the process that this one was forked from
+            self._process, self._pool = os.getpid(), None
         if self._pool is None or not self._pool.lives_on:  # old workers, which may be busy, keep their pipes
             self._ended += self._pool.stats.values() if self._pool else ()
-            self._pool = StreamPool(self._stream, self._most_chunks, self._num_workers, self._options)
+            self._pool = StreamPool(self._stream, self._most_chunks, self.num_workers, self._options)
         try:
             yield from self._pool.given(way)
         except Exception as exc:  # one may be dead: the next pass starts others

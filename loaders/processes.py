@@ -4,6 +4,7 @@ torch looks every few seconds whether the worker that it waits for is dead; here
 """
 
 import concurrent.futures.thread
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -106,6 +107,7 @@ class _Messages(_MultiProcessingDataLoaderIter):
 
     def __init__(self, loader: WorkerProcesses, patience: Patience) -> None:
         self._patience = patience
+        self._process = os.getpid()
         super().__init__(loader)
 
     def _try_get_data(self, timeout: float = CHECK_S) -> Any:  # noqa: ARG002
@@ -117,6 +119,10 @@ class _Messages(_MultiProcessingDataLoaderIter):
             workers = range(len(self._workers)) if turn is None else [turn[0]]
             self._patience.wait({worker: self._workers[worker].pid for worker in workers})
         return found
+
+    def _shutdown_workers(self) -> None:
+        if self._process == os.getpid():  # a forked child's copy must not end its parent's workers
+            super()._shutdown_workers()
 
 
 class Carried:

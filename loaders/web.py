@@ -1,5 +1,6 @@
 """The loader that a DataModule gives: a `webdataset.WebLoader` whose epochs are exact, and which can be resumed."""
 
+import os
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -9,6 +10,7 @@ from typing import Any, cast
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
+from dray.loaders.forks import check_process, check_worker
 from dray.loaders.passes import Passes
 from dray.loaders.progress import Progress
 from dray.shards.errors import CallError
@@ -44,13 +46,17 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         An epoch counts as begun when its first output is asked for; an iterator that was left ends then.
 
         Raises:
-            CallError: The pipelines give nothing at all, so the epoch cannot have its length.
+            CallError: The pipelines give nothing at all, so the epoch cannot have its length; a newer iterator of this
+                loader began, this one was begun before a fork, or this process is one of several workers of a torch
+                DataLoader.
         """
-        progress = self._progress
+        check_worker(self._passes.num_workers, "kwargs_wld={split: {'num_workers': ...}}")
+        progress, process = self._progress, os.getpid()
         turn = progress.begin()
         left = progress.left(self._goal)
         with closing(cast("Generator[Any, None, None]", self.iterator())) as outputs:
             while left is None or left > 0:
+                check_process(process)
                 progress.check(turn)
                 asked = perf_counter()
                 try:
