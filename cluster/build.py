@@ -7,14 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
-from dray.pipelines.encode import AUTO, Encode
+from dray.pipelines import BuildReport, split_by_hash
+from dray.pipelines.build import build
+from dray.pipelines.encode import AUTO, Encode, Encoder
+from dray.pipelines.job import PackJob
+from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say
+from dray.pipelines.retention import Retention
+from dray.pipelines.scan import scan
 from dray.pipelines.session import check_address, ray_session
-from dray.pipelines.sources import find_names
+from dray.pipelines.tolerance import Tolerance
+from dray.pipelines.work import BuildSpec
 from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
-from dray.shards.layout import check_suffixes
+from dray.shards.layout import Layout, check_suffixes
 from dray.shards.urls import check_apart, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -29,6 +35,7 @@ class Wanted:
     destination: str
     prefix: str
     suffixes: Sequence[str]
+    optional_suffixes: Sequence[str]
     num_shards: int | None
     shuffle_seed: int | None
     names_file: str | None
@@ -42,19 +49,56 @@ class Wanted:
     max_bad: str
     storage_options: StorageOptions
 
-    def groups(self) -> dict[str, list[str]]:
-        """Folder -> the names that go there.
+    def specs(self, *, address: str | None = None, progress: bool = True) -> list[BuildSpec]:
+        """What to build: one dataset in the destination, or one in a folder of it for each group of a split.
 
         Raises:
             CallError: A folder is the source or lies inside it.
         """
-        source = Store(self.source, self.storage_options)
-        check_apart(source.url, normal_url(self.destination))
-        names = read_names(self.names_file, source, check_suffixes(self.suffixes))
-        groups = group_folders(self.destination, names, self.fractions, self.split_seed)
+        tolerance = Tolerance(on_error=self.on_error, max_bad=self.max_bad)
+        required, optional = check_suffixes(self.suffixes), tuple(self.optional_suffixes)
+        suffixes = check_suffixes((*required, *optional))
+        encoder = Encoder.of(self.encode, suffixes, allow=self.allow, allow_pickle=self.allow_pickle)
+        recipe = Recipe(
+            suffixes=suffixes,
+            num_shards=self.num_shards,
+            shuffle_seed=self.shuffle_seed,
+            encoder=encoder,
+            leaves_out_bad=tolerance.leaves_out,
+            recursive=self.names_file is None,
+        )
+        inputs = Store(self.source, self.storage_options)
+        check_apart(inputs.url, normal_url(self.destination))
+        found = scan(inputs, suffixes) if self.names_file is None else None
+        if found and found.unscanned:
+            say(f"left out of the scan of {inputs.url}: {found.unscanned}", show=progress)
+        names = found.names if found else read_names(self.names_file or "")
+        bad = {entry.name: entry for entry in (found.unusable if found else ())}
+        groups = group_folders(self.destination, [*names, *bad], self.fractions, self.split_seed)
         for folder in groups:
-            check_apart(source.url, normal_url(folder))
-        return groups
+            check_apart(inputs.url, normal_url(folder))
+        return [
+            BuildSpec(
+                job=PackJob(
+                    inputs=inputs,
+                    output=Store(folder, self.storage_options),
+                    layout=Layout(self.prefix),
+                    transform=None,
+                    encoder=encoder,
+                    leaves_out_bad=tolerance.leaves_out,
+                ),
+                recipe=recipe,
+                names=[name for name in members if name not in bad],
+                unusable=tuple(bad[name] for name in members if name in bad),
+                optional=optional,
+                scan=found,
+                tolerance=tolerance,
+                checksum=self.checksum,
+                address=address,
+                progress=progress,
+            )
+            for folder, members in groups.items()
+        ]
 
 
 def build_datasets(
@@ -64,37 +108,25 @@ def build_datasets(
 
     Each dataset is atomic for itself; an error leaves those before it done, and a rerun goes on from there.
     """
-    groups = wanted.groups()
+    specs = wanted.specs(address=address, progress=progress)
+    retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
     with ray_session(address if wanted.fractions else None):  # one build connects by itself, and only if it has work
-        for folder, names in groups.items():
-            yield pickles_to_tars(
-                wanted.source,
-                names,
-                wanted.suffixes,
-                folder,
-                wanted.prefix,
-                min_num_shards=wanted.num_shards,
-                shuffle_seed=wanted.shuffle_seed,
-                encode=wanted.encode,
-                allow=wanted.allow,
-                allow_pickle=wanted.allow_pickle,
-                checksum=wanted.checksum,
-                on_error=wanted.on_error,
-                max_bad=wanted.max_bad,
-                keep=keep,
-                grace_s=grace_s,
-                address=address,
-                storage_options=wanted.storage_options,
-                progress=progress,
-            )
+        for spec in specs:
+            yield build(spec, retention=retention)
 
 
-def read_names(names_file: str | None, source: Store, suffixes: tuple[str, ...]) -> list[str]:
-    """The names in a file, one a line (`-` is standard input); without a file those of all samples in the source."""
-    if names_file is None:
-        return find_names(source, suffixes)
-    text = sys.stdin.read() if names_file == "-" else Path(names_file).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
+def read_names(names_file: str) -> list[str]:
+    """The names in a file, one a line; `-` is standard input. A byte order mark and blank lines count for nothing.
+
+    Raises:
+        CallError: It is not UTF-8 text.
+    """
+    try:
+        text = sys.stdin.read() if names_file == "-" else Path(names_file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise CallError(f"--names {names_file}: expected UTF-8 text, one name a line ({exc})") from exc
+    lines = (line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n"))
+    return [line for line in lines if line.strip()]
 
 
 def parse_fractions(text: str) -> dict[str, float]:

@@ -90,6 +90,10 @@ SuffixList = Annotated[
     list[str],
     typer.Option(metavar="SUFFIX", help="What follows a name's dot, such as tensor.pyd; repeat it for more parts."),
 ]
+OptionalSuffixList = Annotated[
+    list[str] | None,
+    typer.Option("--optional-suffix", metavar="SUFFIX", help="The same for a part that samples may lack; repeatable."),
+]
 Prefix = Annotated[str, typer.Option(help="The dataset's prefix: shards are PREFIX-000000.tar and so on.")]
 NumShards = Annotated[
     int | None,
@@ -100,7 +104,7 @@ NamesFile = Annotated[
     typer.Option(
         metavar="FILE",
         help="The samples' names, one a line, in the order wanted; - is standard input.",
-        show_default="all in SRC, sorted",
+        show_default="all in SRC and its sub-folders, sorted",
     ),
 ]
 Split = Annotated[
@@ -196,6 +200,7 @@ def build(
     destination: Destination,
     *,
     suffix: SuffixList,
+    optional_suffix: OptionalSuffixList = None,
     prefix: Prefix = "wdshards",
     shards: NumShards = None,
     shuffle_seed: ShuffleSeed = None,
@@ -256,6 +261,7 @@ def build(
         destination=destination,
         prefix=prefix,
         suffixes=suffix,
+        optional_suffixes=optional_suffix or (),
         num_shards=shards,
         shuffle_seed=shuffle_seed,
         names_file=names,
@@ -282,6 +288,7 @@ def plan(
     destination: Destination,
     *,
     suffix: SuffixList,
+    optional_suffix: OptionalSuffixList = None,
     prefix: Prefix = "wdshards",
     shards: NumShards = None,
     shuffle_seed: ShuffleSeed = None,
@@ -313,6 +320,7 @@ def plan(
         destination=destination,
         prefix=prefix,
         suffixes=suffix,
+        optional_suffixes=optional_suffix or (),
         num_shards=shards,
         shuffle_seed=shuffle_seed,
         names_file=names,

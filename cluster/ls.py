@@ -111,11 +111,11 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
 def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
     """Suffix -> how many samples have that part; None where a function made the parts and nobody counted them."""
     total: Counter[str] = Counter()
+    recipe = snapshot.manifest.recipe
     for shard in snapshot.shards:
-        if shard.parts is None:  # nothing was encoded: without a function each sample has all
-            recipe = snapshot.manifest.recipe
-            return None if recipe["transform"] else dict.fromkeys(recipe["suffixes"], snapshot.num_samples)
-        total.update(shard.parts)
+        if shard.parts is None and recipe["transform"]:
+            return None
+        total.update(dict.fromkeys(recipe["suffixes"], shard.num_samples) if shard.parts is None else shard.parts)
     return dict(total)
 
 
@@ -131,7 +131,16 @@ def _parts_line(snapshot: Snapshot) -> str:
     encoder = Encoder.from_json(recipe)
     transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
     if encoder is None:
-        return f"{', '.join(recipe['suffixes'])}{transform}"
+        lacking = {} if transform else {suffix: parts.get(suffix, 0) for suffix in recipe["suffixes"]}
+        return (
+            ", ".join(
+                suffix
+                if lacking.get(suffix, snapshot.num_samples) == snapshot.num_samples
+                else f"{suffix} ({lacking[suffix]:,} of {snapshot.num_samples:,} samples)"
+                for suffix in recipe["suffixes"]
+            )
+            + transform
+        )
     if transform:
         return f"{', '.join(sorted(parts))} (encoded, of {', '.join(recipe['suffixes'])}){transform}"
     shown = []

@@ -10,36 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dray.cluster.build import Wanted
-from dray.pipelines.encode import Encoder
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe
-from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import Work, work_out
-from dray.shards import Store
-from dray.shards.layout import Layout, check_suffixes
 from dray.shards.log import read_head
 
 
 def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
     """(URL, work) of the dataset in the destination, or of each group of a split; nothing is written."""
-    tolerance = Tolerance(on_error=wanted.on_error, max_bad=wanted.max_bad)
-    suffixes = check_suffixes(wanted.suffixes)
-    encoder = Encoder.of(wanted.encode, suffixes, allow=wanted.allow, allow_pickle=wanted.allow_pickle)
-    recipe = Recipe(
-        suffixes=suffixes,
-        num_shards=wanted.num_shards,
-        shuffle_seed=wanted.shuffle_seed,
-        encoder=encoder,
-        leaves_out_bad=tolerance.leaves_out,
-    )
-    inputs = Store(wanted.source, wanted.storage_options)
-    for folder, names in wanted.groups().items():
-        output = Store(folder, wanted.storage_options)
-        job = PackJob(inputs=inputs, output=output, layout=Layout(wanted.prefix), transform=None, encoder=encoder)
-        yield (
-            output.url,
-            work_out(job, recipe, names, tolerance, read_head(output, job.layout), checksum=wanted.checksum),
-        )
+    for spec in wanted.specs():
+        yield spec.job.output.url, work_out(spec, read_head(spec.job.output, spec.job.layout))
 
 
 def print_plans(plans: Iterator[tuple[str, Work]], *, as_json: bool) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import typer
 
 from dray.cluster.datasets import Found, find_dataset, find_datasets
+from dray.cluster.ls import parts_of
+from dray.pipelines.encode import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
@@ -135,6 +137,19 @@ def names_in_order(snapshot: Snapshot) -> list[str]:
     return [names[row] for row in sorted(range(len(names)), key=places_and_rows.__getitem__)]
 
 
+def _suffix_words(snapshot: Snapshot) -> list[str]:
+    """The suffixes in their order; from the first on that samples lack they are optional."""
+    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot) or {}
+    encoder = Encoder.from_json(recipe)
+    words, option = [], "--suffix"
+    for suffix in recipe["suffixes"]:
+        outputs = encoder.outputs(suffix) if encoder else (suffix,)
+        if sum(parts.get(name, 0) for name in outputs) < snapshot.num_samples:
+            option = "--optional-suffix"
+        words += [option, suffix]
+    return words
+
+
 def rebuild_command(
     snapshot: Snapshot, findings: Sequence[Finding], names_file: Path | None, storage_options: StorageOptions
 ) -> str | None:
@@ -144,7 +159,7 @@ def rebuild_command(
         return None
     words = ["dray", "build", snapshot.manifest.source_url, snapshot.store.url]
     words += ["--prefix", prefix if _can_mend(findings) else f"mended-{prefix}"]
-    words += [word for suffix in recipe["suffixes"] for word in ("--suffix", suffix)]
+    words += _suffix_words(snapshot)
     if recipe["num_shards"] is not None:
         words += ["--shards", str(recipe["num_shards"])]
     if recipe["shuffle_seed"] is not None:

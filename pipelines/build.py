@@ -27,7 +27,7 @@ from dray.pipelines.run import fit_workers, run_tasks, runs_in_process
 from dray.pipelines.session import IN_PROCESS
 from dray.pipelines.sources import BadInput
 from dray.pipelines.tolerance import NAMED, Tolerance, named
-from dray.pipelines.work import TASK_BYTES, Work, leave_out, work_out
+from dray.pipelines.work import TASK_BYTES, BuildSpec, Work, leave_out, work_out
 from dray.shards.errors import ConflictError
 from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot
@@ -70,17 +70,7 @@ class BuildReport:
         )
 
 
-def build(
-    job: PackJob,
-    recipe: Recipe,
-    names: Sequence[str],
-    tolerance: Tolerance,
-    *,
-    retention: Retention | None,
-    checksum: bool = False,
-    address: str | None = None,
-    progress: bool = True,
-) -> BuildReport:
+def build(spec: BuildSpec, *, retention: Retention | None) -> BuildReport:
     """Make the dataset's last version hold just these samples.
 
     Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
@@ -88,26 +78,22 @@ def build(
     meanwhile, this one plans again from there; what it has packed serves.
 
     Args:
-        job: The stores, the names on them and the user's function.
-        recipe: What decides the bytes.
-        names: The samples.
-        tolerance: What to do about inputs that cannot be packed.
+        spec: What to make of which samples.
         retention: Which versions stay; None: all.
-        checksum: Compare inputs by their content: all of them are read.
-        address: See `run_tasks`.
-        progress: Show a bar or lines on standard error.
 
     Raises:
         InputError: Samples cannot be packed; the shards that were stored serve the next build.
         ConflictError: Another build made something of another kind of the dataset meanwhile.
     """
     started = time.monotonic()
+    job, recipe, tolerance = spec.job, spec.recipe, spec.tolerance
+    address, progress = spec.address, spec.progress
     before: Snapshot | None = None  # what the attempt before started from
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
         """None where another writer committed meanwhile."""
         nonlocal before
-        work = work_out(job, recipe, names, tolerance, head, checksum=checksum, address=address, progress=progress)
+        work = work_out(spec, head)
         if not is_first:
             _check_rebase(job, recipe, before, work.snapshot)
         base = before = work.snapshot
@@ -145,7 +131,7 @@ def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Sna
     if last is None or (base is not None and base.version == last.version):
         return
     theirs = _kind(last)
-    if theirs != (recipe.to_json(), job.inputs.url) and (base is None or theirs != _kind(base)):
+    if theirs != _kind_of(recipe.to_json(), job.inputs.url) and (base is None or theirs != _kind(base)):
         raise ConflictError(
             f"{job.output.url}: while this build ran, another committed version {last.version} of "
             f"{job.layout.prefix!r} by another recipe or from another directory ({last.manifest.source_url}); nothing "
@@ -154,7 +140,12 @@ def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Sna
 
 
 def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
-    return dict(snapshot.manifest.recipe), snapshot.manifest.source_url
+    return _kind_of(snapshot.manifest.recipe, snapshot.manifest.source_url)
+
+
+def _kind_of(recipe: Mapping[str, Any], source_url: str) -> tuple[dict[str, Any], str]:
+    """What two builds must agree on; how the samples were found is not part of it."""
+    return {name: value for name, value in recipe.items() if name != "recursive"}, source_url
 
 
 def _report(

@@ -6,7 +6,6 @@ is put together from theirs. Every byte is checked against the index that the ma
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -222,18 +221,8 @@ def _merge_shard(base: Snapshot, task: MergeTask) -> Shard:
         num_samples=len(index.keys),
         digest=_merged_digest(task.parts),
         index_digest=store_index(store, base.layout, task.number, index),
-        parts=_merged_parts(task.parts),
+        parts=None if all(shard.parts is None for shard in task.parts) else index.parts(),
     )
-
-
-def _merged_parts(group: Group) -> dict[str, int] | None:
-    """Suffix -> how many samples have it; None where the version does not say."""
-    merged: Counter[str] = Counter()
-    for shard in group:
-        if shard.parts is None:
-            return None
-        merged.update(shard.parts)
-    return dict(merged)
 
 
 def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:
@@ -319,14 +308,20 @@ def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) 
             or xxh3_64_intdigest(room[member.offset : data_end]) != member.xxh3_64
             or room[data_end:padded_end] != bytes(padded_end - data_end)
         ):
-            key, _, suffix = member.name.partition(".")
             raise DamagedError(
-                f"{url}: part {suffix!r} of key {key!r} at offset {member.offset} is not what was packed: "
+                f"{url}: {_part_and_key(member.name)} at offset {member.offset} is not what was packed: "
                 f"dray verify {store.url} tells how to mend it"
             )
         position = padded_end
     if position != len(room) or end != END:
         raise DamagedError(f"{url} at offset {position}: the end of the archive expected, found something else")
+
+
+def _part_and_key(name: str) -> str:
+    """How a message names a member: the key ends at the first dot of its file name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return f"part {suffix!r} of key {folder + slash + stem!r}"
 
 
 def _members(index: ShardIndex) -> Iterator[Member]:

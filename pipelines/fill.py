@@ -4,7 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,9 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
     Raises:
         InputError: A sample cannot be read.
     """
+    is_there = task.sources.sizes >= 0
+    if not is_there.all():
+        return _fill_present(job, task, is_there)
     tar = TarWriter()
     keys, suffixes = task.sources.keys(), task.sources.suffixes
     files = [f"{key}.{suffix}".encode() for key in keys for suffix in suffixes]
@@ -67,6 +70,23 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
         shard_bytes=len(body),
     )
     return Filled(task, body, index, np.ones(len(keys), bool), index.xxh3_64)
+
+
+def _fill_present(job: PackJob, task: PackTask, is_there: NDArray[np.bool_]) -> Filled:
+    """The same where samples lack optional files.
+
+    Raises:
+        InputError: A sample cannot be read.
+    """
+    tar = TarWriter()
+    keys = task.sources.keys()
+    suffixes = [tuple(compress(task.sources.suffixes, row)) for row in is_there.tolist()]
+    files = [f"{key}.{suffix}".encode() for key, names in zip(keys, suffixes, strict=True) for suffix in names]
+    tar.extend(files, task.sources.sizes[is_there], read_files(job.inputs, task.sources))
+    body = tar.finish()
+    hashes = np.zeros(is_there.shape, np.uint64)
+    hashes[is_there] = tar.hashes
+    return Filled(task, body, _index_of(keys, suffixes, tar, len(body)), np.ones(len(keys), bool), hashes)
 
 
 def _fill_each(job: PackJob, task: PackTask) -> Filled:
@@ -160,11 +180,11 @@ def _samples(
         parts: dict[str, bytes] = {}
         bad: BadInput | None = None
         for suffix, data in zip(suffixes, islice(in_a_row, len(suffixes)), strict=True):
-            if not isinstance(data, InputError):
+            if isinstance(data, InputError):
+                bad = bad or BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
+            elif data is not None:
                 parts[suffix] = data
-            elif bad is None:
-                bad = BadInput(name=name, file=f"{name}.{suffix}", stage="read", error=str(data))
-        hashes = [xxh3_64_intdigest(data) for data in parts.values()]
+        hashes = [xxh3_64_intdigest(parts[suffix]) if suffix in parts else 0 for suffix in suffixes]
         yield name, bad or _made_of(job, name, parts, stayed), hashes
 
 

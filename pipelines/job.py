@@ -44,7 +44,7 @@ class PackTask:
     @property
     def num_bytes(self) -> int:
         """Of its files."""
-        return int(self.sources.sizes.sum())
+        return int(self.sources.sizes.clip(min=0).sum())
 
     def again(self) -> "PackTask":
         """For another attempt, after one that may have stored the shard."""

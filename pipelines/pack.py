@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from dray.pipelines.fill import Filled, fill_shard, find_bad
 from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.node import node_name
 from dray.pipelines.reading import unhashed
-from dray.pipelines.sources import BadInput, Sources, hash_files
+from dray.pipelines.sources import ABSENT, BadInput, Sources, hash_files
 from dray.shards.errors import DamagedError, ExistsError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
@@ -100,7 +101,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         source_hashes=filled.source_hashes,
         adopted=False,
         bad=filled.bad,
-        parts=_parts_of(job, filled.index),
+        parts=_parts_of(job, filled.index, filled.task.sources.suffixes),
         stayed=filled.stayed,
     )
 
@@ -121,7 +122,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
     packed = task.sources.take(np.flatnonzero(is_packed))
-    hashes = index.xxh3_64 if job.packs_files else hash_files(job.inputs, packed)
+    hashes = _of_files(index, index.xxh3_64, packed) if job.packs_files else hash_files(job.inputs, packed)
     bad = _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
     unread = _unread(job, task, (*bad, *unhashed(packed, hashes)))
     return PackedShard(
@@ -132,7 +133,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         source_hashes=hashes,
         adopted=True,
         bad=bad,
-        parts=_parts_of(job, index),
+        parts=_parts_of(job, index, task.sources.suffixes),
         unread=unread,
         node=node_name() if unread else "",
     )
@@ -146,11 +147,21 @@ def _unread(job: PackJob, task: PackTask, bad: Sequence[BadInput]) -> tuple[BadI
     return tuple(entry for entry in bad if entry.stage == "read" and entry.name not in known)
 
 
-def _parts_of(job: PackJob, index: ShardIndex) -> dict[str, int] | None:
-    """Suffix -> how many samples have it; None where each part is a file, so that the recipe tells."""
-    if job.packs_files:
+def _parts_of(job: PackJob, index: ShardIndex, suffixes: tuple[str, ...]) -> dict[str, int] | None:
+    """Suffix -> number of samples that have it; None where each part is a file and none is absent."""
+    if job.packs_files and index.suffixes == suffixes and index.offsets.all():
         return None
-    return dict(zip(index.suffixes, (index.offsets > 0).sum(axis=0).tolist(), strict=True))
+    return index.parts()
+
+
+def _of_files(index: ShardIndex, values: NDArray[Any], sources: Sources, absent: int = 0) -> NDArray[Any]:
+    """(n, s) one of an index's matrices with a column for each file; `absent` where a sample lacks it."""
+    found = np.full(sources.sizes.shape, absent, values.dtype)
+    for column, suffix in enumerate(sources.suffixes):
+        if suffix in index.suffixes:
+            number = index.suffixes.index(suffix)
+            found[:, column] = np.where(index.offsets[:, number] > 0, values[:, number], values.dtype.type(absent))
+    return found
 
 
 def read_index(store: Store, name: str) -> ShardIndex:
@@ -179,15 +190,28 @@ def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_
     suffixes, sizes = sources.suffixes, sources.sizes[is_packed]
     if job.encoder is not None:
         return is_packed if _may_be_encoded(index, job.encoder, suffixes, sizes) else None
-    return is_packed if index.suffixes == suffixes and np.array_equal(index.sizes, sizes) else None
+    held = _of_files(index, index.sizes.astype(np.int64), sources.take(np.flatnonzero(is_packed)), ABSENT)
+    is_same = index.suffixes == _in_order(suffixes, sizes >= 0) and np.array_equal(held, sizes)
+    return is_packed if is_same else None
+
+
+def _in_order(suffixes: Sequence[str], is_there: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Suffixes in the order in which they first appear in a shard, without those that no sample has."""
+    columns = np.flatnonzero(is_there.any(axis=0))
+    firsts = is_there[:, columns].argmax(axis=0)
+    order: list[int] = columns[np.argsort(firsts, kind="stable")].tolist()
+    return tuple(suffixes[column] for column in order)
 
 
 def _may_be_encoded(index: ShardIndex, encoder: Encoder, suffixes: Sequence[str], sizes: NDArray[np.int64]) -> bool:
-    """Whether each file became one part, under a suffix that it may have, and one that stayed has its size."""
+    """Whether each file became one part, under a suffix that it may have, and one that stayed has its size.
+
+    A file that its sample lacks became none.
+    """
     columns = {suffix: column for column, suffix in enumerate(index.suffixes)}
     for number, suffix in enumerate(suffixes):
         found = [columns.pop(name) for name in encoder.outputs(suffix) if name in columns]
-        if not ((index.offsets[:, found] > 0).sum(axis=1) == 1).all():
+        if not ((index.offsets[:, found] > 0).sum(axis=1) == (sizes[:, number] >= 0)).all():
             return False
         for column in found:
             if index.suffixes[column] == suffix:

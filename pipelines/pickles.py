@@ -12,6 +12,7 @@ from dray.pipelines.retention import DAY_S, Retention
 from dray.pipelines.sources import as_names
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.transform import Function, Transform
+from dray.pipelines.work import BuildSpec
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
@@ -29,6 +30,7 @@ def pickles_to_tars(
     func_output_data: Function | None = None,
     min_num_shards: int | None = None,
     *,
+    optional_suffixes: Iterable[str] = (),
     transform_version: str | None = None,
     address: str | None = None,
     storage_options: StorageOptions | None = None,
@@ -47,7 +49,7 @@ def pickles_to_tars(
     """Pack `{dir_input}/{name}.{suffix}` of every name and suffix into `{dir_output}/{output_prefix}-%06d.tar`.
 
     The result is a version of a dataset: it appears whole or not at all, and a rerun over the same files writes
-    nothing. The key of a sample is its name with dots replaced by dashes. Nothing is unpickled
+    nothing. The key of a sample is its name with the dots after the last slash replaced by dashes. Nothing is unpickled
     unless `encode` asks for it, and then nothing runs.
 
     Args:
@@ -60,6 +62,7 @@ def pickles_to_tars(
             the files as they are. Values other than bytes are encoded by their suffix as webdataset's writer does.
         min_num_shards: Exactly so many shards (fewer if there are fewer samples), equal to one sample. None: by size,
             about 256 MiB and at most 100,000 samples each.
+        optional_suffixes: Suffixes of further files, which samples may lack; their parts come last.
         transform_version: The version of `func_output_data`: change it when the function changes. Without one nothing
             of an earlier build is reused.
         address: A Ray cluster's address; "local" starts one; "none" packs in process. None: the cluster that this
@@ -98,7 +101,9 @@ def pickles_to_tars(
     """
     if transform_version is not None and func_output_data is None:
         raise CallError("transform_version tells the version of func_output_data: give both")
-    suffixes = check_suffixes(input_suffix)
+    required = check_suffixes(input_suffix)
+    optional = check_suffixes(optional_suffixes) if optional_suffixes else ()
+    suffixes = check_suffixes((*required, *optional))
     encoder = Encoder.of(encode, suffixes if func_output_data is None else None, allow=allow, allow_pickle=allow_pickle)
     tolerance = Tolerance(on_error=on_error, max_bad=max_bad)
     retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
@@ -123,13 +128,14 @@ def pickles_to_tars(
     )
     if recipe.transform is not None and transform_version is None:
         say("func_output_data has no transform_version: nothing of an earlier build is reused", show=progress)
-    return build(
-        job,
-        recipe,
-        as_names(input_prefix_subset),
-        tolerance,
-        retention=retention,
+    spec = BuildSpec(
+        job=job,
+        recipe=recipe,
+        names=as_names(input_prefix_subset),
+        optional=optional,
+        tolerance=tolerance,
         checksum=checksum,
         address=address,
         progress=progress,
     )
+    return build(spec, retention=retention)

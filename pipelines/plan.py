@@ -42,6 +42,7 @@ class Recipe:
     shuffle_seed: int | None = None  # samples in the order of a keyed hash of their keys; None: as given
     encoder: Encoder | None = None  # None: pickled parts stay pickles
     leaves_out_bad: bool = False  # a shard may lack samples that cannot be packed; what it holds is the same
+    recursive: bool = False  # whether the samples were found by a scan of the input folder and its sub-folders
 
     def __post_init__(self) -> None:
         if self.num_shards is not None:
@@ -53,6 +54,8 @@ class Recipe:
         """As the manifest records it: what must not change for shards to be kept."""
         values = {**asdict(replace(self, encoder=None)), "suffixes": list(self.suffixes)}
         del values["leaves_out_bad"], values["encoder"]
+        if not self.recursive:
+            del values["recursive"]
         return values if self.encoder is None else values | self.encoder.to_json()
 
     def content_digest(self) -> str:
@@ -188,8 +191,8 @@ def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDAr
 
 
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
-    """Why everything is packed anew; empty where it is not."""
-    then, now = last.recipe, recipe.to_json()
+    """Why everything is packed anew; empty where it is not. How the samples were found decides no byte."""
+    then, now = last.recipe, recipe.to_json() | {"recursive": last.recipe.get("recursive")}
     names = dict.fromkeys((*now, *then))  # encode is there only where something is encoded
     changed = [
         f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)

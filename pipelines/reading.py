@@ -16,8 +16,8 @@ from dray.shards.store import Store
 
 
 def unhashed(sources: Sources, hashes: NDArray[np.uint64]) -> list[BadInput]:
-    """The samples of which a file could not be read, so that its hash is 0."""
-    rows = np.flatnonzero((hashes == 0).any(axis=1)).tolist()
+    """The samples of which a file that is there could not be read, so that its hash is 0."""
+    rows = np.flatnonzero(((hashes == 0) & (sources.sizes >= 0)).any(axis=1)).tolist()
     names = [sources.names[row] for row in rows]
     return [BadInput(name=name, file="", stage="read", error=f"cannot read the files of {name!r}") for name in names]
 

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,8 @@ STAT_CHUNK = 4096
 MOST_LOOK_UPS = 2000  # up to so many objects are asked for one by one; beyond, the folder is listed
 FETCH_FILES = 128  # objects fetched at a time
 FETCH_BYTES = 64 << 20
+ABSENT, UNREADABLE = -1, -2  # in place of a file's size
+Print = tuple[int, int]  # size and stamp of a file
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -40,7 +42,7 @@ class Sources:
         url: The directory of the files.
         names: n names; sample i has the files `{name}.{suffix}`.
         suffixes: s suffixes.
-        sizes: (n, s) int64, bytes; -1 for a file that is missing or cannot be read.
+        sizes: (n, s) int64, bytes; ABSENT for a file that does not exist, UNREADABLE for one that cannot be read.
         stamps: (n, s) int64.
         by_content: Whether the stamps are the contents' hashes.
     """
@@ -105,13 +107,16 @@ def as_names(names: Iterable[str]) -> list[str]:
     return listed
 
 
-def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) -> Sources:
+def find_sources(
+    store: Store, names: Sequence[str], suffixes: tuple[str, ...], prints: Mapping[str, Print] | None = None
+) -> Sources:
     """Fingerprint every input file, concurrently, reading none.
 
     Args:
         store: The input directory.
         names: One a sample, in the order wanted.
         suffixes: One a file of each sample.
+        prints: File -> (size, stamp), where a listing of the whole directory gave them; None: each file is looked up.
 
     Raises:
         CallError: See `check_sample_names`.
@@ -119,8 +124,13 @@ def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) 
     """
     check_sample_names(names)
     files = [f"{name}.{suffix}" for name in names for suffix in suffixes]
-    prints = _stat_files(store.local_root, files) if store.local_root is not None else _look_up_files(store, files)
-    found = np.fromiter(chain.from_iterable(prints), np.int64, count=2 * len(files)).reshape(-1, 2)
+    if prints is not None:
+        found_prints: Iterable[Print] = (prints.get(file, (ABSENT, 0)) for file in files)
+    elif store.local_root is not None:
+        found_prints = _stat_files(store.local_root, files)
+    else:
+        found_prints = _look_up_files(store, files)
+    found = np.fromiter(chain.from_iterable(found_prints), np.int64, count=2 * len(files)).reshape(-1, 2)
     shape = (len(names), len(suffixes))
     return Sources(
         url=store.url,
@@ -131,9 +141,15 @@ def find_sources(store: Store, names: Sequence[str], suffixes: tuple[str, ...]) 
     )
 
 
-def find_missing(sources: Sources) -> list[BadInput]:
-    """The samples of which a file is missing or cannot be read: the first such file of each."""
+def find_missing(sources: Sources, optional: Collection[str] = ()) -> list[BadInput]:
+    """The samples of which a file is missing or cannot be read: the first such file of each.
+
+    Files of the suffixes in `optional` may be missing.
+    """
     is_missing = sources.sizes < 0
+    for column, suffix in enumerate(sources.suffixes):
+        if suffix in optional:
+            is_missing[:, column] = sources.sizes[:, column] == UNREADABLE
     return [
         BadInput(name=name, file=(file := f"{name}.{suffix}"), stage="find", error=f"{file!r} is missing or unreadable")
         for name, suffix in (
@@ -143,25 +159,8 @@ def find_missing(sources: Sources) -> list[BadInput]:
     ]
 
 
-def find_names(store: Store, suffixes: Sequence[str]) -> list[str]:
-    """The names of all samples in a directory that have a file of the first suffix, sorted.
-
-    Raises:
-        MissingInputError: There is none.
-    """
-    ending = f".{suffixes[0]}"
-    if store.local_root is None:
-        files: Iterable[str] = (info.name for info in store.list_folder())
-    else:
-        files = os.listdir(store.local_root) if os.path.isdir(store.local_root) else ()
-    names = sorted(file.removesuffix(ending) for file in files if file.endswith(ending) and file != ending)
-    if not names:
-        raise MissingInputError(f"no file *{ending} in {store.url}")
-    return names
-
-
 def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(size, mtime in ns) of each file; (-1, 0) for one that is missing, unreadable or not a regular file.
+    """(size, mtime in ns) of each file; of one that does not exist, or is no regular file that can be read, (< 0, 0).
 
     A disk answers in microseconds, and threads would only fight for the interpreter; a network mount takes a
     millisecond, and answers many at once. The first files tell which it is.
@@ -189,16 +188,26 @@ def _stat_chunk(folder: int, files: Sequence[str]) -> list[tuple[int, int]]:
 def _stat_file(folder: int, file: str, may_read: dict[tuple[int, int, int], bool]) -> tuple[int, int]:
     try:
         info = os.stat(file, dir_fd=folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return (UNREADABLE if _is_link(folder, file) else ABSENT), 0
     except OSError:
-        return -1, 0
+        return UNREADABLE, 0
     rights = (info.st_mode, info.st_uid, info.st_gid)
     if rights not in may_read:
         may_read[rights] = stat.S_ISREG(info.st_mode) and os.access(file, os.R_OK, dir_fd=folder)
-    return (info.st_size, info.st_mtime_ns) if may_read[rights] else (-1, 0)
+    return (info.st_size, info.st_mtime_ns) if may_read[rights] else (UNREADABLE, 0)
+
+
+def _is_link(folder: int, file: str) -> bool:
+    """Whether a file that cannot be found is a symbolic link whose target is gone."""
+    try:
+        return stat.S_ISLNK(os.lstat(file, dir_fd=folder).st_mode)
+    except OSError:
+        return False
 
 
 def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(size, stamp) of each object; (-1, 0) for one that is missing. Few are asked for, many are listed."""
+    """(size, stamp) of each object; (ABSENT, 0) for one that is missing. Few are asked for, many are listed."""
     if len(files) <= MOST_LOOK_UPS:
         with ThreadPoolExecutor(FETCH_FILES) as threads:
             found = {info.name: info for info in threads.map(store.head, files) if info is not None}
@@ -207,7 +216,7 @@ def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, in
         found = {info.name: info for folder in sorted(folders) for info in store.list_folder(folder)}
     for file in files:
         info = found.get(file)
-        yield (info.size, etag_stamp(info)) if info is not None else (-1, 0)
+        yield (info.size, etag_stamp(info)) if info is not None else (ABSENT, 0)
 
 
 def etag_stamp(info: ObjectInfo) -> int:
@@ -218,24 +227,27 @@ def etag_stamp(info: ObjectInfo) -> int:
 def read_files(store: Store, sources: Sources) -> Iterator[bytes]:
     """Every file's bytes, sample by sample and suffix by suffix; object storage is read many at a time and ahead.
 
+    Files that were absent when they were fingerprinted are passed over.
+
     Raises:
         InputError: A file is gone, cannot be read, or is not what was fingerprinted; names the file.
     """
     for data in try_files(store, sources):
         if isinstance(data, InputError):
             raise data
-        yield data
+        if data is not None:
+            yield data
 
 
-def try_files(store: Store, sources: Sources) -> Iterator[bytes | InputError]:
-    """The same with what is wrong in a bad file's place."""
+def try_files(store: Store, sources: Sources) -> Iterator[bytes | InputError | None]:
+    """The same with what is wrong in a bad file's place, and None in an absent one's."""
     return _read_local(store.local_root, sources) if store.local_root is not None else _read_remote(store, sources)
 
 
 def hash_files(store: Store, sources: Sources) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each file, read for it; 0 for one that cannot be read, or is not what was fingerprinted."""
+    """(n, s) xxh3_64 of each file, read for it; 0 for one that is absent, unreadable or not what was fingerprinted."""
     found = try_files(store, sources)
-    hashes = [0 if isinstance(data, InputError) else xxh3_64_intdigest(data) for data in found]
+    hashes = [xxh3_64_intdigest(data) if isinstance(data, bytes) else 0 for data in found]
     return np.array(hashes, np.uint64).reshape(sources.sizes.shape)
 
 
@@ -245,7 +257,7 @@ def _files(sources: Sources) -> Iterator[tuple[str, int, int]]:
     return zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
 
 
-def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError]:
+def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError | None]:
     try:
         folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
     except OSError as exc:
@@ -255,7 +267,7 @@ def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError]:
         ) from exc
     try:
         for file, size, stamp in _files(sources):
-            yield _read_file(folder, file, size, stamp, by_content=sources.by_content)
+            yield None if size < 0 else _read_file(folder, file, size, stamp, by_content=sources.by_content)
     finally:
         os.close(folder)
 
@@ -276,7 +288,7 @@ def _read_file(folder: int, file: str, size: int, stamp: int, *, by_content: boo
     return data if info.st_size == len(data) == size and found == stamp else _changed(repr(file))
 
 
-def _read_remote(store: Store, sources: Sources) -> Iterator[bytes | InputError]:
+def _read_remote(store: Store, sources: Sources) -> Iterator[bytes | InputError | None]:
     """A window of requests, in order: while a sample is packed the next ones are on their way."""
     files = _files(sources)
     window = _files_at_a_time(sources)
@@ -288,7 +300,9 @@ def _read_remote(store: Store, sources: Sources) -> Iterator[bytes | InputError]
             coming.extend(threads.submit(fetch, *file) for file in islice(files, 1))
 
 
-def _fetch(store: Store, by_content: bool, file: str, size: int, stamp: int) -> bytes | InputError:
+def _fetch(store: Store, by_content: bool, file: str, size: int, stamp: int) -> bytes | InputError | None:
+    if size < 0:
+        return None
     try:
         data, info = store.get_object(file, size)
     except (NotFoundError, DeniedError) as exc:  # others may pass: a worker tries them again

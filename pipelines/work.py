@@ -4,7 +4,7 @@ Nothing here writes. Inputs are looked up, those that were touched are read to s
 an earlier build left out are tried again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from dray.pipelines.plan import Last, Plan, Recipe, changes_of, find_in, fingerp
 from dray.pipelines.progress import say
 from dray.pipelines.reading import check_unread, unhashed
 from dray.pipelines.run import run_tasks, runs_in_process
+from dray.pipelines.scan import Scan
 from dray.pipelines.sources import BadInput, Sources, find_missing, find_sources, hash_files
 from dray.pipelines.tables import LeftOut
 from dray.pipelines.tolerance import OnError, Tolerance
@@ -31,6 +32,35 @@ from dray.shards.store import Store
 HASH_FILES = 5000  # a task's at most
 HASH_BYTES = 256 << 20
 TASK_BYTES = 64 << 20  # of a task, beside the files in its memory
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class BuildSpec:
+    """What a build makes of which samples.
+
+    Attributes:
+        job: The stores, the names on them and the user's function.
+        recipe: What decides the bytes.
+        names: The samples.
+        unusable: Samples besides those whose names no key can be made of.
+        optional: Suffixes of files that samples may lack.
+        scan: The scan that found the samples; None where the caller listed them.
+        tolerance: What to do about inputs that cannot be packed.
+        checksum: Whether inputs are compared by their content, for which all of them are read.
+        address: See `run_tasks`.
+        progress: Whether to show progress on standard error.
+    """
+
+    job: PackJob
+    recipe: Recipe
+    names: Sequence[str]
+    unusable: tuple[BadInput, ...] = ()
+    optional: Collection[str] = ()
+    scan: Scan | None = None
+    tolerance: Tolerance
+    checksum: bool = False
+    address: str | None = None
+    progress: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -58,54 +88,44 @@ class Work:
     has_work: bool
 
 
-def work_out(
-    job: PackJob,
-    recipe: Recipe,
-    names: Sequence[str],
-    tolerance: Tolerance,
-    head: Commit | None,
-    *,
-    checksum: bool = False,
-    address: str | None = None,
-    progress: bool = True,
-) -> Work:
+def work_out(spec: BuildSpec, head: Commit | None) -> Work:
     """Fingerprint the inputs, look at what is there, and plan; nothing is written.
 
     Args:
-        job: The stores and the names on them.
-        recipe: What decides the bytes.
-        names: The samples.
-        tolerance: What to do about inputs that cannot be packed.
+        spec: What is to be built.
         head: The last commit.
-        checksum: Fingerprint the inputs by their content: all of them are read.
-        address: See `run_tasks`: where files are read.
-        progress: Say what takes long.
 
     Raises:
         CallError: The names cannot become keys, or a shard would pass 4 GiB.
         InputError: More inputs are missing or bad than are borne.
     """
-    found = find_sources(job.inputs, names, recipe.suffixes)
-    missing = find_missing(found)
-    tolerance.check(missing, len(names), job.inputs.url)
+    job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
+    num_inputs = len(spec.names) + len(unusable)
+    tolerance.check(unusable, num_inputs, job.inputs.url)
+    if unusable and not spec.names:
+        raise InputError(_none_can_be_packed(spec, num_inputs))
+    found = find_sources(job.inputs, spec.names, spec.recipe.suffixes, spec.scan.prints if spec.scan else None)
+    missing = find_missing(found, spec.optional)
+    tolerance.check([*unusable, *missing], num_inputs, job.inputs.url)
     left_out = _as_left_out(missing, found, tolerance)
     sources = _without(found, left_out)
-    if checksum:
-        sources = _by_content(job.inputs, sources, address, progress=progress)
+    left_out += [LeftOut(bad=entry, fate=tolerance.fate, stamp=0) for entry in unusable]
+    if spec.checksum:
+        sources = _by_content(spec, sources)
     snapshot = Snapshot.load(job.output, job.layout, head) if head else None
     stored = stored_sizes(job)
     last = _last(job, snapshot, stored) if snapshot else None
     is_same = None
-    if snapshot is not None and last is not None and not changes_of(recipe, sources.url, last):
+    if snapshot is not None and last is not None and not changes_of(spec.recipe, sources.url, last):
         left_out += _still_bad(job, sources, snapshot, tolerance)
         sources = _without(sources, left_out)
-        is_same = _same_contents(job, sources, last, address, progress=progress)
-    tolerance.check([left.bad for left in left_out], len(names), job.inputs.url)
+        is_same = _same_contents(spec, sources, last)
+    tolerance.check([left.bad for left in left_out], num_inputs, job.inputs.url)
     if not len(sources):
-        raise InputError(f"none of the {len(names)} samples of {job.inputs.url} can be packed")
-    planned = plan(sources, recipe, last, is_same)
+        raise InputError(_none_can_be_packed(spec, num_inputs))
+    planned = plan(sources, spec.recipe, last, is_same)
     return Work(
-        num_inputs=len(names),
+        num_inputs=num_inputs,
         sources=sources,
         left_out=tuple(left_out),
         snapshot=snapshot,
@@ -114,6 +134,10 @@ def work_out(
         planned=planned,
         has_work=snapshot is None or planned.has_work or _marks(left_out) != _marks_in(snapshot),
     )
+
+
+def _none_can_be_packed(spec: BuildSpec, num_inputs: int) -> str:
+    return f"none of the {num_inputs} samples of {spec.job.inputs.url} can be packed"
 
 
 def stored_sizes(job: PackJob) -> dict[str, int]:
@@ -139,9 +163,7 @@ def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
     )
 
 
-def _same_contents(
-    job: PackJob, sources: Sources, last: Last, address: str | None, *, progress: bool
-) -> NDArray[np.bool_]:
+def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.bool_]:
     """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
     rows = find_in(last.table, sources)
     candidates = np.flatnonzero(rows >= 0)
@@ -150,18 +172,15 @@ def _same_contents(
     has_same_stamp = (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
     touched = np.flatnonzero(has_same_size & ~has_same_stamp)
     suspects = sources.take(candidates[touched])
-    if sources.by_content:
-        found = suspects.stamps.view(np.uint64)
-    else:
-        found = _hashes(job.inputs, suspects, "were touched", address, progress=progress)
+    found = suspects.stamps.view(np.uint64) if sources.by_content else _hashes(spec, suspects, "were touched")
     is_same = np.zeros(len(sources), bool)
     is_same[candidates[touched]] = (found == fingerprints_in(old, sources.suffixes, "xxh3_64")[touched]).all(axis=1)
     return is_same
 
 
-def _by_content(inputs: Store, sources: Sources, address: str | None, *, progress: bool) -> Sources:
+def _by_content(spec: BuildSpec, sources: Sources) -> Sources:
     """The same samples, their content in the stamps' place."""
-    hashes = _hashes(inputs, sources, "are compared by content", address, progress=progress)
+    hashes = _hashes(spec, sources, "are compared by content")
     return replace(sources, stamps=hashes.view(np.int64), by_content=True)
 
 
@@ -172,7 +191,7 @@ class _HashTask:
 
     @property
     def num_bytes(self) -> int:
-        return int(self.sources.sizes.sum())
+        return int(self.sources.sizes.clip(min=0).sum())
 
     @property
     def memory_bytes(self) -> int:
@@ -190,20 +209,21 @@ def _hash_tasks(inputs: Store, tasks: Sequence[_HashTask]) -> Iterator[tuple[int
         yield task.first, hash_files(inputs, task.sources), node_name()
 
 
-def _hashes(inputs: Store, sources: Sources, why: str, address: str | None, *, progress: bool) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each file; 0 for one that cannot be read."""
-    hashes = np.zeros(sources.sizes.shape, np.uint64)
+def _hashes(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
+    """(n, s) xxh3_64 of each file; 0 for one that cannot be read, or is absent."""
+    inputs, hashes = spec.job.inputs, np.zeros(sources.sizes.shape, np.uint64)
     if not len(sources):
         return hashes
-    say(f"{len(sources):,} samples {why}: reading {int(sources.sizes.sum()) / 1e6:,.0f} MB", show=progress)
-    ends = np.cumsum(sources.sizes.sum(axis=1))
+    num_bytes = sources.sizes.clip(min=0).sum(axis=1)
+    say(f"{len(sources):,} samples {why}: reading {int(num_bytes.sum()) / 1e6:,.0f} MB", show=spec.progress)
+    ends = np.cumsum(num_bytes)
     group = np.maximum(ends // HASH_BYTES, np.arange(len(sources)) // HASH_FILES)
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     groups = np.split(np.arange(len(sources)), starts[1:])
     tasks = [_HashTask(int(rows[0]), sources.take(rows)) for rows in groups]
-    for first, found, node in run_tasks(_hash_tasks, inputs, tasks, address, progress=progress):
+    for first, found, node in run_tasks(_hash_tasks, inputs, tasks, spec.address, progress=spec.progress):
         hashes[first : first + len(found)] = found
-        if not runs_in_process(address):
+        if not runs_in_process(spec.address):
             read = sources.take(np.arange(first, first + len(found)))
             check_unread(inputs, read, unhashed(read, found), node)
     return hashes

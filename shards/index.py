@@ -88,6 +88,10 @@ class ShardIndex:
             raise damaged(where, "its checksum does not match")
         return index
 
+    def parts(self) -> dict[str, int]:
+        """Returns suffix -> number of samples that have that part."""
+        return dict(zip(self.suffixes, (self.offsets > 0).sum(axis=0).tolist(), strict=True))
+
     def _digest(self) -> str:
         """Of all that the index says."""
         hasher = xxh3_128(json.dumps([self.suffixes, self.shard_bytes, list(self.keys)]).encode())

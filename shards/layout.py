@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from dray.shards.errors import CallError
 
+DRAY_FOLDER = "_dray"  # in a dataset's directory; holds everything but the shards
+
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # beyond doubt, as most are
 _STEP_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
+NAME_RULE = (
+    "a name is a relative path without '..', empty parts or control characters, and not between double underscores"
+)
 _WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")  # readers of WebDataset pass such members over
 
 
@@ -24,7 +29,7 @@ class Layout:
     prefix: str
 
     def __post_init__(self) -> None:
-        if not _is_path(self.prefix) or "/" in self.prefix or self.prefix == "_dray" or "#" in self.prefix:
+        if not _is_path(self.prefix) or "/" in self.prefix or self.prefix == DRAY_FOLDER or "#" in self.prefix:
             raise CallError(
                 f"prefix {self.prefix!r}: a dataset's prefix is a file name without '/', '#' or control characters"
             )
@@ -32,7 +37,7 @@ class Layout:
     @property
     def folder(self) -> str:
         """Where all but the shards lies."""
-        return f"_dray/{self.prefix}"
+        return f"{DRAY_FOLDER}/{self.prefix}"
 
     @property
     def commits(self) -> str:
@@ -112,8 +117,12 @@ def indexed_number(name: str) -> int | None:
 
 
 def key_of(name: str) -> str:
-    """The key of an input name: WebDataset ends a key at the first dot, so dots become dashes."""
-    return name.replace(".", "-")
+    """Returns the key of an input name: dots after the last slash become dashes.
+
+    WebDataset ends a key at the first dot of the file name; dots of folder names are part of the key.
+    """
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.replace('.', '-')}"
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -122,13 +131,14 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         CallError: Names the first 20.
     """
-    bad = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one look for each of millions
-    bad = [name for name in bad if not _is_path(name) or _WEBDATASET_META.match(name)]
-    if bad:
-        raise CallError(
-            f"{some(bad)}: a name is a relative path without '..', empty parts or control characters, "
-            "and not between double underscores"
-        )
+    if bad := bad_names(names):
+        raise CallError(f"{some(bad)}: {NAME_RULE}")
+
+
+def bad_names(names: Iterable[str]) -> list[str]:
+    """Returns the names that no key can be made of, or that would leave the input directory."""
+    unusual = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one look for each of millions
+    return [name for name in unusual if not _is_path(name) or _WEBDATASET_META.match(name)]
 
 
 def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:

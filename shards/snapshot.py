@@ -327,7 +327,7 @@ def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
     """What may have been meant: the keys before and after it in order."""
     place = place_of(keys, key)
     near = keys[max(0, place - 1) : place + 1].to_pylist()
-    dots = f"; dots of a name became dashes: {key_of(key)!r}?" if "." in key else ""
+    dots = f"; dots of a name became dashes: {key_of(key)!r}?" if key_of(key) != key else ""
     return f"near it lie {' and '.join(map(repr, near)) or 'none'}{dots}"
 
 

@@ -28,6 +28,7 @@ REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
 STREAM_CHUNK_BYTES = 8 << 20
 DELETES_AT_ONCE = 16
+LIST_CHUNK = 1000  # objects; a page of most object stores
 
 _LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
 _LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
@@ -235,6 +236,13 @@ class Store:
             (_info(meta["path"][start:], meta) for meta in found),
             key=lambda info: info.name,
         )
+
+    def list_tree(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Yields the objects in a folder and all folders below it, in the store's order. A missing folder is empty."""
+        start = len(f"{self._key('')}/".lstrip("/"))
+        with self._errors("list", folder):
+            for page in obstore.list(self._client, self._key(folder) or None, chunk_size=LIST_CHUNK):
+                yield from (_info(meta["path"][start:], meta) for meta in page)
 
     def list_folders(self, folder: str = "") -> list[str]:
         """The folders right in a folder, sorted, as paths from the store's URL. A missing folder has none."""

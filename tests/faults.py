@@ -117,6 +117,10 @@ class FaultyStore(Store):
         with self._call("list_folder", folder):
             return super().list_folder(folder)
 
+    def list_tree(self, folder: str = "") -> Iterator[ObjectInfo]:
+        with self._call("list_tree", folder):
+            yield from super().list_tree(folder)
+
     def list_folders(self, folder: str = "") -> list[str]:
         with self._call("list_folders", folder):
             return super().list_folders(folder)

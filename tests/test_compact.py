@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dray.pipelines import compact as compact_module
 from dray.pipelines import tables
-from dray.pipelines.build import build as build_from
+from dray.pipelines.build import build as build_spec
 from dray.pipelines.compact import CompactReport, compact, merge_indexes
 from dray.pipelines.job import PackJob
 from dray.pipelines.merges import Group, num_small, plan_merges
@@ -21,6 +21,7 @@ from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.versions import hold, rollback
+from dray.pipelines.work import BuildSpec
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import new_write_id, read_head
@@ -261,12 +262,18 @@ def test_where_nothing_is_small_nothing_is_written(make_inputs: MakeInputs, plac
         assert stored(where) == before
 
 
+def build_from(store: Store, inputs: Inputs, end: int, retention: Retention | None = None, **recipe: Any) -> None:
+    """By a size of 12 KiB, the first samples."""
+    job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
+    recipe = {"suffixes": (SUFFIX,), "shard_bytes": 12 << 10, **recipe}
+    spec = BuildSpec(job=job, recipe=Recipe(**recipe), names=inputs.names[:end], tolerance=Tolerance(), progress=False)
+    build_spec(spec, retention=retention)
+
+
 def eight_small(inputs: Inputs, place: Place) -> None:
     """By a size of 12 KiB, eight builds that add three samples each: a compaction makes three shards of the eight."""
-    job = PackJob(inputs=Store(inputs.folder), output=store_at(place), layout=LAYOUT, transform=None)
-    recipe = Recipe(suffixes=(SUFFIX,), shard_bytes=12 << 10)
     for end in range(3, 25, 3):
-        build_from(job, recipe, inputs.names[:end], Tolerance(), retention=None, progress=False)
+        build_from(store_at(place), inputs, end)
 
 
 def test_by_size_small_shards_fill_shards_of_that_size(make_inputs: MakeInputs, place: Place) -> None:
@@ -461,9 +468,7 @@ def test_a_merged_shard_is_adopted_only_for_the_same_bytes(make_inputs: MakeInpu
 
 def add_one(inputs: Inputs, place: Place, retention: Retention | None = None) -> None:
     """One more sample than `eight_small` packs."""
-    job = PackJob(inputs=Store(inputs.folder), output=store_at(place), layout=LAYOUT, transform=None)
-    recipe = Recipe(suffixes=(SUFFIX,), shard_bytes=12 << 10)
-    build_from(job, recipe, inputs.names[:25], Tolerance(), retention=retention, progress=False)
+    build_from(store_at(place), inputs, 25, retention)
 
 
 @pytest.mark.parametrize("when", ["intents", "wds-000009.tar", "commits"])
@@ -500,10 +505,7 @@ def test_shards_that_another_gc_deletes_while_they_are_read_are_no_damage(
     def rewrite_all() -> None:
         for name in inputs.names:
             inputs.path(name, SUFFIX).write_bytes(f"new {name}".encode())
-        job = PackJob(inputs=Store(inputs.folder), output=store_at(place), layout=LAYOUT, transform=None)
-        recipe = Recipe(suffixes=(SUFFIX,), shard_bytes=12 << 10)
-        retention = Retention(keep=1, grace_s=0)
-        build_from(job, recipe, inputs.names, Tolerance(), retention=retention, progress=False)
+        build_from(store_at(place), inputs, len(inputs.names), Retention(keep=1, grace_s=0))
 
     watched = Watched(place, lambda name: "intents" in name, rewrite_all)
     assert compacted(watched).version == 10
@@ -620,10 +622,10 @@ def test_a_shard_that_another_program_wrote_is_refused_as_verify_does(make_input
     twin = Place(f"{place.url}-twin")
     grown(inputs, twin)
     options = {"names": inputs.names[:4], "min_num_shards": None}
-    job = PackJob(inputs=Store(inputs.folder), output=Watched(place, lambda name: name.endswith(".tar")), layout=LAYOUT,
-                  transform=None)  # fmt: skip
     with pytest.raises(Crash):
-        build_from(job, Recipe(suffixes=(SUFFIX,)), inputs.names[:4], Tolerance(), retention=None, progress=False)
+        build_from(
+            Watched(place, lambda name: name.endswith(".tar")), inputs, 4, shard_bytes=Recipe(suffixes="x").shard_bytes
+        )
     store_at(place).put_new("wds-000000.tar", stored(twin)["wds-000000.tar"] + bytes(8192))
     assert build(inputs, place, **options).num_reused == 1
     build(inputs, place, min_num_shards=None)

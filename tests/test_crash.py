@@ -24,7 +24,7 @@ from dray.pipelines.manifest import next_manifest
 from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.work import work_out
+from dray.pipelines.work import BuildSpec, work_out
 from dray.shards import DrayError, NotFoundError, Snapshot, Store
 from dray.shards import store as store_module
 from dray.shards.index import digest_of
@@ -70,12 +70,16 @@ class Scenario:
     others: Content = None
 
 
+def spec_of(job: PackJob, names: Sequence[str]) -> BuildSpec:
+    return BuildSpec(job=job, recipe=RECIPE, names=names, tolerance=Tolerance(), address="none", progress=False)
+
+
 def building(inputs: Inputs, names: Sequence[str], retention: Retention = KEEP_BOTH) -> Run:
     """A build in process, which stores shards from a thread."""
 
     def run(store: Store) -> None:
         job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
-        build(job, RECIPE, names, Tolerance(), retention=retention, address="none", progress=False)
+        build(spec_of(job, names), retention=retention)
 
     return run
 
@@ -431,7 +435,7 @@ NaiveFlaw = Literal["overwrites shards", "commits first", "deletes first"]
 def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveFlaw) -> None:
     """A builder that ends as well as dray's where nothing goes wrong, with one flaw."""
     job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
-    work = work_out(job, RECIPE, names, Tolerance(), read_head(store, LAYOUT), address="none", progress=False)
+    work = work_out(spec_of(job, names), read_head(store, LAYOUT))
     if not work.has_work:
         return
     intent = announce(job, work.planned, work.snapshot, work.stored, progress=False)

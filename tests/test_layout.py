@@ -164,7 +164,9 @@ def test_a_suffix_is_a_string(suffixes: object) -> None:
         check_suffixes(suffixes)  # type: ignore[arg-type]  # that is the point
 
 
-@pytest.mark.parametrize(("name", "key"), [("a", "a"), ("a.b", "a-b"), ("d.e/f.g.h", "d-e/f-g-h"), (".a", "-a")])
-def test_a_key_holds_no_dot(name: str, key: str) -> None:
-    """WebDataset ends it at the first."""
+@pytest.mark.parametrize(
+    ("name", "key"), [("a", "a"), ("a.b", "a-b"), ("d.e/f.g.h", "d.e/f-g-h"), (".a", "-a"), ("v1.2/.a", "v1.2/-a")]
+)
+def test_a_key_holds_dots_in_its_folders_alone(name: str, key: str) -> None:
+    """WebDataset ends it at the first dot after the last slash."""
     assert key_of(name) == key

@@ -32,6 +32,7 @@ from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import DAY_S, Retention
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.versions import hold, release, rollback
+from dray.pipelines.work import BuildSpec
 from dray.shards import CallError, ConflictError, DrayError, ExistsError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_commit, read_head, read_version
@@ -137,7 +138,8 @@ class Build:
     def run(self, machine: "Machine", store: Store) -> Any:
         job = PackJob(inputs=Store(machine.folder), output=store, layout=LAYOUT, transform=None)
         names = list(self.files)
-        return build(job, RECIPE, names, Tolerance(), retention=self.retention, address="none", progress=False)
+        spec = BuildSpec(job=job, recipe=RECIPE, names=names, tolerance=Tolerance(), address="none", progress=False)
+        return build(spec, retention=self.retention)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         return None

@@ -8,7 +8,7 @@ import pytest
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import sources as sources_module
-from dray.pipelines.sources import find_missing, find_names, find_sources, read_files
+from dray.pipelines.sources import find_missing, find_sources, read_files
 from dray.pipelines.tolerance import Tolerance
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.store import Store
@@ -101,7 +101,6 @@ def test_object_storage_gives_the_same_by_listing_and_by_asking(
     expected = [inputs.part(name, suffix) for name in inputs.names for suffix in inputs.suffixes]
     assert list(read_files(store, found)) == expected
     assert found.sizes.ravel().tolist() == [len(part) for part in expected]
-    assert find_names(store, ["a.pyd"]) == inputs.names
     found = find_sources(store, [*inputs.names, "gone"], inputs.suffixes)
     assert [(bad.name, bad.file, bad.stage) for bad in find_missing(found)] == [("gone", "gone.a.pyd", "find")]
 
