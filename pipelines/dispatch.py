@@ -170,7 +170,12 @@ class Dispatch(Generic[AnyTask, Result]):
                 "offers, were reserved for it: make more and smaller shards, or use nodes with more memory; then run "
                 "it again: shards already stored are kept"
             )
-        return replace(one.again(), memory_bytes=min(2 * one.memory_bytes, largest), num_failed=one.num_failed)
+        memory = min(2 * one.memory_bytes, largest)
+        say(
+            f"{one.task} was killed for lack of memory: once more with {memory / 1e9:.1f} GB reserved",
+            show=self._progress,
+        )
+        return replace(one.again(), memory_bytes=memory, num_failed=one.num_failed)
 
 
 class _Sender:

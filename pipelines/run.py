@@ -7,7 +7,7 @@ and fingerprints and gets back small records.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dray.pipelines.dispatch import Dispatch, Function, Task, check_nodes
 from dray.pipelines.parcel import Parcel, Witness
@@ -52,11 +52,11 @@ def run_tasks(
 
 def _run_on_ray(
     parcel: Parcel, name: str, tasks: Sequence[AnyTask], address: str | None, *, progress: bool
-) -> Iterator[Result]:
+) -> Iterator[Any]:
     import ray  # slow to import, and a build in process needs none of it
 
     with ray_session(address):
-        yield from Dispatch[AnyTask, Result](ray, parcel, f"dray.{name}", tasks, progress=progress).results()
+        yield from Dispatch[AnyTask, Any](ray, parcel, f"dray.{name}", tasks, progress=progress).results()
 
 
 @contextmanager
