@@ -19,10 +19,9 @@ from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.node import node_name
 from dray.pipelines.reading import unhashed
 from dray.pipelines.sources import ABSENT, BadInput, Sources, hash_files
-from dray.shards.errors import DamagedError, ExistsError, StoreError
+from dray.shards.errors import DamagedError, ExistsError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import CREATE_ATTEMPTS
 from dray.shards.store import Store
 from dray.shards.tar import scan
 
@@ -247,12 +246,8 @@ def store_index(store: Store, layout: Layout, number: int, index: ShardIndex) ->
 
 def create(store: Store, name: str, data: bytes | bytearray) -> bool:
     """Whether this call created the object; False where one lay there: an earlier or parallel attempt's."""
-    for _ in range(CREATE_ATTEMPTS):
-        try:
-            store.put_new(name, data)
-        except ExistsError:
-            if store.head(name) is None:  # a conflict answered for an object that is not there yet: try again
-                continue
-            return False
-        return True
-    raise StoreError(f"cannot create {store.url_of(name)}: the store says that it exists and that it does not")
+    try:
+        store.put_new(name, data)
+    except ExistsError:
+        return False
+    return True

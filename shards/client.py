@@ -62,6 +62,23 @@ def open_client(url: str, options: StorageOptions, timeout_s: float) -> ObjectSt
         raise CallError(f"cannot open {url}: {_reason(exc, options)}") from None
 
 
+def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memoryview) -> None:
+    """Creates an object by one conditional request.
+
+    Raises:
+        AlreadyExistsError: An object lies there.
+        OSError: The store says so, and none does: it may be asked again.
+    """
+    try:
+        client.put(key, data, mode="create", use_multipart=False)
+    except (AlreadyExistsError, FileExistsError):
+        try:
+            client.head(key)
+        except FileNotFoundError:  # S3 answers 409 while somebody writes, who may fail
+            raise OSError("the store says that an object lies there, and that none does") from None
+        raise
+
+
 @contextmanager
 def client_errors(verb: str, where: str, options: StorageOptions) -> Iterator[None]:
     """Translate the client's errors: typed, with the URL, without secrets.

@@ -17,12 +17,11 @@ from enum import StrEnum
 from typing import Any, TypeVar, cast, get_origin
 
 from dray.shards.arguments import as_int
-from dray.shards.errors import CallError, DamagedError, DeniedError, NotFoundError, StoreError
+from dray.shards.errors import CallError, DamagedError, NotFoundError, StoreError
 from dray.shards.layout import Layout, record_number
 from dray.shards.store import Store
 
 FORMAT = 1
-CREATE_ATTEMPTS = 4
 MAX_COMMIT_BYTES = 4096
 Record = TypeVar("Record", bound="Commit | Intent")
 
@@ -273,20 +272,16 @@ def _body(record: Commit | Intent) -> bytes:
 
 
 def _create(store: Store, name: str, record: Record) -> Record:
-    body = _body(record)
-    for attempt in range(CREATE_ATTEMPTS):
-        standing: Record | None = record
-        try:
-            store.put_new(name, body)
-        except StoreError as exc:  # refused, or unknown: only what lies there tells
-            standing = _find(store, name, type(record))
-            if standing is None and (attempt == CREATE_ATTEMPTS - 1 or isinstance(exc, DeniedError)):
-                raise
-        if standing is not None:
-            store.sync([name])
-            return standing
-        time.sleep(0.05 * 2**attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    standing = record
+    try:
+        store.put_new(name, _body(record))
+    except StoreError as exc:  # refused, or unknown: only what lies there tells
+        found = _find(store, name, type(record))
+        if found is None:
+            raise exc from None
+        standing = found
+    store.sync([name])
+    return standing
 
 
 def _find(store: Store, name: str, kind: type[Record]) -> Record | None:

@@ -4,34 +4,36 @@ Objects are created, never overwritten: `put_new` is one conditional request, so
 other is told. Local disk obeys the same rule through hard links. Every error names the URL and none shows a secret.
 """
 
-import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
-from dray.shards.client import StorageOptions, client_errors, client_panics, open_client
-from dray.shards.errors import CallError, DamagedError, DeniedError, DrayError, NotFoundError, StoreError
+from dray.shards import disk
+from dray.shards.client import StorageOptions, client_errors, client_panics, create_object, open_client
+from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.retry import Retries
+from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
 from dray.shards.urls import escaped, local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
-STREAM_CHUNK_BYTES = 8 << 20
 DELETES_AT_ONCE = 16
 LIST_CHUNK = 1000  # objects; a page of most object stores
 
+Answer = TypeVar("Answer")
 _LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
-_LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 _STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
 
@@ -77,6 +79,7 @@ class Store:
         self._options = dict(storage_options or {})
         self.local_root = local_path(self.url)
         self._client = open_client(self.url, self._options, REQUEST_TIMEOUT_S)
+        self._retries = Retries.of(self._options)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -96,17 +99,33 @@ class Store:
         On local disk its content is durable then, its name after `sync`: a power cut leaves the whole object or none.
 
         Raises:
-            ExistsError: An object lies there already; it was not touched. After a lost reply it may be this very
-                one: read it back before judging.
+            ExistsError: An object lies there already; it was not touched. Where the server failed after it had stored
+                this very one, and the client tried again, it may be that: read it back before judging.
             DeniedError: The caller may not write.
-            StoreError: The outcome is unknown: read back. Or the disk refuses hard links.
+            StoreError: The outcome is unknown, after some tries: read back. Or the disk refuses hard links.
         """
-        with self._errors("write", name):
-            if self.local_root is None:
-                self._client_for(len(data)).put(self._key(name), data, mode="create", use_multipart=False)
-            else:  # the client does not wait until the content has reached the disk before it names it
+        if self.local_root is not None:  # the client does not wait until the content has reached the disk
+            with self._errors("write", name):
                 self._check_name(name)
-                _create_file(Path(self.local_root, name), data)
+                disk.create_file(Path(self.local_root, name), data)
+            return
+        client, key, tries = self._client_for(len(data)), self._key(name), count(1)
+
+        def request() -> None:
+            is_again = next(tries) > 1
+            try:
+                create_object(client, key, data)
+            except (AlreadyExistsError, FileExistsError):
+                if not (is_again and self._holds(name, data)):  # ours, and its reply was lost
+                    raise
+
+        self._ask("write", name, request, len(data))
+
+    def _holds(self, name: str, data: bytes | bytearray | memoryview) -> bool:
+        """Whether an object holds these bytes."""
+        with self.open_stream(name) as stream:
+            pieces = (memoryview(data)[at : at + STREAM_CHUNK_BYTES] for at in range(0, len(data), STREAM_CHUNK_BYTES))
+            return all(stream.read(len(piece)) == piece for piece in pieces) and not stream.read(1)
 
     @contextmanager
     def open_writer(self, name: str) -> Iterator[ByteSink]:
@@ -135,9 +154,13 @@ class Store:
         Raises:
             NotFoundError: Nothing lies there.
         """
-        with self._errors("read", name):
-            found = self._client_for(expected_bytes).get(self._key(name))
+        client = self._client_for(expected_bytes)
+
+        def request() -> tuple[bytes, ObjectInfo]:
+            found = client.get(self._key(name))
             return bytes(found.bytes()), _info(name, found.meta)
+
+        return self._ask("read", name, request, expected_bytes)
 
     def get_ranges(
         self, name: str, starts: Sequence[int], lengths: Sequence[int], *, gap: int = 1 << 20
@@ -154,26 +177,25 @@ class Store:
             DamagedError: The object ends before a range does.
         """
         asked = [(start, length) for start, length in zip(starts, lengths, strict=True) if length]
+        found = self._ask("read", name, lambda: self._get_ranges(name, asked, gap), sum(lengths)) if asked else []
+        rest = iter(found)
+        return [memoryview(next(rest) if length else b"") for length in lengths]
+
+    def _get_ranges(self, name: str, asked: Sequence[tuple[int, int]], gap: int) -> Sequence[Any]:
+        starts, lengths = zip(*asked, strict=True)
         try:
-            with self._errors("read", name), client_panics():
-                found = self._client.get_ranges(
-                    self._key(name),
-                    starts=[start for start, _ in asked],
-                    lengths=[length for _, length in asked],
-                    coalesce=gap,
-                )
-        except (NotFoundError, DeniedError):
+            with client_panics():
+                found = self._client.get_ranges(self._key(name), starts=starts, lengths=lengths, coalesce=gap)
+        except FileNotFoundError:
             raise
-        except StoreError:  # a range past the end looks like any other failure: the size tells
-            info = self.head(name)
-            if info is not None:
-                for start, length in asked:
-                    self._check_range(name, start, length, max(0, info.size - start))
+        except (BaseError, OSError):  # a range past the end looks like any other failure: the size tells
+            num_bytes = self._client.head(self._key(name))["size"]
+            for start, length in asked:
+                self._check_range(name, start, length, max(0, num_bytes - start))
             raise
         for (start, length), data in zip(asked, found, strict=True):
             self._check_range(name, start, length, len(data))
-        rest = iter(found)
-        return [memoryview(next(rest) if length else b"") for length in lengths]
+        return found
 
     def _check_range(self, name: str, start: int, length: int, found: int) -> None:
         if found < length:
@@ -201,7 +223,7 @@ class Store:
             self._check_name(name)
             path = Path(self.local_root, name)
             self._check_size(name, path.stat().st_size if path.is_file() else None, expected_bytes)
-            with _file_errors(self.url_of(name)), path.open("rb") as file:
+            with disk.file_errors(self.url_of(name)), path.open("rb") as file:
                 yield file
             return
         info = self.head(name)
@@ -209,7 +231,8 @@ class Store:
         if info is None:
             raise NotFoundError(f"cannot read {self.url_of(name)}: nothing lies there")
         with ThreadPoolExecutor(1) as ahead:
-            yield io.BufferedReader(_Ranges(self, info, ahead), STREAM_CHUNK_BYTES)
+            reader = RangeReader(lambda start, length: self.get_ranges(name, [start], [length])[0], info.size, ahead)
+            yield io.BufferedReader(reader, STREAM_CHUNK_BYTES)
 
     def _check_size(self, name: str, found: int | None, expected: int | None) -> None:
         if expected is not None and found != expected:
@@ -221,21 +244,17 @@ class Store:
     def head(self, name: str) -> ObjectInfo | None:
         """Size and ETag of one object; None where nothing lies."""
         try:
-            with self._errors("look up", name):
-                found = self._client.head(self._key(name))
+            return self._ask("look up", name, lambda: _info(name, self._client.head(self._key(name))))
         except NotFoundError:
             return None
-        return _info(name, found)
 
     def list_folder(self, folder: str = "") -> list[ObjectInfo]:
         """The objects right in a folder, by name; deeper ones are not looked at. A missing folder is empty."""
-        with self._errors("list", folder):
-            found = self._client.list_with_delimiter(self._key(folder) or None)["objects"]
+        found = self._list(folder)["objects"]
         start = len(f"{self._key('')}/".lstrip("/"))
-        return sorted(
-            (_info(meta["path"][start:], meta) for meta in found),
-            key=lambda info: info.name,
-        )
+        named = ((meta["path"][start:], meta) for meta in found)
+        infos = [_info(name, meta) for name, meta in named if name not in ("", folder)]  # an object "folder/" names it
+        return sorted(infos, key=lambda info: info.name)
 
     def list_tree(self, folder: str = "") -> Iterator[ObjectInfo]:
         """Yields the objects in a folder and all folders below it, in the store's order. A missing folder is empty."""
@@ -246,10 +265,12 @@ class Store:
 
     def list_folders(self, folder: str = "") -> list[str]:
         """The folders right in a folder, sorted, as paths from the store's URL. A missing folder has none."""
-        with self._errors("list", folder):
-            found = self._client.list_with_delimiter(self._key(folder) or None)["common_prefixes"]
+        found = self._list(folder)["common_prefixes"]
         start = len(f"{self._key('')}/".lstrip("/"))
         return sorted(path[start:].rstrip("/") for path in found)
+
+    def _list(self, folder: str) -> Any:
+        return self._ask("list", folder, lambda: self._client.list_with_delimiter(self._key(folder) or None))
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, many at a time; one that is not there is no error."""
@@ -258,13 +279,13 @@ class Store:
                 pass
 
     def _delete(self, name: str) -> None:
-        with self._errors("delete", name):
-            if self.local_root is not None:  # the client cannot name what `leftovers` finds
+        if self.local_root is not None:  # the client cannot name what `leftovers` finds
+            with self._errors("delete", name):
                 self._check_name(name)
                 Path(self.local_root, name).unlink(missing_ok=True)
-                return
-            with suppress(FileNotFoundError):
-                self._client.delete(self._key(name))
+            return
+        with suppress(NotFoundError):
+            self._ask("delete", name, lambda: self._client.delete(self._key(name)))
 
     def leftovers(self, folder: str = "") -> list[ObjectInfo]:
         """What writes that never ended left right in a folder on local disk: `name#1`, seen by no listing."""
@@ -289,12 +310,23 @@ class Store:
             for path in paths:
                 path.stat()  # what vanished cannot be made durable
             for folder in {folder for path in paths for folder in self._folders(path)}:
-                _fsync(os.open(folder, os.O_RDONLY))
+                disk.fsync(os.open(folder, os.O_RDONLY))
 
     def _folders(self, path: Path) -> list[Path]:
         """The folders from the object's own up to the one that holds the store's root (each may be new)."""
         root = Path(cast(str, self.local_root))
         return [folder for folder in path.parents if folder == root.parent or folder.is_relative_to(root)]
+
+    def _ask(self, verb: str, name: str, request: Callable[[], Answer], num_bytes: int = 0) -> Answer:
+        """Returns the answer to a request that moves `num_bytes`; object storage is asked again where it may help."""
+        if self.local_root is not None:
+            return self._ask_once(verb, name, request)
+        what = f"waiting for an answer: {verb} {self.url_of(name)}"
+        return self._retries(lambda: self._ask_once(verb, name, request), what, num_bytes / SLOWEST_BYTES_PER_S)
+
+    def _ask_once(self, verb: str, name: str, request: Callable[[], Answer]) -> Answer:
+        with self._errors(verb, name):
+            return request()
 
     def _errors(self, verb: str, name: str) -> AbstractContextManager[None]:
         return client_errors(verb, self.url_of(name), self._options)
@@ -315,101 +347,3 @@ class Store:
         if transfer_bytes < SLOWEST_BYTES_PER_S * REQUEST_TIMEOUT_S // 4 or "timeout" in self._options:
             return self._client
         return open_client(self.url, self._options, REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)
-
-
-@contextmanager
-def _file_errors(url: str) -> Iterator[None]:
-    """Translate a file's errors to a store's."""
-    try:
-        yield
-    except DrayError:
-        raise
-    except OSError as exc:
-        kind = NotFoundError if isinstance(exc, FileNotFoundError) else StoreError
-        raise kind(f"cannot read {url}: {exc.strerror}") from exc
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a raw file: one range is read while the next is fetched."""
-
-    def __init__(self, store: Store, info: ObjectInfo, ahead: Executor) -> None:
-        self._store = store
-        self._info = info
-        self._ahead = ahead
-        self._rest = memoryview(b"")
-        self._next = 0  # where the range after the coming one starts
-        self._coming = self._fetch()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # the type of a writable buffer has a public name from Python 3.12 on
-        if not self._rest and self._coming is not None:
-            self._rest, self._coming = self._coming.result()[0], self._fetch()
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
-
-    def _fetch(self) -> Future[list[memoryview]] | None:
-        start, length = self._next, min(STREAM_CHUNK_BYTES, self._info.size - self._next)
-        if length <= 0:
-            return None
-        self._next += length
-        return self._ahead.submit(self._store.get_ranges, self._info.name, [start], [length])
-
-
-def _create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Create a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
-
-    Raises:
-        FileExistsError: A file lies there already.
-        OSError: It cannot be written; nothing is left.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as exc:
-        raise NotADirectoryError(f"{path.parent} is a file") from exc
-    staged, descriptor = _open_staged(path)
-    try:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]  # 2 GiB at most a call
-        finally:
-            _fsync(descriptor)
-        _link(staged, path)
-    finally:
-        os.unlink(staged)
-
-
-def _open_staged(path: Path) -> tuple[str, int]:
-    """A new file beside the one that it is to become, open for writing."""
-    for number in count(1):
-        staged = f"{path}#{number}"  # `leftovers` knows it by that
-        try:
-            return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:  # another writer's, or a crash's
-            continue
-    raise AssertionError("unreachable: numbers do not end")
-
-
-def _link(staged: str, path: Path) -> None:
-    try:
-        os.link(staged, path)
-    except FileExistsError:
-        raise
-    except OSError as exc:
-        if exc.errno not in _LINK_REFUSALS:
-            raise
-        raise OSError(
-            "this disk refuses hard links, which dray needs to create files without overwriting: "
-            f"use another disk or object storage ({exc.strerror})"
-        ) from None
-
-
-def _fsync(descriptor: int) -> None:
-    """Wait until what was written has reached the disk, and close."""
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,18 +9,25 @@ import re
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Literal, Self
 
 Action = Literal["latency", "status", "lost_reply", "reset_body", "short_length", "flip", "ignore_condition"]
 
 PIECE_BYTES = 64 << 10
+NO_PAUSES = {
+    "backoff": {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
+}  # for a client
 CODES = {  # how S3 names the errors that `status` gives
     403: "AccessDenied",
+    400: "InvalidRequest",
     409: "ConditionalRequestConflict",
     412: "PreconditionFailed",
+    429: "TooManyRequests",
     500: "InternalError",
     503: "SlowDown",
 }
@@ -48,15 +55,17 @@ class Rule:
     seconds: float
     code: int
     at: int
-    seen: int = 0
+    each: bool
+    seen: Counter[tuple[str, ...]] = field(default_factory=Counter)
     hits: int = 0  # how often it acted
 
     def takes(self, asked: Asked) -> bool:
         """Whether it acts on this request; each asking counts."""
         if self.method not in ("", asked.method) or not self.path.search(asked.path):
             return False
-        self.seen += 1
-        if self.seen <= self.after or self.hits == self.times:
+        request = (asked.method, asked.path, asked.range) if self.each else ()
+        self.seen[request] += 1
+        if self.seen[request] <= self.after or (self.times and self.seen[request] > self.after + self.times):
             return False
         self.hits += 1
         return True
@@ -127,6 +136,7 @@ class Chaos:
         seconds: float = 0,
         code: int = 0,
         at: int = 0,
+        each: bool = False,
     ) -> Rule:
         """Add a rule. A request meets every latency, and of the other rules the first that takes it.
 
@@ -148,11 +158,12 @@ class Chaos:
             seconds: See `latency`.
             code: See `status`.
             at: See `reset_body`, `short_length` and `flip`.
+            each: Whether `times` and `after` count each distinct request (method, path, range) by itself.
 
         Returns:
             The rule: its `hits` tell how often it acted.
         """
-        rule = Rule(action, method, re.compile(path), times, after, seconds, code, at)
+        rule = Rule(action, method, re.compile(path), times, after, seconds, code, at, each)
         self._rules.append(rule)
         return rule
 

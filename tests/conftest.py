@@ -13,7 +13,7 @@ import pytest
 
 from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
-from dray.shards import store as store_module
+from dray.shards import disk
 from tests.chaos import Chaos
 
 
@@ -96,7 +96,7 @@ def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(os.path.relpath(path, tmp_path / "out").removesuffix("#1"))
         os.close(descriptor)
 
-    monkeypatch.setattr(store_module, "_fsync", record)
+    monkeypatch.setattr(disk, "fsync", record)
     return paths
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from dray.shards import Store, StoreError
 from dray.shards.client import StorageOptions
-from dray.shards.store import ByteSink, ObjectInfo
+from dray.shards.store import Answer, ByteSink, ObjectInfo
 
 WRITES = {"put_new", "open_writer", "delete"}
 
@@ -33,6 +33,7 @@ class Fault(StrEnum):
     LUCKY_CUT = "a lucky power cut at"  # the same, but the last object that was put reached the disk
     NO_REACH = "an error before"  # not made; a StoreError
     LOST_REPLY = "a lost reply at"  # made; a StoreError
+    UNANSWERED = "a request without an answer at"  # made; the store sees an error, and tries again
     SENT_TWICE = "a second sending of"  # made, and again, as by a client that got no reply: a `put_new` finds its own
 
 
@@ -77,6 +78,7 @@ class FaultyStore(Store):
         self._at = at
         self._fault = fault
         self._lock = threading.Lock()
+        self._unanswered = threading.local()
         self._entries_at_risk: list[str] = []  # objects put whose folder was not synced since
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -140,6 +142,13 @@ class FaultyStore(Store):
             synced = {os.path.dirname(name) for name in names}
             self._entries_at_risk = [name for name in self._entries_at_risk if os.path.dirname(name) not in synced]
 
+    def _ask_once(self, verb: str, name: str, request: Callable[[], Answer]) -> Answer:
+        answer = super()._ask_once(verb, name, request)
+        if getattr(self._unanswered, "is_next", False):
+            self._unanswered.is_next = False
+            raise StoreError(f"injected: cannot {verb} {self.url_of(name)}: no answer")
+        return answer
+
     @contextmanager
     def _call(self, method: str, name: str) -> Iterator[Fault | None]:
         call = Call(method, name)
@@ -157,6 +166,7 @@ class FaultyStore(Store):
         if callable(fault):
             fault()
             fault = None
+        self._unanswered.is_next = fault is Fault.UNANSWERED
         try:
             yield fault
         finally:  # whatever came of the call

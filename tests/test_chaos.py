@@ -6,17 +6,18 @@ import socket
 import time
 import urllib.parse
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import obstore
 import pytest
 from obstore.store import S3Store
 
 from dray.cluster.seaweed import SeaweedServer
-from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, Store, StoreError
-from tests.chaos import Action, Asked, Chaos
+from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, Store, StoreError, retry
+from tests.chaos import NO_PAUSES, Action, Asked, Chaos
 
 DATA = bytes(range(256)) * 1024
 
@@ -34,6 +35,13 @@ def store(s3: SeaweedServer, chaos: Chaos, url: str) -> Store:
     store.put_new("a", DATA)
     chaos.clear()
     return store
+
+
+@pytest.fixture
+def hurried(store: Store, s3: SeaweedServer, chaos: Chaos, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The same without pauses between tries."""
+    monkeypatch.setattr(retry, "PAUSES_S", (0, 0, 0))
+    return Store(store.url, s3.storage_options | {"endpoint": chaos.endpoint, "retry_config": NO_PAUSES})
 
 
 @pytest.fixture
@@ -189,22 +197,91 @@ def test_a_denial_is_not_tried_again(store: Store, chaos: Chaos) -> None:
 
 
 @pytest.mark.parametrize("code", [409, 412])
-def test_a_refused_condition_is_told_as_an_object_there(store: Store, chaos: Chaos, code: int) -> None:
-    """With 409 that need not be so (somebody was writing just then): whoever is told looks with HEAD."""
+def test_a_refused_condition_with_nothing_there_is_tried_again(
+    store: Store, hasty: Store, direct: Store, chaos: Chaos, code: int
+) -> None:
+    """With 409 somebody was writing just then, and may have failed: HEAD tells."""
+    chaos.rule("status", method="PUT", code=code, times=1)
+    store.put_new("b", b"cargo")
+    assert [found.method for found in chaos.log] == ["PUT", "HEAD", "PUT"]
+    assert direct.get("b") == b"cargo"
     chaos.rule("status", method="PUT", code=code)
-    with pytest.raises(ExistsError):
-        store.put_new("b", b"")
-    assert store.head("b") is None
-    assert [found.method for found in chaos.log] == ["PUT", "HEAD"]
+    with pytest.raises(StoreError, match="says that an object lies there, and that none does") as caught:
+        hasty.put_new("c", b"")
+    assert type(caught.value) is StoreError
 
 
-def test_a_lost_reply_leaves_a_put_unknown(store: Store, direct: Store, chaos: Chaos) -> None:
-    """It was done, it is not tried again, and the error does not say which: read back."""
+def test_a_lost_reply_leaves_a_put_unknown(hasty: Store, direct: Store, chaos: Chaos) -> None:
+    """It was done, a client that does not try again cannot know, and the error does not say which: read back."""
     rule = chaos.rule("lost_reply", method="PUT")
     with pytest.raises(StoreError, match=r"cannot write s3://.*/b") as caught:
-        store.put_new("b", b"cargo")
+        hasty.put_new("b", b"cargo")
     assert type(caught.value) is StoreError
     assert (rule.hits, direct.get("b")) == (1, b"cargo")
+
+
+REQUESTS: dict[str, Callable[[Store], object]] = {
+    "write": lambda store: store.put_new("b", DATA[:70_000]),
+    "read": lambda store: store.get("a"),
+    "read ranges": lambda store: [bytes(part) for part in store.get_ranges("a", [7, 99_999], [5, 1000], gap=0)],
+    "look up": lambda store: store.head("a"),
+    "list": lambda store: [info.name for info in store.list_folder()],
+    "list folders": lambda store: store.list_folders(),
+    "delete": lambda store: store.delete(["a"]),
+}
+FAULTS: dict[str, dict[str, Any]] = {
+    "lost reply": {"action": "lost_reply"},
+    "cut answer": {"action": "reset_body", "at": 3},
+    "500": {"action": "status", "code": 500},
+    "503": {"action": "status", "code": 503},
+    "429": {"action": "status", "code": 429},
+}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_request_that_fails_for_a_while_is_made_again(
+    hurried: Store, direct: Store, chaos: Chaos, request_: str, fault: str, times: int
+) -> None:
+    """Whatever it asks for, and wherever it failed: it ends as if nothing had been."""
+    call = REQUESTS[request_]
+    chaos.rule(times=times, each=True, **FAULTS[fault])
+    found, names = call(hurried), [info.name for info in direct.list_folder()]
+    assert names == {"write": ["a", "b"], "delete": []}.get(request_, ["a"])
+    if request_ == "write":
+        assert direct.get("b") == DATA[:70_000]
+    elif request_ != "delete":
+        assert found == call(direct)
+
+
+def test_a_put_tried_again_tells_its_own_object_from_another(hurried: Store, direct: Store, chaos: Chaos) -> None:
+    """Its own, whose reply was lost, is a success; one that somebody else put there meanwhile is not overwritten."""
+    chaos.rule("lost_reply", method="PUT", times=2)
+    hurried.put_new("b", b"cargo")
+    for number, other in enumerate([b"cargo!", b"carg", b"Cargo", b""]):
+        direct.put_new(f"other{number}", other)
+        chaos.rule("lost_reply", method="PUT", path=f"other{number}", times=2)
+        with pytest.raises(ExistsError):
+            hurried.put_new(f"other{number}", b"cargo")
+        assert direct.get(f"other{number}") == other
+    assert direct.get("b") == b"cargo"
+
+
+@pytest.mark.parametrize("code", [400, 403])
+def test_a_refusal_is_not_tried_again(store: Store, chaos: Chaos, code: int) -> None:
+    """Another try would end alike."""
+    chaos.rule("status", code=code)
+    with pytest.raises(StoreError):
+        store.put_new("b", b"cargo")
+    assert len(chaos.log) == 1
+
+
+def test_tries_end(hurried: Store, chaos: Chaos) -> None:
+    """The error tells how many there were, and what was asked for."""
+    chaos.rule("lost_reply", method="PUT")
+    with pytest.raises(StoreError, match=r"cannot write s3://.*/b: .*\(4 tries in \d+ s\)"):
+        hurried.put_new("b", b"cargo")
 
 
 def test_a_lost_reply_to_a_read_is_asked_for_again(store: Store, chaos: Chaos) -> None:
@@ -272,6 +349,14 @@ def test_an_ignored_condition_looks_like_success(store: Store, direct: Store, ch
     store.put_new("a", b"other")
     store.put_new("b", b"cargo")
     assert (rule.hits, direct.get("a"), direct.get("b")) == (1, DATA, b"cargo")
+
+
+def test_a_folder_that_is_an_object_itself_is_not_listed(s3: SeaweedServer, direct: Store) -> None:
+    """Consoles make an empty object for a folder; SeaweedFS keeps one where the last object was deleted."""
+    for name in ("a", "d/a", "d/e/a"):
+        direct.put_new(name, b"")
+    direct.delete(["a", "d/a", "d/e/a"])
+    assert [direct.list_folder(folder) for folder in ("", "d", "d/e")] == [[], [], []]
 
 
 # Its end

@@ -25,12 +25,12 @@ from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import BuildSpec, work_out
-from dray.shards import DrayError, NotFoundError, Snapshot, Store
-from dray.shards import store as store_module
+from dray.shards import DrayError, NotFoundError, Snapshot, Store, disk, retry
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import read_head
 from dray.shards.verify import verify
+from tests.chaos import NO_PAUSES, Chaos
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.datasets import stored
 from tests.faults import WRITES, Call, Crash, Fault, FaultyStore
@@ -129,7 +129,8 @@ class World:
 @pytest.fixture
 def world(make_inputs: MakeInputs, place: Place, monkeypatch: pytest.MonkeyPatch) -> World:
     """After the change. What is lost without a sync the store works out: the disk need not wait for each."""
-    monkeypatch.setattr(store_module, "_fsync", os.close)
+    monkeypatch.setattr(disk, "fsync", os.close)
+    monkeypatch.setattr(retry, "PAUSES_S", (0, 0, 0))
     world = World(make_inputs(9), place)
     world.change()
     return world
@@ -242,7 +243,7 @@ def count_calls(scenario: Scenario, place: Place) -> list[Call]:
 def faults_of(call: Call, place: Place, *, exhaustive: bool) -> list[Fault]:
     """Those that make a difference at a call."""
     is_disk = place.url.startswith("file:")
-    faults = [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.LOST_REPLY]
+    faults = [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.LOST_REPLY] + [Fault.UNANSWERED] * (not is_disk)
     if call.method in WRITES and exhaustive:
         faults.append(Fault.NO_REACH)
     if call.method == "put_new":
@@ -257,7 +258,9 @@ def is_borne(call: Call, fault: Fault | Run) -> bool:
     if not isinstance(fault, Fault):
         return True
     is_record = call.name.startswith((LAYOUT.commits, LAYOUT.intents, LAYOUT.manifests))
-    return fault is Fault.SENT_TWICE or (call.method == "put_new" and fault is Fault.LOST_REPLY and is_record)
+    return fault in (Fault.SENT_TWICE, Fault.UNANSWERED) or (
+        call.method == "put_new" and fault is Fault.LOST_REPLY and is_record
+    )
 
 
 def check_every_call(
@@ -358,6 +361,31 @@ def test_a_gc_survives_a_fault_at_every_call(world: World) -> None:
     scenario = Scenario(start=abandoned(world), run=collecting, old=world.new, new=world.new)
     calls = check_every_call(scenario, world)
     assert [call.method for call in calls].count("delete") > 2 * 2 + 2
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ({"action": "lost_reply"}, 1),
+        pytest.param({"action": "lost_reply"}, 2, marks=pytest.mark.heavy),
+        ({"action": "reset_body", "at": 20}, 1),
+        pytest.param({"action": "status", "code": 500}, 2, marks=pytest.mark.heavy),
+        pytest.param({"action": "status", "code": 429}, 2, marks=pytest.mark.heavy),
+    ],
+)
+def test_every_request_may_fail_for_a_while(world: World, chaos: Chaos, fault: dict[str, Any], times: int) -> None:
+    """Of a first build, an incremental one, a gc and a reader: they end as if nothing had been, and report the same."""
+    runs = [world.first, building(world.inputs, world.names), collecting]
+    expected = world.after({}, *runs)
+    place = world.fresh()
+    options = {**place.storage_options, "endpoint": chaos.endpoint, "retry_config": NO_PAUSES}
+    rule = chaos.rule(times=times, each=True, **fault)
+    for run in runs:
+        run(Store(place.url, options))
+    assert read(replace(place, storage_options=options)) == world.new
+    assert rule.hits > (20 if fault["action"] == "reset_body" else 60)
+    assert comparable(stored(Store(place.url, place.storage_options))) == comparable(expected)
 
 
 @on_memory

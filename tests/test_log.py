@@ -171,13 +171,6 @@ def test_a_lost_reply_does_not_hide_a_lost_race() -> None:
     assert create_commit(LostReply(url), LAYOUT, a_commit()) == first
 
 
-def test_a_conflict_with_nothing_there_is_tried_again() -> None:
-    """S3 answers 409 to writers that race, also when none of them won."""
-    commit = a_commit()
-    assert create_commit(Conflicting("memory://log-409", times=2), LAYOUT, commit) == commit
-    assert read_commit(Store("memory://log-409"), LAYOUT, 1) == commit
-
-
 def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
     """After a few tries, without a version."""
     with pytest.raises(ExistsError, match="conflict"):

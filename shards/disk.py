@@ -1,0 +1,81 @@
+"""Files that are created whole, or not at all, and never overwritten."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from dray.shards.errors import DrayError, NotFoundError, StoreError
+
+_LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
+
+
+def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Create a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
+
+    Raises:
+        FileExistsError: A file lies there already.
+        OSError: It cannot be written; nothing is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise NotADirectoryError(f"{path.parent} is a file") from exc
+    staged, descriptor = _open_staged(path)
+    try:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]  # 2 GiB at most a call
+        finally:
+            fsync(descriptor)
+        _link(staged, path)
+    finally:
+        os.unlink(staged)
+
+
+def _open_staged(path: Path) -> tuple[str, int]:
+    """A new file beside the one that it is to become, open for writing."""
+    for number in count(1):
+        staged = f"{path}#{number}"  # `leftovers` knows it by that
+        try:
+            return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:  # another writer's, or a crash's
+            continue
+    raise AssertionError("unreachable: numbers do not end")
+
+
+def _link(staged: str, path: Path) -> None:
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        if exc.errno not in _LINK_REFUSALS:
+            raise
+        raise OSError(
+            "this disk refuses hard links, which dray needs to create files without overwriting: "
+            f"use another disk or object storage ({exc.strerror})"
+        ) from None
+
+
+def fsync(descriptor: int) -> None:
+    """Wait until what was written has reached the disk, and close."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def file_errors(url: str) -> Iterator[None]:
+    """Translate a file's errors to a store's."""
+    try:
+        yield
+    except DrayError:
+        raise
+    except OSError as exc:
+        kind = NotFoundError if isinstance(exc, FileNotFoundError) else StoreError
+        raise kind(f"cannot read {url}: {exc.strerror}") from exc
