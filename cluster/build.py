@@ -1,18 +1,22 @@
 """What `dray build` does: read the names, deal them to groups, and make each group a dataset on one cluster."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from dray.pipelines import BuildReport, split_by_hash
 from dray.pipelines.build import build
 from dray.pipelines.encode import AUTO, Encode, Encoder
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
-from dray.pipelines.progress import say
+from dray.pipelines.progress import WORDS, say
 from dray.pipelines.retention import Retention
 from dray.pipelines.scan import scan
 from dray.pipelines.session import check_address, ray_session
@@ -113,6 +117,19 @@ def build_datasets(
     with ray_session(address if wanted.fractions else None):  # one build connects by itself, and only if it has work
         for spec in specs:
             yield build(spec, retention=retention)
+
+
+def print_reports(reports: Iterator[BuildReport], *, as_json: bool) -> None:
+    """Print each report when its dataset is made; as JSON all together, also those made before an error."""
+    made: list[dict[str, Any]] = []
+    try:
+        for report in reports:
+            made.append(asdict(report))
+            if not as_json:
+                typer.echo(WORDS.get()(str(report)))
+    finally:
+        if as_json:
+            typer.echo(json.dumps(made, indent=1))
 
 
 def read_names(names_file: str) -> list[str]:

@@ -137,12 +137,12 @@ AllowList = Annotated[
     typer.Option(
         "--allow",
         metavar="NAME",
-        help="A full name, such as pkg.module.Class, that pickles may use while they are encoded; repeatable.",
+        help="A full name, such as pkg.module.Class, that pickles may use besides the safe list; repeatable.",
     ),
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Let pickles run any code while they are encoded: for your own data only."),
+    typer.Option("--allow-pickle", help="Let pickles run any code while they are opened: for your own data only."),
 ]
 Checksum = Annotated[
     bool,
@@ -152,8 +152,8 @@ OnErrorOption = Annotated[
     OnError,
     typer.Option(
         help="Of files that are missing, or cannot be read or encoded: [bold]fail[/] and name them; [bold]skip[/] them "
-        "until they change; [bold]quarantine[/] them, and try them again in every build. What is left out is listed in "
-        "a table, which the report names."
+        "until they change; [bold]quarantine[/] them, and try them again in every build. [bold]dray ls --left-out[/] "
+        "lists what is left out."
     ),
 ]
 MaxBad = Annotated[
@@ -218,6 +218,9 @@ def build(
     address: Address = None,
     storage_option: StorageOptionList = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the report.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The report as JSON: a list, one object a dataset that was made.")
+    ] = False,
 ) -> None:
     r"""Pack files into shards; a rerun packs only what is missing.
 
@@ -254,6 +257,7 @@ def build(
         parse_encode,
         parse_fractions,
         parse_storage_options,
+        print_reports,
     )
 
     wanted = Wanted(
@@ -278,8 +282,7 @@ def build(
     reports = build_datasets(
         wanted, keep=keep, grace_s=parse_duration(older_than), address=cluster_address(address), progress=not quiet
     )
-    for report in reports:
-        typer.echo(str(report))
+    print_reports(reports, as_json=as_json)
 
 
 @app.command()
@@ -348,6 +351,9 @@ def ls(
     ] = False,
     as_json: JsonList = False,
     all_shards: Annotated[bool, typer.Option("--all", help="Every shard in the table, not the first 20.")] = False,
+    left_out: Annotated[
+        bool, typer.Option("--left-out", help="Only the inputs that were skipped or quarantined, and why.")
+    ] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Show the datasets in a folder: version, size, parts, shards.
@@ -361,16 +367,25 @@ def ls(
     The tars for another WebDataset reader:
 
     [cyan]dray ls s3://lab/digits/train --urls > tars.txt[/]
+
+    Which inputs a build with --on-error skip left out:
+
+    [cyan]dray ls s3://lab/digits/train --left-out[/]
     """
     from dray.cluster.build import parse_storage_options
+    from dray.cluster.left_out import list_left_out
     from dray.cluster.ls import list_datasets
 
+    options = parse_storage_options(storage_option)
+    if left_out:
+        list_left_out(url, prefix=prefix, version=version, as_json=as_json, storage_options=options)
+        return
     list_datasets(
         url,
         prefix=prefix,
         version=version,
         form="urls" if urls else "json" if as_json else "all" if all_shards else "table",
-        storage_options=parse_storage_options(storage_option),
+        storage_options=options,
     )
 
 
@@ -436,6 +451,8 @@ def show(
     *,
     prefix: DatasetPrefix = None,
     version: Version = None,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Show one sample: its shard, and where each part lies and what it holds.
@@ -453,7 +470,15 @@ def show(
     from dray.cluster.build import parse_storage_options
     from dray.cluster.show import show_sample
 
-    show_sample(url, key, prefix=prefix, version=version, storage_options=parse_storage_options(storage_option))
+    show_sample(
+        url,
+        key,
+        prefix=prefix,
+        version=version,
+        allow=allow or (),
+        allow_pickle=allow_pickle,
+        storage_options=parse_storage_options(storage_option),
+    )
 
 
 @app.command()
@@ -678,6 +703,8 @@ def loadtest(
         int, typer.Option(min=0, help="Loader processes of each rank; what these read is not counted.")
     ] = 0,
     shuffle: Annotated[bool, typer.Option(help="In a shuffled order, as for training.")] = True,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -716,6 +743,8 @@ def loadtest(
         num_steps=steps,
         num_workers=workers,
         shuffle=shuffle,
+        allow=allow or (),
+        allow_pickle=allow_pickle,
         storage_options=parse_storage_options(storage_option),
     )
     if as_json:

@@ -14,6 +14,7 @@ from dray.shards.errors import CallError, NotFoundError
 from dray.shards.layout import Layout, some
 from dray.shards.log import numbers_in
 from dray.shards.store import Store
+from dray.shards.text import counted
 from dray.shards.urls import split_version
 
 MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
@@ -169,7 +170,7 @@ def _is_parent(store: Store, options: StorageOptions) -> bool:
 
 
 def _counted(names: Sequence[str], noun: str) -> str:
-    return f"1 {noun} ({names[0]!r})" if len(names) == 1 else f"{len(names):,} {noun}s ({names[0]!r}, ...)"
+    return f"{counted(len(names), noun)} ({names[0]!r}{', ...' if len(names) > 1 else ''})"
 
 
 def _ls(url: str) -> str:

@@ -11,12 +11,13 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import typer
 from typer.core import TyperGroup, TyperOption
 
-from dray.pipelines.progress import say
+from dray.pipelines.progress import WORDS, say
 from dray.shards.errors import DrayError
 
 EXPECTED = (DrayError, TypeError, ValueError, OSError)  # what a wrong call or a missing file raises
@@ -32,6 +33,15 @@ _RENAMED = {  # keywords whose option has another name
     "parts": "part",
     "storage_options": "storage_option",
 }
+BUILD_OPTIONS = {
+    "allow": "--allow",
+    "allow_pickle": "--allow-pickle",
+    "encode": "--encode",
+    "max_bad": "--max-bad",
+    "on_error": "--on-error",
+}
+"""Options of `dray build` that a stored reason may name."""
+
 _START = r"(?<![\w/?&.'\"-])"  # not inside a path, a URL or a quoted name
 _VALUE = r"""'[^']*'|"[^"]*"|\[[^\]]*\]|\{[^}]*\}|\w+%?|\.{3}"""
 _REST_IS_KEPT = "every shard that was stored is kept: run the same command again, and it does what is missing"
@@ -50,7 +60,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run one; expected errors end as one line on standard error and exit code 1."""
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: say(f"warning: {_in_words_of(self, ctx, str(message))}")
+            warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+            words = WORDS.set(partial(_in_words_of, self, ctx))
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
@@ -62,8 +73,10 @@ class Commands(TyperGroup):
                 if os.environ.get("DRAY_TRACEBACK"):
                     raise
                 hint = "" if isinstance(exc, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
-                print(f"dray: error: {_in_words_of(self, ctx, str(exc))}{hint}", file=sys.stderr)  # noqa: T201
+                print(f"dray: error: {WORDS.get()(str(exc))}{hint}", file=sys.stderr)  # noqa: T201
                 raise typer.Exit(1) from exc
+            finally:
+                WORDS.reset(words)
 
 
 def _in_words_of(group: TyperGroup, ctx: Any, text: str) -> str:

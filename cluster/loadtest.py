@@ -14,6 +14,7 @@ from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
+from dray.shards.text import counted
 from dray.shards.urls import split_version
 
 COMPILED = ("dray.loaders.gather", "dray.loaders.tame")
@@ -30,6 +31,8 @@ def load_test(
     num_steps: int,
     num_workers: int,
     shuffle: bool,
+    allow: Sequence[str] = (),
+    allow_pickle: bool = False,
     storage_options: StorageOptions,
 ) -> dict[str, Any]:
     """Let every rank take its steps, one rank after the other in each step; what was measured.
@@ -48,6 +51,8 @@ def load_test(
             parts=parts,
             batch_size=batch_size,
             shuffle=shuffle,
+            allow=allow,
+            allow_pickle=allow_pickle,
             num_workers=num_workers,
             rank=rank,
             num_ranks=num_ranks,
@@ -57,9 +62,9 @@ def load_test(
     ]
     most = len(loaders[0])
     if not most:
-        raise CallError(f"{url}: fewer samples than one step of {batch_size} on {num_ranks} ranks")
+        raise CallError(f"{url}: fewer samples than one step of {batch_size} on {counted(num_ranks, 'rank')}")
     if most < num_steps:
-        say(f"an epoch has {most} steps of {batch_size * num_ranks} samples: so many are taken")
+        say(f"an epoch has only {counted(most, 'step')} of {counted(batch_size * num_ranks, 'sample')}: all are taken")
     if missing := [name for name in COMPILED if find_spec(name) is None]:
         say(f"{', '.join(missing)}: not compiled when dray was installed, for want of a C compiler; loading is slower")
     seconds: list[float] = []
@@ -123,17 +128,20 @@ def _random_spread(sizes: Sequence[int], batch: int) -> float:
 
 def print_result(found: dict[str, Any]) -> None:
     """As a person reads it."""
-    typer.echo(f"version {found['version']}, {found['ranks']} ranks x {found['batch_size']}, {found['steps']} steps")
+    typer.echo(
+        f"version {found['version']}, {counted(found['ranks'], 'rank')} x {found['batch_size']}, "
+        f"{counted(found['steps'], 'step')}"
+    )
     mb_per_s = "" if found["mb_per_s"] is None else f", {found['mb_per_s']:,.1f} MB/s"
     typer.echo(f"  throughput     {found['samples_per_s']:,.0f} samples/s{mb_per_s} over all ranks")
     typer.echo(f"  slowest step   {1000 * found['slowest_step_s']:,.1f} ms, the first left out")
     typer.echo(f"  first batch    {found['first_batch_s']:.2f} s after the start, of all ranks")
     if found["bytes_read_per_byte"] is not None:
         typer.echo(
-            f"  read           {found['bytes_read_per_byte']:.3f} bytes a byte, {found['requests']:,} requests, "
-            f"{found['retries']:,} retries"
+            f"  read           {found['bytes_read_per_byte']:.3f} bytes a byte, "
+            f"{counted(found['requests'], 'request')}, {counted(found['retries'], 'retry', 'retries')}"
         )
     typer.echo(
-        f"  shuffle        {found['shards_in_a_global_batch']:.1f} of {found['shards']} shards in a global batch; "
-        f"drawn at random {found['shards_in_a_random_batch']:.1f}"
+        f"  shuffle        {found['shards_in_a_global_batch']:.1f} of {counted(found['shards'], 'shard')} in a global "
+        f"batch; drawn at random {found['shards_in_a_random_batch']:.1f}"
     )

@@ -16,6 +16,7 @@ from dray.pipelines.encode import Encoder, is_pickled
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.log import read_version
+from dray.shards.text import counted
 from dray.shards.urls import split_version
 
 Form = Literal["table", "all", "urls", "json"]
@@ -91,17 +92,17 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
 
 def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | None) -> None:
     """What it is, then a table of its shards."""
-    num_samples, num_shards = f"{snapshot.num_samples:,}", f"{len(snapshot.shards):,}"
+    size = f"{counted(snapshot.num_samples, 'sample')} in {counted(len(snapshot.shards), 'shard')}"
     lines = [
         f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
-        f"  holds   {num_samples} samples in {num_shards} shards, {snapshot.num_bytes / 1e6:,.1f} MB",
+        f"  holds   {size}, {snapshot.num_bytes / 1e6:,.1f} MB",
         f"  parts   {_parts_line(snapshot)}",
         *_pickles_line(snapshot),
         f"  source  {snapshot.manifest.source_url}",
     ]
-    if url := snapshot.left_out_url():
+    if snapshot.manifest.left_out is not None:
         counts = snapshot.manifest.accounting
-        lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined: {url}")
+        lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined: see --left-out")
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
     _print(console, "\n".join(lines))
@@ -155,7 +156,8 @@ def _pickles_line(snapshot: Snapshot) -> list[str]:
     pickles = pickles_of(snapshot)
     if pickles is None:
         return []
-    counts = ", ".join(f"{suffix} ({count:,} of {snapshot.num_samples:,} samples)" for suffix, count in pickles.items())
+    of = f"of {counted(snapshot.num_samples, 'sample')}"
+    counts = ", ".join(f"{suffix} ({count:,} {of})" for suffix, count in pickles.items())
     return [f"  pickles: {counts or 'none'}"]
 
 

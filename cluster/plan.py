@@ -12,6 +12,7 @@ from rich.table import Table
 from dray.cluster.build import Wanted
 from dray.pipelines.work import Work, work_out
 from dray.shards.log import read_head
+from dray.shards.text import counted
 
 
 def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
@@ -62,7 +63,7 @@ def _print_plan(url: str, work: Work) -> None:
         table.add_row(shard.fate, f"{len(shard.rows):,}", f"{shard.num_bytes:,}", shard.reason)
     for gone, reason in work.planned.dropped:
         table.add_row("dropped", f"{gone.num_samples:,}", f"{gone.num_bytes:,}", reason)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(f"{url}: {_summary(work)}")
     if table.rows:
         console.print(table)
@@ -71,12 +72,12 @@ def _print_plan(url: str, work: Work) -> None:
 def _summary(work: Work) -> str:
     planned = work.planned
     if not work.has_work:
-        return f"nothing to do, {len(planned.shards):,} shards stay"
+        return f"nothing to do, {counted(len(planned.shards), 'shard stays', 'shards stay')}"
     fates = Counter(shard.fate for shard in planned.shards)
     to_pack = sum(shard.num_bytes for shard in planned.shards if shard.fate != "reused")
     return (
-        f"{fates['reused']:,} shards stay, {fates['rewritten']:,} rewritten, {fates['new']:,} new, "
-        f"{len(planned.dropped):,} dropped, {planned.num_refreshed:,} samples touched but the same, "
-        f"{len(work.left_out):,} left out; "
-        f"{to_pack / 1e6:,.1f} MB to pack"
+        f"{counted(fates['reused'], 'shard stays', 'shards stay')}, {fates['rewritten']:,} rewritten, "
+        f"{fates['new']:,} new, {len(planned.dropped):,} dropped, "
+        f"{counted(planned.num_refreshed, 'sample')} touched but the same, "
+        f"{len(work.left_out):,} left out; {to_pack / 1e6:,.1f} MB to pack"
     )

@@ -5,6 +5,7 @@ and no control character is printed.
 """
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 import typer
 
 from dray.cluster.datasets import find_datasets
-from dray.loaders.decode import decode_part
+from dray.loaders.decode import Decoder
+from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
 from dray.shards.log import read_version
 from dray.shards.snapshot import Shard
+from dray.shards.text import counted
 from dray.shards.urls import split_version
 
 MOST_CHARS = 200  # of a value
@@ -25,7 +28,14 @@ _MOST_BITS = 600  # of a whole number that is written out
 
 
 def show_sample(
-    url: str, key: str, *, prefix: str | None, version: str | None, storage_options: StorageOptions
+    url: str,
+    key: str,
+    *,
+    prefix: str | None,
+    version: str | None,
+    allow: Sequence[str] = (),
+    allow_pickle: bool = False,
+    storage_options: StorageOptions,
 ) -> None:
     """Print one sample: shard, row, and of each part where it lies and what it holds.
 
@@ -43,32 +53,32 @@ def show_sample(
         except NotFoundError as exc:
             missing.append(exc)
         else:
-            _print_sample(snapshot, key, *place)
+            _print_sample(snapshot, key, *place, Decoder(allow=allow, allow_pickle=allow_pickle))
     if len(missing) == len(datasets):
         raise missing[0] if len(missing) == 1 else NotFoundError("; ".join(map(str, missing)))
 
 
-def _print_sample(snapshot: Snapshot, key: str, shard: Shard, index: ShardIndex, row: int) -> None:
+def _print_sample(snapshot: Snapshot, key: str, shard: Shard, index: ShardIndex, row: int, decoder: Decoder) -> None:
     parts = snapshot.read_row(shard, index, row)
     _print(f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, key {key!r}")
     _print(f"  shard   {snapshot.store.url_of(snapshot.layout.shard(shard.number))}")
     _print(f"  sample  {row} of {shard.num_samples:,}, counted from 0")
     for column, suffix in enumerate(index.suffixes):
         if suffix in parts:
-            _print(f"  {suffix}: {len(parts[suffix]):,} bytes at offset {index.offsets[row, column]}")
-            _print(f"    {describe_part(suffix, parts[suffix])}")
+            _print(f"  {suffix}: {counted(len(parts[suffix]), 'byte')} at offset {index.offsets[row, column]}")
+            _print(f"    {describe_part(suffix, parts[suffix], decoder)}")
 
 
 def _print(line: str) -> None:
     typer.echo("".join(letter if letter.isprintable() else "?" for letter in line))
 
 
-def describe_part(suffix: str, data: bytes) -> str:
+def describe_part(suffix: str, data: bytes, decoder: Decoder | None = None) -> str:
     """The value of a part in one line, or why there is none."""
     try:
-        return describe(decode_part(suffix, data))
+        return describe((decoder or Decoder()).part(suffix, data))
     except RefusedError as exc:
-        return f"refused: {exc}"
+        return f"refused: {WORDS.get()(str(exc))}"
     except (DamagedError, ModuleNotFoundError) as exc:
         return f"not decoded: {exc}"
 
@@ -96,7 +106,7 @@ class _Short(reprlib.Repr):
         return self.repr_dict(value, level)
 
     def repr_bytes(self, value: bytes, _: int) -> str:
-        return f"{len(value):,} bytes, {value[:16]!r}{'...' if len(value) > 16 else ''}"
+        return f"{counted(len(value), 'byte')}, {value[:16]!r}{'...' if len(value) > 16 else ''}"
 
     def repr_int(self, x: int, level: int) -> str:
         bits = x.bit_length()  # Python refuses to write out thousands of digits

@@ -20,6 +20,7 @@ from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.log import read_version
+from dray.shards.text import counted
 from dray.shards.urls import local_path, split_version
 from dray.shards.verify import Finding, Level, open_whole, verify
 
@@ -191,11 +192,11 @@ def _summary(
     what = f"{url} {prefix} version {version}"
     size = ""
     if snapshot is not None:
-        size = f": {snapshot.num_samples:,} samples in {len(snapshot.shards):,} shards"
+        size = f": {counted(snapshot.num_samples, 'sample')} in {counted(len(snapshot.shards), 'shard')}"
     if not findings:
         return f"{what}{size}, all whole at level {level}"
     damaged = len({finding.shard for finding in findings if finding.shard is not None})
-    return f"{what}{size}, {len(findings):,} findings in {damaged:,} shards at level {level}"
+    return f"{what}{size}, {counted(len(findings), 'finding')} in {counted(damaged, 'shard')} at level {level}"
 
 
 def _advice(

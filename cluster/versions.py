@@ -13,6 +13,7 @@ from dray.pipelines.retention import Retention
 from dray.pipelines.session import ray_session
 from dray.shards.client import StorageOptions
 from dray.shards.log import read_head, read_version
+from dray.shards.text import counted
 
 MOST_NAMES = 20  # of the objects that a gc would delete
 
@@ -61,8 +62,8 @@ def roll_back(url: str, version: str, *, prefix: str | None, storage_options: St
         typer.echo(f"{found}: nothing to do, version {last} is the same as version {old}")
         return
     typer.echo(
-        f"{found} version {made.version}: the same as version {old}, {made.num_samples:,} samples in "
-        f"{len(made.shards):,} shards, {made.num_bytes / 1e6:,.1f} MB; no shard was copied"
+        f"{found} version {made.version}: the same as version {old}, {counted(made.num_samples, 'sample')} in "
+        f"{counted(len(made.shards), 'shard')}, {made.num_bytes / 1e6:,.1f} MB; no shard was copied"
     )
     typer.echo(
         f"The next build from the same sources will redo what this undid (dray diff shows that of {made.version} and "

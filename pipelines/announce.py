@@ -10,6 +10,7 @@ from dray.pipelines.plan import Plan, number_shards
 from dray.pipelines.progress import say
 from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in, read_intent
 from dray.shards.snapshot import Snapshot
+from dray.shards.text import counted
 
 LOOK_BACK = 16  # intents read from before the last commit's
 
@@ -88,7 +89,7 @@ def _next_intent(planned: Plan, last: Snapshot | None, stored: set[int], log: li
 def _say_what_is_kept(job: PackJob, foreign: set[int], *, show: bool) -> None:
     if foreign:
         say(
-            f"{len(foreign)} tars that dray did not write lie under {job.output.url_of(job.layout.prefix)}-*: they are "
-            f"kept, new shards start at {max(foreign) + 1:06d}, and readers that glob see both; dray's see the new",
+            f"{counted(len(foreign), 'tar')} that dray did not write under {job.output.url_of(job.layout.prefix)}-*: "
+            f"kept; new shards start at {max(foreign) + 1:06d}, and readers that glob see both; dray's see the new",
             show=show,
         )

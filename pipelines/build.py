@@ -31,6 +31,7 @@ from dray.pipelines.work import TASK_BYTES, BuildSpec, Work, leave_out, work_out
 from dray.shards.errors import ConflictError
 from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot
+from dray.shards.text import counted
 
 SMALL_SHARDS = 10  # so many are worth a word
 
@@ -59,14 +60,17 @@ class BuildReport:
         done = f"{packed:,} packed, {self.num_reused:,} reused" if self.is_new else "nothing to do"
         left_out = ""
         if self.left_out_url:
-            left_out = f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: {self.left_out_url}"
+            left_out = (
+                f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: dray ls {self.url} --left-out"
+            )
         pickles = ""
         if self.num_pickles:
             stayed = "1 part stayed a pickle" if self.num_pickles == 1 else f"{self.num_pickles:,} parts stayed pickles"
             pickles = f"; {stayed}" + (f", most often because {self.pickle_reason}" if self.pickle_reason else "")
         return (
-            f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
-            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s{left_out}{pickles}"
+            f"{self.url} {self.prefix} version {self.version}: {counted(self.num_samples, 'sample')} in "
+            f"{counted(self.num_shards, 'shard')}, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+            f"{left_out}{pickles}"
         )
 
 
@@ -119,7 +123,7 @@ def build(spec: BuildSpec, *, retention: Retention | None) -> BuildReport:
 
 def _say_if_small(made: Snapshot, *, show: bool) -> None:
     if (small := num_small(made.shards, made.manifest.recipe)) >= SMALL_SHARDS:
-        say(f"{small:,} small shards have piled up: dray compact {made.store.url} merges them", show=show)
+        say(f"{small:,} small shards: dray compact {made.store.url} merges them", show=show)
 
 
 def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Snapshot | None) -> None:

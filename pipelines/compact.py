@@ -36,6 +36,7 @@ from dray.shards.log import Commit, Intent, Operation, no_dataset
 from dray.shards.snapshot import Manifest, Shard, Snapshot, SourceChunk
 from dray.shards.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
+from dray.shards.text import counted
 
 PARTS_AT_ONCE = 4  # read by one task
 READ_BYTES = 8 << 20
@@ -57,12 +58,11 @@ class CompactReport:
     seconds: float
 
     def __str__(self) -> str:
-        done = (
-            f"{self.num_merged:,} small ones merged into {self.num_made:,}" if self.num_merged else "nothing to merge"
-        )
+        merged = f"{counted(self.num_merged, 'small one')} merged into {self.num_made:,}"
+        done = merged if self.num_merged else "nothing to merge"
         return (
-            f"{self.url} {self.prefix} version {self.version}: {self.num_samples:,} samples in {self.num_shards:,} "
-            f"shards, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+            f"{self.url} {self.prefix} version {self.version}: {counted(self.num_samples, 'sample')} in "
+            f"{counted(self.num_shards, 'shard')}, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
         )
 
 

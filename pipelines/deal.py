@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from dray.pipelines.sources import Sources
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
+from dray.shards.text import counted
 
 
 def sample_bytes(sources: Sources) -> NDArray[np.int64]:
@@ -45,4 +46,4 @@ def too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
     fits = num_shards
     while (np.add.reduceat(sizes, even_bounds(len(sizes), fits)[:-1]) + len(END)).max() > MAX_SHARD_BYTES:
         fits += 1
-    return f"{num_shards} shards would pass 4 GiB each, the most that a shard may hold: {fits} shards fit"
+    return f"{counted(num_shards, 'shard')} would pass 4 GiB each, the most that a shard may hold: {fits} shards fit"

@@ -11,6 +11,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_head
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
+from dray.shards.text import counted
 
 ATTEMPTS = 8  # to commit, where others commit meanwhile
 Report = TypeVar("Report", covariant=True)
@@ -84,9 +85,11 @@ def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *
     numbers = {shard.number for shard in made.shards}
     superseded = [shard for shard in base.shards if shard.number not in numbers]
     if superseded:
+        of = f"of version {base.version}"
         say(
-            f"{len(superseded):,} shards of version {base.version} stay for its readers; programs that glob "
-            f"{made.layout.prefix}-*.tar see them beside the new ones (dray's readers, and `dray ls --urls`, do not)",
+            f"{counted(len(superseded), f'shard {of} stays', f'shards {of} stay')} for its readers; programs that glob "
+            f"{made.layout.prefix}-*.tar see {'it' if len(superseded) == 1 else 'them'} beside the new ones (dray's "
+            "readers, and `dray ls --urls`, do not)",
             show=progress,
         )
     before, after = base.commit, made.commit
@@ -99,4 +102,4 @@ def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *
         return
     if deleted:
         what = f"versions before {after.kept_from} and of builds that never ended"
-        say(f"{len(deleted):,} objects of {what} were deleted", show=progress)
+        say(f"{counted(len(deleted), f'object of {what} was', f'objects of {what} were')} deleted", show=progress)

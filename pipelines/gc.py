@@ -27,6 +27,7 @@ from dray.shards.log import (
 )
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import ObjectInfo, Store
+from dray.shards.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ class GcReport:
         dropped = ", ".join(map(str, self.dropped)) or "none"
         return (
             f"{self.url} {self.prefix}: {would} versions: {dropped}; kept: {', '.join(map(str, self.kept))}; "
-            f"{len(self.deleted):,} objects, {self.num_bytes / 1e6:,.1f} MB{'' if self.is_dry_run else ' deleted'}"
+            f"{counted(len(self.deleted), 'object')}, {self.num_bytes / 1e6:,.1f} MB"
+            f"{'' if self.is_dry_run else ' deleted'}"
         )
 
 

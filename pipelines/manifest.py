@@ -14,6 +14,7 @@ from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent
 from dray.shards.snapshot import Accounting, Manifest, Shard, SourceChunk, put_content
+from dray.shards.text import counted
 
 
 def next_manifest(
@@ -65,7 +66,7 @@ def next_manifest(
         numbers[held], rows[held] = number, np.arange(len(held))
     is_held = np.flatnonzero(numbers >= 0)
     if not len(is_held):
-        raise InputError(f"none of the {work.num_inputs} samples of {job.inputs.url} can be packed")
+        raise InputError(f"none of the {counted(work.num_inputs, 'sample')} of {job.inputs.url} can be packed")
     tables = source_chunks(sources.take(is_held), numbers[is_held], rows[is_held], hashes[is_held])
     known = {chunk.digest: chunk for chunk in (work.snapshot.manifest.sources if work.snapshot else ())}
     fates = [left.fate for left in left_out]

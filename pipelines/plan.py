@@ -223,7 +223,8 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
         rows = members.get(shard.number, np.zeros(0, np.int64))
         num_changed, num_removed = int((~stays[rows]).sum()), shard.num_samples - len(rows)
         if not len(rows):
-            dropped.append((shard, f"all {shard.num_samples} samples removed"))
+            samples = "its only sample" if shard.num_samples == 1 else f"all {shard.num_samples:,} samples"
+            dropped.append((shard, f"{samples} removed"))
         elif shard.number in last.whole and not num_changed and not num_removed:
             shards.append(_reused(shard, rows))
         else:

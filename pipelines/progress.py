@@ -4,11 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 10.0
+WORDS: ContextVar[Callable[[str], str]] = ContextVar("WORDS", default=str)
+"""What makes a message of Python's keywords one of the caller's terms: the command line sets it to name options."""
 
 
 @contextmanager
@@ -27,11 +30,11 @@ def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Calla
 def say(text: str, *, show: bool = True) -> None:
     """One plain line for the person who waits."""
     if show:
-        print(f"dray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a job's log is read as lines
+        print(f"dray: {WORDS.get()(text)}", file=sys.stderr, flush=True)  # noqa: T201 - a job's log is read as lines
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
     return Progress(
         *columns, TextColumn("{task.fields[mb]:,.0f} MB"), TimeElapsedColumn(), console=Console(stderr=True)
     )

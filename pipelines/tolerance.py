@@ -8,6 +8,7 @@ from enum import StrEnum
 from dray.pipelines.sources import BadInput
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError, MissingInputError
+from dray.shards.text import counted
 
 NAMED = 20  # bad inputs that an error names
 
@@ -75,7 +76,7 @@ class Tolerance:
         limit = f", more than the {most} that on_error={str(self.on_error)!r} bears" if self.leaves_out else ""
         if len(bad) == 1:
             raise kind(f"sample {bad[0].name!r} of {where}: {bad[0].error}{limit}")
-        raise kind(f"{len(bad)} of {num_inputs} samples of {where} cannot be packed{limit}: {named(bad)}")
+        raise kind(f"{len(bad)} of {counted(num_inputs, 'sample')} of {where} cannot be packed{limit}: {named(bad)}")
 
 
 def named(bad: Sequence[BadInput]) -> str:

@@ -28,6 +28,7 @@ from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
 from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
+from dray.shards.text import counted
 
 HASH_FILES = 5000  # a task's at most
 HASH_BYTES = 256 << 20
@@ -124,6 +125,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
     if not len(sources):
         raise InputError(_none_can_be_packed(spec, num_inputs))
     planned = plan(sources, spec.recipe, last, is_same)
+    _say_if_too_few(spec, len(sources))
     return Work(
         num_inputs=num_inputs,
         sources=sources,
@@ -138,6 +140,13 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
 
 def _none_can_be_packed(spec: BuildSpec, num_inputs: int) -> str:
     return f"none of the {num_inputs} samples of {spec.job.inputs.url} can be packed"
+
+
+def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
+    if spec.recipe.num_shards is not None and spec.recipe.num_shards > num_samples:
+        asked = counted(spec.recipe.num_shards, "shard was", "shards were")
+        made = counted(num_samples, "sample")
+        say(f"{asked} asked for, and there are {made}: a shard holds one at least", show=spec.progress)
 
 
 def stored_sizes(job: PackJob) -> dict[str, int]:
@@ -172,7 +181,7 @@ def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.
     has_same_stamp = (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
     touched = np.flatnonzero(has_same_size & ~has_same_stamp)
     suspects = sources.take(candidates[touched])
-    found = suspects.stamps.view(np.uint64) if sources.by_content else _hashes(spec, suspects, "were touched")
+    found = suspects.stamps.view(np.uint64) if sources.by_content else _hashes(spec, suspects, "touched")
     is_same = np.zeros(len(sources), bool)
     is_same[candidates[touched]] = (found == fingerprints_in(old, sources.suffixes, "xxh3_64")[touched]).all(axis=1)
     return is_same
@@ -180,7 +189,7 @@ def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.
 
 def _by_content(spec: BuildSpec, sources: Sources) -> Sources:
     """The same samples, their content in the stamps' place."""
-    hashes = _hashes(spec, sources, "are compared by content")
+    hashes = _hashes(spec, sources, "to compare by content")
     return replace(sources, stamps=hashes.view(np.int64), by_content=True)
 
 
@@ -215,7 +224,7 @@ def _hashes(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
     if not len(sources):
         return hashes
     num_bytes = sources.sizes.clip(min=0).sum(axis=1)
-    say(f"{len(sources):,} samples {why}: reading {int(num_bytes.sum()) / 1e6:,.0f} MB", show=spec.progress)
+    say(f"{counted(len(sources), 'sample')} {why}: reading {int(num_bytes.sum()) / 1e6:,.0f} MB", show=spec.progress)
     ends = np.cumsum(num_bytes)
     group = np.maximum(ends // HASH_BYTES, np.arange(len(sources)) // HASH_FILES)
     starts = np.flatnonzero(np.diff(group, prepend=-1))

@@ -5,12 +5,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from dray.cluster import cli
 from dray.cluster.build import cluster_address, parse_fractions
 from dray.cluster.group import in_words
 from dray.cluster.seaweed import SeaweedServer
+from dray.pipelines import BuildReport
 from dray.shards import CallError, Snapshot
 from tests.conftest import Dray, Inputs, MakeInputs
 
@@ -82,6 +85,97 @@ def test_plan_as_json_lists_every_shard(dray: Dray, build: Dray, inputs: Inputs,
     [rebuild] = json.loads(dray(*words, "--shards", 2).out)
     assert [shard["number"] for shard in rebuild["dropped"]] == [0, 1, 2]
     assert rebuild["shards"][0]["reason"] == "num_shards was 3, is 2"
+
+
+def test_a_build_as_json_is_its_whole_report(build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """A list with one object for each dataset; nothing else is on standard output."""
+    done = build("--split", "train=0.5,val=0.5", "--shards", 3, "--json")
+    reports = json.loads(done.out)
+    assert [report["url"] for report in reports] == [f"file://{tmp_path}/out/{group}" for group in ("train", "val")]
+    assert sum(report["num_samples"] for report in reports) == 60
+    assert [set(report) for report in reports] == [{field.name for field in fields(BuildReport)}] * 2
+    assert [report["is_new"] for report in json.loads(build("--json", "--prefix", "b").out)] == [True]
+
+
+def test_a_failed_build_as_json_holds_the_datasets_that_were_made(build: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """The error stays on standard error, and the exit code is 1."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/val").touch()  # a file where a dataset's folder should be
+    done = build("--split", "train=0.5,val=0.5", "--json")
+    assert done.code == 1
+    assert done.err.count("dray: error: ") == 1
+    assert [report["url"] for report in json.loads(done.out)] in ([], [f"file://{tmp_path}/out/train"])
+
+
+def test_left_out_inputs_are_shown_with_their_reasons(build: Dray, dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """As lines and as JSON; the report and `dray ls` name the command."""
+    inputs.path(inputs.names[7], "image.pyd").unlink()
+    (tmp_path / "names").write_text("\n".join(inputs.names))
+    done = build("--on-error", "skip", "--names", tmp_path / "names")
+    command = f"dray ls file://{tmp_path}/out --left-out"
+    assert f"1 skipped, 0 quarantined: {command}" in done.out
+    assert "see --left-out" in dray("ls", tmp_path / "out").out
+    lines = dray(*shlex.split(command)[1:]).out.splitlines()
+    assert lines == [
+        f"file://{tmp_path}/out wdshards version 1: 1 input is left out",
+        "  sample.0007  skipped: 'sample.0007.image.pyd' is missing or unreadable",
+    ]
+    (facts,) = json.loads(dray(*shlex.split(command)[1:], "--json").out)
+    (entry,) = facts["left_out"]
+    assert (entry["name"], entry["fate"], entry["stage"]) == ("sample.0007", "skipped", "find")
+    inputs.path(inputs.names[7], "image.pyd").touch()
+    build("--on-error", "skip", "--names", tmp_path / "names")
+    assert dray(*shlex.split(command)[1:]).out.endswith("version 2: 0 inputs are left out\n")
+    assert json.loads(dray(*shlex.split(f"{command} --version 1 --json")[1:]).out) == [facts]
+
+
+def test_one_is_no_plural(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """In what every command prints of one sample in one shard."""
+    inputs = make_inputs(1, ("x.pyd",))
+    words = [inputs.folder, tmp_path / "out", "--suffix", "x.pyd"]
+    said = [dray("plan", *words), dray("build", *words), dray("plan", *words)]
+    inputs.path(inputs.names[0], "x.pyd").touch()
+    said += [dray("plan", *words), dray("build", *words)]
+    inputs.path(inputs.names[0], "x.pyd").write_bytes(b"changed")
+    said += [dray("plan", *words), dray("build", *words)]
+    commands = (
+        ["ls"],
+        ["log"],
+        ["verify"],
+        ["show", "sample-0000"],
+        ["rollback", "1"],
+        ["compact"],
+        ["gc"],
+        ["diff", "2"],
+    )
+    said += [dray(words[0], tmp_path / "out", *words[1:]) for words in commands]
+    (tmp_path / "out/wdshards-000000.tar").unlink()
+    said += [dray("verify", tmp_path / "out")]
+    text = "\n".join(done.out + done.err for done in said)
+    assert "1 sample in 1 shard, " in text
+    assert not re.findall(r"(?<![\d,.])1 (?:\w+ )?(?:samples|shards|findings|objects|inputs|steps|bytes)\b", text)
+
+
+def test_more_shards_than_samples_are_said_to_be_as_many_as_samples(build: Dray, dray: Dray, inputs: Inputs) -> None:
+    """By the build and by the plan."""
+    done = build("--shards", 5000)
+    assert "5,000 shards were asked for, and there are 60 samples" in done.err
+    assert "60 samples in 60 shards" in done.out
+
+
+def test_brackets_and_colons_of_a_path_are_printed_as_they_are(
+    dray: Dray, make_inputs: MakeInputs, tmp_path: Path
+) -> None:
+    """They are no markup and no emoji, in results, plans and errors."""
+    inputs = make_inputs(3, ("x.pyd",))
+    folder = tmp_path / "a [red]b[/] :car: [/"
+    folder.mkdir(parents=True)
+    shutil.copytree(inputs.folder, folder / "in")
+    first = ["build", inputs.folder, folder / "out", "--suffix", "x.pyd"]
+    moved = ["plan", folder / "in", *first[2:]]
+    said = [dray(*first), dray(*moved), dray("ls", folder / "out"), dray("ls", folder / "nothing"), dray("log", folder)]
+    for done in said:
+        assert str(folder) in done.out + done.err
 
 
 def test_quiet_leaves_standard_error_empty(build: Dray) -> None:

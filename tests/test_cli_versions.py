@@ -248,7 +248,7 @@ def test_compact_merges_small_shards(dray: Dray, build: Build, inputs: Inputs, t
     for start in (38, 39, 40):
         build(*inputs.names[start:], min_num_shards=None)
     out = tmp_path / "out"
-    assert "wdshards version 4: 40 samples in 1 shards" in dray("compact", out).out
+    assert "wdshards version 4: 40 samples in 1 shard," in dray("compact", out).out
     found = json.loads(dray("diff", out, 3, "--json").out)
     assert (found["num_same"], found["shards_in_a"], found["shards_in_b"]) == (40, [0, 1, 2], [3])
     assert [row[1] for row in log_rows(dray("log", out).out)] == ["compact", "build", "build", "build"]

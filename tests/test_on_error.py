@@ -88,7 +88,7 @@ def test_bad_samples_are_left_out_and_listed(make_inputs: MakeInputs, place: Pla
         ("sample-0017", "transform", fate),
     ]
     assert report.left_out_url is not None
-    assert report.left_out_url in str(report)
+    assert f"dray ls {report.url} --left-out" in str(report)
     with pytest.raises(NotFoundError, match=f"'sample-0002' was {fate} by version 1 .*a bad file"):
         snapshot.read("sample-0002")
 

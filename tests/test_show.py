@@ -140,7 +140,7 @@ def test_show_tells_where_a_sample_lies_and_what_it_holds(dray: Dray, inputs: In
     tar = (tmp_path / "out" / "wdshards-000002.tar").read_bytes()
     assert f"{tmp_path}/out/wdshards-000002.tar" in out
     assert "sample  6 of 10, counted from 0" in out
-    (offset,) = re.findall(r"label.cls: 1 bytes at offset (\d+)\n    3\n", out)
+    (offset,) = re.findall(r"label.cls: 1 byte at offset (\d+)\n    3\n", out)
     assert tar[int(offset) : int(offset) + 1] == b"3"
     assert "refused: pickle names" in out
     assert "safe list" in out
@@ -180,3 +180,16 @@ def test_a_sample_of_nothing_but_empty_parts_is_read(inputs: Inputs, place: Plac
         inputs.path(name, "image.pyd").write_bytes(b"")
     snapshot = build(inputs, place)
     assert snapshot.read("sample-0001") == {"image.pyd": b"", "label.cls": b""}
+
+
+def test_the_way_out_that_show_prints_works(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """A class that was refused is named with the option that lets it in; `dray loadtest` has it too."""
+    for name in inputs.names:
+        inputs.path(name, "image.pyd").write_bytes(pickle.dumps(datetime.date(2026, 1, 2)))
+    build(inputs, Place(str(tmp_path / "out")))
+    refused = dray("show", tmp_path / "out", "sample-0003").out
+    (words,) = re.findall(r"(--allow \S+), or --allow-pickle", refused)
+    assert "datetime.date(2026, 1, 2)" in dray("show", tmp_path / "out", "sample-0003", *words.split()).out
+    refused = dray("loadtest", tmp_path / "out", "--batch-size", 5).err
+    (words,) = re.findall(r"(--allow \S+), or --allow-pickle", refused)
+    assert dray("loadtest", tmp_path / "out", "--batch-size", 5, *words.split()).code == 0

@@ -260,7 +260,7 @@ def test_what_the_command_prints_mends_the_dataset(dray: Dray, inputs: Inputs, t
     damage_of(kind, snapshot)
     code, text, _ = dray("verify", out, "--level", "full", "--names", names_file)
     assert code == 1
-    assert "1 findings in 1 shards" in text
+    assert "1 finding in 1 shard at" in text
     assert names_file.read_text().splitlines() == names
     for name in re.findall(r"^  (/.*)$", text, re.MULTILINE):
         Path(name).unlink()
