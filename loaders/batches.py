@@ -6,6 +6,7 @@ together: what is worked out or looked at for many samples at once costs little 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -107,6 +108,10 @@ class BatchMaker:
     def __reduce__(self) -> tuple[Callable[[bytes], "BatchMaker"], tuple[bytes]]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return _unpack_maker, (cloudpickle.dumps(fields),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BatchMaker":
+        """The user's functions need not pickle, and what is read does not change."""
+        return replace(self, transform=deepcopy(self.transform, memo), collate=deepcopy(self.collate, memo))
 
     @property
     def catalog(self) -> Catalog:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
@@ -75,6 +76,10 @@ class DeviceLoader:
         self._device = device if self._stream is None else self._stream.device  # with its number, for every thread
         self._state: dict[str, Any] | None = None  # of the batch that was handed on last; None: the loader's own
         self._wait_s = 0.0
+
+    def __reduce__(self) -> tuple[Callable[..., "DeviceLoader"], tuple[Any, ...]]:
+        """For a copy: without what was copied ahead, which the trainer has not got yet."""
+        return _at_state, (copy(self._batches), self._device, self._ahead, self.state_dict())
 
     def __len__(self) -> int:
         """Steps of the epoch, as the loader tells."""
@@ -182,6 +187,12 @@ class DeviceLoader:
             return tensor
 
         map_tensors(keep, copied.batch)
+
+
+def _at_state(batches: Batches, device: torch.device, ahead: int, state: Mapping[str, Any]) -> DeviceLoader:
+    loader = DeviceLoader(batches, device, ahead)
+    loader.load_state_dict(state)
+    return loader
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:

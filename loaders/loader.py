@@ -35,7 +35,7 @@ class ShardLoader:
     Every rank takes the same number of steps, in `keep` and `pad` each sample exactly once over all ranks, in `drop` at
     most once. The batches depend on the seed, the epoch and the global batch size alone: not on the number of ranks
     that share one, nor on workers. `state_dict()` is the same on every rank, and may be loaded with another number of
-    ranks, workers or samples a batch.
+    ranks, workers or samples a batch. A copy, pickled or by the module `copy`, goes on from where the loader is.
 
     Args:
         url: The dataset's directory, a path or an object-storage URL; `?version=7` at its end names a version.
@@ -141,6 +141,16 @@ class ShardLoader:
         self._pool: WorkerPool | None = None
         self._ended: list[Stats] = []  # of workers that are no more
         self._process = os.getpid()  # whose threads and workers these are
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy, here or in another process: it has threads and workers of its own, and counts anew."""
+        fresh = {"_batches": None, "_lookahead": None, "_pool": None, "_wait_s": 0.0, "_ended": list[Stats]()}
+        return {**self.__dict__, **fresh, "_maker": replace(self._maker)}
+
+    def __setstate__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.load_state_dict(self.state_dict())  # the rest of the epoch that the loader it was copied from is in
+        self._num_before = 0
 
     @property
     def snapshot(self) -> Snapshot:

@@ -114,6 +114,9 @@ class Passes(IterableDataset[Any]):
         self._pool: StreamPool | None = None
         self._ended: list[Stats] = []  # of what was closed
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_ended": []}
+
     def __iter__(self) -> Iterator[Any]:
         progress = self.progress
         way = progress.next_pass()

@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Self, cast
 
+import cloudpickle
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
@@ -34,6 +35,16 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         self._passes = passes
         self._progress = passes.progress
         self._wait_s = 0.0
+
+    def __copy__(self) -> Self:
+        """The same stream: webdataset's `.compose` and the like copy a loader and change the copy."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        return found
+
+    def __reduce__(self) -> tuple[Callable[..., "ChunkLoader"], tuple[Any, ...]]:
+        """For a copy with a stream of its own, which goes on from where this loader is, with the user's lambdas."""
+        return _unpacked, (cloudpickle.dumps((type(self), self.__dict__)), self.state_dict())
 
     @property
     def progress(self) -> Progress:
@@ -117,3 +128,11 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
     @property
     def _goal(self) -> int | None:
         return self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
+
+
+def _unpacked(pickled: bytes, state: Mapping[str, Any]) -> ChunkLoader:
+    kind, values = cloudpickle.loads(pickled)
+    loader: ChunkLoader = object.__new__(kind)
+    loader.__dict__.update({**values, "_wait_s": 0.0})
+    loader.load_state_dict(state)
+    return loader

@@ -140,7 +140,7 @@ def test_a_loader_for_the_cpu_is_handed_back(url: str) -> None:
     """There is nothing to do."""
     loader = open_loader(url)
     assert to_device(loader, "cpu") is loader
-    with pytest.raises(CallError, match="ahead 0"):
+    with pytest.raises(CallError, match="ahead=0"):
         to_device(loader, "cpu", ahead=0)
 
 
