@@ -14,7 +14,8 @@ from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit
-from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot
+from dray.shards.manifest import Accounting, Manifest, Shard
+from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 from dray.shards.tar import scan
 

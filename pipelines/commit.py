@@ -10,7 +10,8 @@ from dray.pipelines.retention import Retention, retain
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Operation, append_commit, new_write_id, now
-from dray.shards.snapshot import Manifest, Snapshot, put_content
+from dray.shards.manifest import Manifest
+from dray.shards.snapshot import Snapshot, put_content
 from dray.shards.store import Store
 
 

@@ -33,7 +33,8 @@ from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, Operation, no_dataset
-from dray.shards.snapshot import Manifest, Shard, Snapshot, SourceChunk
+from dray.shards.manifest import Manifest, Shard, SourceChunk
+from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
 from dray.shards.text import counted

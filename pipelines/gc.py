@@ -17,6 +17,7 @@ from dray.shards.log import (
     Commit,
     Operation,
     append_commit,
+    check_log,
     new_write_id,
     no_dataset,
     now,
@@ -127,7 +128,7 @@ def kept_versions(store: Store, layout: Layout, head: Commit) -> list[int]:
 
 
 def _versions(store: Store, layout: Layout, first: int, head: Commit) -> list[int]:
-    numbers = range(first, head.number)
+    numbers = check_log(store, layout, first, head.number)
     return [n for n in numbers if read_commit(store, layout, n).makes_version] + [head.number] * head.makes_version
 
 

@@ -13,7 +13,8 @@ from dray.pipelines.work import Work
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent
-from dray.shards.snapshot import Accounting, Manifest, Shard, SourceChunk, put_content
+from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.snapshot import put_content
 from dray.shards.text import counted
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dray.shards.snapshot import Shard
+from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
 Group = tuple[Shard, ...]

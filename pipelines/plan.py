@@ -22,7 +22,7 @@ from dray.pipelines.sources import Sources
 from dray.shards.arguments import as_int, as_seed
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
-from dray.shards.snapshot import Shard
+from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
 DEFAULT_SHARD_BYTES = 256 << 20

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 
 from dray.shards.arguments import as_int, as_seconds
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, Intent, numbers_in, read_commit, read_intent, unix_time
+from dray.shards.log import Commit, Intent, check_log, numbers_in, read_commit, read_intent, unix_time
 from dray.shards.store import Store
 
 DAY_S = 86_400.0
@@ -71,7 +71,8 @@ def retain(store: Store, layout: Layout, commit: Commit, retention: Retention) -
         retention: The rule.
     """
     now = time.time()
-    records = [read_commit(store, layout, number) for number in range(commit.kept_from, commit.number)]
+    numbers = check_log(store, layout, commit.kept_from, commit.number)
+    records = [read_commit(store, layout, number) for number in numbers]
     records += [commit] if commit.makes_version else []
     versions = [(record.version, unix_time(record.created)) for record in records if record.makes_version]
     open_numbers = [number for number in numbers_in(store, layout.intents) if number >= commit.open_intent]

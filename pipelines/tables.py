@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from dray.pipelines.sources import BadInput, Sources
 from dray.shards.layout import key_of
-
-CHUNK_ROWS = 1_000_000
+from dray.shards.manifest import CHUNK_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ def source_chunks(
     table = source_table(sources, shards, rows, hashes)
     for start in range(0, len(table), CHUNK_ROWS):
         chunk = table.slice(start, CHUNK_ROWS)
-        yield len(chunk), _parquet(chunk)
+        yield len(chunk), parquet_of(chunk)
 
 
 def source_table(
@@ -75,10 +74,11 @@ def left_out_table(bad: Sequence[LeftOut]) -> bytes:
         "fate": [left.fate for left in rows],
     }
     table = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    return _parquet(pa.table({**table, "stamp": pa.array([left.stamp for left in rows], pa.uint64())}))
+    return parquet_of(pa.table({**table, "stamp": pa.array([left.stamp for left in rows], pa.uint64())}))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_of(table: pa.Table) -> bytes:
+    """Returns a table as a Parquet file whose pages are stored plainly, as `dray.shards.parquet` demands."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     return bytes(sink.getvalue())

@@ -1,6 +1,5 @@
 """Holding, releasing and going back to versions: one commit each, no shard is touched."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -8,9 +7,11 @@ from functools import partial
 from dray.shards.errors import CallError, ConflictError, DamagedError, NotFoundError
 from dray.shards.layout import Layout
 from dray.shards.log import (
+    HOLD_NAME,
     Commit,
     Operation,
     append_commit,
+    check_log,
     new_write_id,
     no_dataset,
     now,
@@ -23,7 +24,6 @@ from dray.shards.store import Store
 from dray.shards.verify import verify
 
 READS_AT_ONCE = 16
-_HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
 def hold(store: Store, layout: Layout, name: str, version: int | str | None = None) -> int:
@@ -39,7 +39,7 @@ def hold(store: Store, layout: Layout, name: str, version: int | str | None = No
         CallError: The name cannot be one, or holds another version already.
         NotFoundError: There is no such version, or it was dropped.
     """
-    if not _HOLD_NAME.fullmatch(name):
+    if not HOLD_NAME.fullmatch(name):
         raise CallError(f"hold {name!r}: a name is a letter, then letters, digits, '_', '.' and '-', 64 at most")
     number = read_version(store, layout, version).version
 
@@ -61,7 +61,7 @@ def release(store: Store, layout: Layout, name: str) -> int:
     Raises:
         NotFoundError: There is no such hold.
     """
-    number = read_version(store, layout, name).version if _HOLD_NAME.fullmatch(name) else 0
+    number = read_version(store, layout, name).version if HOLD_NAME.fullmatch(name) else 0
     if not number:
         raise NotFoundError(f"no hold {name!r}: dray log {store.url} shows those there")
 
@@ -130,10 +130,12 @@ def history(store: Store, layout: Layout) -> list[Commit]:
 
     Raises:
         NotFoundError: There is no such dataset.
+        DamagedError: A commit is missing, or cannot be read.
     """
     head = _standing(store, layout, read_head(store, layout))
+    numbers = check_log(store, layout, 1, head.number)
     with ThreadPoolExecutor(READS_AT_ONCE) as threads:
-        return [*threads.map(partial(read_commit, store, layout), range(1, head.number)), head]
+        return [*threads.map(partial(read_commit, store, layout), numbers), head]
 
 
 def _standing(store: Store, layout: Layout, head: Commit | None) -> Commit:

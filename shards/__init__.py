@@ -15,7 +15,8 @@ from dray.shards.errors import (
     StoreError,
 )
 from dray.shards.index import ShardIndex
-from dray.shards.snapshot import Manifest, Shard, Snapshot
+from dray.shards.manifest import Manifest, Shard
+from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dray.shards.errors import CallError
 
 DRAY_FOLDER = "_dray"  # in a dataset's directory; holds everything but the shards
-
+MOST_SHARDS = 10**18  # numbers of shards are smaller
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # beyond doubt, as most are
@@ -65,7 +65,7 @@ class Layout:
 
     def shard_number(self, name: str) -> int | None:
         """The number of a tar of this dataset by its name; None for any other name."""
-        found = re.fullmatch(re.escape(self.prefix) + r"-([0-9]{6,})\.tar", name)
+        found = re.fullmatch(re.escape(self.prefix) + r"-([0-9]{6,18})\.tar", name)
         return int(found[1]) if found else None
 
     def brace_pattern(self, numbers: Sequence[int]) -> str | None:
@@ -112,7 +112,7 @@ def intent_of(name: str) -> int | None:
 
 def indexed_number(name: str) -> int | None:
     """The number of the shard whose index an object is, by its name; None for another file."""
-    found = re.fullmatch(r"(?:.*/)?([0-9]{6,})\.arrow", name)
+    found = re.fullmatch(r"(?:.*/)?([0-9]{6,18})\.arrow", name)
     return int(found[1]) if found else None
 
 

@@ -7,22 +7,26 @@ Whatever changes a dataset adds a commit: a build, a compaction, a rollback, a h
 are in one order, and each sees what those before it did. A commit that makes no version keeps the one before.
 """
 
-import json
+import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar, cast, get_origin
+from typing import TypeVar
 
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, DamagedError, NotFoundError, StoreError
-from dray.shards.layout import Layout, record_number
+from dray.shards.layout import MOST_SHARDS, Layout, record_number
+from dray.shards.records import check_digests, read_record, write_record
 from dray.shards.store import Store
 
-FORMAT = 1
 MAX_COMMIT_BYTES = 4096
+MOST_RECORDS = 10**10 - 2  # in a log: the next one's name has ten digits too
+HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_OPERATION = re.compile(r"[a-z]{1,32}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 Record = TypeVar("Record", bound="Commit | Intent")
 
 
@@ -118,11 +122,6 @@ def unix_time(created: str) -> float:
     return datetime.fromisoformat(created).timestamp()
 
 
-def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """JSON with sorted keys: the same bytes for the same value."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
-
-
 def numbers_in(store: Store, folder: str) -> list[int]:
     """The numbers of the records in a log's folder, ascending."""
     found = (record_number(info.name) for info in store.list_folder(folder))
@@ -142,6 +141,23 @@ def read_commit(store: Store, layout: Layout, number: int) -> Commit:
         NotFoundError: There is none.
     """
     return _read(store, layout.commit(number), Commit)
+
+
+def check_log(store: Store, layout: Layout, first: int, stop: int) -> range:
+    """Returns the numbers of the commits from `first` up to `stop`, all of which are there.
+
+    A number alone may name any commit: without this, one that somebody made up would be counted up to.
+
+    Raises:
+        DamagedError: Commits are missing.
+    """
+    there = set(numbers_in(store, layout.commits))
+    if stop - first > len(there) or not there.issuperset(range(first, stop)):
+        raise DamagedError(
+            f"{store.url_of(layout.commits)}: not all of the commits {first} to {stop - 1} are there: restore them "
+            "from a copy, or delete those that dray did not write"
+        )
+    return range(first, stop)
 
 
 def read_version(store: Store, layout: Layout, version: int | str | None = None) -> Commit:
@@ -213,7 +229,7 @@ def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
         CallError: It would pass 4 KiB: too many holds.
         StoreError: Nothing stands there and the store did not take ours.
     """
-    if (size := len(_body(commit))) > MAX_COMMIT_BYTES:
+    if (size := len(write_record(commit))) > MAX_COMMIT_BYTES:
         raise CallError(f"{len(commit.holds)} holds: a commit of {size} bytes would pass 4 KiB; release some")
     return _create(store, layout.commit(commit.number), commit)
 
@@ -230,7 +246,7 @@ def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
     standing = _create(store, name, intent)
     if standing.write_id == intent.write_id:
         try:
-            store.put_new(name, _body(intent))  # the same bytes: does no harm where the store takes them
+            store.put_new(name, write_record(intent))  # the same bytes: does no harm where the store takes them
         except StoreError:  # it exists, or no answer: a store that took it would have said so
             return standing
         raise StoreError(
@@ -267,14 +283,10 @@ def _held(store: Store, layout: Layout, head: Commit, name: str) -> int:
     return head.holds[name]
 
 
-def _body(record: Commit | Intent) -> bytes:
-    return canonical_json({"format": FORMAT, **asdict(record)})
-
-
 def _create(store: Store, name: str, record: Record) -> Record:
     standing = record
     try:
-        store.put_new(name, _body(record))
+        store.put_new(name, write_record(record))
     except StoreError as exc:  # refused, or unknown: only what lies there tells
         found = _find(store, name, type(record))
         if found is None:
@@ -294,23 +306,48 @@ def _find(store: Store, name: str, kind: type[Record]) -> Record | None:
 def _read(store: Store, name: str, kind: type[Record]) -> Record:
     body = store.get(name)
     try:
-        values = json.loads(body)
-        if values.pop("format") != FORMAT:
-            raise ValueError("its format is newer than this dray: upgrade")
-        lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        record = kind(**cast(Any, lists_as_tuples))
-        _check(record, name)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise DamagedError(f"{store.url_of(name)}: not a readable {kind.__name__.lower()} ({exc})") from exc
+        record = read_record(kind, body)
+        if record.number != record_number(name):
+            raise ValueError(f"it says that it is number {record.number}")
+        if not _TIME.fullmatch(record.created):
+            raise ValueError(f"created is {record.created!r:.80}")
+        unix_time(record.created)
+        _check_commit(record) if isinstance(record, Commit) else _check_intent(record)
+    except (ValueError, OverflowError) as exc:
+        raise DamagedError(
+            f"{store.url_of(name)}: not a readable {kind.__name__.lower()} ({exc}): restore it from a copy, or build "
+            "under another prefix"
+        ) from exc
     return record
 
 
-def _check(record: Commit | Intent, name: str) -> None:
-    """Refuse a record whose values are of another type than its fields, or that lies under another one's number."""
-    for entry in fields(record):
-        value, kind = getattr(record, entry.name), cast(Any, entry.type)
-        if not isinstance(value, get_origin(kind) or kind):
-            raise ValueError(f"{entry.name} is {value!r}")
-    unix_time(record.created)
-    if record.number != record_number(name):
-        raise ValueError(f"it says that it is number {record.number}")
+def _check_commit(commit: Commit) -> None:
+    """Check that a commit may follow those before it.
+
+    Raises:
+        ValueError: It may not.
+    """
+    check_digests([commit.manifest])
+    if not _OPERATION.fullmatch(commit.operation):
+        raise ValueError(f"operation is {commit.operation!r:.80}")
+    if not 1 <= commit.kept_from <= commit.version <= commit.number <= MOST_RECORDS:
+        raise ValueError(
+            f"number {commit.number} makes {commit.version} the last version, and {commit.kept_from} the first"
+        )
+    for name, version in commit.holds.items():
+        if not HOLD_NAME.fullmatch(name) or not 1 <= version <= commit.number:
+            raise ValueError(f"a hold {name!r:.80} of version {version}")
+
+
+def _check_intent(intent: Intent) -> None:
+    """Check that the numbers of an intent can be those of its shards.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if not 1 <= intent.number <= MOST_RECORDS or intent.first > MOST_SHARDS:
+        raise ValueError(f"number {intent.number} reserves shards from {intent.first} on")
+    if len(intent.digests) != len(intent.shards) or len(set(intent.shards)) != len(intent.shards):
+        raise ValueError("a digest for each shard expected, and each shard once")
+    if intent.count > len(intent.shards) or not set(intent.numbers) <= set(intent.shards):
+        raise ValueError(f"it reserves {intent.count} numbers from {intent.first} on that are not its shards'")

@@ -4,12 +4,9 @@ Opening one costs a listing of the commits and two reads, whatever the number of
 never changes: while builders add versions, its shards and indexes stay as they are.
 """
 
-import json
 import os
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,92 +16,12 @@ from dray.shards.client import StorageOptions
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
-from dray.shards.log import Commit, canonical_json, read_head, read_version
+from dray.shards.log import Commit, read_head, read_version
+from dray.shards.manifest import Manifest, Shard, SourceChunk
 from dray.shards.store import Store
 from dray.shards.urls import split_version
 
-FORMAT = 1
 DEFAULT_PREFIX = "wdshards"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """A shard as its snapshot knows it."""
-
-    number: int
-    num_bytes: int  # of the tar
-    num_samples: int
-    digest: str  # of the sources and the recipe that made it
-    index_digest: str  # xxh3_128 of the index, which holds the checksum of every part
-    parts: Mapping[str, int] | None = None  # suffix -> number of samples that have it; None: all have the recipe's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceChunk:
-    """A Parquet table of sources, sorted by key; the intent under which it was written and its digest name it."""
-
-    intent: int
-    digest: str
-    num_rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accounting:
-    """Where every input went: inputs = packed + skipped + quarantined."""
-
-    inputs: int
-    packed: int
-    skipped: int = 0
-    quarantined: int = 0
-
-    def __post_init__(self) -> None:
-        if self.inputs != self.packed + self.skipped + self.quarantined:
-            raise ValueError(f"not every input is accounted for: {self}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The content of a snapshot as it lies on storage: no time, no id, so the same build gives the same bytes."""
-
-    prefix: str
-    source_url: str  # where the inputs lay
-    recipe: Mapping[str, Any]
-    intent: int  # the last intent that the build knew: later ones may hold shards to adopt
-    accounting: Accounting
-    shards: tuple[Shard, ...]
-    sources: tuple[SourceChunk, ...]
-    left_out: SourceChunk | None = None  # the inputs that were skipped or quarantined
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON; what is only there where parts are encoded is left out elsewhere."""
-        values = asdict(self)
-        for shard in values["shards"]:
-            if shard["parts"] is None:
-                del shard["parts"]
-        return canonical_json({"format": FORMAT, **values})
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
-        """Read a manifest.
-
-        Raises:
-            DamagedError: It is not a manifest of a format that this version of dray knows.
-        """
-        try:
-            values = json.loads(data)
-            if values.pop("format") != FORMAT:
-                raise ValueError("its format is newer than this dray: upgrade")
-            return cls(
-                **{
-                    **values,
-                    "accounting": Accounting(**values["accounting"]),
-                    "shards": tuple(Shard(**shard) for shard in values["shards"]),
-                    "sources": tuple(SourceChunk(**chunk) for chunk in values["sources"]),
-                    "left_out": SourceChunk(**values["left_out"]) if values["left_out"] else None,
-                }
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise DamagedError(f"{where}: not a readable manifest ({exc})") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +77,14 @@ class Snapshot:
             raise DamagedError(
                 f"{store.url_of(name)}: the manifest is not the one that version {commit.version} committed"
             )
-        return cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
+        snapshot = cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
+        found = snapshot.num_samples, len(snapshot.shards), snapshot.num_bytes
+        if found != (commit.num_samples, commit.num_shards, commit.num_bytes):
+            raise DamagedError(
+                f"{store.url_of(name)}: the manifest does not hold the samples, shards and bytes that version "
+                f"{commit.version} committed: dray log lists the versions, dray rollback goes back to one"
+            )
+        return snapshot
 
     @property
     def version(self) -> int:

@@ -21,7 +21,8 @@ from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import read_version
-from dray.shards.snapshot import Shard, Snapshot
+from dray.shards.manifest import Shard
+from dray.shards.snapshot import Snapshot
 from dray.shards.store import Store
 from dray.shards.tar import BLOCK, END, header
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dray.pipelines import BuildReport, pickles_to_tars
+from dray.pipelines.plan import Recipe
 from dray.shards import Snapshot, Store
 from tests.conftest import Inputs, Place
 
@@ -22,6 +23,11 @@ def tensor_of(*shape: int) -> Part:
 
 def number_as_text(number: int) -> bytes:
     return json.dumps(number).encode()
+
+
+def recipe_of(*suffixes: str) -> dict[str, Any]:
+    """The recipe of a dataset that nothing special was done to."""
+    return Recipe(suffixes=suffixes).to_json()
 
 
 PARTS: Mapping[str, Part] = {"x.pyd": tensor_of(2), "cls": number_as_text, "txt": b"note %d".__mod__}

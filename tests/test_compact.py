@@ -25,7 +25,7 @@ from dray.pipelines.work import BuildSpec
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import new_write_id, read_head
-from dray.shards.snapshot import Shard
+from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES, TarWriter
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place

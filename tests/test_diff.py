@@ -16,7 +16,8 @@ from dray.shards.diff import compare_sources, diff
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, new_write_id, now
-from dray.shards.snapshot import Accounting, SourceChunk, put_content
+from dray.shards.manifest import Accounting, SourceChunk
+from dray.shards.snapshot import put_content
 from tests.conftest import MakeInputs, Place
 from tests.datasets import build, latest
 

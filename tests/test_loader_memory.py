@@ -14,9 +14,10 @@ from xxhash import xxh3_64_intdigest
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now
-from dray.shards.snapshot import Accounting, Manifest, Shard, put_content
+from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.snapshot import put_content
 from dray.shards.store import Store
-from tests.datasets import number_as_text, pack, tensor_of
+from tests.datasets import number_as_text, pack, recipe_of, tensor_of
 
 NUM_SHARDS, PER_SHARD = 10_000, 10_000
 PART_BYTES, STRIDE = 4096, 4096 + 512
@@ -68,11 +69,11 @@ def commit_shards(folder: Path, layout: Layout, shard_bytes: int, index_digest: 
     manifest = Manifest(
         prefix="wdshards",
         source_url="file:///in",
-        recipe={},
+        recipe=recipe_of("bin"),
         intent=1,
         accounting=Accounting(inputs=num_samples, packed=num_samples),
         shards=shards,
-        sources=(),
+        sources=tuple(SourceChunk(intent=1, digest="cd" * 16, num_rows=1_000_000) for _ in range(num_samples // 10**6)),
     ).to_bytes()
     put_content(store, layout.manifest(1, digest_of(manifest)), manifest)
     commit = Commit(

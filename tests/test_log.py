@@ -14,7 +14,6 @@ from dray.shards.layout import Layout
 from dray.shards.log import (
     Commit,
     Intent,
-    canonical_json,
     create_commit,
     create_intent,
     new_write_id,
@@ -24,6 +23,7 @@ from dray.shards.log import (
     read_head,
     read_intent,
 )
+from dray.shards.records import canonical_json
 from dray.shards.store import Store
 from tests.conftest import Place
 
@@ -82,13 +82,19 @@ def test_an_intent_comes_back_as_it_was(store: Store) -> None:
     assert (numbers_in(store, LAYOUT.intents), read_head(store, LAYOUT)) == ([3], None)
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**9), st.text("0123456789abcdef", min_size=32, max_size=32))), st.data())
+DIGEST = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+@given(st.lists(st.integers(0, 10**9), unique=True), st.integers(0, 5), st.data())
 @settings(max_examples=50, deadline=None)
-def test_any_intent_comes_back(shards: list[tuple[int, str]], data: st.DataObject) -> None:
+def test_any_intent_comes_back(adopted: list[int], count: int, data: st.DataObject) -> None:
     """Of no shards, and of many."""
     store = Store(f"memory://{new_write_id()}")
-    numbers, digests = tuple(number for number, _ in shards), tuple(digest for _, digest in shards)
-    intent = replace(an_intent(data.draw(st.integers(1, 10**10 - 1))), shards=numbers, digests=digests)
+    first = max(adopted, default=-1) + 1
+    shards = tuple(data.draw(st.permutations([*adopted, *range(first, first + count)])))
+    digests = tuple(data.draw(st.lists(DIGEST, min_size=len(shards), max_size=len(shards))))
+    number = data.draw(st.integers(1, 10**10 - 2))
+    intent = replace(an_intent(number), first=first, count=count, shards=shards, digests=digests)
     create_intent(store, LAYOUT, intent)
     assert read_intent(store, LAYOUT, intent.number) == intent
 
@@ -232,7 +238,7 @@ def test_a_newer_format_says_so() -> None:
     """An old dray must not guess: upgrade."""
     store = Store("memory://log-newer")
     store.put_new(LAYOUT.commit(1), _changed(format=2))
-    with pytest.raises(DamagedError, match="newer than this dray: upgrade"):
+    with pytest.raises(DamagedError, match="its format is 2, this dray reads 1: upgrade dray"):
         read_commit(store, LAYOUT, 1)
 
 

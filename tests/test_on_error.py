@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dray.pipelines import BuildReport
 from dray.pipelines.tolerance import Tolerance
 from dray.shards import CallError, InputError, MissingInputError, NotFoundError, Store
-from dray.shards.snapshot import Accounting
+from dray.shards.manifest import Accounting
 from tests import datasets
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.datasets import latest

@@ -11,7 +11,7 @@ from dray.pipelines.plan import Last, Plan, PlannedShard, Recipe, number_shards,
 from dray.pipelines.sources import Sources
 from dray.pipelines.tables import source_table
 from dray.shards.errors import CallError
-from dray.shards.snapshot import Shard
+from dray.shards.manifest import Shard
 from dray.shards.tar import MAX_SHARD_BYTES, TarWriter
 
 SUFFIX = "x.pyd"

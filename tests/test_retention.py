@@ -12,7 +12,7 @@ from dray.pipelines.retention import DAY_S, Retention, retain
 from dray.shards import CallError, Store
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, create_commit, create_intent, new_write_id, now, read_head
-from dray.shards.snapshot import Accounting, Manifest, Shard
+from dray.shards.manifest import Accounting, Manifest, Shard
 from tests.conftest import Place
 from tests.datasets import store_at
 

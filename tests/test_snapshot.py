@@ -2,24 +2,38 @@
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from dray.pipelines.sources import Sources
+from dray.pipelines.tables import parquet_of, source_table
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now
-from dray.shards.snapshot import Accounting, Manifest, Shard, Snapshot, SourceChunk, put_content
+from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.snapshot import Snapshot, put_content
 from dray.shards.store import Store
 from dray.shards.tar import TarWriter, scan
 from tests.conftest import Place
-from tests.datasets import latest, overwrite
+from tests.datasets import latest, overwrite, recipe_of
 
 LAYOUT = Layout("wdshards")
-SOURCES = pa.table({"key": ["a", "b", "c"], "name": ["a", "b", "c"], "shard": [0, 0, 1]})
+
+
+def table_of(places: Mapping[str, tuple[int, int]]) -> pa.Table:
+    """A table of sources: key -> (shard, row)."""
+    shards, rows = np.array([*places.values()], np.int64).reshape(-1, 2).T
+    zeros = np.zeros((len(places), 1), np.int64)
+    sources = Sources(url="file:///in", names=[*places], suffixes=("cls",), sizes=zeros, stamps=zeros)
+    return source_table(sources, shards, rows, zeros.astype(np.uint64))
+
+
+SOURCES = table_of({"a": (0, 0), "b": (0, 1), "c": (1, 0)})
 
 
 def put_shard(store: Store, number: int, keys: list[str]) -> Shard:
@@ -42,9 +56,7 @@ def put_shard(store: Store, number: int, keys: list[str]) -> Shard:
 
 def put_sources(store: Store, table: pa.Table) -> SourceChunk:
     """Store a chunk of sources."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    body = sink.getvalue().to_pybytes()
+    body = parquet_of(table)
     put_content(store, LAYOUT.table(1, digest_of(body)), body)
     return SourceChunk(intent=1, digest=digest_of(body), num_rows=table.num_rows)
 
@@ -75,9 +87,9 @@ def manifest(place: Place) -> Manifest:
     manifest = Manifest(
         prefix="wdshards",
         source_url="file:///in",
-        recipe={"suffixes": ["cls"], "transform": None, "nested": {"ü": 1.5}},
+        recipe={**recipe_of("cls"), "nested": {"ü": 1.5}},
         intent=1,
-        accounting=Accounting(inputs=4, packed=3, skipped=1),
+        accounting=Accounting(inputs=3, packed=3),
         shards=(put_shard(store, 0, ["a", "b"]), put_shard(store, 1, ["c"])),
         sources=(put_sources(store, SOURCES[:2]), put_sources(store, SOURCES[2:])),
     )
@@ -105,7 +117,9 @@ def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> Non
     """A later version is seen by those who open later; each stays reachable by its number."""
     store = Store(place.url, place.storage_options)
     before = latest(place, "wdshards")
-    put_version(store, 2, replace(manifest, shards=(*manifest.shards, put_shard(store, 2, ["d"]))))
+    shards, counts = (*manifest.shards, put_shard(store, 2, ["d"])), Accounting(inputs=4, packed=4)
+    sources = (*manifest.sources, put_sources(store, table_of({"d": (2, 0)})))
+    put_version(store, 2, replace(manifest, shards=shards, sources=sources, accounting=counts))
     assert (before.version, before.num_samples) == (1, 3)
     assert (latest(place, "wdshards").version, latest(place, "wdshards").num_samples) == (2, 4)
     first = Snapshot.open(place.url, "wdshards", version=1, storage_options=place.storage_options)

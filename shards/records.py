@@ -1,0 +1,150 @@
+"""JSON records of a dataset, read strictly: whoever can write to the store may have made them.
+
+Every value must be of its field's type. Whole numbers are not negative and fit 64 bits, so that no sum, range or array
+made of them can surprise; text can be encoded. What a field means beyond that, its record checks.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+FORMAT = 1
+MOST = (1 << 63) - 1
+Record = TypeVar("Record")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_DEEPEST = 16  # levels of lists and objects in a value of any type
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys: the same bytes for the same value."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def write_record(record: Any) -> bytes:
+    """Returns a dataclass as canonical JSON with the number of the format."""
+    return canonical_json({"format": FORMAT, **asdict(record)})
+
+
+def read_record(kind: type[Record], body: bytes) -> Record:
+    """Read a dataclass from JSON.
+
+    Raises:
+        ValueError: The JSON is not one of this format, or a value is not of its field's type.
+    """
+    try:
+        values = json.loads(body, parse_constant=_refuse)
+        if not isinstance(values, dict):
+            raise ValueError(f"an object expected, found {type(values).__name__}")
+        if (found := values.pop("format", None)) != FORMAT:
+            raise ValueError(f"its format is {found!r:.40}, this dray reads {FORMAT}: upgrade dray")
+        return cast(Record, _reader_of(cast(Any, kind))(values))
+    except RecursionError as exc:
+        raise ValueError("its values lie too deep") from exc
+
+
+def check_digests(digests: Iterable[str]) -> None:
+    """Check that digests, which may become parts of objects' names, are some.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for digest in digests:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"a digest of 32 hexadecimal digits expected, found {digest!r:.80}")
+
+
+_Reader = Callable[[Any], Any]
+
+
+@cache
+def _reader_of(kind: Any) -> _Reader:
+    """A function that returns a JSON value as a type, or raises ValueError."""
+    if kind in _READERS:
+        return _READERS[kind]
+    if is_dataclass(kind):
+        return _object_reader(cast("type[Any]", kind))
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType and arguments[1:] == (NoneType,):
+        read_some = _reader_of(arguments[0])
+        return lambda value: None if value is None else read_some(value)
+    if origin is tuple:
+        read_item = _reader_of(arguments[0])
+        return lambda value: tuple(read_item(item) for item in _expect(value, list))
+    if origin in (dict, Mapping):
+        read_value = _reader_of(arguments[1])
+        return lambda value: {_text(key): read_value(held) for key, held in _expect(value, dict).items()}
+    raise TypeError(f"records hold no {kind}")
+
+
+def _object_reader(kind: type[Any]) -> _Reader:
+    readers = {field.name: _reader_of(cast(Any, field.type)) for field in fields(kind)}
+    required = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+
+    def read(value: Any) -> Any:
+        names = _expect(value, dict).keys()
+        if missing := required - names:
+            raise ValueError(f"{kind.__name__} without {', '.join(sorted(missing))}")
+        if unknown := names - readers.keys():
+            raise ValueError(f"{kind.__name__} with the unknown {', '.join(sorted(unknown))!r:.80}")
+        values = {}
+        for name, held in value.items():
+            try:
+                values[name] = readers[name](held)
+            except _UnexpectedError as exc:
+                raise ValueError(f"{name} of {kind.__name__} is {exc}") from exc
+        return kind(**values)
+
+    return read
+
+
+class _UnexpectedError(ValueError):
+    """A value of another type than its field's; the message is the value."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(f"{value!r:.80}")
+
+
+def _expect(value: Any, kind: type[Any]) -> Any:
+    if not isinstance(value, kind):
+        raise _UnexpectedError(value)
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MOST:  # a bool is an int as well
+        raise _UnexpectedError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not (value.isascii() or _can_be_encoded(value)):
+        raise _UnexpectedError(value)
+    return value
+
+
+def _can_be_encoded(value: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _anything(value: Any, level: int = 0) -> Any:
+    if level > _DEEPEST:
+        raise _UnexpectedError("a value that lies too deep")
+    if isinstance(value, str):
+        _text(value)
+    if isinstance(value, float) and not isfinite(value):
+        raise _UnexpectedError(value)
+    for held in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _anything(held, level + 1)
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+_READERS: Mapping[Any, _Reader] = {int: _number, str: _text, Any: _anything}
