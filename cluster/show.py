@@ -19,7 +19,7 @@ from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
 from dray.shards.log import read_version
-from dray.shards.snapshot import Shard
+from dray.shards.manifest import Shard
 from dray.shards.text import counted
 from dray.shards.urls import split_version
 

@@ -322,11 +322,7 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
 
 
 def _check_commit(commit: Commit) -> None:
-    """Check that a commit may follow those before it.
-
-    Raises:
-        ValueError: It may not.
-    """
+    """Raises ValueError where no commit can be so."""
     check_digests([commit.manifest])
     if not _OPERATION.fullmatch(commit.operation):
         raise ValueError(f"operation is {commit.operation!r:.80}")
@@ -340,11 +336,7 @@ def _check_commit(commit: Commit) -> None:
 
 
 def _check_intent(intent: Intent) -> None:
-    """Check that the numbers of an intent can be those of its shards.
-
-    Raises:
-        ValueError: They cannot.
-    """
+    """Raises ValueError where no intent can be so: its numbers are those of its shards."""
     if not 1 <= intent.number <= MOST_RECORDS or intent.first > MOST_SHARDS:
         raise ValueError(f"number {intent.number} reserves shards from {intent.first} on")
     if len(intent.digests) != len(intent.shards) or len(set(intent.shards)) != len(intent.shards):
