@@ -305,6 +305,8 @@ class ShardLoader:
                 yield from group
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
+        if self._pool is not None and not self._pool.lives_on:  # a worker died while none was waited for
+            self._end_workers(self._pool)
         if self._pool is None:
             self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
         try:
@@ -312,10 +314,13 @@ class ShardLoader:
         except Exception as exc:  # one may be dead: the next pass starts others
             exc.add_note(f"in epoch {way.start.epoch}, at step {self._start.steps + self._taken} of rank {self.rank}")
             traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
-            self._ended += self._pool.stats.values()
-            self._pool.close()
-            self._pool = None
+            self._end_workers(self._pool)
             raise
+
+    def _end_workers(self, pool: WorkerPool) -> None:
+        self._ended += pool.stats.values()
+        pool.close()
+        self._pool = None
 
 
 def _checked_rank(rank: int | None, num_ranks: int | None) -> tuple[int, int]:

@@ -177,7 +177,11 @@ class StreamPool:
         self._num_passes = 0
         self._source = WorkerStream(stream, most_chunks, [reading for reading, _ in pipes])
         self._processes = WorkerProcesses(self._source, num_workers, options)
-        self.lives_on = self._processes.persistent_workers
+
+    @property
+    def lives_on(self) -> bool:
+        """Whether the next pass can use these processes: they are persistent, and all of them are alive."""
+        return self._processes.persistent_workers and self._processes.are_alive
 
     def given(self, way: Pass) -> Generator[Given, None, None]:
         """What each chunk of a pass gave, of each worker in turn; a worker that has no more is passed over.

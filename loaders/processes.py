@@ -95,6 +95,11 @@ class WorkerProcesses(DataLoader[Any]):
     def _get_iterator(self) -> "_Messages":
         return _Messages(self, self.patience)
 
+    @property
+    def are_alive(self) -> bool:
+        """Whether no worker has died since the first pass began."""
+        return self._iterator is None or all(worker.is_alive() for worker in self._iterator._workers)  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """End the processes now, not when nothing refers to them."""
         if self._iterator is not None:

@@ -77,6 +77,11 @@ class WorkerPool:
                 coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
             yield own.popleft()
 
+    @property
+    def lives_on(self) -> bool:
+        """Whether the next pass can use these processes: all of them are alive."""
+        return self._processes.are_alive
+
     def close(self) -> None:
         """End the processes."""
         self._processes.close()

@@ -8,7 +8,9 @@ import re
 import signal
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,24 @@ def test_after_an_error_in_a_worker_the_next_epoch_has_other_workers(
         list(loader)
     bad.unlink()
     assert epoch().isdisjoint(first | second)
+    data.teardown("fit")
+
+
+def test_a_worker_that_was_killed_between_two_passes_is_replaced(urls: Mapping[int, Path]) -> None:
+    """Torch raises its error wherever the trainer is then; the next epoch has other workers and every sample."""
+
+    def with_process(source: Iterable[tuple[torch.Tensor]]) -> Iterator[tuple[int, int]]:
+        return ((int(sample[0]), os.getpid()) for (sample,) in source)
+
+    data = module(urls[MANY], 8, 8, pipeline_wds=with_process, pipeline_prebatch_wld=[], kwargs_wld={"num_workers": 2})
+    loader = data.train_dataloader().with_epoch(MANY)
+    first = {process for _, process in loader}
+    with suppress(RuntimeError):  # from torch's handler of the signal that a child ended
+        os.kill(min(first), signal.SIGKILL)
+        time.sleep(1)
+    found = list(loader)
+    assert [number for number, _ in found] == list(range(MANY))
+    assert first.isdisjoint(process for _, process in found)
     data.teardown("fit")
 
 

@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,7 @@ def test_an_iterator_that_was_left_ends_when_another_begins(urls: Mapping[int, s
 
 ORDER_PROGRAM = """
 import sys
+import time
 from dray.loaders import ShardLoader
 loader = ShardLoader(sys.argv[1], batch_size=7, shuffle=True, seed=11)
 held = iter(loader)
@@ -406,6 +409,22 @@ def test_a_killed_worker_is_an_error_and_the_next_pass_has_others(urls: Mapping[
         patch.setenv("DRAY_TEST_LIVE", "1")
         loader.set_epoch(0)
         assert flat([numbers(batch) for batch in loader]) == list(range(MANY))
+
+
+def test_a_worker_that_was_killed_between_two_passes_is_replaced(urls: Mapping[int, str]) -> None:
+    """Torch raises its error wherever the trainer is then; the next pass has other workers and every sample."""
+
+    def with_process(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "process": os.getpid()}
+
+    loader = ShardLoader(urls[MANY], batch_size=4, num_workers=2, transform=with_process, remainder="keep")
+    first = {int(process) for batch in loader for process in batch["process"]}
+    with suppress(RuntimeError):  # from torch's handler of the signal that a child ended
+        os.kill(min(first), signal.SIGKILL)
+        time.sleep(1)
+    batches = list(loader)
+    assert flat([numbers(batch) for batch in batches]) == list(range(MANY))
+    assert first.isdisjoint(int(process) for batch in batches for process in batch["process"])
 
 
 def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
