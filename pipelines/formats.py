@@ -150,6 +150,9 @@ def as_safetensors(value: Any, most_bytes: int) -> bytes:
 
 def _safetensors(values: Mapping[str, Any], kind: str | None, most_bytes: int) -> bytes:
     """Header in the order of the dict; elements with the widest dtype first, so that all are aligned."""
+    for value in values.values():
+        if isinstance(value, torch.Tensor):
+            _check_dense(value)  # a sparse one cannot even tell its size
     header: dict[str, Any] = {"__metadata__": {"dray": kind}} if kind else {}
     names = sorted(values, key=lambda name: -values[name].dtype.itemsize)
     _check_size(sum(values[name].nbytes for name in names), most_bytes)
@@ -169,7 +172,6 @@ def _safetensors(values: Mapping[str, Any], kind: str | None, most_bytes: int) -
 def _piece(value: Any) -> tuple[str, list[int], bytes]:
     """Name of the dtype, shape and bytes."""
     if isinstance(value, torch.Tensor):
-        _check_dense(value)
         name, shape = _SAFETENSORS.get(value.dtype), list(value.shape)
         if name is None:
             raise UnfitError(f"the format has no {value.dtype}")

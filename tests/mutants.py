@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_suffix(".toml")
 TIMEOUT_S = 900.0
 TESTS_FAILED = 1  # pytest's exit codes
+NOT_COLLECTED = 2
 PASSED = 0
 
 
@@ -83,7 +84,7 @@ def outcome(mutant: Mutant, *, with_all: bool) -> str:
         code = _run_tests(mutant.tests)
         if code == PASSED and with_all:
             code = _run_tests(["tests"])
-    return {PASSED: "survived", TESTS_FAILED: "killed"}.get(code, "invalid")
+    return {PASSED: "survived", TESTS_FAILED: "killed", NOT_COLLECTED: "killed"}.get(code, "invalid")
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from dray.loaders import Dataset, ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.compact import compact
 from dray.pipelines.encode import Encoder
+from dray.pipelines.formats import UnfitError, as_npy, as_safetensors
 from dray.pipelines.plan import Last, Recipe, changes_of
 from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
 from dray.shards.layout import Layout
@@ -223,6 +224,33 @@ def test_safetensors_keeps_the_order_of_the_dict_and_is_read_by_the_library() ->
     assert size % 8 == 0
     assert all(about["data_offsets"][0] % value[name].itemsize == 0 for name, about in header.items())
     assert same({name: load(data)[name] for name in header}, value)
+
+
+def test_json_is_compact_text_as_people_read_it() -> None:
+    """Golden: these bytes are in the digests of every dataset, so they must not change."""
+    assert (
+        encoded({"näme": ["ü", 1.5, True, 2**40], "": {}})[1] == '{"näme":["ü",1.5,true,1099511627776],"":{}}'.encode()
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of kinds of tensors that it is about to change
+@pytest.mark.parametrize("write", [as_npy, as_safetensors], ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [
+        FLOAT32.to_sparse,
+        lambda: FLOAT32.to("meta"),
+        lambda: torch.quantize_per_tensor(FLOAT32, 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "on another device", "quantized"],
+)
+def test_a_tensor_that_is_not_dense_on_the_cpu_has_no_encoding(
+    write: Callable[..., bytes], make: Callable[[], torch.Tensor]
+) -> None:
+    """Whichever of these it is."""
+    tensor = make()
+    with pytest.raises(UnfitError, match="not dense and on the CPU"):
+        write(tensor if write is as_npy else {"a": tensor}, 1 << 20)
 
 
 # ---- safety ----
