@@ -13,7 +13,7 @@ import typer
 
 from dray.pipelines import BuildReport, split_by_hash
 from dray.pipelines.build import build
-from dray.pipelines.encode import AUTO, Encode, Encoder
+from dray.pipelines.encode import Encode, Encoder
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import WORDS, say
@@ -25,6 +25,7 @@ from dray.pipelines.work import BuildSpec
 from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, check_suffixes
+from dray.shards.parts import AUTO
 from dray.shards.urls import check_apart, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -703,6 +703,7 @@ def loadtest(
         int, typer.Option(min=0, help="Loader processes of each rank; what these read is not counted.")
     ] = 0,
     shuffle: Annotated[bool, typer.Option(help="In a shuffled order, as for training.")] = True,
+    stack: Annotated[bool, typer.Option(help="Stack each part to one tensor; else its values are listed.")] = True,
     allow: AllowList = None,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
@@ -743,6 +744,7 @@ def loadtest(
         num_steps=steps,
         num_workers=workers,
         shuffle=shuffle,
+        stack=stack,
         allow=allow or (),
         allow_pickle=allow_pickle,
         storage_options=parse_storage_options(storage_option),

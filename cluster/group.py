@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,23 +82,25 @@ class Commands(TyperGroup):
 def _in_words_of(group: TyperGroup, ctx: Any, text: str) -> str:
     command = group.get_command(ctx, ctx.invoked_subcommand or "")
     found = [param for param in (command.params if command else ()) if isinstance(param, TyperOption)]
-    return in_words(text, {param.name: max(param.opts, key=len) for param in found if param.name})
+    options = {param.name: max(param.opts, key=len) for param in found if param.name}
+    return in_words(text, options, {param.secondary_opts[0] for param in found if param.secondary_opts})
 
 
-def in_words(text: str, options: Mapping[str, str]) -> str:
+def in_words(text: str, options: Mapping[str, str], negations: Collection[str] = ()) -> str:
     """Returns a message with Python's keywords replaced by a command's options.
 
     Args:
         text: The message. A keyword is followed by `=`, or has an underscore in its name.
         options: Parameter of the command -> its option, such as "on_error" -> "--on-error".
+        negations: Options that switch another off, such as "--no-shuffle".
     """
     names = {**options, **{keyword: options[name] for keyword, name in _RENAMED.items() if name in options}}
     keywords = "|".join(sorted(names, key=len, reverse=True))
     pattern = rf"{_START}({keywords})(?:(=)({_VALUE})?|\b)"
-    return re.sub(pattern, lambda found: _as_option(found, names), text) if names else text
+    return re.sub(pattern, lambda found: _as_option(found, names, negations), text) if names else text
 
 
-def _as_option(found: re.Match[str], names: Mapping[str, str]) -> str:
+def _as_option(found: re.Match[str], names: Mapping[str, str], negations: Collection[str]) -> str:
     """`--on-error skip` of `on_error='skip'`."""
     keyword, equals, value = found.groups()
     if not equals and "_" not in keyword:  # a word of English, such as keep
@@ -107,7 +109,8 @@ def _as_option(found: re.Match[str], names: Mapping[str, str]) -> str:
     if value is None or value in ("True", "..."):
         return option
     if value in ("False", "None"):
-        return f"no {option}"
+        negation = f"--no-{option.removeprefix('--')}"
+        return negation if negation in negations else f"no {option}"
     try:
         given = ast.literal_eval(value)
     except (ValueError, SyntaxError):  # a bare word, or a value that was cut short

@@ -31,6 +31,7 @@ def load_test(
     num_steps: int,
     num_workers: int,
     shuffle: bool,
+    stack: bool,
     allow: Sequence[str] = (),
     allow_pickle: bool = False,
     storage_options: StorageOptions,
@@ -38,7 +39,7 @@ def load_test(
     """Let every rank take its steps, one rank after the other in each step; what was measured.
 
     Raises:
-        CallError: The dataset is smaller than one step.
+        CallError: The dataset is smaller than one step, or with `stack` samples have different shapes.
     """
     directory, pinned = split_version(url, version)
     found = find_dataset(directory, prefix, storage_options, ("loadtest",))
@@ -49,6 +50,8 @@ def load_test(
             prefix=found.layout.prefix,
             version=pinned,
             parts=parts,
+            missing="none",  # it measures whatever samples there are
+            stack=stack,
             batch_size=batch_size,
             shuffle=shuffle,
             allow=allow,

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dray.cluster.datasets import find_datasets
-from dray.pipelines.encode import Encoder, is_pickled
+from dray.pipelines.encode import Encoder
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.log import read_version
+from dray.shards.parts import is_pickled, stored_counts
 from dray.shards.text import counted
 from dray.shards.urls import split_version
 
@@ -112,11 +113,11 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
 def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
     """Suffix -> how many samples have that part; None where a function made the parts and nobody counted them."""
     total: Counter[str] = Counter()
-    recipe = snapshot.manifest.recipe
     for shard in snapshot.shards:
-        if shard.parts is None and recipe["transform"]:
+        counts = stored_counts(snapshot.manifest, shard)
+        if counts is None:
             return None
-        total.update(dict.fromkeys(recipe["suffixes"], shard.num_samples) if shard.parts is None else shard.parts)
+        total.update(counts)
     return dict(total)
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from dray.loaders import fast_tensor
 from dray.loaders.buffers import Buffers
-from dray.loaders.fetch import MappedParts
+from dray.loaders.fetch import Column, MappedParts
+from dray.loaders.tensor_kinds import torch_dtype
 
 try:
     from dray.loaders.gather import MIN_BYTES, gather
@@ -137,6 +138,17 @@ class Stacker:
             parts = parts.read()
         kinds = self.kinds(suffix, parts)
         return [self.stack(parts[start:end], kinds[start:end]) for start, end in bounds]
+
+    def stacks_of(self, column: Column, bounds: Sequence[tuple[int, int]]) -> list[torch.Tensor | None]:
+        """See `stacks`; of a part that samples may have under different suffixes, or lack."""
+        if column.suffix is not None:
+            return self.stacks(column.suffix.lower(), column.parts, bounds)
+        kinds: list[Kind | None] = [None] * len(column.parts)
+        for suffix in column.stored:
+            rows = zip(column.parts, column.suffixes, strict=True)
+            parts = [part if own == suffix else None for part, own in rows]
+            kinds = [kind or known for kind, known in zip(self.kinds(suffix.lower(), parts), kinds, strict=True)]
+        return [self.stack(column.parts[start:end], kinds[start:end]) for start, end in bounds]
 
     def _gathered(
         self, suffix: str, parts: MappedParts, bounds: Sequence[tuple[int, int]]
@@ -279,12 +291,8 @@ _NPY_HEADERS: dict[tuple[int, int], Any] = {
 _LAYOUTS = {"npy": _npy_layout} | dict.fromkeys(("pyd", "pickle", "pkl"), fast_tensor.find_layout)
 
 
-@lru_cache(64)
 def _torch_dtype(dtype: "torch.dtype | np.dtype[Any]") -> torch.dtype | None:
-    """The same dtype of torch; None where torch has none."""
+    """The dtype of torch that has the same bytes; None where it has none."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    try:
-        return torch.from_numpy(np.empty(0, dtype)).dtype
-    except TypeError:
-        return None
+    return torch_dtype(dtype) if dtype.isnative else None

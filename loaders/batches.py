@@ -5,9 +5,10 @@ together: what is worked out or looked at for many samples at once costs little 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any
 
@@ -20,11 +21,12 @@ from dray.loaders.alike import Stacker
 from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.catalog import Catalog
-from dray.loaders.collate import collate, no_rows, stack
+from dray.loaders.collate import collate, is_stacked, no_rows, stacked
 from dray.loaders.cursor import Cursor, Rest, Share
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Reader, Run, Samples, Stats
+from dray.loaders.fetch import Column, Reader, Run, Samples, Stats, wanted_columns
 from dray.loaders.mapped import MappedReader
+from dray.loaders.parts import Missing, WantedParts, first_complete
 from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import CallError, DamagedError, RefusedError
@@ -83,7 +85,8 @@ class BatchMaker:
 
     Attributes:
         snapshot: The version that is read.
-        parts: The suffixes that are wanted; None: all.
+        wanted: The parts that are read.
+        stack: Whether parts are stacked, or the names of those that are; the others are lists.
         limit: Only the first so many samples of the dataset; None: all.
         decoder: From bytes to values.
         transform: From a sample, part -> value, to what the batch is made of.
@@ -95,7 +98,8 @@ class BatchMaker:
     """
 
     snapshot: Snapshot
-    parts: tuple[str, ...] | None
+    wanted: WantedParts
+    stack: bool | frozenset[str]
     limit: int | None
     decoder: Decoder
     transform: Transform | None
@@ -169,8 +173,7 @@ class BatchMaker:
         if not ends[-1]:
             return [self._empty() for _ in steps]
         runs = list(chain.from_iterable(step.runs for step in steps))
-        found = self._tools.reader.read(np.concatenate([step.samples for step in steps]), runs)
-        batches = self._batches(found, list(pairwise(ends)))
+        batches = self._read(np.concatenate([step.samples for step in steps]), runs, list(pairwise(ends)))
         return [self._finished(batch, step) for batch, step in zip(batches, steps, strict=True)]
 
     def _finished(self, batch: Any, step: Step) -> Any:
@@ -180,28 +183,58 @@ class BatchMaker:
 
     def _empty(self) -> Any:
         """The batch of a rank that is without a sample in the last step: like any other, but of no rows."""
-        sample = 0 if self.skipper is None else self.skipper.first_readable(len(self.catalog), self._try)
-        found = self._tools.reader.read(np.array([sample], np.int64), [(sample, 1)])
-        return no_rows(self._marked(self._batches(found, [(0, 1)])[0], 1, 0))
+        sample = first_complete(self.catalog, self.wanted)
+        if self.skipper is not None:
+            sample = self.skipper.first_readable(len(self.catalog), self._try, sample)
+        batch = self._read(np.array([sample], np.int64), [(sample, 1)], [(0, 1)])[0]
+        return no_rows(self._marked(batch, 1, 0))
 
-    def _batches(self, samples: Samples, bounds: Sequence[tuple[int, int]]) -> list[Any]:
+    def _read(self, numbers: NDArray[np.int64], runs: Sequence[Run], bounds: Sequence[tuple[int, int]]) -> list[Any]:
+        """A batch for each stretch of some samples."""
+        samples = self._tools.reader.read(numbers, runs)
+        try:
+            columns = wanted_columns(samples, self.wanted)
+            if self.transform is None and self.collate is None:
+                return self._batches(samples, columns, bounds)
+            return [self._collated(samples, columns, range(*bound)) for bound in bounds]
+        except Exception:
+            samples.check()  # a damaged sample is named first, whatever part of which sample is looked at first
+            raise
+
+    def _collated(self, samples: Samples, columns: Mapping[str, Column], rows: range) -> Any:
+        """The batch of some samples that the user's functions make."""
+        values = [self._row(samples, columns, row) for row in rows]
+        if not values:
+            return None
+        if self.collate is not None:
+            return self.collate(values)
+        may_lack = self.wanted.missing == Missing.NONE
+        return collate(values, stack=self.stack, may_lack=may_lack, where=partial(_where, samples, rows.start))
+
+    def _batches(self, samples: Samples, columns: Mapping[str, Column], bounds: Sequence[tuple[int, int]]) -> list[Any]:
         """A batch for each stretch of the samples."""
-        if self.transform is not None or self.collate is not None:
-            make = self.collate or collate
-            return [make([self._row(samples, row) for row in range(*bound)]) if bound[0] < bound[1] else None
-                    for bound in bounds]  # fmt: skip
         batches: list[dict[str, Any]] = [{} for _ in bounds]
-        for suffix, parts in samples.parts.items():
-            is_own = self.decoder.is_own(suffix)
-            stacks = [None] * len(bounds) if is_own else self._tools.stacker.stacks(suffix, parts, bounds)
-            for batch, (start, end), stacked in zip(batches, bounds, stacks, strict=True):
-                if stacked is not None:
-                    batch[suffix] = stacked
-                elif any(part is not None for part in parts[start:end]):
-                    batch[suffix] = stack([self._value(samples, suffix, row) for row in range(start, end)])
+        for name, column in columns.items():
+            for batch, values in zip(batches, self._stretches(samples, name, column, bounds), strict=True):
+                batch[name] = values
         for batch, bound in zip(batches, bounds, strict=True) if self.with_keys else ():
             batch[KEY] = [samples.key(row) for row in range(*bound)]
         return batches
+
+    def _stretches(
+        self, samples: Samples, name: str, column: Column, bounds: Sequence[tuple[int, int]]
+    ) -> Sequence[torch.Tensor | list[Any]]:
+        """One part of each batch."""
+        can_stack = is_stacked(name, self.stack)
+        is_own = any(map(self.decoder.is_own, column.stored))
+        found: list[Any] = [None] * len(bounds)
+        if can_stack and not is_own:
+            found = self._tools.stacker.stacks_of(column, bounds)
+        for number, (start, end) in enumerate(bounds):
+            if found[number] is None:
+                values = [self._value(samples, column, row) for row in range(start, end)]
+                found[number] = stacked(values, name, partial(_where, samples, start)) if can_stack else values
+        return found
 
     def _marked(self, batch: Any, num_rows: int, num_valid: int) -> Any:
         if self.marks_filler:
@@ -212,9 +245,9 @@ class BatchMaker:
             batch[VALID] = torch.arange(num_rows) < num_valid
         return batch
 
-    def _row(self, samples: Samples, row: int) -> Any:
+    def _row(self, samples: Samples, columns: Mapping[str, Column], row: int) -> Any:
         """What the batch's collate gets of one sample."""
-        values = {suffix: self._value(samples, suffix, row) for suffix in samples.sample(row)}
+        values = {name: self._value(samples, column, row) for name, column in columns.items()}
         if self.with_keys:
             values[KEY] = samples.key(row)
         if self.transform is None:
@@ -225,15 +258,16 @@ class BatchMaker:
             exc.add_note(f"transform was given shard {samples.url(row)!r}, key {samples.key(row)!r}")
             raise
 
-    def _value(self, samples: Samples, suffix: str, row: int) -> Any:
+    def _value(self, samples: Samples, column: Column, row: int) -> Any:
         """The value of one part; None where the sample lacks it."""
-        data = samples.parts[suffix][row]
-        if data is None:
-            return None
+        suffix, data = column.suffix_of(row), column.parts[row]
+        return None if suffix is None or data is None else self._decoded(samples, row, suffix, data)
+
+    def _decoded(self, samples: Samples, row: int, suffix: str, data: memoryview) -> Any:
         try:
             return self.decoder.part(suffix, data)
         except (DamagedError, RefusedError) as exc:
-            raise type(exc)(f"shard {samples.url(row)!r}, key {samples.key(row)!r}, suffix {suffix!r}: {exc}") from exc
+            raise type(exc)(f"{samples.where(row)}, suffix {suffix!r}: {exc}") from exc
 
     def _replaced(self, way: Pass, step: Step) -> Step:
         """The same step, other samples in the place of those that cannot be read."""
@@ -261,8 +295,8 @@ class BatchMaker:
         runs = runs or [(int(sample), 1) for sample in samples]
         found = self._tools.reader.read(samples, runs)
         for row in range(len(found)):
-            for suffix in found.sample(row):
-                self._value(found, suffix, row)
+            for suffix, data in found.sample(row).items():
+                self._decoded(found, row, suffix, data)
 
     def use(self, buffers: Buffers) -> None:
         """Make large tensors in these, in one thread: this process is one of many workers."""
@@ -274,8 +308,8 @@ class BatchMaker:
         found: _Tools | None = self.__dict__.get("_opened")
         if found is None or found.process != os.getpid():
             num_threads = min(THREADS, len(os.sched_getaffinity(0)))
-            catalog = Catalog(self.snapshot, self.parts, limit=self.limit, blocks=self.blocks)
-            reader = open_reader(catalog, self.blocks)
+            catalog = Catalog(self.snapshot, limit=self.limit, blocks=self.blocks)
+            reader = open_reader(catalog, self.wanted, self.blocks)
             found = _Tools(os.getpid(), catalog, reader, Stacker(BufferPool(), num_threads))
             self.__dict__["_opened"] = found
         return found
@@ -289,10 +323,14 @@ class _Tools:
     stacker: Stacker
 
 
-def open_reader(catalog: Catalog, blocks: BlockStore | None = None) -> Reader:
+def open_reader(catalog: Catalog, wanted: WantedParts, blocks: BlockStore | None = None) -> Reader:
     """A reader for wherever the dataset lies."""
     is_local = catalog.snapshot.store.local_root is not None
-    return MappedReader(catalog) if is_local else RangeReader(catalog, blocks)
+    return MappedReader(catalog, wanted) if is_local else RangeReader(catalog, wanted, blocks)
+
+
+def _where(samples: Samples, first: int, row: int) -> str:
+    return samples.where(first + row)
 
 
 def _unpack_maker(data: bytes) -> BatchMaker:

@@ -1,7 +1,6 @@
 """Which shard holds a sample, and where its parts lie there: the snapshot's list and the shards' indexes."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from dray.loaders.blocks import BlockStore
 from dray.shards.columns import Columns
-from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import digest_of
 from dray.shards.manifest import Shard
 from dray.shards.snapshot import Snapshot
@@ -23,7 +22,6 @@ class Catalog:
 
     Args:
         snapshot: The version.
-        parts: The suffixes that are wanted; None: all of each sample.
         limit: Only the first so many samples; None: all.
         index_bytes: Of indexes that are kept; the least recently used are read again.
         blocks: The node's store of indexes on object storage; None: each process reads its own.
@@ -36,7 +34,6 @@ class Catalog:
     def __init__(
         self,
         snapshot: Snapshot,
-        parts: Sequence[str] | None = None,
         *,
         limit: int | None = None,
         index_bytes: int = INDEX_BYTES,
@@ -44,7 +41,6 @@ class Catalog:
     ) -> None:
         self.requests = self.bytes_read = 0
         self.snapshot = snapshot
-        self.parts = None if parts is None else tuple(parts)
         counts = np.array([shard.num_samples for shard in snapshot.shards], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self.num_stored = int(self._starts[-1])  # samples of all shards, whatever the limit
@@ -58,6 +54,11 @@ class Catalog:
 
     def __len__(self) -> int:
         return self.num_samples
+
+    @property
+    def num_places(self) -> int:
+        """The number of shards that hold samples within the limit."""
+        return int(np.searchsorted(self._starts, self.num_samples))
 
     def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(m,) which shard of the list each sample lies in, and (m,) its row there."""
@@ -112,27 +113,6 @@ class Catalog:
                 _, oldest = self._kept.popitem(last=False)
                 self._kept_bytes -= oldest.num_bytes
         return found
-
-    def wanted(self, columns: Columns) -> Sequence[str]:
-        """The suffixes to read of a shard; a wanted part may be in none of its samples."""
-        return tuple(part for part in self.parts or columns.offsets if part in columns.offsets)
-
-    def check_parts(self) -> None:
-        """Look for the wanted parts, shard after shard: as a rule the first has all.
-
-        Raises:
-            CallError: A wanted part is in no sample; names those that are there.
-        """
-        missing, found = set(self.parts or ()), set[str]()
-        for place in range(len(self.snapshot.shards)):
-            if not missing:
-                return
-            parts = self.columns(place).offsets
-            found |= parts.keys()
-            missing -= parts.keys()
-        if missing:
-            have = ", ".join(sorted(found))
-            raise CallError(f"{self.snapshot.store.url}: no sample has a part {min(missing)!r}; their parts are {have}")
 
     def _read(self, place: int) -> Columns:
         snapshot, shard = self.snapshot, self.shard(place)

@@ -25,8 +25,8 @@ from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool
 from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import MappedParts, Reader, Samples, Stats
-from dray.loaders.parts import match
+from dray.loaders.fetch import Column, MappedParts, Parts, Reader, Samples, Stats, wanted_columns
+from dray.loaders.parts import WantedParts
 from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import DamagedError, RefusedError
@@ -48,7 +48,7 @@ class Chunks(IterableDataset[Sample]):
     Args:
         open_catalog: Opens the samples; called once in each process.
         blocks: The node's store of what is fetched from object storage; None: nothing is shared.
-        suffixes: The parts wanted, in the order of the tuples.
+        wanted: The parts, in the order of the tuples.
         decoder: How to decode them.
         first_pass: What to iterate over where nothing else was said (by `go`).
         skipper: Replaces samples that cannot be read; None: they are errors.
@@ -58,14 +58,14 @@ class Chunks(IterableDataset[Sample]):
         self,
         open_catalog: Callable[[], Catalog],
         blocks: BlockStore | None,
-        suffixes: Sequence[str],
+        wanted: WantedParts,
         decoder: Decoder,
         first_pass: Callable[[], Pass],
         skipper: Skipper | None = None,
     ) -> None:
         self._open_catalog = open_catalog
         self._blocks = blocks
-        self._suffixes = tuple(suffixes)
+        self._wanted = wanted
         self._decoder = decoder
         self._first_pass = first_pass
         self._skipper = skipper
@@ -132,18 +132,20 @@ class Chunks(IterableDataset[Sample]):
         return rows_at(positions)
 
     def _rows(self, samples: Samples) -> list[Sample]:
-        return list(zip(*(self._column(samples, suffix) for suffix in self._suffixes), strict=True))
+        try:
+            columns = wanted_columns(samples, self._wanted).values()
+            return list(zip(*(self._values(samples, column) for column in columns), strict=True))
+        except Exception:
+            samples.check()  # a damaged sample is named first, whatever part of which sample is looked at first
+            raise
 
-    def _column(self, samples: Samples, suffix: str) -> Sequence[Any]:
+    def _values(self, samples: Samples, column: Column) -> Sequence[Any]:
         """One part of each sample, decoded; those that are alike at once."""
-        names = match(suffix, samples.parts)
-        if len(names) == 1 and (stacked := self._stacked(names[0], samples.parts[names[0]])) is not None:
-            return stacked
-        if len(names) != 1 or None in samples.parts[names[0]]:
-            return [self._value(samples, row, suffix) for row in range(len(samples))]
-        return [self._decoded(samples, row, names[0]) for row in range(len(samples))]
+        if column.suffix is not None and (alike := self._stacked(column.suffix, column.parts)) is not None:
+            return alike
+        return [self._value(samples, column, row) for row in range(len(samples))]
 
-    def _stacked(self, name: str, parts: Sequence[memoryview | None]) -> Sequence[Any] | None:
+    def _stacked(self, name: str, parts: Parts) -> Sequence[Any] | None:
         """The values of parts that are alike: rows of one tensor or array, with what the decoder makes of the first."""
         if self._decoder.is_own(name) or len(parts) < 2:
             return None
@@ -158,34 +160,22 @@ class Chunks(IterableDataset[Sample]):
             return list(stacked.numpy())
         return None
 
-    def _value(self, samples: Samples, row: int, suffix: str) -> Any:
-        """The part of a sample that a suffix means.
-
-        Raises:
-            DamagedError: There is none, or more than one.
-        """
-        names = match(suffix, samples.sample(row))
-        if len(names) != 1:
-            columns = samples.catalog.columns(int(samples.places[row]))
-            have = [name for name, offsets in columns.offsets.items() if offsets[samples.rows[row]]]
-            raise DamagedError(
-                f"shard {samples.url(row)}, key {samples.key(row)!r}: {'several parts' if names else 'no part'} with "
-                f"suffix {suffix!r}; it has {have}"
-            )
-        return self._decoded(samples, row, names[0])
-
-    def _decoded(self, samples: Samples, row: int, name: str) -> Any:
+    def _value(self, samples: Samples, column: Column, row: int) -> Any:
+        """The value of one part; None where the sample lacks it."""
+        suffix, data = column.suffix_of(row), column.parts[row]
+        if suffix is None or data is None:
+            return None
         try:
-            return self._decoder.part(name.lower(), samples.sample(row)[name])
+            return self._decoder.part(suffix, data)
         except (DamagedError, RefusedError) as exc:
-            raise type(exc)(f"shard {samples.url(row)!r}, key {samples.key(row)!r}, suffix {name!r}: {exc}") from exc
+            raise type(exc)(f"{samples.where(row)}, suffix {suffix!r}: {exc}") from exc
 
     @property
     def _tools(self) -> "_Tools":
         """Of this process: a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
             num_threads = 1 if get_worker_info() else min(THREADS, len(os.sched_getaffinity(0)))
-            reader = open_reader(self._open_catalog(), self._blocks)
+            reader = open_reader(self._open_catalog(), self._wanted, self._blocks)
             self._opened = _Tools(os.getpid(), reader, Stacker(BufferPool(), num_threads))
         return self._opened
 

@@ -1,59 +1,115 @@
-"""From decoded samples to a batch: stacked tensors where that is possible, lists elsewhere."""
+"""From decoded samples to a batch: each part is a stacked tensor or a list."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from dray.loaders.tensor_kinds import NUMBERS, TensorKind
 from dray.shards.errors import CallError
 
 Sample = Mapping[str, Any]
 Batch = dict[str, Any]
+_MOST = torch.iinfo(torch.int64).max
 
-_MAX_INT = torch.iinfo(torch.int64).max
+Where = Callable[[int], str]  # names a sample of a batch, for messages
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """A batch of n samples: part -> its n values.
+def _number(row: int) -> str:
+    return f"sample {row} of the batch"
 
-    Tensors and arrays of equal dtype and shape become one tensor (n, ...), numbers a tensor (n,): bool, int64 or
-    float64, or what their numpy type says. Everything else (ragged shapes, text, a part that some samples lack, which
-    is None there) is a list.
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    stack: bool | Collection[str] = True,
+    may_lack: bool = False,
+    where: Where = _number,
+) -> Batch:
+    """Returns the batch of n samples: part -> a tensor (n, ...) or a list of n values; see `stacked`.
+
+    Args:
+        samples: Dicts of part -> value.
+        stack: Whether parts are stacked, or the names of those that are; the others are lists.
+        may_lack: Whether a sample may lack a part that others have; it is None there.
+        where: Names a sample by its place, for messages.
 
     Raises:
-        CallError: A sample is no mapping.
+        CallError: A sample is no mapping, lacks a part, or its part cannot be stacked with those of the others.
     """
     for sample in samples:
         if not isinstance(sample, Mapping):
             raise CallError(f"transform gave {type(sample).__name__}, no dict of parts: give collate= as well")
     parts = dict.fromkeys(part for sample in samples for part in sample)
-    return {part: stack([sample.get(part) for sample in samples]) for part in parts}
+    for row, sample in enumerate(samples if not may_lack else ()):
+        if len(sample) < len(parts):
+            lacking = next(part for part in parts if part not in sample)
+            raise CallError(f"transform gave no {lacking!r} for {where(row)}, but for others: missing='none' allows it")
+    batch: Batch = {part: [sample.get(part) for sample in samples] for part in parts}
+    return {part: stacked(batch[part], part, where) if is_stacked(part, stack) else batch[part] for part in batch}
 
 
-def stack(values: Sequence[Any]) -> torch.Tensor | list[Any]:
-    """The values of one part as a tensor, or as they are."""
+def check_stack(stack: bool | Collection[str]) -> bool | frozenset[str]:
+    """As the caller gave it.
+
+    Raises:
+        CallError: It is neither a bool nor a collection of names.
+    """
+    if isinstance(stack, bool):
+        return stack
+    if isinstance(stack, str) or not isinstance(stack, Collection) or not all(isinstance(name, str) for name in stack):
+        raise CallError(f"stack={stack!r}: expected True, False, or a set of part names")
+    return frozenset(stack)
+
+
+def is_stacked(part: str, stack: bool | Collection[str]) -> bool:
+    """Whether a part is to be stacked."""
+    return stack if isinstance(stack, bool) else part in stack
+
+
+def stacked(values: list[Any], part: str = "", where: Where = _number) -> torch.Tensor | list[Any]:
+    """Returns n values as a tensor (n, ...), or the list if they are no tensors or one of them is None.
+
+    Tensors, numpy arrays and scalars, and numbers (bool, int64, float64) are stacked. Text, bytes, dicts and what else
+    has no dtype in torch stays a list.
+
+    Raises:
+        CallError: Dtypes or shapes differ, or only some of the values can be stacked; names two samples that differ.
+    """
+    types = set(map(type, values))
+    if types in ({bool}, {float}) or (types == {int} and min(values) >= -_MOST and max(values) <= _MOST):
+        return torch.tensor(values, dtype=NUMBERS[types.pop()])
+    if types <= {str, bytes, dict}:
+        return values
+    kinds = [TensorKind.of(value) for value in values]
+    first = kinds[0] if kinds else None
+    if all(kind == first for kind in kinds):
+        return values if first is None else _tensor(values, first)
+    if any(value is None for value in values):
+        return values
+    other = next(row for row, kind in enumerate(kinds) if kind != first)
+    raise CallError(
+        f"part {part!r} cannot be stacked: it is {_described(values[0], first)} in {where(0)}, but "
+        f"{_described(values[other], kinds[other])} in {where(other)}. Give stack=False for lists (or the names of "
+        "the parts to stack), make them alike by transform=, or give a collate= of your own"
+    )
+
+
+def _described(value: Any, kind: TensorKind | None) -> str:
+    return type(value).__qualname__ if kind is None else str(kind)
+
+
+def _tensor(values: list[Any], kind: TensorKind) -> torch.Tensor:
+    """Values of one kind as a tensor."""
     if all(isinstance(value, torch.Tensor) for value in values):
-        alike = {(value.dtype, value.shape, value.layout) for value in values}
-        if len(alike) > 1 or values[0].layout is not torch.strided:
-            return list(values)
         with torch.no_grad():
-            return torch.stack(list(values))
-    kinds = {type(value) for value in values}
-    if len(kinds) > 1:
-        return list(values)
-    (kind,) = kinds
-    if kind in (bool, float) or (kind is int and max(map(abs, values)) <= _MAX_INT):
-        return torch.tensor(values, dtype=torch.float64 if kind is float else None)
-    if issubclass(kind, np.generic) or (
-        kind is np.ndarray and len({(value.dtype, value.shape) for value in values}) == 1
-    ):
-        stacked = np.stack(values)
-        try:
-            return torch.from_numpy(stacked.astype(stacked.dtype.newbyteorder("="), copy=False))
-        except TypeError:  # torch has no such dtype
-            return list(values)
-    return list(values)
+            return torch.stack(values)
+    if not kind.shape and not any(isinstance(value, torch.Tensor | np.ndarray | np.generic) for value in values):
+        return torch.tensor(values, dtype=kind.dtype)
+    arrays = [value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value) for value in values]
+    whole = np.stack(arrays)
+    return torch.from_numpy(whole.astype(whole.dtype.newbyteorder("="), copy=False))
 
 
 def no_rows(batch: Any) -> Any:

@@ -8,6 +8,7 @@ import lightning
 
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
+from dray.loaders.parts import Missing
 from dray.loaders.split import Split
 from dray.loaders.splits import OpenSplit, open_split
 from dray.loaders.web import ChunkLoader
@@ -39,8 +40,9 @@ class WebDataModule(lightning.LightningDataModule):
 
     Args:
         n_samples: Split -> its number of samples; None: as the dataset's snapshot tells.
-        suffix_keys_wds: The parts of a sample that are wanted, one suffix or several: a sample reaches the pipelines
-            as a tuple of their decoded values.
+        suffix_keys_wds: The parts of a sample that are wanted, one suffix or several, compared without case: a sample
+            reaches the pipelines as a tuple of their decoded values. The end of a suffix is enough ("pyd" for
+            "tensor.pyd"); an encoded part has several names, see `ShardLoader`.
         dirs_tars_wds: Split -> its dataset's directory, a path or an object-storage URL.
         global_batch_size: Samples a step over all ranks. An epoch of a loader is ceil(n_samples / global_batch_size)
             of what the last pipeline yields, going on into the next pass where the data end. None: an epoch is one
@@ -52,6 +54,7 @@ class WebDataModule(lightning.LightningDataModule):
         kwargs_wld: Split -> keyword arguments of `webdataset.WebLoader`, such as `num_workers`.
         invoke_wds: Split -> [(method, keyword arguments), ...], called on the dataset last.
         invoke_wld: Split -> the same, called on the loader last.
+        missing: What happens to a sample that lacks one of these parts: "error" names it; "none" makes its value None.
         storage_options: Of `dirs_tars_wds`: see `dray.shards.Store`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
         allow_pickle: Let pickled parts run any code that they name.
@@ -75,6 +78,7 @@ class WebDataModule(lightning.LightningDataModule):
         *,
         invoke_wds: Mapping[Split, Calls | None] | None = None,
         invoke_wld: Mapping[Split, Calls | None] | None = None,
+        missing: str = Missing.ERROR,
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
@@ -103,6 +107,7 @@ class WebDataModule(lightning.LightningDataModule):
         self._kwargs_wld = kwargs_wld
         self._invoke_wds = invoke_wds
         self._invoke_wld = invoke_wld
+        self._missing = Missing.of(missing)
         self._storage_options = storage_options
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
@@ -190,7 +195,8 @@ class WebDataModule(lightning.LightningDataModule):
             self._directory(split),
             self._prefix_tars_wds,
             self._storage_options,
-            suffixes=self._parts(),
+            suffixes=check_suffixes(self._suffix_keys_wds),
+            missing=self._missing,
             decoder=self._decoder,
             options=_of(self._kwargs_wds, split) or {},
             batch=self._global_batch_size,
@@ -220,10 +226,6 @@ class WebDataModule(lightning.LightningDataModule):
         elif loader.nsamples > 0 and not hasattr(loader, "__len__"):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
-
-    def _parts(self) -> tuple[str, ...]:
-        """The suffixes that are read."""
-        return check_suffixes(self._suffix_keys_wds)
 
     def _directory(self, split: Split) -> str:
         directory = self._dirs_tars_wds.get(split)
@@ -306,14 +308,6 @@ class PickledDataWDS(WebDataModule):
             )
             is_news = report.num_reused < report.num_shards  # Lightning calls this for every stage
             say(str(report), show=self._progress and is_news)
-
-    def _parts(self) -> tuple[str, ...]:
-        """The suffixes of the files, as they are once they are encoded: a;b is either."""
-        from dray.pipelines.encode import Encoder
-
-        suffixes = super()._parts()
-        encoder = Encoder.of(self._encoding["encode"], suffixes)
-        return suffixes if encoder is None else tuple(";".join(encoder.outputs(suffix)) for suffix in suffixes)
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:

@@ -1,18 +1,37 @@
 """A dataset as a mapping: one sample by its key, safely decoded. For looking, debugging and tests, not for training."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from dray.loaders.decode import Decoder, Decoders
+from dray.loaders.parts import part_of, several_error
 from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
+from dray.shards.parts import PartForms, encoded_parts
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
 
 INDEXES_AT_HAND = 64
+
+
+class Sample(dict[str, Any]):
+    """The values of a sample's parts. `sample[name]` takes any name of a part, without case, as a loader does."""
+
+    def __init__(self, encoded: Sequence[PartForms]) -> None:
+        super().__init__()
+        self._encoded = encoded
+
+    def __missing__(self, name: object) -> Any:
+        if isinstance(name, str):
+            for own in self:
+                if name.lower() == own.lower() or any(
+                    own == part.name and name.lower() in part.aliases for part in self._encoded
+                ):
+                    return self[own]
+        raise KeyError(name)
 
 
 class Dataset:
@@ -64,9 +83,10 @@ class Dataset:
         return isinstance(key, str) and self._row(key) is not None
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """The decoded parts of a sample, by suffix.
+        """The decoded parts of a sample, by suffix; an encoded part stands under the suffix of its source.
 
         Raises:
+            CallError: Suffixes of two parts differ only in upper and lower case; names both.
             NotFoundError: No sample has that key; names its neighbours, or why it was left out.
             DamagedError: A part is not what was packed; names shard, key and suffix.
             RefusedError: A part holds something that is not on the safe list.
@@ -79,7 +99,17 @@ class Dataset:
         parts = self.snapshot.read_row(shard, self._index(shard.number), entry["row"][0].as_py())
         url = self.snapshot.store.url_of(self.snapshot.layout.shard(shard.number))
         sample = self._decoder({"__key__": key, "__url__": url, **parts})
-        return {suffix: sample[suffix] for suffix in parts}
+        found = Sample(self._encoded)
+        for suffix in parts:
+            part = part_of(suffix, self._encoded)
+            if twice := [other for other in parts if other != suffix and other.lower() in part.forms]:
+                raise several_error(f"shard {url!r}, key {key!r}", part.name, [suffix, *twice])
+            found[part.name] = sample[suffix]
+        return found
+
+    @cached_property
+    def _encoded(self) -> tuple[PartForms, ...]:
+        return encoded_parts(self.snapshot.manifest)
 
     @cached_property
     def _table(self) -> pa.Table:

@@ -50,13 +50,13 @@ def decode_part(
     """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
 
     Args:
-        suffix: The part's suffix, with or without a leading dot: `tensor.pyd`, `json.gz`.
+        suffix: The part's suffix in lower case, with or without a leading dot: `tensor.pyd`, `json.gz`.
         data: The part's bytes.
         allow: Full names that a pickle may use besides the safe list.
         allow_pickle: Let pickles run any code.
         max_bytes: What a compressed part, or the pixels of an image, may grow to.
-        decoders: Functions of the caller, by suffix, from the part's bytes to its value. They come before the table,
-            and of several that fit the longest counts: `tensor.npy` before `npy`.
+        decoders: Functions of the caller, by suffix in lower case, from the part's bytes to its value. They come before
+            the table, and of several that fit the longest counts: `tensor.npy` before `npy`.
 
     Raises:
         RefusedError: The part holds, or claims to hold, something that is not on the safe list.
@@ -81,8 +81,8 @@ def decode_part(
 
 
 def _longest(decoders: Mapping[str, Any], suffix: str) -> str | None:
-    """The longest of the names that the suffix is, or ends in after a dot."""
-    suffix = suffix.lstrip(".")
+    """The longest of the names, which are lower-case, that the suffix is or ends in after a dot."""
+    suffix = suffix.lstrip(".").lower()
     while suffix not in decoders:
         _, dot, suffix = suffix.partition(".")
         if not dot:
@@ -115,7 +115,10 @@ def _check_decoders(decoders: Decoders) -> _Functions:
         isinstance(name, str) and name and callable(decode) for name, decode in decoders.items()
     ):
         raise CallError(f"decoders takes functions by suffix, such as {{'wav': read_wav}}; got {decoders!r:.200}")
-    return _Functions({name.lstrip("."): decode for name, decode in decoders.items()})
+    found = _Functions({name.lstrip(".").lower(): decode for name, decode in decoders.items()})
+    if len(found) < len(decoders):
+        raise CallError(f"decoders: names compare without case, and two of {', '.join(decoders)} are the same")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +152,10 @@ class Decoder:
         return bool(self.decoders) and _longest(self.decoders, suffix) is not None
 
     def part(self, suffix: str, data: bytes | memoryview) -> Any:
-        """The value of one part; see `decode_part`."""
-        return decode_part(suffix, data, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders)
+        """The value of one part; see `decode_part`. Suffixes compare without case."""
+        return decode_part(
+            suffix.lower(), data, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders
+        )
 
     def _decode(self, sample: Mapping[str, Any], name: str, value: Any) -> Any:
         try:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.loaders.catalog import Catalog
-from dray.shards.errors import DamagedError
+from dray.loaders.parts import Missing, Part, WantedParts, lacking_error, several_error
+from dray.shards.errors import CallError, DamagedError
 
 Run = tuple[int, int]  # first sample and number of samples that are read together
 Parts = Sequence[memoryview | None]  # one part of some samples; None where a sample lacks it
@@ -38,6 +39,7 @@ class MappedParts(Parts):
 
     Args:
         addresses: (m,) where each part begins.
+        starts: (m,) offset of each in its tar; 0 where a sample lacks it.
         sizes: (m,) of each, in bytes; 0 where a sample lacks it.
         hashes: (m,) xxh3_64 of each.
         read: Those of a range, checked; it holds the memory.
@@ -46,11 +48,12 @@ class MappedParts(Parts):
     def __init__(
         self,
         addresses: NDArray[np.uint64],
+        starts: NDArray[np.int64],
         sizes: NDArray[np.int64],
         hashes: NDArray[np.uint64],
         read: Callable[[range], list[memoryview | None]],
     ) -> None:
-        self.addresses, self.sizes, self.hashes = addresses, sizes, hashes
+        self.addresses, self.starts, self.sizes, self.hashes = addresses, starts, sizes, hashes
         self._read = read
         self._found: list[memoryview | None] | None = None
 
@@ -87,6 +90,30 @@ class MappedParts(Parts):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """One wanted part of m samples.
+
+    Attributes:
+        parts: m parts.
+        suffix: The stored suffix of all m; None where they differ or a sample lacks the part.
+        suffixes: (m,) the stored suffix of each if they differ; None where a sample lacks the part.
+    """
+
+    parts: Parts
+    suffix: str | None
+    suffixes: Sequence[str | None] = ()
+
+    def suffix_of(self, number: int) -> str | None:
+        """The suffix under which a sample has it stored; None if it lacks it."""
+        return self.suffix or self.suffixes[number]
+
+    @property
+    def stored(self) -> Sequence[str]:
+        """The distinct suffixes under which it is stored."""
+        return [self.suffix] if self.suffix else [suffix for suffix in dict.fromkeys(self.suffixes) if suffix]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """The bytes of m samples, in the order in which they were asked for.
 
@@ -114,10 +141,46 @@ class Samples:
         """The URL of the shard of one of them."""
         return self.catalog.shard_url(int(self.places[number]))
 
+    def where(self, number: int) -> str:
+        """Shard and key of one of them, for messages."""
+        return f"shard {self.url(number)!r}, key {self.key(number)!r}"
+
     def sample(self, number: int) -> dict[str, memoryview]:
-        """The parts that one of them has."""
-        found = ((suffix, parts[number]) for suffix, parts in self.parts.items())
-        return {suffix: data for suffix, data in found if data is not None}
+        """The parts that one of them has, by stored suffix."""
+        parts = ((suffix, of_suffix.one(number) if isinstance(of_suffix, MappedParts) else of_suffix[number])
+                 for suffix, of_suffix in self.parts.items())  # fmt: skip
+        return {suffix: data for suffix, data in parts if data is not None}
+
+    def check(self) -> None:
+        """Look at all parts, sample by sample.
+
+        Raises:
+            DamagedError: See `Reader.read`; of the first damaged sample.
+        """
+        for number in range(len(self)):
+            self.sample(number)
+
+    def column(self, part: Part) -> Column:
+        """A wanted part of each sample.
+
+        Raises:
+            CallError: A sample has several parts that it may mean; names them.
+        """
+        counts = {suffix: count for suffix, parts in self.parts.items() if (count := _num_there(parts))}
+        candidates = part.among(counts)
+        if len(candidates) == 1 and counts[candidates[0]] == len(self):
+            return Column(self.parts[candidates[0]], candidates[0])
+        there = {suffix: _is_there(self.parts[suffix]) for suffix in counts}
+        suffixes = [self._stored(part, number, there) for number in range(len(self))]
+        found = [None if suffix is None else self.parts[suffix][row] for row, suffix in enumerate(suffixes)]
+        return Column(found, None, suffixes)
+
+    def _stored(self, part: Part, number: int, there: Mapping[str, NDArray[np.bool_]]) -> str | None:
+        """The stored suffix of a sample's part; None where it lacks it."""
+        found = part.among([suffix for suffix, is_there in there.items() if is_there[number]])
+        if len(found) > 1:
+            raise several_error(self.where(number), part.name, found)
+        return found[0] if found else None
 
 
 class Reader(Protocol):
@@ -138,6 +201,57 @@ class Reader(Protocol):
                 and offset. Other samples can still be read, but for those of a local shard that was cut.
         """
         ...
+
+
+def wanted_columns(samples: Samples, wanted: WantedParts) -> dict[str, Column]:
+    """The wanted parts of some samples, by name.
+
+    Raises:
+        CallError: A sample lacks a part that may not be missing, or has a part that others lack; names shard, key and
+            suffix.
+    """
+    columns = {part.name: samples.column(part) for part in wanted.parts}
+    if wanted.missing == Missing.ERROR:
+        for part in wanted.parts:
+            if None in (suffixes := columns[part.name].suffixes):
+                number = suffixes.index(None)
+                raise lacking_error(samples.where(number), part.name, stored_suffixes(samples, number))
+    if wanted.is_all:
+        _check_no_other(samples, wanted)
+    return columns
+
+
+def stored_suffixes(samples: Samples, number: int) -> list[str]:
+    """The suffixes of all parts that one of some samples has, whether they are read or not."""
+    columns = samples.catalog.columns(int(samples.places[number]))
+    return [suffix for suffix, offsets in columns.offsets.items() if offsets[samples.rows[number]]]
+
+
+def _check_no_other(samples: Samples, wanted: WantedParts) -> None:
+    """Raise an error if a sample has a part that is not wanted, where all parts are."""
+    known = {suffix for part in wanted.parts for suffix in part.among(samples.parts)}
+    for suffix in samples.parts.keys() - known:
+        is_there = _is_there(samples.parts[suffix])
+        if is_there.any():
+            number = int(is_there.argmax())
+            raise CallError(
+                f"{samples.where(number)}: the sample has a part {suffix!r}, which others lack: name the parts to "
+                "read with parts=, or give missing='none' to get None where a sample lacks one"
+            )
+
+
+def _is_there(parts: Parts) -> NDArray[np.bool_]:
+    """(m,) which samples have the part."""
+    if isinstance(parts, MappedParts):
+        return parts.starts > 0
+    return np.array([part is not None for part in parts], bool)
+
+
+def _num_there(parts: Parts) -> int:
+    """The number of samples that have the part."""
+    if isinstance(parts, MappedParts):
+        return int(np.count_nonzero(parts.starts))
+    return len(parts) - parts.count(None)
 
 
 def check_part(catalog: Catalog, place: int, row: int, suffix: str, data: memoryview, expected: int) -> None:

@@ -10,19 +10,21 @@ from typing import Any
 
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
 from dray.loaders.blocks import open_blocks
+from dray.loaders.catalog import Catalog
+from dray.loaders.collate import check_stack
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Stats
 from dray.loaders.forks import check_process, check_worker
 from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
+from dray.loaders.parts import Missing, open_parts
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
-from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 
 PREFETCH = 3  # groups of batches, the one that is asked for included
@@ -40,15 +42,21 @@ class ShardLoader:
     Args:
         url: The dataset's directory, a path or an object-storage URL; `?version=7` at its end names a version.
         prefix: The dataset's prefix.
-        parts: The suffixes that are read, such as "tensor.pyd"; None: all.
+        parts: The suffixes that are read, such as "tensor.pyd", compared without case. An encoded part may be asked for
+            by the suffix of its source, by any that it has now, or by its name without the extension ("image.pyd",
+            "image.npy" or "image"). None: all parts, encoded ones under the suffix of their source.
         batch_size: Samples a step of this rank.
         shuffle: Whether the order is permuted; else samples come in the dataset's order.
         seed: Of the permutation: the same on every rank.
         num_workers: Processes that read and decode; 0: a thread of this one.
         timeout_s: How long a worker is waited for, in seconds; then an error names it. None or 0: for ever, with one
             warning after a minute.
+        missing: What happens to a sample that lacks one of these parts: "error" names it; "none" makes its value None,
+            and so the part a list in that batch.
+        stack: Whether tensors, arrays and numbers are stacked to one tensor a batch: then their dtypes and shapes must
+            be equal. False: every part is always a list. A set of names: only these parts are stacked.
         transform: From a sample, a dict of part -> value, to what batches are made of.
-        collate: From a list of these to a batch; the default stacks parts (see `dray.loaders.collate`).
+        collate: From a list of these to a batch; None: parts are stacked as `stack` says (see `dray.loaders.collate`).
         remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
             (a batch then has `__valid__`, false for filler), or "keep" a last batch that is shared out evenly.
         rank: Of the data-parallel group; None: as torch.distributed or RANK tell, else 0.
@@ -73,7 +81,7 @@ class ShardLoader:
         decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
 
     Raises:
-        CallError: An argument is wrong.
+        CallError: An argument is wrong; or no sample has a part, or with `parts=None` some samples lack one.
         NotFoundError: There is no such dataset or version.
     """
 
@@ -83,6 +91,8 @@ class ShardLoader:
         *,
         prefix: str = DEFAULT_PREFIX,
         parts: str | Iterable[str] | None = None,
+        missing: str = Missing.ERROR,
+        stack: bool | Collection[str] = True,
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
@@ -119,19 +129,21 @@ class ShardLoader:
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
         self._remainder = Remainder(remainder)
+        blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
+        limit = None if limit is None else as_int("limit", limit, 1)
         self._maker = BatchMaker(
             snapshot=self._snapshot,
-            parts=None if parts is None else check_suffixes(parts),
-            limit=None if limit is None else as_int("limit", limit, 1),
+            wanted=open_parts(Catalog(self._snapshot, limit=limit, blocks=blocks), parts, missing),
+            stack=check_stack(stack),
+            limit=limit,
             decoder=Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
             transform=transform,
             collate=collate,
             with_keys=as_bool("with_keys", with_keys),
             marks_filler=self._remainder == Remainder.PAD,
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
-            blocks=open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks),
+            blocks=blocks,
         )
-        self._maker.catalog.check_parts()
         self._next = self._first_of(0)
         self._start, self._taken = self._next, 0  # where this pass began, and the steps that the trainer took since
         self._num_before = 0  # samples, in the passes before
@@ -240,7 +252,7 @@ class ShardLoader:
         found = []
         for place, row in zip(*catalog.locate(start.order().at(share.positions)), strict=True):
             columns = catalog.columns(int(place))
-            offsets = [int(columns.offsets[part][row]) for part in catalog.wanted(columns)]
+            offsets = [int(columns.offsets[part][row]) for part in self._maker.wanted.stored(columns)]
             first = min((offset for offset in offsets if offset), default=0)
             found.append({"shard": catalog.shard_url(int(place)), "key": columns.keys[row].as_py(), "offset": first})
         return found

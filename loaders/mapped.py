@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.loaders.catalog import INDEX_BYTES, Catalog
 from dray.loaders.fetch import MappedParts, Run, Samples, Stats, check_part
+from dray.loaders.parts import WantedParts
 from dray.shards.errors import DamagedError, NotFoundError
 
 OPEN_MAPS = 4096  # at most, and a quarter of the file descriptors that the process may have: each map keeps one
@@ -49,21 +50,29 @@ class MappedReader:
 
     Args:
         catalog: The samples.
+        wanted: The parts that are read.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, wanted: WantedParts) -> None:
         self.stats = Stats()
         self._catalog = catalog
+        self._wanted = wanted
         self._close()
 
     def expect(self, runs: Iterable[Run]) -> None:
         """The system reads ahead by itself."""
 
-    def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:  # noqa: ARG002  files need none
+    def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
         """See `Reader`; a part is checked when it is looked at."""
         places, rows = self._catalog.locate(samples)
         if not self._is_open[places].all():
-            self._open(dict.fromkeys(places.tolist()))
+            try:
+                self._open(dict.fromkeys(places.tolist()))
+            except (DamagedError, NotFoundError):
+                if len(samples) > 1:  # the first sample that cannot be read is named, as with object storage
+                    for number in range(len(samples)):
+                        self.read(samples[number : number + 1], runs[number : number + 1]).check()
+                raise
         parts = {suffix: self._parts(suffix, samples, places) for suffix in self._found}
         self.stats.samples += len(places)
         return Samples(self._catalog, places, rows, parts)
@@ -89,7 +98,7 @@ class MappedReader:
                         check_part(self._catalog, place, row, suffix, part, expected[at])
             return slices
 
-        return MappedParts(self._addresses[places] + starts.view(np.uint64), sizes, hashes, read)
+        return MappedParts(self._addresses[places] + starts.view(np.uint64), starts, sizes, hashes, read)
 
     def _close(self) -> None:
         """Forget all shards."""
@@ -114,7 +123,7 @@ class MappedReader:
         catalog = self._catalog
         body, columns = self._map(place), catalog.columns(place)
         first = catalog.first_sample(place)
-        for suffix in catalog.wanted(columns):
+        for suffix in self._wanted.stored(columns):
             if suffix not in self._found:
                 self._found[suffix] = _Places.nowhere(catalog.num_stored)
             found, offsets, sizes = self._found[suffix], columns.offsets[suffix], columns.sizes[suffix]

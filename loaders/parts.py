@@ -1,30 +1,275 @@
-"""Which part of a sample a wanted suffix means: `tensor.pyd`, or just its end, `pyd`; in any case of letters."""
+"""Which stored parts of a sample a wanted suffix means. Suffixes compare without case.
 
-from collections.abc import Collection, Sequence
+A wanted suffix may name a part as it is stored, or an encoded part by any of its names (see `dray.shards.parts`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
 
 from dray.loaders.catalog import Catalog
 from dray.shards.columns import Columns
+from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.layout import check_suffixes
+from dray.shards.manifest import Manifest
+from dray.shards.parts import PartForms, encoded_parts, stored_counts
+
+FEW_SHARDS = 8  # whose samples are looked at to find one that has all parts
+INDEXES_AT_ONCE = 16  # that are read to learn which parts a dataset has
 
 
-def match(suffix: str, names: Collection[str]) -> Sequence[str]:
-    """The part of that suffix, else all parts whose suffix ends so; `a;b` is either, the first that is there."""
-    wanted = suffix.lower().split(";")  # WebDataset reads suffixes in lower case
-    found = {name.lower(): name for name in names}
-    exact = [found[name] for name in wanted if name in found]
-    return exact[:1] or [name for low, name in found.items() if low.endswith(tuple(f".{end}" for end in wanted))]
+class Missing(StrEnum):
+    """What happens to a sample that lacks a wanted part."""
+
+    ERROR = "error"
+    NONE = "none"
+
+    @classmethod
+    def of(cls, value: str) -> "Missing":
+        """As the caller gave it.
+
+        Raises:
+            CallError: It is unknown.
+        """
+        if value not in list(cls):
+            raise CallError(f"missing={value!r}: expected one of {', '.join(cls)}")
+        return cls(value)
 
 
-class PartCatalog(Catalog):
-    """A catalog whose `parts` may be the ends of suffixes: what a shard has of them is read."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One wanted part.
 
-    def wanted(self, columns: Columns) -> Sequence[str]:
-        """The suffixes to read of a shard: for samples that lack a part, those that may stand for it as well."""
+    Attributes:
+        name: Its name in samples and batches.
+        choices: Sets of stored suffixes, in lower case; the first of which a sample has a member counts.
+        endings: Where a sample has none of these, any part counts whose suffix ends so, such as ".pyd";
+        ending_forms: and those with one of these suffixes, the forms of encoded parts.
+    """
+
+    name: str
+    choices: tuple[frozenset[str], ...]
+    endings: tuple[str, ...] = ()
+    ending_forms: frozenset[str] = frozenset()
+
+    def among(self, suffixes: Iterable[str]) -> list[str]:
+        """Those of a sample's stored suffixes that are this part: none, one, or several if that is ambiguous."""
+        lower = {suffix: suffix.lower() for suffix in suffixes}
+        for choice in self.choices:
+            if found := [suffix for suffix in lower if lower[suffix] in choice]:
+                return found
+        return [name for name in lower if lower[name] in self.ending_forms or lower[name].endswith(self.endings)]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedParts:
+    """The parts that a loader reads.
+
+    Attributes:
+        parts: In the order of a batch.
+        missing: What happens to a sample that lacks one.
+        is_all: Whether these are all parts that a sample may have: any other is an error. So it is where all parts
+            were asked for and nothing is recorded about what the samples have.
+    """
+
+    parts: tuple[Part, ...]
+    missing: Missing
+    is_all: bool = False
+
+    def stored(self, columns: Columns) -> tuple[str, ...]:
+        """The stored suffixes to read of a shard: where samples lack a part, also those that may stand for it."""
+        if self.is_all:
+            return tuple(columns.offsets)
         found: list[str] = []
-        for suffix in self.parts or ():
+        for part in self.parts:
             names = list(columns.offsets)
-            while matching := match(suffix, names):
+            while matching := part.among(names):
                 found += matching
-                if not any((columns.offsets[name] == 0).any() for name in matching):
+                if np.any([columns.offsets[name] > 0 for name in matching], axis=0).all():
                     break
                 names = [name for name in names if name not in matching]
         return tuple(dict.fromkeys(found))
+
+
+def lacking_error(where: str, name: str, stored: Sequence[str]) -> CallError:
+    """The error that a sample has none of the stored suffixes that a part may have."""
+    return CallError(
+        f"{where}: no part with suffix {name!r}; it has {list(stored)}. Give missing='none' to get None in its "
+        "place, or read only parts that all samples have"
+    )
+
+
+def several_error(where: str, name: str, found: Sequence[str]) -> CallError:
+    """The error that a sample has several stored parts that a wanted one may mean."""
+    return CallError(
+        f"{where}: several parts with suffix {name!r}: {' and '.join(map(repr, found))}. Name one in full, or if "
+        "only upper and lower case differ, rename one and build again"
+    )
+
+
+EVERY_PART = WantedParts((), Missing.ERROR, is_all=True)
+"""Whatever is stored, under no name."""
+
+
+def named_parts(
+    names: Sequence[str], manifest: Manifest | None, missing: Missing, *, by_ending: bool = False
+) -> WantedParts:
+    """The parts that the caller names.
+
+    Args:
+        names: Suffixes; with `by_ending` also alternatives such as "a;b", of which the first that is there counts.
+        manifest: The dataset's; None if it has none.
+        missing: See `WantedParts`.
+        by_ending: Whether a name may be just the end of a suffix: "pyd" for "tensor.pyd".
+    """
+    encoded = () if manifest is None else encoded_parts(manifest)
+    parts = []
+    for name in names:
+        alternatives = name.lower().split(";") if by_ending else [name.lower()]
+        choices = tuple(choice for wanted in alternatives for choice in _choices(wanted, encoded))
+        endings = tuple(f".{wanted}" for wanted in alternatives) if by_ending else ()
+        ending_forms = _forms_ending(endings, encoded, manifest) if by_ending and manifest else frozenset[str]()
+        parts.append(Part(name, choices, endings, ending_forms))
+    return WantedParts(tuple(parts), missing)
+
+
+def _choices(wanted: str, encoded: Sequence[PartForms]) -> list[frozenset[str]]:
+    """The suffix itself, then all forms of the encoded part that it names."""
+    forms = [part.forms for part in encoded if wanted in part.aliases]
+    return [frozenset({wanted}), *([frozenset().union(*forms)] if forms else [])]
+
+
+def _forms_ending(endings: tuple[str, ...], encoded: Sequence[PartForms], manifest: Manifest) -> frozenset[str]:
+    """All forms of the encoded parts of which some sample has a form that ends so; else of those whose name does."""
+    counts = [stored_counts(manifest, shard) or {} for shard in manifest.shards]
+    stored = {suffix.lower() for of_shard in counts for suffix in of_shard}
+    found = [part for part in encoded if any(form.endswith(endings) for form in part.forms & stored)]
+    found = found or [part for part in encoded if part.name.lower().endswith(endings)]
+    return frozenset().union(*(part.forms for part in found))
+
+
+def open_parts(catalog: Catalog, names: str | Iterable[str] | None, missing: str) -> WantedParts:
+    """The parts that the caller of a loader asks for.
+
+    Raises:
+        CallError: `missing` is unknown; or no sample has a part, or with `names=None` some samples lack one.
+    """
+    if names is None:
+        return all_parts(catalog, Missing.of(missing))
+    wanted = named_parts(check_suffixes(names), catalog.snapshot.manifest, Missing.of(missing))
+    check_named(catalog, wanted)
+    return wanted
+
+
+def all_parts(catalog: Catalog, missing: Missing) -> WantedParts:
+    """All parts of a dataset's samples, an encoded one under the suffix of its source.
+
+    What the manifest does not record is taken from the indexes: of the first shard, or if parts may be missing of all.
+
+    Raises:
+        CallError: A part is not in all samples, as far as that is known, and may not be missing.
+    """
+    recorded = _recorded(catalog)
+    is_recorded = None not in recorded
+    known = recorded if is_recorded or missing == Missing.NONE else recorded[:1]
+    counts = _completed(catalog, known)
+    parts = tuple(Part(name, (forms,)) for name, forms in _named_forms(catalog.snapshot.manifest, counts))
+    if missing == Missing.ERROR:
+        _check_all_have(catalog, parts, counts)
+    return WantedParts(parts, missing, is_all=not is_recorded and missing == Missing.ERROR)
+
+
+def first_complete(catalog: Catalog, wanted: WantedParts) -> int:
+    """The number of the first sample that has all wanted parts; 0 if none of the first shards has one."""
+    for place in range(min(catalog.num_places, FEW_SHARDS)):
+        try:
+            columns = catalog.columns(place)
+        except (DamagedError, NotFoundError):
+            continue
+        counts = [sum(columns.offsets[suffix] > 0 for suffix in part.among(columns.offsets)) for part in wanted.parts]
+        is_complete = np.all([np.broadcast_to(count == 1, len(columns.keys)) for count in counts], axis=0)
+        rows = np.flatnonzero(is_complete)
+        if len(rows) and catalog.first_sample(place) + rows[0] < catalog.num_samples:
+            return catalog.first_sample(place) + int(rows[0])
+    return 0
+
+
+def _named_forms(manifest: Manifest, counts: Sequence[Mapping[str, int]]) -> list[tuple[str, frozenset[str]]]:
+    """Name and forms of each part that some sample has, in the order of the recipe where it names the parts."""
+    encoded = encoded_parts(manifest)
+    found: dict[frozenset[str], str] = {}
+    for suffix in dict.fromkeys(suffix for of_shard in counts for suffix in of_shard):
+        part = part_of(suffix, encoded)
+        found.setdefault(part.forms, part.name)
+    order = list(manifest.recipe.get("suffixes", ()))
+    parts = [(name, forms) for forms, name in found.items()]
+    return sorted(parts, key=lambda part: order.index(part[0]) if part[0] in order else len(order))
+
+
+def check_named(catalog: Catalog, wanted: WantedParts) -> None:
+    """Look for the wanted parts in the manifest, or where it does not record them in one index after another.
+
+    Raises:
+        CallError: A wanted part is in no sample; names those that are there.
+    """
+    lacking, seen = list(wanted.parts), dict[str, None]()
+    for place, recorded in enumerate(_recorded(catalog)):
+        if not lacking:
+            return
+        counts = recorded or counts_of(catalog.columns(place))
+        stored = [suffix for suffix, count in counts.items() if count]
+        seen |= dict.fromkeys(stored)
+        lacking = [part for part in lacking if not part.among(stored)]
+    if lacking:
+        have = ", ".join(sorted(seen))
+        raise CallError(
+            f"{catalog.snapshot.store.url}: no sample has a part {lacking[0].name!r}; their parts are {have}"
+        )
+
+
+def counts_of(columns: Columns) -> dict[str, int]:
+    """Stored suffix -> number of samples of a shard that have it."""
+    return {suffix: int((offsets > 0).sum()) for suffix, offsets in columns.offsets.items()}
+
+
+def _recorded(catalog: Catalog) -> list[Mapping[str, int] | None]:
+    """The counts of each shard that has samples within the limit, as the build recorded them."""
+    manifest = catalog.snapshot.manifest
+    return [stored_counts(manifest, shard) for shard in manifest.shards[: catalog.num_places]]
+
+
+def _completed(catalog: Catalog, recorded: Sequence[Mapping[str, int] | None]) -> list[Mapping[str, int]]:
+    """The counts of shards, from their indexes where they were not recorded."""
+    unread = [place for place, counts in enumerate(recorded) if counts is None]
+    with ThreadPoolExecutor(INDEXES_AT_ONCE) as threads:
+        read = dict(zip(unread, threads.map(lambda place: counts_of(catalog.columns(place)), unread), strict=True))
+    return [read[place] if counts is None else counts for place, counts in enumerate(recorded)]
+
+
+def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[Mapping[str, int]]) -> None:
+    """Compare with the number of samples, but not in a shard of which the limit takes only some.
+
+    Raises:
+        CallError: Some samples lack a part.
+    """
+    for place, of_shard in enumerate(counts):
+        num_samples = catalog.shard(place).num_samples
+        if catalog.first_sample(place) + num_samples > catalog.num_samples:
+            return
+        for part in parts:
+            have = sum(of_shard[suffix] for suffix in part.among(of_shard))
+            if have < num_samples:
+                raise CallError(
+                    f"parts=None reads all parts, but {num_samples - have:,} of the {num_samples:,} samples of "
+                    f"{catalog.shard_url(place)} have no {part.name!r}: name the parts with parts=, or give "
+                    "missing='none'"
+                )
+
+
+def part_of(suffix: str, encoded: Sequence[PartForms]) -> PartForms:
+    """The encoded part that a stored suffix is a form of; else one that has no other form."""
+    found = (part for part in encoded if suffix.lower() in part.forms)
+    return next(found, PartForms(suffix, frozenset({suffix.lower()})))

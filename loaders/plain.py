@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from dray.loaders.blocks import BlockStore
-from dray.loaders.parts import PartCatalog
+from dray.loaders.catalog import Catalog
 from dray.shards.columns import Columns
 from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
@@ -74,17 +74,16 @@ class PlainTars:
         return cls(_snapshot(store, prefix, shards), names, bodies)
 
 
-class PlainCatalog(PartCatalog):
+class PlainCatalog(Catalog):
     """The samples of plain tars.
 
     Args:
         tars: Which.
-        parts: The suffixes that are wanted.
         blocks: The node's block store.
     """
 
-    def __init__(self, tars: PlainTars, parts: Sequence[str], *, blocks: BlockStore | None = None) -> None:
-        super().__init__(tars.snapshot, parts, blocks=blocks)
+    def __init__(self, tars: PlainTars, *, blocks: BlockStore | None = None) -> None:
+        super().__init__(tars.snapshot, blocks=blocks)
         self._tars = tars
 
     def shard_name(self, place: int) -> str:

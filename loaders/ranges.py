@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dray.loaders.blocks import BlockStore
 from dray.loaders.catalog import Catalog
 from dray.loaders.fetch import Run, Samples
+from dray.loaders.parts import EVERY_PART, WantedParts
 from dray.loaders.rows import Parts, RowFetcher
 
 REQUESTS_AT_ONCE = 32
@@ -40,12 +41,19 @@ class RangeReader:
 
     Args:
         catalog: The samples.
+        wanted: The parts that are read.
         blocks: The node's block store; None: nothing is shared.
         ahead_bytes: At most so much is fetched before it is asked for.
     """
 
-    def __init__(self, catalog: Catalog, blocks: BlockStore | None = None, ahead_bytes: int = AHEAD_BYTES) -> None:
-        self._rows = RowFetcher(catalog, blocks)
+    def __init__(
+        self,
+        catalog: Catalog,
+        wanted: WantedParts = EVERY_PART,
+        blocks: BlockStore | None = None,
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        self._rows = RowFetcher(catalog, wanted, blocks)
         self.stats = self._rows.stats
         self._catalog = catalog
         self._ahead_bytes = ahead_bytes

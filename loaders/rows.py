@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest
 from dray.loaders.blocks import BlockStore, Kept
 from dray.loaders.catalog import Catalog
 from dray.loaders.fetch import Stats, check_part
+from dray.loaders.parts import WantedParts
 from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
 
 AGAIN_S = 60.0  # after which something that was missing is asked for again
@@ -29,12 +30,15 @@ class RowFetcher:
 
     Args:
         catalog: Where their parts lie.
+        wanted: The parts that are read.
         blocks: The node's store; None: every row is fetched.
     """
 
-    def __init__(self, catalog: Catalog, blocks: BlockStore | None) -> None:
+    def __init__(self, catalog: Catalog, wanted: WantedParts, blocks: BlockStore | None) -> None:
         self.stats = Stats()
         self._catalog = catalog
+        self._parts = wanted
+        self._suffixes: dict[int, tuple[str, ...]] = {}  # stored suffixes to read, of each shard that was read
         self._blocks = blocks
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats have
@@ -87,9 +91,11 @@ class RowFetcher:
         with self._noted_missing(self._catalog.snapshot.layout.index(self._catalog.shard(place).number)):
             columns, chosen = self._catalog.columns(place), np.asarray(rows)
         self._count_indexes()
+        if place not in self._suffixes:
+            self._suffixes[place] = self._parts.stored(columns)
         parts = [
             (suffix, *(found[suffix][chosen].tolist() for found in (columns.offsets, columns.sizes, columns.hashes)))
-            for suffix in self._catalog.wanted(columns)
+            for suffix in self._suffixes[place]
         ]
         return _Wanted(place, rows, parts)
 
@@ -114,7 +120,10 @@ class RowFetcher:
                     with self._lock:
                         self.stats.requests += sum(size > 0 for size in sizes)
                         self.stats.bytes_read += sum(sizes)
-                    bodies = self._catalog.snapshot.store.get_ranges(name, starts, sizes, gap=0)
+                    store = self._catalog.snapshot.store
+                    if not any(sizes) and store.head(name) is None:  # nothing of the shard would be asked for
+                        raise NotFoundError(f"{store.url_of(name)}: the shard is missing")
+                    bodies = store.get_ranges(name, starts, sizes, gap=0)
                 return list(zip(starts, bodies, strict=True))
             except (StoreError, DamagedError) as exc:
                 if attempt == ATTEMPTS or isinstance(exc, (NotFoundError, DeniedError, DamagedError)):
@@ -173,14 +182,15 @@ class _Wanted:
 
     def good(self, spans: Collection[_Span]) -> ByRow:
         """Of the rows whose parts all lie in the spans, with the right checksum: their parts."""
-        found: ByRow = {row: {} for row in self.rows} if spans else {}
+        found: ByRow = {row: {} for row in self.rows}
         starts, bodies = [start for start, _ in spans], [body for _, body in spans]
         for suffix, offsets, sizes, hashes in self.parts:
             for row, offset, size, expected in zip(self.rows, offsets, sizes, hashes, strict=True):
                 if not offset or row not in found:
                     continue
                 number = bisect_right(starts, offset) - 1
-                at = offset - starts[number]
+                number = bisect_right(starts, offset) - 1
+                at = offset - starts[number] if number >= 0 else 0
                 part = bodies[number][at : at + size] if number >= 0 else None
                 if part is None or xxh3_64_intdigest(part) != expected:
                     del found[row]

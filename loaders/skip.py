@@ -78,10 +78,10 @@ class Skipper:
         halves = positions[:middle], positions[middle:]
         return np.concatenate([self.replaced(half, cursor, read) for half in halves])
 
-    def first_readable(self, num_samples: int, read: Callable[[Ints], object]) -> int:
-        """The first sample of a few that can be read; 0 where none can."""
+    def first_readable(self, num_samples: int, read: Callable[[Ints], object], first: int = 0) -> int:
+        """The first sample of a few that can be read, beginning with `first`; 0 if none can."""
         spread = (num_samples * part // PARTS for part in range(1, PARTS))
-        for sample in chain(range(min(NEAR, num_samples)), spread):
+        for sample in chain([first], range(min(NEAR, num_samples)), spread):
             with suppress(*UNREADABLE):
                 read(np.array([sample]))
                 return sample

@@ -15,7 +15,7 @@ from dray.loaders.chunks import ChunkDataset, Chunks
 from dray.loaders.decode import Decoder
 from dray.loaders.epochs import Epochs
 from dray.loaders.handlers import skipper_of
-from dray.loaders.parts import PartCatalog
+from dray.loaders.parts import Missing, WantedParts, named_parts
 from dray.loaders.passes import Passes, Shaping, Stream
 from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
 from dray.loaders.processes import Carried
@@ -65,6 +65,7 @@ def open_split(
     storage_options: StorageOptions | None,
     *,
     suffixes: Sequence[str],
+    missing: Missing,
     decoder: Decoder,
     options: Options,
     batch: int | None,
@@ -78,6 +79,7 @@ def open_split(
         NotFoundError: There is neither.
     """
     directory, version = split_version(url)
+    opener: Callable[..., Catalog]
     try:
         snapshot = open_agreed(url, prefix, storage_options=storage_options)
     except NotFoundError:
@@ -85,12 +87,14 @@ def open_split(
         if version is not None or read_head(store, Layout(prefix)) is not None:
             raise
         if store.local_root is None:
-            return TarSplit(store, tar_names(store, prefix), suffixes, decoder, options)
+            wanted = named_parts(suffixes, None, missing, by_ending=True)
+            return TarSplit(store, tar_names(store, prefix), wanted, decoder, options)
         tars = PlainTars.scan(store, prefix)
-        opener: Callable[..., Catalog] = partial(PlainCatalog, tars, suffixes)
-        return ChunkSplit(tars.snapshot, opener, suffixes, decoder, options, batch, num_workers)
-    opener = partial(PartCatalog, snapshot, suffixes)
-    return ChunkSplit(snapshot, opener, suffixes, decoder, options, batch, num_workers)
+        snapshot, opener = tars.snapshot, partial(PlainCatalog, tars)
+    else:
+        opener = partial(Catalog, snapshot)
+    wanted = named_parts(suffixes, snapshot.manifest, missing, by_ending=True)
+    return ChunkSplit(snapshot, opener, wanted, decoder, options, batch, num_workers)
 
 
 class ChunkSplit:
@@ -99,7 +103,7 @@ class ChunkSplit:
     Args:
         snapshot: What is read.
         open_catalog: Opens its samples, with `blocks=`; called in each process.
-        suffixes: The parts wanted, in the order of a sample's tuple.
+        wanted: The parts, in the order of a sample's tuple.
         decoder: How to decode them.
         options: `kwargs_wds`.
         batch: The global batch size.
@@ -110,7 +114,7 @@ class ChunkSplit:
         self,
         snapshot: Snapshot,
         open_catalog: Callable[..., Catalog],
-        suffixes: Sequence[str],
+        wanted: WantedParts,
         decoder: Decoder,
         options: Options,
         batch: int | None,
@@ -126,7 +130,7 @@ class ChunkSplit:
         self._source = Chunks(
             partial(open_catalog, blocks=blocks),
             blocks,
-            suffixes,
+            wanted,
             decoder,
             partial(_first_pass, snapshot, batch, self._order),
             skipper_of(options.get("handler")),
@@ -190,14 +194,14 @@ class TarSplit:
     Attributes:
         store: Where they lie.
         names: Of the tars.
-        suffixes: The parts wanted.
+        wanted: The parts, in the order of a sample's tuple.
         decoder: How to decode them.
         options: `kwargs_wds`.
     """
 
     store: Store
     names: Sequence[str]
-    suffixes: Sequence[str]
+    wanted: WantedParts
     decoder: Decoder
     options: Options
     num_samples: None = None
@@ -210,7 +214,7 @@ class TarSplit:
             "pickles_to_tars make a dataset",
             stacklevel=4,
         )
-        return TarDataset(self.store, self.names, self.suffixes, self.decoder, self.options)
+        return TarDataset(self.store, self.names, self.wanted, self.decoder, self.options)
 
     def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> Any:  # noqa: ARG002
         """See `OpenSplit`."""

@@ -17,8 +17,8 @@ from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
 from dray.loaders.decode import Decoder
-from dray.loaders.parts import match
-from dray.shards.errors import CallError, DamagedError
+from dray.loaders.parts import Missing, Part, WantedParts, lacking_error, several_error
+from dray.shards.errors import CallError
 from dray.shards.store import Store
 
 
@@ -28,7 +28,7 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
     Args:
         store: Where the tars lie.
         names: Of the tars.
-        suffixes: The parts wanted, in the order of the tuples.
+        wanted: The parts, in the order of the tuples.
         decoder: How to decode them.
         options: Of `kwargs_wds`: `shardshuffle`, `seed`, `handler` and `empty_check` count. Whole tars are dealt out
             to all workers of all ranks, or every so many-th sample where there are too few tars.
@@ -43,7 +43,7 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         self,
         store: Store,
         names: Sequence[str],
-        suffixes: Sequence[str],
+        wanted: WantedParts,
         decoder: Decoder,
         options: Mapping[str, Any],
     ) -> None:
@@ -60,7 +60,7 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         self.pipeline = [
             _Opener(store) if isinstance(stage, StreamingOpen | FileCache) else stage for stage in self.pipeline
         ]
-        self.pipeline.append(_PartsOf(suffixes, decoder))
+        self.pipeline.append(_PartsOf(wanted, decoder))
 
 
 class Portable(IterableDataset[Any]):
@@ -118,28 +118,28 @@ class _Shared:
 class _PartsOf:
     """Stage: samples -> tuples of the wanted parts, decoded; the others are not even looked at."""
 
-    suffixes: Sequence[str]
+    wanted: WantedParts
     decoder: Decoder
 
     def __call__(self, source: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
         for sample in source:
-            names = [_part_name(sample, suffix) for suffix in self.suffixes]
+            names = [_part_name(sample, part, self.wanted.missing) for part in self.wanted.parts]
             place = {name: sample[name] for name in ("__key__", "__url__")}
-            decoded = self.decoder({**place, **{name: sample[name] for name in names}})
-            yield tuple(decoded[name] for name in names)
+            decoded = self.decoder({**place, **{name: sample[name] for name in names if name}})
+            yield tuple(decoded[name] if name else None for name in names)
 
 
-def _part_name(sample: Mapping[str, Any], suffix: str) -> str:
-    """The part that a suffix means.
+def _part_name(sample: Mapping[str, Any], part: Part, missing: Missing) -> str | None:
+    """The stored suffix of a sample's part; None if it lacks it.
 
     Raises:
-        DamagedError: There is none, or more than one.
+        CallError: There is none, and it may not be missing; or more than one.
     """
-    parts = [name for name in sample if not name.startswith("__")]
-    found = match(suffix, parts)
-    if len(found) != 1:
-        raise DamagedError(
-            f"shard {sample['__url__']}, key {sample['__key__']!r}: {'several parts' if found else 'no part'} with "
-            f"suffix {suffix!r}; it has {parts}"
-        )
-    return found[0]
+    where = f"shard {sample['__url__']!r}, key {sample['__key__']!r}"
+    stored = [name for name in sample if not name.startswith("__")]
+    found = part.among(stored)
+    if len(found) > 1:
+        raise several_error(where, part.name, found)
+    if not found and missing == Missing.ERROR:
+        raise lacking_error(where, part.name, stored)
+    return found[0] if found else None

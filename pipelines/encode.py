@@ -15,20 +15,11 @@ from types import ModuleType
 from typing import Any
 
 from dray.shards.errors import CallError, InputError, RefusedError
+from dray.shards.parts import AUTO, PICKLES, TARGETS, encoded_suffixes, is_pickled, stem_of
 
-PICKLES = ("pyd", "pkl", "pickle")
-"""The extensions of pickled parts."""
-AUTO = "auto"
-TARGETS = ("npy", "safetensors", "json")
-"""The extensions that a pickled part may get, as `dray.pipelines.formats` writes them."""
 _GROWTH, _SMALL_BYTES = 64, 1 << 20  # a part may take so many times its pickle, and so much in any case
 
 Encode = str | Mapping[str, str]
-
-
-def is_pickled(suffix: str) -> bool:
-    """Whether a part of that suffix is a pickle."""
-    return suffix.rpartition(".")[2] in PICKLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +104,7 @@ class Encoder:
 
     def outputs(self, suffix: str) -> tuple[str, ...]:
         """The suffixes that a part may have after it: one, or with "auto" several."""
-        target = self._target(suffix)
-        if target is None:
-            return (suffix,)
-        if target != AUTO:
-            return (_stem(suffix) + target,)
-        return (*(_stem(suffix) + extension for extension in TARGETS), suffix)
+        return encoded_suffixes(suffix, self._target(suffix))
 
     def may_stay(self, suffix: str) -> bool:
         """Whether a part of that suffix is a pickle that "auto" could not encode."""
@@ -155,7 +141,7 @@ class Encoder:
         if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
             npy = formats.npy_around(memoryview(data)[layout.start : layout.stop], layout.dtype, layout.shape)
             if npy is not None:
-                return f"{_stem(suffix)}npy", npy
+                return f"{stem_of(suffix)}npy", npy
         try:
             value = self._opened(loads, data)
             extension = formats.format_of(value) if target == AUTO else target
@@ -174,7 +160,7 @@ class Encoder:
                 f"{suffix!r} cannot become {target!r}: {exc}. The way out: "
                 f"encode={{{suffix!r}: 'auto'}} keeps what fits no format as a pickle, or on_error='skip' leaves it out"
             ) from exc
-        return _stem(suffix) + extension, encoded
+        return stem_of(suffix) + extension, encoded
 
     def _opened(self, loads: Callable[..., Any], data: bytes) -> Any:
         try:
@@ -198,11 +184,6 @@ def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
 def _missing_module(exc: BaseException) -> str | None:
     """The name of the module that an allowed name needs and this process lacks; None where that is not the reason."""
     return exc.__cause__.name if isinstance(exc.__cause__, ModuleNotFoundError) else None
-
-
-def _stem(suffix: str) -> str:
-    """All but its last extension: "tensor." of "tensor.pyd", nothing of "pyd"."""
-    return suffix[: len(suffix) - len(suffix.rpartition(".")[2])]
 
 
 def _checked(encode: Encode) -> Mapping[str, str] | None:

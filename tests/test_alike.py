@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dray.loaders.alike import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
 from dray.loaders.buffers import BufferPool
-from dray.loaders.collate import stack
+from dray.loaders.collate import stacked as stacked_values
 from dray.loaders.decode import decode_part
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "bool", "complex64"]
@@ -51,7 +51,7 @@ def test_a_batch_is_what_the_decoder_gives(how: str, dtype: str, shape: list[int
     values = [np.asarray(random.integers(0, 2, shape)).astype(dtype) for _ in range(count)]
     suffix, parts = parts_of(values, how, protocol)
     found = stacked(suffix, parts)
-    expected = stack([decode_part(suffix, part) for part in parts])
+    expected = stacked_values([decode_part(suffix, part) for part in parts])
     assert isinstance(expected, torch.Tensor)
     if how == "array" and protocol == 3:  # numpy's arrays in protocol 3 are the decoder's
         assert found is None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dray.pipelines.encode import TARGETS
+from dray.shards.parts import TARGETS
 from tests.test_docs_rerunning import run_page
 
 PAGE = (Path(__file__).parent.parent / "docs" / "encodings.md").read_text()

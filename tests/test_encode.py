@@ -41,11 +41,13 @@ def encoded(value: Any, encode: Any = "auto", **options: Any) -> tuple[str, byte
 
 
 def read(folder: Path) -> dict[str, tuple[str, Any]]:
-    """Key -> suffix and value of the part, as the dataset's own reader decodes it."""
+    """Key -> stored suffix and value of the part, as the dataset's own reader decodes it."""
     dataset = Dataset(folder, "wds")
     found = {}
     for key in dataset:
-        ((suffix, value),) = dataset[key].items()
+        ((name, value),) = dataset[key].items()
+        assert name == SUFFIX
+        (suffix,) = dataset.snapshot.read(key)
         found[key] = suffix, value
     return found
 
@@ -92,8 +94,8 @@ def test_a_loader_stacks_encoded_tensors_as_it_does_pickled_ones(dtype: str, tmp
     for encode in (None, "auto"):
         build(inputs, tmp_path / str(encode), encode=encode)
     pickled, encoded = (
-        [batch[part] for batch in ShardLoader(tmp_path / folder, prefix="wds", batch_size=4)]
-        for folder, part in (("None", SUFFIX), ("auto", "value.npy"))
+        [batch[SUFFIX] for batch in ShardLoader(tmp_path / folder, prefix="wds", batch_size=4)]
+        for folder in ("None", "auto")
     )
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(pickled, encoded, strict=True))
     assert torch.equal(torch.cat(encoded), torch.stack(values))
@@ -360,7 +362,7 @@ def test_a_small_pickle_does_not_become_a_huge_part(value: Any) -> None:
         ("a.b.pkl", "auto", "a.b.json"),
         ("x.pickle", {"x.pickle": "json"}, "x.json"),
         ("x.pickle", {"x.pickle": "auto"}, "x.json"),
-        ("x.PYD", "auto", "x.PYD"),
+        ("x.PYD", "auto", "x.json"),
         ("x.pyd.gz", "auto", "x.pyd.gz"),
         ("x.cls", "auto", "x.cls"),
     ],

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from dray.cluster.seaweed import SeaweedServer
@@ -228,19 +229,19 @@ def test_what_a_batch_is_made_of() -> None:
     """What is alike is stacked without loss, what is not stays a list."""
     tensor, array = torch.ones(2, dtype=torch.bfloat16), np.ones((2, 3), ">i4")
     rows: list[dict[str, Any]] = [
-        {"t": tensor, "a": array, "n": 1, "f": 0.1, "b": True, "s": "x", "g": np.float32(2), "big": 2**63, "l": tensor},
-        {"t": tensor, "a": array, "n": 2, "f": 0.2, "b": False, "s": "y", "g": np.float32(3), "big": 1, "m": 4},
+        {"t": tensor, "a": array, "n": 1, "f": 0.1, "b": True, "s": "x", "g": np.float32(2), "l": None, "m": [1]},
+        {"t": tensor, "a": array, "n": 2, "f": 0.2, "b": False, "s": "y", "g": np.float32(3), "l": tensor, "m": {}},
     ]
     batch = collate(rows)
     assert (batch["t"].dtype, batch["t"].shape) == (torch.bfloat16, (2, 2))
     assert (batch["a"].dtype, batch["a"].shape) == (torch.int32, (2, 2, 3))
     assert (batch["n"].tolist(), batch["f"].tolist(), batch["b"].tolist()) == ([1, 2], [0.1, 0.2], [True, False])
     assert batch["g"].dtype == torch.float32
-    assert (batch["s"], batch["big"]) == (["x", "y"], [2**63, 1])
-    assert batch["l"][1] is None
-    assert batch["m"] == [None, 4]
-    ragged = collate([{"a": np.ones(1), "t": torch.ones(1)}, {"a": np.ones(2), "t": torch.ones(2)}])
-    assert [type(value) for value in ragged.values()] == [list, list]
+    assert (batch["s"], batch["m"]) == (["x", "y"], [[1], {}])
+    assert batch["l"] == [None, tensor]
+    assert [type(value) for value in collate(rows, stack={"n"}).values()] == [list, list, Tensor, *[list] * 6]
+    mixed = collate([{"a": np.ones(2, np.float32)}, {"a": torch.zeros(2)}])["a"]
+    assert torch.equal(mixed, torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     assert collate([{"a": np.array(["text"])}])["a"][0] == "text"
     leaf = torch.ones(2, requires_grad=True)
     assert not collate([{"a": leaf}, {"a": leaf}])["a"].requires_grad
@@ -282,14 +283,14 @@ def test_only_wanted_parts_are_read(urls: Mapping[int, str]) -> None:
     assert [batch["two"].tolist() for batch in doubled] == [[0, 2, 4]]
 
 
-def test_a_part_that_whole_shards_lack_is_none_there(tmp_path: Path) -> None:
-    """And one that no sample has is refused, with those that there are."""
+def test_a_part_that_no_sample_has_is_refused(tmp_path: Path) -> None:
+    """With those that there are; one that whole shards lack is there."""
 
     def extra(key: str, parts: Mapping[str, bytes]) -> dict[str, Any]:
         return dict(parts) if key < "s0004" else {**parts, "more.cls": b"7"}
 
     url = pack(tmp_path, 6, 3, func_output_data=extra, transform_version="1")
-    loader = ShardLoader(url, batch_size=6, parts=["cls", "more.cls"])
+    loader = ShardLoader(url, batch_size=6, parts=["cls", "more.cls"], missing="none")
     assert [batch["more.cls"] for batch in loader] == [[None] * 4 + [7, 7]]
     with pytest.raises(CallError, match=r"no sample has a part 'y.pyd'; their parts are cls, more.cls, txt, x.pyd"):
         ShardLoader(url, batch_size=6, parts=["cls", "y.pyd"])
