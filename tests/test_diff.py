@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.shards import Manifest, Shard, Snapshot, Store
-from dray.shards.diff import compare_sources, diff
+from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, new_write_id, now
@@ -158,3 +159,21 @@ def test_two_builds_differ_by_what_was_done_to_the_files_between(make_inputs: Ma
     assert found.num_same == 36
     assert (found.shards_in_both, found.shards_in_a) == ((1, 2, 3), (0,))
     assert not found.recipe
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({name: ("a",)} for name in ("added", "removed", "changed")),
+        *({name: (1,)} for name in ("shards_in_a", "shards_in_b")),
+        {"recipe": {"suffixes": (["a"], ["b"])}},
+        {"source_url": ("file:///a", "file:///b")},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_any_difference_is_one(field: dict[str, Any]) -> None:
+    """Each by itself; what both versions have is none."""
+    same: Any = dict.fromkeys(("added", "removed", "changed", "shards_in_a", "shards_in_b"), ())
+    same |= {"num_same": 3, "shards_in_both": (0, 1), "recipe": {}, "source_url": None}
+    assert Diff(**same).is_empty
+    assert not Diff(**same | field).is_empty
