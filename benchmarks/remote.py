@@ -36,7 +36,7 @@ from dray.loaders.catalog import Catalog
 from dray.loaders.ranges import REQUESTS_AT_ONCE
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
-from dray.shards.client import open_client
+from dray.shards.client import Access, open_client
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.chaos import Chaos
@@ -117,7 +117,7 @@ def _sizes(rows: list[dict[str, bytes]]) -> int:
 
 def _raw(loader: ShardLoader, url: str, options: dict[str, Any]) -> Callable[[], int]:
     """Fetches the runs of the loader's next epoch, neighbours of one step together, by obstore alone."""
-    store = open_client(url, options, timeout_s=60)
+    store = open_client(Access.of(url, options), timeout_s=60)
     catalog = Catalog(Snapshot.open(url, storage_options=options))
     columns, name = catalog.columns(0), catalog.shard_name(0)
     offsets, sizes = columns.offsets[SUFFIX].tolist(), columns.sizes[SUFFIX].tolist()

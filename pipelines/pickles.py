@@ -117,7 +117,8 @@ def pickles_to_tars(
     )
     options = storage_options if input_storage_options is None else input_storage_options
     inputs, output = Store(dir_input, options), Store(dir_output, storage_options)
-    check_apart(inputs.url, output.url)
+    if inputs.endpoint == output.endpoint:
+        check_apart(inputs.url, output.url)
     job = PackJob(
         inputs=inputs,
         output=output,

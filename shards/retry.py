@@ -22,7 +22,9 @@ SILENT_S = 3.0  # a request that takes longer is announced
 QUIET_S = 30.0  # between two announcements
 
 Answer = TypeVar("Answer")
-_FINAL = re.compile(r"status code: (?:4(?!08|09|29)\d\d|3\d\d|501)|builder error")  # another try would end alike
+_FINAL = re.compile(
+    r"status code: (?:4(?!08|09|29)\d\d|3\d\d|501)|builder error|after \d+ retries.*error sending request"
+)  # another try would end alike
 _waiting: dict[int, tuple[float, str]] = {}  # request -> when to announce it, and how
 _numbers = itertools.count()
 _watcher_lock = threading.Lock()

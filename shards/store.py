@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from dray.shards import disk
-from dray.shards.client import StorageOptions, client_errors, client_panics, create_object, open_client
+from dray.shards.client import Access, StorageOptions, client_errors, client_panics, create_object, open_client
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.retry import Retries
 from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
@@ -67,25 +67,26 @@ class Store:
     Args:
         url: A plain path, `file://`, `s3://`, `gs://`, `az://`, or `memory://` (this process only).
         storage_options: What obstore takes for that store (`endpoint`, `region`, `access_key_id`, ...), and of its
-            client `timeout`, `connect_timeout`, `allow_http`, `proxy_url`. The usual environment variables
-            (AWS_*, GOOGLE_*, AZURE_*) serve for what is not given.
+            client `timeout`, `connect_timeout`, `allow_http`, `proxy_url`. What is not given comes from the usual
+            variables (AWS_*, GOOGLE_*, AZURE_*); for `s3://` then from AWS_PROFILE's profile and from roles.
 
     Raises:
-        CallError: The URL has an unknown scheme, holds a user or a query, or an option is unknown.
+        CallError: The URL has an unknown scheme, holds a user or a query, or an option is unknown or wrong.
     """
 
     def __init__(self, url: str | os.PathLike[str], storage_options: StorageOptions | None = None) -> None:
         self.url = normal_url(url)
-        self._options = dict(storage_options or {})
         self.local_root = local_path(self.url)
-        self._client = open_client(self.url, self._options, REQUEST_TIMEOUT_S)
-        self._retries = Retries.of(self._options)
+        self._retries = Retries.of(storage_options or {})
+        self._access = Access.of(self.url, dict(storage_options or {}))
+        self.endpoint = self._access.endpoint.url
+        self._client = open_client(self._access, REQUEST_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str, dict[str, Any]]]:
-        return Store, (self.url, self._options)
+        return Store, (self.url, dict(self._access.options))
 
     def url_of(self, name: str) -> str:
         """Returns the URL of one object or folder."""
@@ -321,7 +322,7 @@ class Store:
         """Returns the answer to a request that moves `num_bytes`; object storage is asked again where it may help."""
         if self.local_root is not None:
             return self._ask_once(verb, name, request)
-        what = f"waiting for an answer: {verb} {self.url_of(name)}"
+        what = f"waiting for an answer: {verb} {self.url_of(name)}; {self._access.endpoint}".rstrip("; ")
         return self._retries(lambda: self._ask_once(verb, name, request), what, num_bytes / SLOWEST_BYTES_PER_S)
 
     def _ask_once(self, verb: str, name: str, request: Callable[[], Answer]) -> Answer:
@@ -329,7 +330,7 @@ class Store:
             return request()
 
     def _errors(self, verb: str, name: str) -> AbstractContextManager[None]:
-        return client_errors(verb, self.url_of(name), self._options)
+        return client_errors(verb, self.url_of(name), self._access)
 
     def _check_name(self, name: str) -> None:
         if name and _STEP_OUT.search(name):
@@ -344,6 +345,6 @@ class Store:
 
     def _client_for(self, transfer_bytes: int) -> ObjectStore:
         """A client whose timeout lets a transfer of that size end: obstore's covers the whole body."""
-        if transfer_bytes < SLOWEST_BYTES_PER_S * REQUEST_TIMEOUT_S // 4 or "timeout" in self._options:
+        if transfer_bytes < SLOWEST_BYTES_PER_S * REQUEST_TIMEOUT_S // 4 or "timeout" in self._access.options:
             return self._client
-        return open_client(self.url, self._options, REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)
+        return open_client(self._access, REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,14 @@ def chaos(s3: SeaweedServer) -> Iterator[Chaos]:
     """A proxy without rules before the S3 server that all tests share."""
     with Chaos(int(s3.endpoint.rpartition(":")[2])) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port on loopback at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @dataclass(frozen=True, slots=True)
