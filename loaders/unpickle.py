@@ -14,11 +14,9 @@ import copyreg
 import functools
 import importlib
 import io
-import json
 import pickle
 import struct
 import sys
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +25,7 @@ import numpy as np
 
 from dray.loaders.fast_values import LEFT
 from dray.loaders.fast_values import read as read_fast
+from dray.loaders.refusals import TORCH_MAGIC, foreign_file, names_in, python_3_name, refused_name, refused_otherwise
 from dray.loaders.safe_arrays import ARRAY_BUILDERS, ARRAY_FUNCTIONS
 from dray.loaders.safe_globals import MAX_BYTES, PLAIN_BUILDERS, PLAIN_FUNCTIONS, PLAIN_TYPES, Global, require
 from dray.loaders.safe_graphs import GRAPH_NAMES, find_graph_name, graph_builder, new_graph_part
@@ -49,7 +48,7 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
         CallError: `allow` is not a collection of full names.
     """
     if allow_pickle:
-        return pickle.loads(data)  # noqa: S301  the caller asked for it by name
+        return _loads_all(data)
     allowed = check_allow(allow) if allow else _NONE_ALLOWED
     try:
         found = read_fast(data)
@@ -57,10 +56,25 @@ def loads(data: bytes | memoryview, *, allow: Collection[str] = (), allow_pickle
             return found
         require(len(data) <= MAX_BYTES, "a pickle of at most 4 GiB")
         return _Machine(io.BytesIO(data), allow=allowed, credit=64 * len(data) + (1 << 20)).load_whole()
-    except RefusedError:
-        raise
+    except _NameRefusedError as exc:
+        raise refusal(exc.name, data) from exc
+    except RefusedError as exc:
+        raise RefusedError(refused_otherwise(str(exc), data)) from (exc.__cause__ or exc)
     except Exception as exc:
-        raise RefusedError(f"malformed pickle: {type(exc).__name__}: {str(exc)[:200]}") from exc
+        problem = f"malformed pickle: {type(exc).__name__}: {str(exc)[:200]}"
+        raise RefusedError(refused_otherwise(problem, data)) from exc
+
+
+def _loads_all(data: bytes | memoryview) -> Any:
+    """What `pickle.loads` gives; an error says what the data are, where that is known."""
+    if bytes(data[: len(TORCH_MAGIC)]) == TORCH_MAGIC:  # pickle would read one number, and leave the rest
+        raise RefusedError(refused_otherwise("", data))
+    try:
+        return pickle.loads(data)  # noqa: S301  the caller asked for it by name
+    except Exception as exc:
+        if (found := foreign_file(data)) is None:
+            raise
+        raise RefusedError(found) from exc
 
 
 def check_allow(allow: Collection[str]) -> frozenset[str]:
@@ -72,14 +86,22 @@ def check_allow(allow: Collection[str]) -> frozenset[str]:
     return frozenset(allow)
 
 
-def refusal(name: str) -> RefusedError:
+def refusal(name: str, data: bytes | memoryview = b"") -> RefusedError:
     """The error for a name outside the safe list, with the way out."""
-    quoted = json.dumps(name[:200])
-    one = "" if name in _FUNCTIONS else f"allow=[{quoted}], or "  # those cannot be allowed as values
-    return RefusedError(
-        f"pickle names {quoted[1:-1]}, which is not on the safe list; nothing of it ran. "
-        f"If you trust the data: {one}allow_pickle=True for everything"
-    )
+    found = names_in(data)
+    known = _FUNCTIONS.keys() | GRAPH_NAMES | {"builtins.object"}
+    if "collections.defaultdict" not in found:  # it takes a type of the language as a value, which must be allowed
+        known |= _NAMES.keys()
+    allow = [name, *(other for other in found if other not in known)]
+    return RefusedError(refused_name(name, [] if name in _FUNCTIONS else list(dict.fromkeys(allow))))
+
+
+class _NameRefusedError(RefusedError):
+    """A name outside the safe list, on its way to `loads`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class _Arguments(tuple[Any, ...]):
@@ -108,7 +130,7 @@ def _check_values(items: Iterable[Any]) -> None:
         found: Any = items
         while type(found) is not Global:
             found = next(item for item in found if type(item) in _NOT_VALUES)
-        raise refusal(found.name)
+        raise _NameRefusedError(found.name)
 
 
 class _Machine(pickle._Unpickler):
@@ -142,20 +164,22 @@ class _Machine(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name of the safe list, or the object that the caller allowed."""
-        if self.proto < 3:  # names of Python 2, as the standard library maps them
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        module, name = python_3_name(module, name, self.proto)
         full_name = f"{module}.{name}"
         if full_name in self._allow and full_name not in _FUNCTIONS:
             return self._import(module, name)
         if full_name in GRAPH_NAMES:
             return find_graph_name(full_name)
         if full_name not in _NAMES:
-            raise refusal(full_name)
+            raise _NameRefusedError(full_name)
         return _NAMES[full_name]
 
     def _import(self, module: str, name: str) -> Any:
         sys.audit("pickle.find_class", module, name)
-        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        try:
+            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError) as exc:
+            raise RefusedError(f"{module}.{name} is allowed, and cannot be imported here ({exc})") from exc
         self._imported[id(found)] = found
         return found
 
@@ -224,7 +248,7 @@ class _Machine(pickle._Unpickler):
         if function is _RECONSTRUCTOR:
             return self._reconstruct(*arguments)
         if function.call is None:
-            raise refusal(function.name)
+            raise _NameRefusedError(function.name)
         if function.hashes:
             self._check_keys(arguments[0] if type(arguments[0]) is list else ())
             _check_values(arguments[0])
@@ -274,7 +298,7 @@ class _Machine(pickle._Unpickler):
 
     def _load_inst(self) -> None:
         module, name = (self.readline()[:-1].decode("ascii", "replace") for _ in range(2))
-        raise refusal(f"{module}.{name}")
+        raise RefusedError(f"refused pickle: {module}.{name} is a class of Python 2's old style")
 
     def _load_refused(self) -> None:
         raise RefusedError("refused pickle: it uses an extension code, an outside buffer or a class of Python 2")
