@@ -15,6 +15,7 @@ import pytest
 from dray.cluster import cli
 from dray.cluster.seaweed import SeaweedServer
 from dray.shards import disk
+from tests.azurite import AzuriteServer, why_not
 from tests.chaos import Chaos
 
 
@@ -22,6 +23,15 @@ from tests.chaos import Chaos
 def s3() -> Iterator[SeaweedServer]:
     """A real S3 server, started for the first test that asks and shared by all: write below a folder of your own."""
     with SeaweedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[AzuriteServer]:
+    """A real Azure Blob server, as `s3` is an S3 server."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with AzuriteServer() as server:
         yield server
 
 
@@ -50,13 +60,18 @@ class Place:
 
 @pytest.fixture(params=["memory", "disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A fresh place on each kind of store in turn; the S3 server starts only for a test that reaches it."""
+    """A fresh place on each kind of store in turn; a server starts only for a test that reaches it."""
+    return place_of(request, tmp_path)
+
+
+def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A fresh place on the kind of store that a fixture's parameter names."""
     name = uuid.uuid4().hex
     if request.param == "memory":
         return Place(f"memory://{name}")
     if request.param == "disk":
         return Place(f"file://{tmp_path}/{name}")
-    server: SeaweedServer = request.getfixturevalue("s3")
+    server: SeaweedServer | AzuriteServer = request.getfixturevalue(request.param)
     return Place(server.url(name), server.storage_options)
 
 

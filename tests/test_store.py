@@ -1,4 +1,4 @@
-"""The store: memory, local disk and a real S3 server keep the same promises and fail in the same words."""
+"""The store: memory, disk, a real S3 and a real Azure server keep the same promises and fail in the same words."""
 
 import errno
 import os
@@ -27,9 +27,18 @@ from dray.shards.errors import (
 )
 from dray.shards.store import Store
 from dray.shards.urls import check_apart, local_path, normal_url, split_version
-from tests.conftest import Place
+from tests.conftest import Place, place_of
 
 SECRET = "hush-hush-hush-hush-hush-hush-hush"
+
+
+AZURE = pytest.param("azure", marks=pytest.mark.heavy)
+
+
+@pytest.fixture(params=["memory", "disk", "s3", AZURE])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Azure as well."""
+    return place_of(request, tmp_path)
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def test_a_name_is_taken_literally(store: Store, name: str) -> None:
 FOLDERS = ["a b", "a%41", "a%20b", "100%", "a#b", "a?b", "ü日本", "a+b", "#1", "{0..1}", "*", "~", "a%2Fb"]
 
 
-@pytest.mark.parametrize("place", ["disk", "s3"], indirect=True)
+@pytest.mark.parametrize("place", ["disk", "s3", AZURE], indirect=True)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_of_any_name_holds_the_objects(place: Place, folder: str) -> None:
     """Its URL leads to it, from a pickle, from a listing of its parent and with a version behind it."""
