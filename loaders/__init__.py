@@ -12,14 +12,25 @@ if typing.TYPE_CHECKING:
     from dray.loaders.dataset import Dataset
     from dray.loaders.device import to_device
     from dray.loaders.loader import ShardLoader
+    from dray.loaders.shard_datamodule import ShardDataModule
     from dray.loaders.split import Split
 
-__all__ = ["Dataset", "LoaderStats", "PickledDataWDS", "ShardLoader", "Split", "WebDataModule", "to_device"]
+__all__ = [
+    "Dataset",
+    "LoaderStats",
+    "PickledDataWDS",
+    "ShardDataModule",
+    "ShardLoader",
+    "Split",
+    "WebDataModule",
+    "to_device",
+]
 
 _MODULES = {
     "Dataset": "dataset",
     "LoaderStats": "callback",
     "PickledDataWDS": "datamodule",
+    "ShardDataModule": "shard_datamodule",
     "ShardLoader": "loader",
     "Split": "split",
     "WebDataModule": "datamodule",

@@ -22,7 +22,7 @@ from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.catalog import Catalog
 from dray.loaders.collate import collate, is_stacked, no_rows, stacked
-from dray.loaders.cursor import Cursor, Rest, Share
+from dray.loaders.cursor import PASSES, Cursor, Rest, Share
 from dray.loaders.decode import Decoder
 from dray.loaders.fetch import Column, Reader, Run, Samples, Stats, wanted_columns
 from dray.loaders.mapped import MappedReader
@@ -50,6 +50,11 @@ class Pass:
     start: Cursor
     rest: Rest
     rank: int
+
+    @property
+    def epoch(self) -> int:
+        """Epoch, from 0, that it belongs to."""
+        return self.start.epoch % PASSES
 
     def steps(self, first: int = 0, stride: int = 1, *, with_runs: bool = True) -> Iterator["Step"]:
         """Every so many-th step; the order is worked out for many of them at once."""

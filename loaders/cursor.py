@@ -13,6 +13,7 @@ from dray.shards.arguments import as_bool, as_int, as_seed
 from dray.shards.errors import CallError
 
 FORMAT = 1
+PASSES = 1 << 32  # pass p of epoch e has the order of epoch e + p * PASSES: it does not disturb the next epoch
 
 
 class Remainder(StrEnum):

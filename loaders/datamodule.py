@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import lightning
-
 from dray.loaders.decode import Decoder, Decoders
+from dray.loaders.epoch_loader import EpochLoader
+from dray.loaders.exact_datamodule import ExactDataModule
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
 from dray.loaders.parts import Missing
-from dray.loaders.split import Split
+from dray.loaders.split import Split, by_split
 from dray.loaders.splits import OpenSplit, open_split
-from dray.loaders.web import ChunkLoader
 from dray.shards.arguments import as_int
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
@@ -23,7 +22,6 @@ Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]
 Calls = Sequence[tuple[str, Mapping[str, Any]]]
 
-_TRAIN = "train"  # in a state
 _SPLITS_OF_STAGE = {
     "fit": (Split.train, Split.val),
     "validate": (Split.val,),
@@ -32,11 +30,12 @@ _SPLITS_OF_STAGE = {
 }
 
 
-class WebDataModule(lightning.LightningDataModule):
+class WebDataModule(ExactDataModule):
     """Streams the shards of each split to a Lightning Trainer.
 
-    `fit` needs the splits train and val, `validate` val, `test` and `predict` test. In every dictionary a split's
-    value may be missing or None, except that `n_samples` and `dirs_tars_wds` must name the same splits.
+    `fit` needs the split train, and validates where there is val; `validate` needs val, `test` and `predict` test. In
+    every dictionary a split may be named by a string (`"train"`), and its value may be missing or None, except that
+    `n_samples` and `dirs_tars_wds` must name the same splits.
 
     Args:
         n_samples: Split -> its number of samples; None: as the dataset's snapshot tells.
@@ -62,22 +61,23 @@ class WebDataModule(lightning.LightningDataModule):
 
     Raises:
         RuntimeError: `n_samples` and `dirs_tars_wds` name different splits.
+        CallError: A dictionary names something that is no split, or an unknown keyword.
     """
 
     def __init__(
         self,
-        n_samples: Mapping[Split, int | None] | None,
+        n_samples: Mapping[Split | str, int | None] | None,
         suffix_keys_wds: str | Iterable[str],
-        dirs_tars_wds: Mapping[Split, str | os.PathLike[str] | None],
+        dirs_tars_wds: Mapping[Split | str, str | os.PathLike[str] | None],
         global_batch_size: int | None,
         prefix_tars_wds: str = DEFAULT_PREFIX,
-        pipeline_wds: Mapping[Split, Pipeline | None] | None = None,
-        pipeline_prebatch_wld: Mapping[Split, Pipeline | None] | None = None,
-        kwargs_wds: Mapping[Split, Mapping[str, Any] | None] | None = None,
-        kwargs_wld: Mapping[Split, Mapping[str, Any] | None] | None = None,
+        pipeline_wds: Mapping[Split | str, Pipeline | None] | None = None,
+        pipeline_prebatch_wld: Mapping[Split | str, Pipeline | None] | None = None,
+        kwargs_wds: Mapping[Split | str, Mapping[str, Any] | None] | None = None,
+        kwargs_wld: Mapping[Split | str, Mapping[str, Any] | None] | None = None,
         *,
-        invoke_wds: Mapping[Split, Calls | None] | None = None,
-        invoke_wld: Mapping[Split, Calls | None] | None = None,
+        invoke_wds: Mapping[Split | str, Calls | None] | None = None,
+        invoke_wld: Mapping[Split | str, Calls | None] | None = None,
         missing: str = Missing.ERROR,
         storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
@@ -85,36 +85,34 @@ class WebDataModule(lightning.LightningDataModule):
         decoders: Decoders | None = None,
     ) -> None:
         super().__init__()
-        if n_samples is not None and n_samples.keys() != dirs_tars_wds.keys():
+        directories = by_split("dirs_tars_wds", dirs_tars_wds)
+        told = dict.fromkeys(directories) if n_samples is None else by_split("n_samples", n_samples)
+        if told.keys() != directories.keys():
             raise RuntimeError(
-                f"n_samples has the splits {_names(n_samples)}, dirs_tars_wds {_names(dirs_tars_wds)}: give the same"
+                f"n_samples has the splits {_names(told)}, dirs_tars_wds {_names(directories)}: give the same"
             )
-        self._n_samples = {
-            split: None if count is None else as_int(f"n_samples[{split}]", count)
-            for split, count in (n_samples or dict.fromkeys(dirs_tars_wds)).items()
+        self._n_samples: dict[Split, int | None] = {
+            split: None if count is None else as_int(f"n_samples[{split}]", count) for split, count in told.items()
         }
-        check("kwargs_wds", kwargs_wds, KWARGS_WDS)
-        check("kwargs_wld", kwargs_wld, KWARGS_WLD)
+        self._dirs_tars_wds = dict(directories)
+        self._kwargs_wds = by_split("kwargs_wds", kwargs_wds)
+        self._kwargs_wld = by_split("kwargs_wld", kwargs_wld)
+        check("kwargs_wds", self._kwargs_wds, KWARGS_WDS)
+        check("kwargs_wld", self._kwargs_wld, KWARGS_WLD)
         self._suffix_keys_wds = suffix_keys_wds if isinstance(suffix_keys_wds, str) else check_suffixes(suffix_keys_wds)
-        self._dirs_tars_wds = dict(dirs_tars_wds)
         self._global_batch_size = (
             None if global_batch_size is None else as_int("global_batch_size", global_batch_size, 1)
         )
         self._prefix_tars_wds = prefix_tars_wds
-        self._pipeline_wds = pipeline_wds
-        self._pipeline_prebatch_wld = pipeline_prebatch_wld
-        self._kwargs_wds = kwargs_wds
-        self._kwargs_wld = kwargs_wld
-        self._invoke_wds = invoke_wds
-        self._invoke_wld = invoke_wld
+        self._pipeline_wds = by_split("pipeline_wds", pipeline_wds)
+        self._pipeline_prebatch_wld = by_split("pipeline_prebatch_wld", pipeline_prebatch_wld)
+        self._invoke_wds = by_split("invoke_wds", invoke_wds)
+        self._invoke_wld = by_split("invoke_wld", invoke_wld)
         self._missing = Missing.of(missing)
         self._storage_options = storage_options
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
         self._opened: dict[Split, OpenSplit] = {}
-        self._loaders: dict[Split, ChunkLoader] = {}  # the last one of each split that is set up
-        self._epoch = 0  # that training begins with
-        self._saved: Mapping[str, Any] | None = None  # a state that waits for the training loader
         self._counts: dict[Split, int | None] = {}  # as told, or as the snapshot says
 
     def prepare_data(self) -> None:
@@ -128,31 +126,28 @@ class WebDataModule(lightning.LightningDataModule):
 
         Raises:
             NotImplementedError: Any other stage.
-            RuntimeError: A split of the stage has no directory.
+            RuntimeError: A split that the stage needs has no directory.
             NotFoundError: There are no shards in it.
         """
         if stage not in _SPLITS_OF_STAGE:
             raise NotImplementedError(f"stage {stage!r}: known are {', '.join(_SPLITS_OF_STAGE)}")
+        if stage == "fit":
+            self._forget_training()
         for split in _SPLITS_OF_STAGE[stage]:
-            self._dataset[split] = self._setup_wds(split)
+            if stage != "fit" or split != Split.val or self._has(split):
+                self._dataset[split] = self._setup_wds(split)
 
     def train_dataloader(self) -> Any:
         """The loader of the training split: a `webdataset.WebLoader`. It goes on where the one before it was.
 
-        After another `setup("fit")` it begins with the epoch after the last one that was begun.
+        A Trainer says which epoch comes; another `setup("fit")` begins with epoch 0.
         """
-        state = self.state_dict().get(_TRAIN)
         loader = self._setup_wld(Split.train)
-        if isinstance(loader, ChunkLoader):
-            loader.set_epoch(self._epoch)
-            if state is not None:
-                loader.load_state_dict(state)
-            self._saved = None
-        return loader
+        return self._begin_training(loader) if isinstance(loader, EpochLoader) else loader
 
     def val_dataloader(self) -> Any:
-        """The loader of the validation split: a `webdataset.WebLoader`."""
-        return self._setup_wld(Split.val)
+        """The loader of the validation split: a `webdataset.WebLoader`; none where it has no directory."""
+        return self._setup_wld(Split.val) if self._has(Split.val) else []
 
     def test_dataloader(self) -> Any:
         """The loader of the test split: a `webdataset.WebLoader`."""
@@ -161,33 +156,6 @@ class WebDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> Any:
         """The same as `test_dataloader`."""
         return self.test_dataloader()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the training loader is: Lightning saves it with every checkpoint."""
-        if Split.train in self._loaders:
-            return {_TRAIN: self._loaders[Split.train].state_dict()}
-        return {} if self._saved is None else {_TRAIN: dict(self._saved)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let training go on from there, also on another number of ranks: the rest of the epoch comes first.
-
-        Raises:
-            CallError: It was saved over other data or with another seed; names the difference.
-        """
-        saved = state_dict.get(_TRAIN)
-        if saved is not None and Split.train in self._loaders:
-            self._loaders[Split.train].load_state_dict(saved)
-        else:
-            self._saved = saved
-
-    def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """End the loaders' worker processes and threads; Lightning calls this at the end of a stage."""
-        for loader in self._loaders.values():
-            loader.close()
-
-    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
-        """The same where a stage fails."""
-        self.teardown("")
 
     def _setup_wds(self, split: Split) -> Any:
         """The split's dataset: its samples, the user's pipeline, the user's calls."""
@@ -198,15 +166,12 @@ class WebDataModule(lightning.LightningDataModule):
             suffixes=check_suffixes(self._suffix_keys_wds),
             missing=self._missing,
             decoder=self._decoder,
-            options=_of(self._kwargs_wds, split) or {},
+            options=self._options(split),
             batch=self._global_batch_size,
             num_workers=(_of(self._kwargs_wld, split) or {}).get("num_workers") or 0,
         )
         told = self._n_samples.get(split)
         self._counts[split] = opened.num_samples if told is None else told
-        before = self._loaders.pop(split, None)
-        if before is not None and split == Split.train:
-            self._epoch = before.progress.epoch
         return _invoke(opened.dataset().compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
 
     def _setup_wld(self, split: Split) -> Any:
@@ -221,11 +186,19 @@ class WebDataModule(lightning.LightningDataModule):
         if batch is not None and told is not None:
             loader = loader.with_epoch(-(-told // batch))
         loader = _invoke(loader, self._invoke_wld, split)
-        if isinstance(loader, ChunkLoader):
-            self._loaders[split] = loader
+        if isinstance(loader, EpochLoader):
+            self._open.add(loader)
         elif loader.nsamples > 0 and not hasattr(loader, "__len__"):
             loader = loader.with_length(loader.nsamples, silent=True)
         return loader
+
+    def _options(self, split: Split) -> dict[str, Any]:
+        """The split's `kwargs_wds`. `overfit_batches` trains on the same batches in each epoch."""
+        options = dict(_of(self._kwargs_wds, split) or {})
+        return options | {"shardshuffle": False} if split == Split.train and self._is_overfitting() else options
+
+    def _has(self, split: Split) -> bool:
+        return self._dirs_tars_wds.get(split) is not None
 
     def _directory(self, split: Split) -> str:
         directory = self._dirs_tars_wds.get(split)
@@ -264,16 +237,17 @@ class PickledDataWDS(WebDataModule):
     def __init__(
         self,
         dir_pickles: str | os.PathLike[str],
-        names_subset: Mapping[Split, Sequence[str]],
+        names_subset: Mapping[Split | str, Sequence[str]],
         *args: Any,
         n_tars_wds: int | None = None,
         encode: str | Mapping[str, str] | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__({split: len(names) for split, names in names_subset.items()}, *args, **kwargs)
+        names_of = by_split("names_subset", names_subset)
+        super().__init__({split: len(names) for split, names in names_of.items()}, *args, **kwargs)
         self._dir_pickles = dir_pickles
-        self._names_subset = names_subset
+        self._names_subset = names_of
         self._n_tars_wds = None if n_tars_wds is None else as_int("n_tars_wds", n_tars_wds, 1)
         trust = {} if encode is None else {"allow": self._decoder.allow, "allow_pickle": self._decoder.allow_pickle}
         self._encoding: dict[str, Any] = {"encode": encode, **trust}

@@ -5,13 +5,12 @@ from typing import Self
 
 import numpy as np
 
-from dray.loaders.cursor import Cursor, Remainder, Rest, Share
+from dray.loaders.cursor import PASSES, Cursor, Remainder, Rest, Share
 from dray.loaders.order import BLOCK_BYTES, choose_block
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
-PASSES = 1 << 32  # pass p of epoch e is the order's epoch e + p * PASSES: further passes do not disturb the next epoch
 LANES = 64  # where no global batch size tells how many
 MOST_SAMPLES = 64  # of a chunk, likewise
 

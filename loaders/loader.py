@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import fields, replace
 from time import perf_counter
@@ -12,13 +12,15 @@ from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
 from dray.loaders.blocks import open_blocks
 from dray.loaders.catalog import Catalog
 from dray.loaders.collate import check_stack
-from dray.loaders.cursor import Cursor, Remainder, Rest
+from dray.loaders.cursor import Cursor, Remainder
 from dray.loaders.decode import Decoder, Decoders
+from dray.loaders.epoch_loader import EpochLoader
 from dray.loaders.fetch import Stats
 from dray.loaders.forks import check_process, check_worker
 from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
 from dray.loaders.parts import Missing, open_parts
+from dray.loaders.position import Position
 from dray.loaders.ranks import open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
@@ -31,7 +33,7 @@ PREFETCH = 3  # groups of batches, the one that is asked for included
 BAD_SAMPLES = "dray-bad-samples.jsonl"
 
 
-class ShardLoader:
+class ShardLoader(EpochLoader):
     """Iterates over one epoch of one rank after another.
 
     Every rank takes the same number of steps, in `keep` and `pad` each sample exactly once over all ranks, in `drop` at
@@ -123,12 +125,11 @@ class ShardLoader:
         self.rank, self.num_ranks = _checked_rank(rank, num_ranks)
         self._num_workers = as_int("num_workers", num_workers)
         self._timeout_s = 0.0 if timeout_s is None else as_seconds("timeout_s", timeout_s)
-        self._shuffle, self._seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
-        self._window_rows = as_int("window_rows", window_rows, 1)
-        self._batch = as_int("batch_size", batch_size, 1) * self.num_ranks
+        shuffle, seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
+        window_rows = as_int("window_rows", window_rows, 1)
+        batch = as_int("batch_size", batch_size, 1) * self.num_ranks
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
-        self._remainder = Remainder(remainder)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)
         self._maker = BatchMaker(
@@ -140,13 +141,17 @@ class ShardLoader:
             transform=transform,
             collate=collate,
             with_keys=as_bool("with_keys", with_keys),
-            marks_filler=self._remainder == Remainder.PAD,
+            marks_filler=remainder == Remainder.PAD,
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
             blocks=blocks,
         )
-        self._next = self._first_of(0)
-        self._start, self._taken = self._next, 0  # where this pass began, and the steps that the trainer took since
-        self._num_before = 0  # samples, in the passes before
+        self._position = Position(
+            self._first_cursor(batch, shuffle=shuffle, seed=seed, window_rows=window_rows),
+            batch=batch,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            remainder=Remainder(remainder),
+        )
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
         self._lookahead: Lookahead[list[Any]] | None = None
@@ -157,26 +162,29 @@ class ShardLoader:
     def __getstate__(self) -> dict[str, Any]:
         """For a copy, here or in another process: it has threads and workers of its own, and counts anew."""
         fresh = {"_batches": None, "_lookahead": None, "_pool": None, "_wait_s": 0.0, "_ended": list[Stats]()}
-        return {**self.__dict__, **fresh, "_maker": replace(self._maker)}
-
-    def __setstate__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
-        self.load_state_dict(self.state_dict())  # the rest of the epoch that the loader it was copied from is in
-        self._num_before = 0
+        own = {"_maker": replace(self._maker), "_position": self._position.resumed(), "_keeper": None}
+        return {**self.__dict__, **fresh, **own}
 
     @property
     def snapshot(self) -> Snapshot:
         """The version that is read."""
         return self._snapshot
 
+    @property
+    def position(self) -> Position:
+        """Where the loader is in its epochs."""
+        return self._position
+
     def __len__(self) -> int:
         """Steps of the epoch that the next `iter()` goes through, or that is being gone through."""
-        return self._start.steps + len(self._rest(self._start))
+        return self._position.length()
 
     def __iter__(self) -> Iterator[Any]:
         """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
 
-        An epoch counts as begun when its first batch is asked for; an iterator that was left ends then.
+        After `sampler.set_epoch`, as a Trainer calls it, each further `iter()` is another pass of that epoch, in an
+        order of its own. An epoch counts as begun when its first batch is asked for; an iterator that was left ends
+        then.
 
         Raises:
             CallError: A newer iterator of this loader began, this one was begun before a fork, or this process is one
@@ -184,46 +192,29 @@ class ShardLoader:
             RuntimeError: A worker died, or gave nothing for `timeout_s`. The next epoch has others.
         """
         check_worker(self._num_workers, "ShardLoader(num_workers=)")
-        process, start = os.getpid(), self._next
-        self._go_to(start)
-        self._next = self._first_of(start.epoch + 1)
-        way = Pass(start, self._rest(start), self.rank)
+        process, position = os.getpid(), self._position
+        way, turn = position.begin(), position.turn
+        self._end_batches()
         self._batches = batches = self._in_workers(way) if self._num_workers else self._in_thread(way)
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
                 check_process(process)
-                if self._batches is not batches:
+                if position.turn != turn:
                     raise CallError(
-                        f"this iterator of epoch {start.epoch} ended when a newer one of its loader began, or when it "
+                        f"this iterator of epoch {way.epoch} ended when a newer one of its loader began, or when it "
                         "was told to go on elsewhere"
                     )
                 asked = perf_counter()
                 batch = next(batches)
                 self._wait_s += perf_counter() - asked
-                self._taken = step
+                position.taken = step
                 yield batch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter()` start an epoch, from 0."""
-        self._go_to(self._first_of(epoch))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: JSON-able, small, the same on every rank."""
-        return self._start.advanced(self._taken, self._batch).to_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
-
-        Lightning works out an epoch's length once: after a resume with another global batch size the epochs that follow
-        would keep the resumed one's, so give the Trainer `reload_dataloaders_every_n_epochs=1` then.
-
-        Raises:
-            CallError: It was saved over other data or with another seed; names the difference.
-        """
-        saved = Cursor.from_dict(state)
-        saved.check_same(self._next)
-        is_over = len(self._rest(saved)) == 0 and saved.steps > 0
-        self._go_to(self._first_of(saved.epoch + 1) if is_over else replace(saved, version=self._snapshot.version))
+    def close(self) -> None:
+        """End worker processes and the iterator that runs. The next `iter()` starts others."""
+        self._position.turn += 1
+        self._end_batches()
+        self._end_workers()
 
     def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
         """Where the samples of a batch lie: shard (its URL), key and offset (of the first part) of each.
@@ -238,9 +229,9 @@ class ShardLoader:
         Raises:
             CallError: The epoch has no such step, or took it before it was resumed here.
         """
-        epoch, step = as_int("epoch", epoch), as_int("step", step)
-        start = self._start if epoch == self._start.epoch else self._first_of(epoch)
-        rest = self._rest(start)
+        epoch, step, position = as_int("epoch", epoch), as_int("step", step), self._position
+        start = position.start if epoch == position.start.epoch else position.start_of(epoch)
+        rest = position.rest(start)
         of_rank = self.rank if rank is None else as_int("rank", rank)
         if not (0 <= step - start.steps < len(rest) and 0 <= of_rank < self.num_ranks):
             raise CallError(
@@ -266,47 +257,21 @@ class ShardLoader:
         told = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
         all_stats = told if self._num_workers else [self._maker.stats]
         total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
-        return {**total, "samples": self._num_before + self._num_samples(), "wait_s": self._wait_s}
+        return {**total, "samples": self._position.num_samples, "wait_s": self._wait_s}
 
-    def _num_samples(self) -> int:
-        """That the trainer got in this pass."""
-        rest = self._rest(self._start)
-        last = self._taken - 1  # the one step that may be shorter
-        return last * rest.share_size(0, self.rank) + rest.share_size(last, self.rank) if self._taken else 0
-
-    def _go_to(self, start: Cursor) -> None:
-        if self._process != os.getpid():  # what runs belongs to the process that this one was forked from
-            self._process = os.getpid()
-            self._batches = self._lookahead = self._pool = None
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
-        self._num_before += self._num_samples()
-        self._start = self._next = start
-        self._taken = 0
-
-    def _rest(self, cursor: Cursor) -> Rest:
-        return Rest(
-            num_samples=cursor.num_samples,
-            consumed=cursor.consumed,
-            batch=self._batch,
-            num_ranks=self.num_ranks,
-            remainder=self._remainder,
-        )
-
-    def _first_of(self, epoch: int) -> Cursor:
-        """The start of an epoch, laid out for this batch size."""
+    def _first_cursor(self, batch: int, *, shuffle: bool, seed: int, window_rows: int) -> Cursor:
+        """The start of epoch 0, laid out for a global batch size."""
         snapshot, num_samples = self._snapshot, len(self._maker.catalog)
         return Cursor(
             dataset=snapshot.commit.manifest,
             version=snapshot.version,
             num_samples=num_samples,
-            shuffle=self._shuffle,
-            seed=self._seed,
-            epoch=as_int("epoch", epoch),
-            lanes=self._batch,
-            block=choose_block(num_samples, self._batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
-            window_rows=self._window_rows,
+            shuffle=shuffle,
+            seed=seed,
+            epoch=0,
+            lanes=batch,
+            block=choose_block(num_samples, batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
+            window_rows=window_rows,
         )
 
     def _in_thread(self, way: Pass) -> Generator[Any, None, None]:
@@ -318,21 +283,31 @@ class ShardLoader:
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
         if self._pool is not None and not self._pool.lives_on:  # a worker died while none was waited for
-            self._end_workers(self._pool)
+            self._end_workers()
         if self._pool is None:
             self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
         try:
             yield from self._pool.batches(way)
         except Exception as exc:  # one may be dead: the next pass starts others
-            exc.add_note(f"in epoch {way.start.epoch}, at step {self._start.steps + self._taken} of rank {self.rank}")
+            exc.add_note(f"in epoch {way.epoch}, at step {self._position.steps} of rank {self.rank}")
             traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
-            self._end_workers(self._pool)
+            self._end_workers()
             raise
 
-    def _end_workers(self, pool: WorkerPool) -> None:
-        self._ended += pool.stats.values()
-        pool.close()
-        self._pool = None
+    def _end_batches(self) -> None:
+        """End what makes the batches of the last pass."""
+        if self._process != os.getpid():  # what runs belongs to the process that this one was forked from
+            self._process = os.getpid()
+            self._batches = self._lookahead = self._pool = None
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _end_workers(self) -> None:
+        if self._pool is not None:
+            self._ended += self._pool.stats.values()
+            self._pool.close()
+            self._pool = None
 
 
 def _checked_rank(rank: int | None, num_ranks: int | None) -> tuple[int, int]:

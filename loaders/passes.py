@@ -16,7 +16,6 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from dray.loaders.batches import Pass
 from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.crossing import Folded, fold, unfold
-from dray.loaders.epochs import PASSES
 from dray.loaders.fetch import Stats
 from dray.loaders.processes import WorkerProcesses
 from dray.loaders.progress import Progress
@@ -193,7 +192,7 @@ class StreamPool:
         self._source.show(way, self._num_passes)
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
-        patience, epoch = self._processes.patience, way.start.epoch % PASSES
+        patience, epoch = self._processes.patience, way.epoch
         patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
         arriving = iter(self._processes)
         coming: list[deque[Given]] = [deque() for _ in self._buffers]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dray.loaders.batches import Pass
-from dray.loaders.cursor import Cursor
-from dray.loaders.epochs import PASSES, Epochs
+from dray.loaders.cursor import PASSES, Cursor
+from dray.loaders.epochs import Epochs
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 
@@ -31,6 +31,10 @@ class Place:
     outputs: int = 0
     covered: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"format": FORMAT, "cursor": self.cursor.to_dict(), "outputs": self.outputs, "covered": self.covered}
+
 
 class Progress:
     """Of one rank's loader; copies of it share this.
@@ -39,6 +43,11 @@ class Progress:
         epochs: Of its stream.
         rank: Whose stream it is.
         num_samples: What counts as the samples of an epoch; None: an epoch is one pass.
+
+    Attributes:
+        goal: Number of outputs of a whole epoch; None: as many as one pass gives.
+        is_loaded: Whether a loaded state waits for its first output.
+        repeats_epoch: Whether a further iteration is another pass of the same epoch, as a Trainer expects.
     """
 
     def __init__(self, epochs: Epochs, rank: int, num_samples: int | None) -> None:
@@ -46,24 +55,33 @@ class Progress:
         self.rank = rank
         self._num_samples = num_samples
         self.handed = 0  # what the workers gave and the last pipeline took, in this epoch
-        self._next = self._here = Place(epochs.start(0))
+        self.goal: int | None = None
+        self.is_loaded = self.repeats_epoch = False
+        self._here = self._before = Place(epochs.start(0))  # now, and before the last output
+        self._next: Place | None = self._here  # None: what follows the epoch at hand
         self._turn = 0
         self._has_warned = False
         self._begin_at(self._here.cursor)
 
-    def steps(self) -> int | None:
-        """Outputs of a whole epoch; None where it is one pass."""
-        return None if self._num_samples is None else -(-self._num_samples // self.epochs.batch)
+    @property
+    def shuffles(self) -> bool:
+        """Whether the order is permuted."""
+        return self.epochs.shuffle
 
     @property
     def epoch(self) -> int:
-        """That `begin` goes to, from 0."""
-        return self._next.cursor.epoch % PASSES
+        """Epoch, from 0, at hand, or the next one where none has begun since the last change."""
+        return self._here.cursor.epoch % PASSES
+
+    @property
+    def steps(self) -> int:
+        """Number of outputs of the epoch that the trainer has got, those before a resume included."""
+        return self._here.outputs
 
     def go_to(self, epoch: int) -> None:
         """Let the next epoch be this one, from its start."""
-        self._here = self._next = Place(self.epochs.start(epoch))
-        self.end()
+        self._move(Place(self.epochs.start(epoch)))
+        self.repeats_epoch = False
 
     def end(self) -> None:
         """Let the iterator that runs, if one does, end."""
@@ -71,11 +89,23 @@ class Progress:
 
     def begin(self) -> int:
         """Go to the next epoch, or to where a loaded state says. Returns the turn, for `check`."""
-        self._here = self._next
-        self._next = Place(self.epochs.next_epoch(self._here.cursor))
+        self._move(self._following())
+        self._next = None
         self._begin_at(self._here.cursor)
-        self.end()
         return self._turn
+
+    def _move(self, place: Place) -> None:
+        self._here = self._before = self._next = place
+        self.is_loaded = False
+        self.end()
+
+    def _following(self) -> Place:
+        """Where the next iteration begins."""
+        if self._next is not None:
+            return self._next
+        if self.repeats_epoch:
+            return Place(replace(self.epochs.next_pass(self._end), steps=0))
+        return Place(self.epochs.next_epoch(self._here.cursor))
 
     def _begin_at(self, cursor: Cursor) -> None:
         self._end = cursor  # of the last chunk that was handed out
@@ -114,21 +144,23 @@ class Progress:
         here = self._here
         cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -LOOK_AHEAD - 1)
         self._is_exact &= self.handed - handed <= LOOK_AHEAD
+        self._before = here
         self._here = Place(cursor, here.outputs + 1, here.covered + self.epochs.batch)
 
-    def left(self, goal: int | None) -> int | None:
-        """Outputs that are left of the epoch at hand, if a whole one has `goal`; None: as many as the passes give."""
-        return self._left(self._here, goal)
+    def left(self) -> int | None:
+        """Outputs that are left of the epoch at hand; None: as many as the passes give."""
+        return self._left(self._here)
 
-    def length(self, goal: int) -> int:
+    def length(self) -> int | None:
         """Outputs of the epoch at hand, those that were given before a resume too; after its end, of the next one."""
-        place = self._next if self._is_over(self._here, goal) else self._here
-        return place.outputs + (self._left(place, goal) or 0)
+        place = self._following() if self._is_over(self._here) else self._here
+        left = self._left(place)
+        return None if left is None else place.outputs + left
 
-    def state(self, goal: int | None) -> dict[str, Any]:
-        """For a checkpoint: JSON-able and small."""
-        here = self._here
-        if here.outputs and not (self._is_exact or self._has_warned or self._is_over(here, goal)):
+    def state(self, *, unfinished: int = 0) -> dict[str, Any]:
+        """For a checkpoint: JSON-able and small; with `unfinished=1`, as before the last output."""
+        here = self._before if unfinished else self._here
+        if here.outputs and not (self._is_exact or self._has_warned or self._is_over(here)):
             self._has_warned = True
             warnings.warn(
                 "a checkpoint inside an epoch whose pipelines do not give one output for each sample or for each "
@@ -136,9 +168,13 @@ class Progress:
                 "or comes again after a resume; kwargs_wds={'shardshuffle': True} shuffles without a buffer",
                 stacklevel=2,
             )
-        return {"format": FORMAT, "cursor": here.cursor.to_dict(), "outputs": here.outputs, "covered": here.covered}
+        return here.to_dict()
 
-    def load(self, state: Mapping[str, Any], goal: int | None) -> None:
+    def state_at(self, epoch: int) -> dict[str, Any]:
+        """The state at the start of an epoch."""
+        return Place(self.epochs.start(epoch)).to_dict()
+
+    def load(self, state: Mapping[str, Any]) -> None:
         """Let the next epoch be the rest of the one that was saved; where that was over, the one after it.
 
         Raises:
@@ -149,7 +185,7 @@ class Progress:
             raise CallError(f"not a state of format {FORMAT}: {state!r:.300}; was it saved by a newer dray?")
         cursor = Cursor.from_dict(state["cursor"])
         try:
-            cursor.check_same(self._next.cursor)
+            cursor.check_same(self._here.cursor)
         except CallError as exc:
             raise CallError(
                 f"{exc}; a DataModule opens that version by its directory: "
@@ -157,18 +193,17 @@ class Progress:
             ) from exc
         outputs, covered = (as_int(f"the state's {name}", state[name]) for name in ("outputs", "covered"))
         place = Place(replace(cursor, version=self.epochs.snapshot.version), outputs, covered)
-        is_over = self._is_over(place, goal)
-        self._here = self._next = Place(self.epochs.next_epoch(cursor)) if is_over else place
-        self.end()
+        self._move(Place(self.epochs.next_epoch(cursor)) if self._is_over(place) else place)
+        self.is_loaded = True
 
-    def _left(self, place: Place, goal: int | None) -> int | None:
-        steps = self.steps()
-        if goal is None:
+    def _left(self, place: Place) -> int | None:
+        if self.goal is None:
             return None
-        if steps is None or self._num_samples is None:
-            return max(0, goal - place.outputs)
-        return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + goal - steps)
+        if self._num_samples is None:
+            return max(0, self.goal - place.outputs)
+        steps = -(-self._num_samples // self.epochs.batch)  # where no method of webdataset changed the goal
+        return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + self.goal - steps)
 
-    def _is_over(self, place: Place, goal: int | None) -> bool:
-        left = len(self.epochs.rest(place.cursor)) if goal is None else self._left(place, goal)
+    def _is_over(self, place: Place) -> bool:
+        left = len(self.epochs.rest(place.cursor)) if self.goal is None else self._left(place)
         return place.outputs > 0 and left == 0

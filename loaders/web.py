@@ -11,13 +11,14 @@ import cloudpickle
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
+from dray.loaders.epoch_loader import EpochLoader
 from dray.loaders.forks import check_process, check_worker
 from dray.loaders.passes import Passes
 from dray.loaders.progress import Progress
 from dray.shards.errors import CallError
 
 
-class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
+class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset has no types
     """Iterates over one epoch of one rank's stream after another.
 
     `.compose`, `.map`, `.with_epoch` and the like work as in webdataset. After `.with_epoch(n)` an epoch is n outputs
@@ -44,17 +45,19 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
 
     def __reduce__(self) -> tuple[Callable[..., "ChunkLoader"], tuple[Any, ...]]:
         """For a copy with a stream of its own, which goes on from where this loader is, with the user's lambdas."""
-        return _unpacked, (cloudpickle.dumps((type(self), self.__dict__)), self.state_dict())
+        return _unpacked, (cloudpickle.dumps((type(self), {**self.__dict__, "_keeper": None})), self.position.state())
 
     @property
-    def progress(self) -> Progress:
-        """How far it has come; copies of this loader share it."""
+    def position(self) -> Progress:
+        """Where the loader is in its epochs. Copies share it, and the one in use says how long an epoch is."""
+        self._progress.goal = self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
         return self._progress
 
     def __iter__(self) -> Iterator[Any]:
         """The next epoch; after `load_state_dict`, the rest of the one that was saved.
 
-        An epoch counts as begun when its first output is asked for; an iterator that was left ends then.
+        After `sampler.set_epoch`, as a Trainer calls it, each further `iter()` is another pass of that epoch. An epoch
+        counts as begun when its first output is asked for; an iterator that was left ends then.
 
         Raises:
             CallError: The pipelines give nothing at all, so the epoch cannot have its length; a newer iterator of this
@@ -62,9 +65,9 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
                 DataLoader.
         """
         check_worker(self._passes.num_workers, "kwargs_wld={split: {'num_workers': ...}}")
-        progress, process = self._progress, os.getpid()
+        progress, process = self.position, os.getpid()
         turn = progress.begin()
-        left = progress.left(self._goal)
+        left = progress.left()
         with closing(cast("Generator[Any, None, None]", self.iterator())) as outputs:
             while left is None or left > 0:
                 check_process(process)
@@ -90,9 +93,10 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
         Raises:
             TypeError: An epoch is one pass, and who knows what the pipelines make of it.
         """
-        if self._goal is None:
+        length = self.position.length()
+        if length is None:
             raise TypeError("a loader without a global batch size has no length")
-        return self._progress.length(self._goal)
+        return length
 
     def stats(self) -> dict[str, float]:
         """What was read for this rank since the start, a little ahead, and how long outputs were waited for.
@@ -104,30 +108,10 @@ class ChunkLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
     def __bool__(self) -> bool:
         return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: JSON-able, small, the same on every rank."""
-        return self._progress.state(self._goal)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
-
-        Raises:
-            CallError: It was saved over other data or with another seed; names the difference.
-        """
-        self._progress.load(state, self._goal)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter()` start an epoch, from 0."""
-        self._progress.go_to(epoch)
-
     def close(self) -> None:
         """End worker processes, threads and the iterator that runs. The next `iter()` starts others."""
         self._progress.end()
         self._passes.close()
-
-    @property
-    def _goal(self) -> int | None:
-        return self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
 
 
 def _unpacked(pickled: bytes, state: Mapping[str, Any]) -> ChunkLoader:

@@ -65,7 +65,7 @@ class WorkerPool:
         for buffers in self._buffers:
             buffers.begin(self._num_passes)
         coming: list[deque[Any]] = [deque() for _ in range(self._num_workers)]
-        patience, epoch = self._processes.patience, way.start.epoch
+        patience, epoch = self._processes.patience, way.epoch
         patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
         arriving = iter(self._processes)
         for step in range(len(way.rest)):

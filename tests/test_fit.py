@@ -1,4 +1,4 @@
-"""A DataModule under one Trainer after another: each fit takes the next epoch, and no worker outlives one."""
+"""One DataModule under several Trainers: each fit follows its Trainer's epochs, and no worker outlives one."""
 
 import multiprocessing
 from typing import Any
@@ -68,17 +68,16 @@ def untuple(source: Any) -> Any:
     return (sample for (sample,) in source)
 
 
-def test_another_fit_takes_the_next_epoch_whether_or_not_the_last_one_failed(shards: str) -> None:
-    """In its own order, as one fit of several epochs would; and no worker outlives a fit, either way."""
+def test_each_fit_begins_with_its_trainers_epoch_whether_or_not_the_last_one_failed(shards: str) -> None:
+    """A new Trainer begins with epoch 0, as with any other loader; and no worker outlives a fit, either way."""
     data, plain = module(shards, 2), module(shards, 0)
     plain.setup("fit")
-    loader = plain.train_dataloader()
-    epochs = [[batch[:, 0].int().tolist() for batch in loader] for _ in range(3)]
-    assert fit(data, Model()) == epochs[0]
+    epoch = [batch[:, 0].int().tolist() for batch in plain.train_dataloader()]
+    assert fit(data, Model()) == epoch
     assert not multiprocessing.active_children()
     broken = Model(fails_at=4)
     with pytest.raises(ValueError, match="a step that fails"):
         fit(data, broken)
-    assert broken.seen == epochs[1][:5]
+    assert broken.seen == epoch[:5]
     assert not multiprocessing.active_children()
-    assert fit(data, Model()) == epochs[2]
+    assert fit(data, Model()) == epoch

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with DDP, over both loaders: stopped mid-epoch, resumed on another number of processes."""
+"""Lightning's Trainer with DDP, over all entry points: stopped mid-epoch, resumed on another number of processes."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import pytest
 from tests.datasets import pack, tensor_of
 
 NUM_SAMPLES, GLOBAL_BATCH, STOP_AFTER = 103, 12, 3
-TRAINED = {"ShardLoader": 96, "WebDataModule": NUM_SAMPLES}  # an epoch: the one drops the remainder
-NUM_VALIDATED = {"ShardLoader": 10, "WebDataModule": NUM_SAMPLES}
+TRAINED = {"ShardDataModule": 96, "ShardLoader": 96, "WebDataModule": NUM_SAMPLES}  # native loaders drop the remainder
+NUM_VALIDATED = {"ShardDataModule": 10, "ShardLoader": 10, "WebDataModule": NUM_SAMPLES}
 
 # Trains with each loader for two epochs; two processes do it once more, and stop after a step.
 PROGRAM = """
@@ -26,7 +26,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from webdataset import batched
 
-from dray.loaders import ShardLoader, Split, WebDataModule
+from dray.loaders import ShardDataModule, ShardLoader, Split, WebDataModule
 
 url, devices, place, start = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 BATCH = 12 // devices
@@ -64,6 +64,10 @@ class Loaders(lightning.LightningDataModule):
         return ShardLoader(url, batch_size=4, remainder="keep", limit=10)
 
 
+def native():
+    return ShardDataModule(url, {"url": url, "batch_size": 4, "limit": 10}, batch_size=BATCH, shuffle=True, seed=5)
+
+
 def untuple(source):
     return (sample for (sample,) in source)
 
@@ -92,7 +96,7 @@ def fit(data, name, max_steps=-1):
 
 
 if __name__ == "__main__":
-    for make in (Loaders, module):
+    for make in (Loaders, native, module):
         fit(make(), f"on-{devices}")
         if not start:
             fit(make(), "stopped", max_steps=1)
@@ -147,7 +151,7 @@ def test_uneven_data_trains_and_validates_each_sample_once(whole: Path, loader: 
     ranks = notes(whole / loader)
     epochs = [samples(ranks, epoch) for epoch in (0, 1)]
     assert [len(set(epoch)) for epoch in epochs] == [len(epoch) for epoch in epochs] == [TRAINED[loader]] * 2
-    assert (epochs[0] != epochs[1]) == (loader == "ShardLoader")  # what is dropped
+    assert (epochs[0] != epochs[1]) == (loader != "WebDataModule")  # what is dropped
     last = [[3], [4]] if loader == "WebDataModule" else [[], []]
     assert [[len(step["samples"]) for step in steps if step["epoch"] == 0] for steps in ranks] == [
         [6] * 8 + count for count in last
