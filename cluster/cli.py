@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperOption
 
 from dray.cluster.group import Commands
+from dray.cluster.signals import orderly_end
 from dray.pipelines.tolerance import OnError
 from dray.shards.verify import Level
 
@@ -53,7 +54,8 @@ def main() -> None:
     for option in command.params:
         if isinstance(option, TyperOption) and option.name in _COMPLETION:
             option.hidden = True
-    command(prog_name="dray")
+    with orderly_end():
+        command(prog_name="dray")
 
 
 def _print_version(wanted: bool) -> None:

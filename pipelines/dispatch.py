@@ -24,7 +24,7 @@ from dray.shards.errors import ClusterError, DeniedError, StoreError
 
 MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
 SILENT_S = 30.0  # after so long without a finished task the driver says what it waits for, again and again
-CALL_OFF_S = 2.0  # at most, for tasks that are cancelled to end: whoever stops a job waits 3 s, then kills it
+CALL_OFF_S = 1.0  # at most, for tasks in flight to end: `ray job stop` waits 3 s for the whole process
 CHECK_S = 60.0  # at most, for the nodes to say what dray they have; tasks say it as well
 MOST_NAMED = 3  # tasks that are waited for
 
@@ -254,10 +254,11 @@ def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTas
 
 
 def _call_off(ray: Any, references: list[Any]) -> None:
-    """Cancel tasks and wait a little for them to end; their errors are not wanted any more."""
-    for reference in references:
-        ray.cancel(reference)
-    ended = ray.wait(references, num_returns=len(references), timeout=CALL_OFF_S)[0] if references else []
-    for reference in ended:
-        with suppress(ray.exceptions.RayError):
-            ray.get(reference)
+    """Let short tasks end by themselves, and cancel long ones, the last sent first.
+
+    Ray 2.60 may abort this process when it cancels a task that is just being started or ending.
+    """
+    if references:
+        _, running = ray.wait(references, num_returns=len(references), timeout=CALL_OFF_S)
+        for reference in reversed(running):
+            ray.cancel(reference)

@@ -1,7 +1,9 @@
 """One connection to Ray, also for several builds: starting or joining a cluster takes seconds."""
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,10 +36,13 @@ def ray_session(address: str | None) -> Iterator[None]:
     if address == "local":  # Ray warns that a token protects what it starts here: good, and nothing to act on
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     dashboard = False if address == "local" else None  # None: Ray's own choice
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as exc:
         raise ClusterError(f"cannot connect to Ray at {address}: {exc}") from exc
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaces the caller's by one that prints a stack of C++
     try:
         yield
     finally:

@@ -1,12 +1,12 @@
 """The user's function that makes the parts of a sample: how it reaches the workers, and what it may give."""
 
-import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle
 
-from dray.shards.errors import CallError, InputError
+from dray.pipelines.node import node_name
+from dray.shards.errors import CallError, ClusterError, InputError
 from dray.shards.layout import check_suffixes, key_of
 
 Function = Callable[[str, dict[str, bytes]], Mapping[str, Any]]
@@ -39,28 +39,37 @@ class Transform:
         """The parts of one sample, checked.
 
         Raises:
-            InputError: The function cannot be opened here, raised, or gave what cannot be stored.
+            ClusterError: The function cannot be opened here, or needs a module that is missing: it is not the sample's
+                fault.
+            InputError: The function raised, or gave what cannot be stored.
         """
-        key = key_of(name)
+        key, function = key_of(name), self._opened(name)
         try:
-            sample = dict(self._opened()(key, suffix_to_data))
+            sample = dict(function(key, suffix_to_data))
             if sample.pop("__key__", key) != key:
                 raise CallError(f"func_output_data may not change the key {key!r}")
             for suffix in check_suffixes(sample):
                 sample[suffix] = _encoded(suffix, sample[suffix])
-        except ModuleNotFoundError as exc:
-            raise InputError(
-                f"func_output_data needs the module {exc.name!r}, which is missing where it ran "
-                f"({platform.node()}): install it there, or ship it with Ray's runtime_env"
-            ) from exc
+        except ImportError as exc:
+            raise _unfit_node(name, exc) from exc
         except Exception as exc:
             raise InputError(f"func_output_data failed: {type(exc).__name__}: {exc}") from exc
         return sample
 
-    def _opened(self) -> Function:
-        function: Function = self._function or cloudpickle.loads(self._pickled)
+    def _opened(self, name: str) -> Function:
+        try:
+            function: Function = self._function or cloudpickle.loads(self._pickled)
+        except Exception as exc:
+            raise _unfit_node(name, exc) from exc
         self._function = function
         return function
+
+
+def _unfit_node(name: str, exc: Exception) -> ClusterError:
+    return ClusterError(
+        f"node {node_name()} cannot run func_output_data, first for sample {name!r}: {type(exc).__name__}: {exc}; "
+        "install what it needs there, or ship it with Ray's runtime_env. No sample was left out for it"
+    )
 
 
 def _encoded(suffix: str, value: Any) -> bytes:

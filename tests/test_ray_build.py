@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.pipelines import pack, pickles_to_tars
+from dray.pipelines import dispatch, pack, pickles_to_tars
 from dray.shards import CallError, ClusterError, DamagedError, InputError, Snapshot
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
@@ -196,6 +197,68 @@ def test_a_worker_that_always_dies_ends_the_build_with_its_shard_named(make_inpu
 
 
 @pytest.mark.usefixtures("cluster")
+def test_the_driver_says_again_and_again_what_it_waits_for(
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the first task has ended as well, with the reason: another job holds the cluster's CPUs."""
+    monkeypatch.setattr(dispatch, "SILENT_S", 0.3)
+    build(make_inputs(5, SUFFIXES), tmp_path / "out", min_num_shards=1)
+    held = [tmp_path / "one", tmp_path / "two"]
+
+    @ray.remote(num_cpus=1)
+    def hold_a_cpu(path: Path) -> None:
+        path.touch()
+        time.sleep(2)
+
+    tasks = [hold_a_cpu.remote(path) for path in held]
+    while not all(path.exists() for path in held):
+        time.sleep(0.01)
+    build(Inputs(tmp_path / "inputs", ["sample.0001"], SUFFIXES), tmp_path / "other", progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "nothing has finished" in line]
+    assert len(lines) >= 2
+    assert "waiting for shard 0 (samples 'sample.0001' to 'sample.0001'): all CPUs are taken" in lines[0]
+    ray.get(tasks)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_small_shards_share_a_task(make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far fewer Ray tasks than shards, the same bytes; compaction groups as well."""
+    groups: list[int] = []
+    send = dispatch._Sender.send
+
+    def count(self: Any, tasks: Any, memory_bytes: int) -> Any:
+        groups.append(len(tasks))
+        return send(self, tasks, memory_bytes)
+
+    monkeypatch.setattr(dispatch._Sender, "send", count)
+    inputs = make_inputs(200, SUFFIXES)
+    build(inputs, tmp_path / "process", min_num_shards=200, address="none")
+    build(inputs, tmp_path / "nodes", min_num_shards=200)
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    assert sum(groups) == 200
+    assert len(groups) < 100
+
+
+@pytest.mark.usefixtures("cluster")
+def test_bad_samples_of_a_group_are_counted_for_their_shards(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """A shard of a group is stored without them, or not at all; its neighbours are whole."""
+    inputs = make_inputs(120, SUFFIXES)
+
+    def fail(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if key in ("sample-0013", "sample-0090"):
+            raise ValueError("oops")
+        return parts
+
+    options: dict[str, Any] = {"func_output_data": fail, "transform_version": "1", "min_num_shards": 60}
+    for name, address in (("process", "none"), ("nodes", None)):
+        build(inputs, tmp_path / name, on_error="skip", max_bad=2, address=address, **options)
+    assert content(tmp_path / "process") == content(tmp_path / "nodes")
+    with pytest.raises(InputError, match=r"2 of 120 samples .*sample\.0013"):
+        build(inputs, tmp_path / "fails", **options)
+    assert len(list((tmp_path / "fails").glob("*.tar"))) == 58
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_failing_sample_is_named_and_not_retried(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """The error is the same as in process: its type, and the sample."""
     tries = tmp_path / "tries"
@@ -217,13 +280,14 @@ def test_a_failing_sample_is_named_and_not_retried(make_inputs: MakeInputs, tmp_
 def test_a_function_from_a_module_that_workers_lack_says_so(
     make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The function arrives by reference; the worker names the module."""
+    """The function arrives by reference; the worker names the module, and no sample is left out for it."""
     (tmp_path / "only_at_the_driver.py").write_text("def transform(key, parts):\n    return parts\n")
     monkeypatch.syspath_prepend(tmp_path)
     import only_at_the_driver  # type: ignore[import-not-found]
 
-    with pytest.raises(RuntimeError, match=r"sample\.\d+.*'only_at_the_driver'.*runtime_env"):
-        build(make_inputs(5, SUFFIXES), tmp_path / "out", func_output_data=only_at_the_driver.transform)
+    options = {"func_output_data": only_at_the_driver.transform, "on_error": "skip", "max_bad": "100%"}
+    with pytest.raises(ClusterError, match=r"node .* id \w{8}\).*sample\.\d+.*'only_at_the_driver'.*runtime_env"):
+        build(make_inputs(5, SUFFIXES), tmp_path / "out", **options)
     del sys.modules["only_at_the_driver"]
 
 

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +16,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.shards import ClusterError, InputError, Snapshot
+from dray.shards import ClusterError, DeniedError, InputError, Snapshot, Store
 from tests.conftest import Inputs, MakeInputs
 
 pytestmark = pytest.mark.heavy  # nodes come and go
 
 ROOT = Path(__file__).parent.parent
+DRAY = Path(sys.executable).parent / "dray"
 SIZE = {"object_store_memory": 80 << 20}
 DIES_SOON = {
     "health_check_initial_delay_ms": 500,
@@ -97,8 +101,8 @@ def without_dray(folder: Path) -> dict[str, str]:
 
 
 def with_another_dray(folder: Path) -> dict[str, str]:
-    log = package(folder) / "dray/shards/log.py"
-    log.write_text(log.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
+    records = package(folder) / "dray/shards/records.py"
+    records.write_text(records.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
     return {"PYTHONPATH": str(folder)}
 
 
@@ -238,3 +242,67 @@ def test_kills_for_lack_of_memory_end_in_an_error_that_names_the_shard(
     with node(cluster, STARVED, memory=300 << 20), expected:
         build(inputs, tmp_path / "out", func_output_data=slow, transform_version="1", min_num_shards=1, progress=True)
     assert 2 <= capsys.readouterr().err.count("once more") <= 4
+
+
+def without_keys(s3: SeaweedServer) -> dict[str, str]:
+    return {name: str(value).lower() for name, value in s3.storage_options.items() if "key" not in name}
+
+
+def keys_in_environment(s3: SeaweedServer) -> dict[str, str]:
+    options = s3.storage_options
+    return {"AWS_ACCESS_KEY_ID": options["access_key_id"], "AWS_SECRET_ACCESS_KEY": options["secret_access_key"]}
+
+
+@pytest.mark.parametrize("on_s3", ["inputs", "output"])
+def test_workers_that_lack_the_keys_of_the_drivers_shell_are_told_where_to_put_them(
+    cluster: Cluster, s3: SeaweedServer, make_inputs: MakeInputs, tmp_path: Path, on_s3: str
+) -> None:
+    """One line after one task, without tracebacks and retries; no input is left out for it."""
+    inputs, folder = make_inputs(40), uuid.uuid4().hex
+    source, output = str(inputs.folder), str(tmp_path / "out")
+    if on_s3 == "output":
+        output = s3.url(folder)
+    else:
+        source = s3.url(folder)
+        for name in inputs.names:
+            Store(source, s3.storage_options).put_new(f"{name}.tensor.pyd", inputs.part(name, "tensor.pyd"))
+    command = [DRAY, "build", source, output, "--suffix", "tensor.pyd", "--shards", "8", "--address", cluster.address]
+    command += ["--on-error", "quarantine", "--max-bad", "100%"]
+    command += [word for option in without_keys(s3).items() for word in ("--storage-option", "=".join(option))]
+    with node(cluster):
+        done = subprocess.run(
+            command, env={**os.environ, **keys_in_environment(s3)}, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    for text in ("dray: error: ", "instance role", "~/.aws/credentials", "environment"):
+        assert text in done.stderr
+
+
+def test_secrets_of_storage_options_are_in_no_log_and_no_file_of_ray(
+    cluster: Cluster, s3: SeaweedServer, make_inputs: MakeInputs
+) -> None:
+    """Nor in an error, of a wrong key or of a worker that died."""
+    inputs, secret = make_inputs(40), s3.storage_options["secret_access_key"]
+    wrong = {**s3.storage_options, "secret_access_key": "planted" + secret}
+    large = os.urandom(1 << 20)  # the function goes through Ray's object store
+
+    def die(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
+        if key == "sample-0021" and large:
+            os._exit(1)
+        return parts
+
+    def build_there(**options: Any) -> BuildReport:
+        place = {"min_num_shards": 10, "progress": False, **options}
+        return pickles_to_tars(inputs.folder, inputs.names, "tensor.pyd", s3.url(uuid.uuid4().hex), "wds", **place)
+
+    with node(cluster):
+        assert build_there(storage_options=s3.storage_options).num_samples == 40
+        with pytest.raises(ClusterError) as died:
+            build_there(storage_options=s3.storage_options, func_output_data=die)
+        with pytest.raises(DeniedError) as denied:
+            build_there(storage_options=wrong)
+    assert secret not in "".join(traceback.format_exception(died.value) + traceback.format_exception(denied.value))
+    for path in Path(cluster.head_node.get_session_dir_path()).rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
