@@ -1,8 +1,8 @@
 """The `dray` command.
 
 Results go to standard output, progress and errors to standard error. What the caller can mend is one line and exit
-code 1; a command line that cannot be read is exit code 2, Ctrl-C 130. Ray and torch are imported by the commands that
-need them, so that `dray --help` is quick.
+code 1; a command line that cannot be read is exit code 2, Ctrl-C 130, SIGTERM 143. Ray and torch are imported by the
+commands that need them, so that `dray --help` is quick.
 """
 
 import importlib.metadata
