@@ -83,8 +83,7 @@ def needs_provider(options: Mapping[str, Any]) -> bool:
 
 def read_settings() -> AwsSettings:
     """Returns region and endpoint of the profile in use; nothing where there is no such file or profile."""
-    places = [Path(os.environ.get(name) or default).expanduser() for name, default in _FILES.items()]
-    if not any(place.is_file() for place in places):
+    if not any(_changed()):
         return AwsSettings(profile=_session_profile())
     from botocore.configprovider import ConfiguredEndpointProvider
     from botocore.exceptions import BotoCoreError
@@ -123,13 +122,20 @@ def _session_profile() -> str:
     return next((os.environ[name] for name in _PROFILES if os.environ.get(name)), "default")
 
 
+def _changed() -> tuple[int, ...]:
+    """When each of the shared files was changed, in ns; 0 where there is none."""
+    places = [Path(os.environ.get(name) or default).expanduser() for name, default in _FILES.items()]
+    return tuple(place.stat().st_mtime_ns if place.is_file() else 0 for place in places)
+
+
 def _session() -> Any:
-    return _session_of(*(os.environ.get(name) for name in (*_FILES, *_PROFILES, "HOME")))
+    variables = tuple(os.environ.get(name) for name in (*_FILES, *_PROFILES, "HOME"))
+    return _session_of(*variables, *_changed())
 
 
 @lru_cache(maxsize=4)
-def _session_of(*_: str | None) -> Any:
-    """One for all stores of a process, as long as the variables that it looks at are the same."""
+def _session_of(*_: object) -> Any:
+    """One for all stores of a process, as long as variables and files are the same."""
     from botocore.session import Session
 
     return Session()

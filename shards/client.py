@@ -178,6 +178,8 @@ def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
         raise DeniedError(
             f"cannot {verb} {where}: permission denied; check the key and what it may do ({_reason(exc, options)})"
         ) from None
+    except NotImplementedError as exc:  # an option rules out what dray needs, as conditional_put="disabled" does
+        raise CallError(f"cannot {verb} {where}: {_reason(exc, options)}") from None
     except (BaseError, OSError) as exc:
         if _PROVIDER in str(exc):  # of a streaming write
             raise DeniedError(f"cannot {verb} {where}: {_provider_reason(exc, options)}") from None

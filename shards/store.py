@@ -22,10 +22,10 @@ from obstore.store import ObjectStore
 
 from dray.shards import disk
 from dray.shards.client import Access, StorageOptions, client_errors, client_panics, create_object, open_client
-from dray.shards.errors import CallError, DamagedError, NotFoundError
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.retry import Retries
 from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
-from dray.shards.urls import escaped, local_path, normal_url
+from dray.shards.urls import check_name, escaped, local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
@@ -34,7 +34,6 @@ LIST_CHUNK = 1000  # objects; a page of most object stores
 
 Answer = TypeVar("Answer")
 _LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
-_STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Store:
         """
         if self.local_root is not None:  # the client does not wait until the content has reached the disk
             with self._errors("write", name):
-                self._check_name(name)
+                check_name(self.url, name)
                 disk.create_file(Path(self.local_root, name), data)
             return
         client, key, tries = self._client_for(len(data)), self._key(name), count(1)
@@ -221,7 +220,7 @@ class Store:
             DamagedError: Nothing, or something of another size, lies where a size is expected.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
-            self._check_name(name)
+            check_name(self.url, name)
             path = Path(self.local_root, name)
             self._check_size(name, path.stat().st_size if path.is_file() else None, expected_bytes)
             with disk.file_errors(self.url_of(name)), path.open("rb") as file:
@@ -282,7 +281,7 @@ class Store:
     def _delete(self, name: str) -> None:
         if self.local_root is not None:  # the client cannot name what `leftovers` finds
             with self._errors("delete", name):
-                self._check_name(name)
+                check_name(self.url, name)
                 Path(self.local_root, name).unlink(missing_ok=True)
             return
         with suppress(NotFoundError):
@@ -332,13 +331,9 @@ class Store:
     def _errors(self, verb: str, name: str) -> AbstractContextManager[None]:
         return client_errors(verb, self.url_of(name), self._access)
 
-    def _check_name(self, name: str) -> None:
-        if name and _STEP_OUT.search(name):
-            raise CallError(f"{name!r} is no name of an object below {self.url}: it must not step out of it")
-
     def _key(self, name: str) -> str:
         """The object's path for the client: a local or memory client is rooted at the top, others at the URL."""
-        self._check_name(name)
+        check_name(self.url, name)
         if self.local_root is None:
             return name
         return f"{self.local_root}/{name}".strip("/")

@@ -17,6 +17,8 @@ _OTHERS = ("ftp", "ftps", "hdfs", "hf", "http", "https", "oci", "r2", "sftp", "s
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
 _PINNED = re.compile(r"\?version=([^/]*)$")
 _QUERY = re.compile(r"\?[^/]*=")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_STEP_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, "." or ".."
 _STEP = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
 
@@ -132,6 +134,18 @@ def _real(url: str) -> str:
 def local_path(url: str) -> str | None:
     """The path of a normal `file://` URL; None for other schemes."""
     return urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file://") else None
+
+
+def check_name(url: str, name: str) -> None:
+    """Refuses the name of an object that does not lie below a URL.
+
+    Raises:
+        CallError: It steps out of it, or holds what no object's name may hold.
+    """
+    if name and _STEP_OUT.search(name):
+        raise CallError(f"{name!r} is no name of an object below {url}: it must not step out of it")
+    if _CONTROL.search(name) and not url.startswith("file:"):
+        raise CallError(f"{name!r} is no name of an object below {url}: it holds a control character")
 
 
 def escaped(path: str) -> str:

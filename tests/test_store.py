@@ -254,6 +254,15 @@ def test_no_name_leaves_the_store(store: Store, name: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("place", ["memory", "s3", AZURE], indirect=True)
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\0b", "a\x7fb"])
+def test_a_control_character_in_a_name_is_a_wrong_call(store: Store, name: str) -> None:
+    """Object storage takes none."""
+    for act in (store.get, lambda n: store.put_new(n, b""), lambda n: store.delete([n]), store.head, store.list_folder):
+        with pytest.raises(CallError, match="control character"):
+            act(name)
+
+
 # Local disk
 
 
@@ -453,6 +462,12 @@ def test_a_wrong_option_is_a_wrong_call(options: dict[str, object]) -> None:
     with pytest.raises(CallError, match="cannot open s3://bucket/x") as caught:
         Store("s3://bucket/x", options)
     assert SECRET not in _shown(caught.value)
+
+
+def test_a_store_that_may_not_use_conditions_is_a_wrong_call(s3: SeaweedServer) -> None:
+    """Without them nothing keeps two writers apart."""
+    with pytest.raises(CallError, match="conditional put is disabled"):
+        Store(s3.url("store"), {**s3.storage_options, "conditional_put": "disabled"}).put_new("a", b"")
 
 
 # URLs
