@@ -155,8 +155,9 @@ import numpy as np
 from xxhash import xxh3_64
 from dray.loaders import ShardLoader
 found = xxh3_64()
-loader = ShardLoader(sys.argv[1], batch_size=7, shuffle=True, remainder="keep")
-for batch in (*loader, *loader):
+loader = ShardLoader(sys.argv[1], batch_size=7, shuffle=True, remainder="keep", stack={"tensor.pyd"})
+arrays = ShardLoader(sys.argv[1], parts="array.pyd", batch_size=7)  # the dtype changes between two batches
+for batch in (*loader, *loader, *arrays):
     for suffix, values in sorted(batch.items()):
         for row in values if isinstance(values, list) else [values]:
             found.update(f"{suffix} {type(row)} {row.dtype} {tuple(row.shape)}".encode())
