@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64
 
-from dray import __version__
+from dray import UNKNOWN_VERSION, __version__
 from dray.shards.records import FORMAT
 
 _PACKAGES = ("dray.shards", "dray.pipelines", "dray.loaders")  # the code that decides a dataset's bytes
@@ -21,6 +21,17 @@ def node_name() -> str:
         return platform.node()
     node_id = ray.get_runtime_context().get_node_id()
     return f"{platform.node()} ({ray.util.get_node_ip_address()}, id {node_id[:8]})"
+
+
+def is_fit(wanted: str) -> bool:
+    """Whether this process has the dray that another process has, by its `identity`.
+
+    A version may be unknown, as a folder that Ray's py_modules ships has none: the code tells enough.
+    """
+    found = identity()
+    if UNKNOWN_VERSION in wanted + found:
+        return found.partition("(")[2] == wanted.partition("(")[2]
+    return found == wanted
 
 
 @cache

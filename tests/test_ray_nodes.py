@@ -136,9 +136,26 @@ def test_a_node_with_another_dray_or_none_is_refused_before_a_byte_is_written(
 
 
 def test_an_equal_copy_of_dray_is_fit(cluster: Cluster, make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """The code decides, not where it was installed."""
-    with node(cluster, {"PYTHONPATH": str(package(tmp_path / "node"))}):
+    """The code decides, not where it was installed, and not that a folder alone does not know its version."""
+    folder = package(tmp_path / "node") / "dray"
+    (folder / "__init__.py").write_text('UNKNOWN_VERSION = __version__ = "of unknown version"\n')
+    with node(cluster, {"PYTHONPATH": str(folder.parent)}):
         assert build(make_inputs(40), tmp_path / "out").num_samples == 40
+
+
+def test_the_way_out_for_a_node_without_dray_works(cluster: Cluster, make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Ray ships the folder of dray to it, as the error says."""
+    inputs, folder = make_inputs(40), package(tmp_path / "shipped") / "dray"
+    script = (
+        "import ray, sys; from dray.pipelines import pickles_to_tars; address, folder, source, output = sys.argv[1:]"
+    )
+    script += "\nray.init(address, runtime_env={'py_modules': [folder]})"
+    script += "\nnames = [f'sample.{number:04d}' for number in range(40)]"
+    script += "\nprint(pickles_to_tars(source, names, 'tensor.pyd', output, 'wds').num_samples)"
+    arguments = [cluster.address, str(folder), str(inputs.folder), str(tmp_path / "out")]
+    with node(cluster, without_dray(tmp_path / "node")):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "40\n", done.stderr
 
 
 MOUNTS = {

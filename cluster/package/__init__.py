@@ -5,9 +5,11 @@ Import what you need from `dray.pipelines`, `dray.loaders` and `dray.shards`; th
 
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["__version__"]
+__all__ = ["UNKNOWN_VERSION", "__version__"]
+
+UNKNOWN_VERSION = "of unknown version"
 
 try:
     __version__ = version("dray")
 except PackageNotFoundError:  # the folder alone was shipped, as Ray's py_modules does
-    __version__ = "of unknown version"
+    __version__ = UNKNOWN_VERSION
