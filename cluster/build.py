@@ -11,8 +11,11 @@ from typing import Any
 
 import typer
 
+from dray.cluster.groups import Leak, layout_refusal, leak_refusal, leaks, moved_between
 from dray.pipelines import BuildReport, split_by_hash
-from dray.pipelines.build import build
+from dray.pipelines.build import build, survey
+from dray.pipelines.changes import Guard
+from dray.pipelines.drop import drop_samples
 from dray.pipelines.encode import Encode, Encoder
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
@@ -21,7 +24,7 @@ from dray.pipelines.retention import Retention
 from dray.pipelines.scan import scan
 from dray.pipelines.session import check_address, ray_session
 from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.work import BuildSpec
+from dray.pipelines.work import BuildSpec, Work
 from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, check_suffixes
@@ -29,6 +32,7 @@ from dray.shards.parts import AUTO
 from dray.shards.urls import check_apart, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+DROP = "drop"  # what to do with missing groups
 GROUP_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes a folder
 
 
@@ -52,14 +56,18 @@ class Wanted:
     checksum: bool
     on_error: str
     max_bad: str
+    allow_removal: str | None  # see Guard
+    allow_changed_source: bool
+    missing_groups: str | None  # "keep" or "drop" datasets beside a split's groups that share samples; None: refuse
     storage_options: StorageOptions
 
     def specs(self, *, address: str | None = None, progress: bool = True) -> list[BuildSpec]:
         """What to build: one dataset in the destination, or one in a folder of it for each group of a split.
 
         Raises:
-            CallError: A folder is the source or lies inside it.
+            CallError: A folder is the source or lies inside it; or a split and a dataset that is none would share one.
         """
+        guard = Guard(allow_removal=self.allow_removal, allow_changed_source=self.allow_changed_source)
         tolerance = Tolerance(on_error=self.on_error, max_bad=self.max_bad)
         required, optional = check_suffixes(self.suffixes), tuple(self.optional_suffixes)
         suffixes = check_suffixes((*required, *optional))
@@ -74,6 +82,9 @@ class Wanted:
         )
         inputs = Store(self.source, self.storage_options)
         check_apart(inputs.url, normal_url(self.destination))
+        target, options = Store(self.destination, self.storage_options), self.storage_options
+        if refusal := layout_refusal(target, Layout(self.prefix), options, is_split=self.fractions is not None):
+            raise CallError(refusal)
         found = scan(inputs, suffixes) if self.names_file is None else None
         if found and found.unscanned:
             say(f"left out of the scan of {inputs.url}: {found.unscanned}", show=progress)
@@ -97,6 +108,7 @@ class Wanted:
                 unusable=tuple(bad[name] for name in members if name in bad),
                 optional=optional,
                 scan=found,
+                guard=guard if found else None,
                 tolerance=tolerance,
                 checksum=self.checksum,
                 address=address,
@@ -106,18 +118,62 @@ class Wanted:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What builds of one or several datasets would do.
+
+    Attributes:
+        specs: What each is built from.
+        works: What each build would do, in the same order.
+        moves: Samples that move between the groups of a split, in words; empty where none does.
+        leaks: Datasets beside the groups of a split that hold samples of theirs.
+        refusals: Why the builds are refused, all of them; empty where they are not.
+    """
+
+    specs: Sequence[BuildSpec]
+    works: Sequence[Work]
+    moves: str
+    leaks: Sequence[Leak]
+    refusals: Sequence[str]
+
+
+def survey_datasets(wanted: Wanted, *, address: str | None = None, progress: bool = True) -> Survey:
+    """Find out what the builds of all datasets would do, before any of them writes."""
+    specs = wanted.specs(address=address, progress=progress)
+    works = [survey(spec) for spec in specs]
+    moves, found = "", list[Leak]()
+    if wanted.fractions is not None:
+        groups = [spec.job.output.url.rpartition("/")[2] for spec in specs]
+        moves = moved_between(dict(zip(groups, works, strict=True)))
+        found = list(leaks(Store(wanted.destination, wanted.storage_options), wanted.storage_options, specs, works))
+    if moves:
+        say(f"samples move between the groups of the split: {moves}; did --split or --seed change?", show=progress)
+    refusals = [work.refusal for work in works if work.refusal]
+    if wanted.missing_groups is None:
+        refusals += map(leak_refusal, found)
+    return Survey(specs=specs, works=works, moves=moves, leaks=found, refusals=refusals)
+
+
 def build_datasets(
     wanted: Wanted, *, keep: int | None, grace_s: float, address: str | None, progress: bool
 ) -> Iterator[BuildReport]:
     """Make a dataset in the destination, or one in a folder of it for each group of a split; a report for each.
 
-    Each dataset is atomic for itself; an error leaves those before it done, and a rerun goes on from there.
+    All are planned and judged before the first is written. Each is atomic for itself; an error leaves those before it
+    done, and a rerun goes on from there.
+
+    Raises:
+        CallError: One of them is refused; nothing was written.
     """
-    specs = wanted.specs(address=address, progress=progress)
     retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
     with ray_session(address if wanted.fractions else None):  # one build connects by itself, and only if it has work
-        for spec in specs:
-            yield build(spec, retention=retention)
+        found = survey_datasets(wanted, address=address, progress=progress)
+        if found.refusals:
+            raise CallError("; ".join(found.refusals))
+        for spec, work in zip(found.specs, found.works, strict=True):
+            yield build(spec, retention=retention, surveyed=work)
+        for leak in found.leaks if wanted.missing_groups == DROP else ():
+            yield drop_samples(leak.dataset.store, leak.dataset.layout, retention=retention, progress=progress)
 
 
 def print_reports(reports: Iterator[BuildReport], *, as_json: bool) -> None:

@@ -58,6 +58,13 @@ def main() -> None:
         command(prog_name="dray")
 
 
+class MissingGroups(StrEnum):
+    """What a split does with an earlier group that it does not name."""
+
+    keep = "keep"
+    drop = "drop"
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dray {importlib.metadata.version('dray')}")
@@ -185,6 +192,25 @@ DatasetPrefix = Annotated[
 ]
 JsonList = Annotated[bool, typer.Option("--json", help="All of it as JSON: a list, one object a dataset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
+AllowRemoval = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PERCENT|NUMBER",
+        help="Let a build of scanned samples remove so much of the last version: 25%, 100%, or a number of samples.",
+        show_default="10%, or 50% of fewer than 20",
+    ),
+]
+AllowChangedSource = Annotated[
+    bool, typer.Option("--allow-changed-source", help="Let the input folder and the suffixes be others than before.")
+]
+MissingGroupsOption = Annotated[
+    MissingGroups | None,
+    typer.Option(
+        help="What to do with a dataset in DEST that is no group of --split and holds samples of the groups: "
+        "[bold]drop[/] makes its next version empty, [bold]keep[/] leaves it.",
+        show_default="refuse to build",
+    ),
+]
 Keep = Annotated[int, typer.Option(min=1, help="Keep the last so many versions; held ones stay too.")]
 OlderThan = Annotated[
     str,
@@ -215,6 +241,9 @@ def build(
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
+    allow_removal: AllowRemoval = None,
+    allow_changed_source: AllowChangedSource = False,
+    missing_groups: MissingGroupsOption = None,
     keep: Keep = 2,
     older_than: OlderThan = "1d",
     address: Address = None,
@@ -279,6 +308,9 @@ def build(
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,
+        allow_removal=allow_removal,
+        allow_changed_source=allow_changed_source,
+        missing_groups=missing_groups.value if missing_groups else None,
         storage_options=parse_storage_options(storage_option),
     )
     reports = build_datasets(
@@ -306,6 +338,9 @@ def plan(
     checksum: Checksum = False,
     on_error: OnErrorOption = OnError.FAIL,
     max_bad: MaxBad = "1%",
+    allow_removal: AllowRemoval = None,
+    allow_changed_source: AllowChangedSource = False,
+    missing_groups: MissingGroupsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON: a list, one object a dataset.")] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
@@ -317,8 +352,8 @@ def plan(
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
-    from dray.cluster.build import Wanted, parse_encode, parse_fractions, parse_storage_options
-    from dray.cluster.plan import plan_datasets, print_plans
+    from dray.cluster.build import Wanted, parse_encode, parse_fractions, parse_storage_options, survey_datasets
+    from dray.cluster.plan import print_plans
 
     wanted = Wanted(
         source=source,
@@ -337,9 +372,12 @@ def plan(
         checksum=checksum,
         on_error=on_error.value,
         max_bad=max_bad,
+        allow_removal=allow_removal,
+        allow_changed_source=allow_changed_source,
+        missing_groups=missing_groups.value if missing_groups else None,
         storage_options=parse_storage_options(storage_option),
     )
-    print_plans(plan_datasets(wanted), as_json=as_json)
+    print_plans(survey_datasets(wanted), as_json=as_json)
 
 
 @app.command()

@@ -75,6 +75,11 @@ def find_dataset(url: str, prefix: str | None, storage_options: StorageOptions, 
     )
 
 
+def datasets_below(store: Store, prefix: str, storage_options: StorageOptions) -> list[Found]:
+    """Returns the datasets with a prefix in the folders right below one, sorted; none where there is no such folder."""
+    return [one for folder in _folders(store, storage_options) for one in _right_in(folder, prefix)]
+
+
 def without_version(url: str) -> str:
     """Returns the URL of a dataset for a command that is about all of its versions.
 

@@ -2,35 +2,34 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.build import Wanted
-from dray.pipelines.work import Work, work_out
-from dray.shards.log import read_head
+from dray.cluster.build import Survey
+from dray.pipelines.work import BuildSpec, Work
 from dray.shards.text import counted
 
 
-def plan_datasets(wanted: Wanted) -> Iterator[tuple[str, Work]]:
-    """(URL, work) of the dataset in the destination, or of each group of a split; nothing is written."""
-    for spec in wanted.specs():
-        yield spec.job.output.url, work_out(spec, read_head(spec.job.output, spec.job.layout))
-
-
-def print_plans(plans: Iterator[tuple[str, Work]], *, as_json: bool) -> None:
+def print_plans(found: Survey, *, as_json: bool) -> None:
     """A table a dataset, or all of them as JSON."""
+    urls = [spec.job.output.url for spec in found.specs]
     if as_json:
-        print(json.dumps([_as_json(url, work) for url, work in plans], indent=1))  # noqa: T201
+        plans = [
+            _as_json(spec, work) | {"refused": list(found.refusals)}
+            for spec, work in zip(found.specs, found.works, strict=True)
+        ]
+        print(json.dumps(plans, indent=1))  # noqa: T201
         return
-    for url, work in plans:
+    for url, work in zip(urls, found.works, strict=True):
         _print_plan(url, work)
+    for refusal in found.refusals:
+        Console(highlight=False, soft_wrap=True).print(f"dray build would be refused: {refusal}", markup=False)
 
 
-def _as_json(url: str, work: Work) -> dict[str, Any]:
+def _as_json(spec: BuildSpec, work: Work) -> dict[str, Any]:
     shards = [
         {
             "fate": shard.fate,
@@ -43,8 +42,10 @@ def _as_json(url: str, work: Work) -> dict[str, Any]:
     ]
     planned = work.planned
     return {
-        "url": url,
+        "url": spec.job.output.url,
         "has_work": work.has_work,
+        "samples": asdict(planned.changes),
+        "unscanned": asdict(spec.scan.unscanned) if spec.scan else {},
         "shards": shards,
         "dropped": [
             {"number": shard.number, "samples": shard.num_samples, "bytes": shard.num_bytes, "reason": reason}
@@ -76,8 +77,8 @@ def _summary(work: Work) -> str:
     fates = Counter(shard.fate for shard in planned.shards)
     to_pack = sum(shard.num_bytes for shard in planned.shards if shard.fate != "reused")
     return (
-        f"{counted(fates['reused'], 'shard stays', 'shards stay')}, {fates['rewritten']:,} rewritten, "
-        f"{fates['new']:,} new, {len(planned.dropped):,} dropped, "
+        f"{planned.changes}; {counted(fates['reused'], 'shard stays', 'shards stay')}, "
+        f"{fates['rewritten']:,} rewritten, {fates['new']:,} new, {len(planned.dropped):,} dropped, "
         f"{counted(planned.num_refreshed, 'sample')} touched but the same, "
         f"{len(work.left_out):,} left out; {to_pack / 1e6:,.1f} MB to pack"
     )

@@ -5,14 +5,13 @@ whole shards under numbers that its intent reserved; the next build adopts those
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dray.pipelines.announce import announce
+from dray.pipelines.changes import Changes
 from dray.pipelines.commit import commit_version
-from dray.pipelines.encode import Encoder
 from dray.pipelines.finish import check_stored, finish, until_committed
 from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.manifest import next_manifest
@@ -22,59 +21,30 @@ from dray.pipelines.parcel import Witness
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.reading import check_unread
+from dray.pipelines.report import BuildReport, report_of
 from dray.pipelines.retention import Retention
 from dray.pipelines.run import fit_workers, run_tasks, runs_in_process
 from dray.pipelines.session import IN_PROCESS
 from dray.pipelines.sources import BadInput
 from dray.pipelines.tolerance import NAMED, Tolerance, named
-from dray.pipelines.work import TASK_BYTES, BuildSpec, Work, leave_out, work_out
-from dray.shards.errors import ConflictError
+from dray.pipelines.work import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, work_out
+from dray.shards.errors import CallError, ConflictError
 from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot
-from dray.shards.text import counted
 
 SMALL_SHARDS = 10  # so many are worth a word
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildReport:
-    """What a build did."""
+def survey(spec: BuildSpec) -> Work:
+    """Find out what a build would do; nothing is written. The arguments and errors are those of `work_out`."""
 
-    url: str
-    prefix: str
-    version: int  # the one that is now the last
-    is_new: bool  # whether this build made it
-    num_shards: int
-    num_samples: int
-    num_bytes: int  # of all tars of the version
-    num_reused: int  # shards that lay there already, whole
-    num_skipped: int  # inputs that the version leaves out
-    num_quarantined: int
-    left_out_url: str | None  # the table of those, Parquet
-    num_pickles: int  # parts of the version that stayed pickles although encode="auto" tried them
-    pickle_reason: str | None  # the commonest reason among those that this build packed; None where it packed none
-    seconds: float
+    def attempt(head: Commit | None, *, is_first: bool) -> Work:  # noqa: ARG001  all are alike
+        return work_out(spec, head)
 
-    def __str__(self) -> str:
-        packed = self.num_shards - self.num_reused
-        done = f"{packed:,} packed, {self.num_reused:,} reused" if self.is_new else "nothing to do"
-        left_out = ""
-        if self.left_out_url:
-            left_out = (
-                f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: dray ls {self.url} --left-out"
-            )
-        pickles = ""
-        if self.num_pickles:
-            stayed = "1 part stayed a pickle" if self.num_pickles == 1 else f"{self.num_pickles:,} parts stayed pickles"
-            pickles = f"; {stayed}" + (f", most often because {self.pickle_reason}" if self.pickle_reason else "")
-        return (
-            f"{self.url} {self.prefix} version {self.version}: {counted(self.num_samples, 'sample')} in "
-            f"{counted(self.num_shards, 'shard')}, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
-            f"{left_out}{pickles}"
-        )
+    return until_committed(spec.job.output, spec.job.layout, attempt, progress=spec.progress)
 
 
-def build(spec: BuildSpec, *, retention: Retention | None) -> BuildReport:
+def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None = None) -> BuildReport:
     """Make the dataset's last version hold just these samples.
 
     Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
@@ -84,30 +54,44 @@ def build(spec: BuildSpec, *, retention: Retention | None) -> BuildReport:
     Args:
         spec: What to make of which samples.
         retention: Which versions stay; None: all.
+        surveyed: What `survey` found out; it serves unless somebody has changed the dataset since.
 
     Raises:
+        CallError: It would change more than the guard allows: nothing was written; or samples that could not be packed
+            make it so, and no version was made.
         InputError: Samples cannot be packed; the shards that were stored serve the next build.
         ConflictError: Another build made something of another kind of the dataset meanwhile.
     """
-    started = time.monotonic()
+    started = time.monotonic() - (surveyed.seconds if surveyed else 0)
     job, recipe, tolerance = spec.job, spec.recipe, spec.tolerance
     address, progress = spec.address, spec.progress
     before: Snapshot | None = None  # what the attempt before started from
 
+    def report(version: Snapshot, changes: Changes | None, packed: Mapping[int, PackedShard]) -> BuildReport:
+        unscanned = spec.scan.unscanned if spec.scan else None
+        return report_of(version, changes, packed, unscanned=unscanned, seconds=time.monotonic() - started)
+
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
         """None where another writer committed meanwhile."""
         nonlocal before
-        work = work_out(spec, head)
+        if surveyed is not None and is_first and surveyed.head == head:
+            work = replace(surveyed, stored=stored_sizes(job))
+        else:
+            work = work_out(spec, head)
         if not is_first:
             _check_rebase(job, recipe, before, work.snapshot)
+        if work.refusal:
+            raise CallError(work.refusal)
         base = before = work.snapshot
         if base is not None and not work.has_work:
-            return _report(base, None, {}, started)
+            return report(base, None, {})
         with fit_workers(address if _num_to_pack(work) else IN_PROCESS):
             intent = announce(job, work.planned, base, work.stored, progress=progress)
             packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
         bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
-        manifest = next_manifest(job, recipe, work, intent, packed, bad)
+        manifest, changes = next_manifest(job, recipe, work, intent, packed, bad)
+        if spec.guard and (refusal := spec.guard.refuses_removal(changes)):
+            raise CallError(f"{job.output.url}: no version was made: {refusal}")
         made = commit_version(job.output, job.layout, manifest, base, retention=retention)
         if made is None:
             return None
@@ -115,8 +99,7 @@ def build(spec: BuildSpec, *, retention: Retention | None) -> BuildReport:
             say(f"{tolerance.fate}: {named([left.bad for left in bad])}", show=progress)
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
-        num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
-        return _report(made, num_packed, packed, started)
+        return report(made, changes, packed)
 
     return until_committed(job.output, job.layout, attempt, progress=progress)
 
@@ -150,38 +133,6 @@ def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
 def _kind_of(recipe: Mapping[str, Any], source_url: str) -> tuple[dict[str, Any], str]:
     """What two builds must agree on; how the samples were found is not part of it."""
     return {name: value for name, value in recipe.items() if name != "recursive"}, source_url
-
-
-def _report(
-    snapshot: Snapshot, num_packed: int | None, packed: Mapping[int, PackedShard], started: float
-) -> BuildReport:
-    """Of the last version; `num_packed` is None where it was there already."""
-    reasons = sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]())
-    return BuildReport(
-        url=snapshot.store.url,
-        prefix=snapshot.layout.prefix,
-        version=snapshot.version,
-        is_new=num_packed is not None,
-        num_shards=len(snapshot.shards),
-        num_samples=snapshot.num_samples,
-        num_bytes=snapshot.num_bytes,
-        num_reused=len(snapshot.shards) - (num_packed or 0),
-        num_skipped=snapshot.manifest.accounting.skipped,
-        num_quarantined=snapshot.manifest.accounting.quarantined,
-        left_out_url=snapshot.left_out_url(),
-        num_pickles=_num_pickles(snapshot),
-        pickle_reason=max(sorted(reasons), key=reasons.__getitem__, default=None),
-        seconds=time.monotonic() - started,
-    )
-
-
-def _num_pickles(snapshot: Snapshot) -> int:
-    """The parts that "auto" left as they were."""
-    encoder = Encoder.from_json(snapshot.manifest.recipe)
-    if encoder is None:
-        return 0
-    counts = (item for shard in snapshot.shards for item in (shard.parts or {}).items())
-    return sum(count for suffix, count in counts if encoder.may_stay(suffix))
 
 
 def _num_to_pack(work: Work) -> int:

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dray.pipelines.changes import Changes
 from dray.pipelines.job import PackedShard, PackJob
-from dray.pipelines.plan import Recipe, find_in, fingerprints_in
+from dray.pipelines.plan import Recipe, compare, find_in, fingerprints_in
 from dray.pipelines.tables import LeftOut, left_out_table, source_chunks
 from dray.pipelines.work import Work
 from dray.shards.errors import InputError
@@ -25,8 +26,8 @@ def next_manifest(
     intent: Intent,
     packed: Mapping[int, PackedShard],
     left_out: Sequence[LeftOut],
-) -> Manifest:
-    """The content of the next version; its tables of sources are stored, durably.
+) -> tuple[Manifest, Changes]:
+    """The content of the next version, and how it differs from the last; its tables are stored, durably.
 
     Args:
         job: The stores and the names on them.
@@ -68,10 +69,11 @@ def next_manifest(
     is_held = np.flatnonzero(numbers >= 0)
     if not len(is_held):
         raise InputError(f"none of the {counted(work.num_inputs, 'sample')} of {job.inputs.url} can be packed")
-    tables = source_chunks(sources.take(is_held), numbers[is_held], rows[is_held], hashes[is_held])
+    held_sources, held_hashes = sources.take(is_held), hashes[is_held]
+    tables = source_chunks(held_sources, numbers[is_held], rows[is_held], held_hashes)
     known = {chunk.digest: chunk for chunk in (work.snapshot.manifest.sources if work.snapshot else ())}
     fates = [left.fate for left in left_out]
-    return Manifest(
+    manifest = Manifest(
         prefix=job.layout.prefix,
         source_url=job.inputs.url,
         recipe=recipe.to_json(),
@@ -86,6 +88,7 @@ def next_manifest(
         sources=tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in tables),
         left_out=put_table(job, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
     )
+    return manifest, compare(work.last, held_sources, held_hashes)
 
 
 def put_table(

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Collection, Iterable
 
-from dray.pipelines.build import BuildReport, build
+from dray.pipelines.build import build
 from dray.pipelines.encode import Encode, Encoder
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe
 from dray.pipelines.progress import say
+from dray.pipelines.report import BuildReport
 from dray.pipelines.retention import DAY_S, Retention
 from dray.pipelines.sources import as_names
 from dray.pipelines.tolerance import Tolerance

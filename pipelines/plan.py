@@ -7,7 +7,7 @@ shards. Everything here takes values and returns values: no I/O, no clock, no gl
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from dray.pipelines.changes import Changes
 from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
 from dray.pipelines.encode import Encoder
 from dray.pipelines.sources import Sources
@@ -112,11 +113,13 @@ class Plan:
         shards: Those that stay, those that are packed.
         num_refreshed: Samples whose fingerprint changed and whose content did not.
         dropped: Shards of the last snapshot that none in this plan takes the place of, and why.
+        changes: How its samples differ from the last snapshot's.
     """
 
     shards: tuple[PlannedShard, ...]
     num_refreshed: int = 0
     dropped: tuple[tuple[Shard, str], ...] = ()
+    changes: Changes = field(default_factory=Changes)
 
     @property
     def digest(self) -> str:
@@ -149,13 +152,15 @@ def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: ND
     Raises:
         CallError: A shard would pass 4 GiB; the message says how many shards fit.
     """
-    if last is None:
+    if last is None or not last.shards:
         rows = _order(sources, np.arange(len(sources)), recipe)
-        return Plan(tuple(_deal(sources, rows, recipe, recipe.num_shards, "first build")))
+        first = tuple(_deal(sources, rows, recipe, recipe.num_shards, "first build"))
+        return Plan(first, changes=Changes(num_added=len(sources)))
     if changes := changes_of(recipe, sources.url, last):
         rows = _order(sources, np.arange(len(sources)), recipe)
         shards = tuple(_deal(sources, rows, recipe, recipe.num_shards, changes))
-        return Plan(shards, dropped=tuple((shard, changes) for shard in last.shards))
+        dropped = tuple((shard, changes) for shard in last.shards)
+        return Plan(shards, dropped=dropped, changes=compare(last, sources))
     return _increment(sources, recipe, last, np.zeros(len(sources), bool) if is_same is None else is_same)
 
 
@@ -188,6 +193,32 @@ def find_in(table: pa.Table, sources: Sources) -> NDArray[np.int64]:
 def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDArray[Any]:
     """(n, s) one kind of column of a table of sources: size, stamp or xxh3_64."""
     return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
+
+
+def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | None = None) -> Changes:
+    """How samples differ from the last snapshot's.
+
+    Args:
+        last: The snapshot; None where there is none.
+        sources: n samples of s files.
+        hashes: (n, s) xxh3_64 of each file, to compare contents; None: fingerprints are compared.
+    """
+    if last is None:
+        return Changes(num_added=len(sources))
+    rows = find_in(last.table, sources)
+    is_old = rows >= 0
+    num_changed = num_old = int(is_old.sum())
+    if set(last.recipe["suffixes"]) == set(sources.suffixes):  # else all parts of all samples are others
+        old = last.table.take(pa.array(rows[is_old]))
+        now = {"size": sources.sizes, "stamp": sources.stamps} if hashes is None else {"xxh3_64": hashes}
+        differs = [fingerprints_in(old, sources.suffixes, what) != found[is_old] for what, found in now.items()]
+        num_changed = int(np.hstack(differs).any(axis=1).sum())
+    return Changes(
+        num_last=len(last.table),
+        num_added=len(sources) - num_old,
+        num_changed=num_changed,
+        num_removed=len(last.table) - num_old,
+    )
 
 
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
@@ -234,7 +265,13 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
     new = _order(sources, np.flatnonzero(~is_old), recipe)
     if len(new):
         shards += _deal(sources, new, recipe, _num_new_shards(len(new), recipe, last), f"{len(new)} new samples")
-    return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), tuple(dropped))
+    changes = Changes(
+        num_last=len(last.table),
+        num_added=len(new),
+        num_changed=int((is_old & ~stays).sum()),
+        num_removed=len(last.table) - int(is_old.sum()),
+    )
+    return Plan(tuple(shards), int((is_same & ~has_same_print).sum()), tuple(dropped), changes)
 
 
 def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:

@@ -59,6 +59,11 @@ def source_table(
     return pa.table(columns).sort_by("key")
 
 
+def empty_like(sources: pa.Table) -> bytes:
+    """The table of no samples, as Parquet, with the columns of another."""
+    return parquet_of(sources.slice(0, 0))
+
+
 def left_out_table(bad: Sequence[LeftOut]) -> bytes:
     """What was left out and why, as Parquet, sorted by key: the same bytes for the same inputs.
 

@@ -4,6 +4,7 @@ Nothing here writes. Inputs are looked up, those that were touched are read to s
 an earlier build left out are tried again.
 """
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from dray.pipelines.changes import Guard
 from dray.pipelines.fill import find_bad
 from dray.pipelines.job import PackJob
 from dray.pipelines.node import node_name
@@ -46,6 +48,7 @@ class BuildSpec:
         unusable: Samples besides those whose names no key can be made of.
         optional: Suffixes of files that samples may lack.
         scan: The scan that found the samples; None where the caller listed them.
+        guard: What the build may change; None: whatever the samples say.
         tolerance: What to do about inputs that cannot be packed.
         checksum: Whether inputs are compared by their content, for which all of them are read.
         address: See `run_tasks`.
@@ -58,6 +61,7 @@ class BuildSpec:
     unusable: tuple[BadInput, ...] = ()
     optional: Collection[str] = ()
     scan: Scan | None = None
+    guard: Guard | None = None
     tolerance: Tolerance
     checksum: bool = False
     address: str | None = None
@@ -77,6 +81,9 @@ class Work:
         stored: Name -> bytes of what lies in the dataset's directory.
         planned: The plan.
         has_work: Whether the next version would differ from the last.
+        refusal: Why the build is refused; empty where it is not.
+        head: The last commit.
+        seconds: What finding out took.
     """
 
     num_inputs: int
@@ -87,6 +94,9 @@ class Work:
     stored: dict[str, int]
     planned: Plan
     has_work: bool
+    refusal: str
+    head: Commit | None
+    seconds: float
 
 
 def work_out(spec: BuildSpec, head: Commit | None) -> Work:
@@ -100,6 +110,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
         CallError: The names cannot become keys, or a shard would pass 4 GiB.
         InputError: More inputs are missing or bad than are borne.
     """
+    started = time.monotonic()
     job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
     num_inputs = len(spec.names) + len(unusable)
     tolerance.check(unusable, num_inputs, job.inputs.url)
@@ -126,6 +137,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
         raise InputError(_none_can_be_packed(spec, num_inputs))
     planned = plan(sources, spec.recipe, last, is_same)
     _say_if_too_few(spec, len(sources))
+    _say_if_folders_are_new(spec, sources, last)
     return Work(
         num_inputs=num_inputs,
         sources=sources,
@@ -135,7 +147,39 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
         stored=stored,
         planned=planned,
         has_work=snapshot is None or planned.has_work or _marks(left_out) != _marks_in(snapshot),
+        refusal=_refusal(spec, last, planned),
+        head=head,
+        seconds=time.monotonic() - started,
     )
+
+
+def _refusal(spec: BuildSpec, last: Last | None, planned: Plan) -> str:
+    if spec.guard is None or last is None:
+        return ""
+    then = last.source_url, frozenset(last.recipe["suffixes"])
+    reasons = (
+        spec.guard.refuses_source(then, (spec.job.inputs.url, frozenset(spec.recipe.suffixes))),
+        spec.guard.refuses_removal(planned.changes),
+    )
+    if not any(reasons):
+        return ""
+    return (
+        f"{spec.job.output.url}: this build is refused, and nothing was written: {'; and '.join(filter(None, reasons))}"
+    )
+
+
+def _say_if_folders_are_new(spec: BuildSpec, sources: Sources, last: Last | None) -> None:
+    """Announce that a dataset whose samples no scan of sub-folders found gets such samples."""
+    if last is None or last.recipe.get("recursive") or not spec.recipe.recursive:
+        return
+    old = find_in(last.table, sources) >= 0
+    count = sum("/" in name for name, is_old in zip(sources.names, old.tolist(), strict=True) if not is_old)
+    if count:
+        say(
+            f"{count:,} new samples lie in sub-folders of {spec.job.inputs.url}, which builds of this dataset did not "
+            "scan before",
+            show=spec.progress,
+        )
 
 
 def _none_can_be_packed(spec: BuildSpec, num_inputs: int) -> str:

@@ -112,8 +112,8 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
 
 
 def _check_shards(shards: tuple[Shard, ...]) -> None:
-    if not shards or len({shard.number for shard in shards}) != len(shards):
-        raise ValueError("at least one shard expected, and each once")
+    if len({shard.number for shard in shards}) != len(shards):
+        raise ValueError("each shard expected once")
     check_digests(digest for shard in shards for digest in (shard.digest, shard.index_digest))
     for shard in shards:
         fewest_bytes = shard.num_samples * BLOCK + len(END)  # each sample has a header at least
@@ -136,5 +136,8 @@ def _check_counts(manifest: Manifest) -> None:
     )
     if found != (counts.packed, counts.packed, counts.skipped + counts.quarantined):
         raise ValueError("{} samples in shards, {} in sources and {} left out do not make {}".format(*found, counts))
-    if not all(0 < chunk.num_rows <= CHUNK_ROWS for chunk in manifest.sources):
+    if not manifest.shards:  # a version without samples has a table of no rows, for its columns
+        if len(manifest.sources) != 1:
+            raise ValueError("without shards, one empty table of sources expected")
+    elif not all(0 < chunk.num_rows <= CHUNK_ROWS for chunk in manifest.sources):
         raise ValueError(f"a table of sources has no row, or more than {CHUNK_ROWS:,}")

@@ -481,7 +481,7 @@ def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveF
         packed[number] = PackedShard(number=number, num_bytes=len(filled.tar), index_digest=digest_of(index),
                                      is_packed=filled.is_packed, source_hashes=filled.source_hashes, adopted=False,
                                      bad=())  # fmt: skip
-    manifest = next_manifest(job, RECIPE, work, intent, packed, ())
+    manifest, _ = next_manifest(job, RECIPE, work, intent, packed, ())
     if flaw == "commits first":
         commit_version(store, LAYOUT, manifest, work.snapshot, retention=KEEP_ONE)
     if flaw == "deletes first" and work.snapshot is not None:

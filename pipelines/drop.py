@@ -1,0 +1,65 @@
+"""Dropping the samples of a dataset: a version that holds none. What older versions hold stays as it is."""
+
+import time
+from dataclasses import replace
+
+from dray.pipelines.announce import announce
+from dray.pipelines.changes import Changes
+from dray.pipelines.commit import commit_version
+from dray.pipelines.finish import finish, until_committed
+from dray.pipelines.job import PackJob
+from dray.pipelines.manifest import put_table
+from dray.pipelines.plan import Plan
+from dray.pipelines.report import BuildReport, report_of
+from dray.pipelines.retention import Retention
+from dray.pipelines.tables import empty_like
+from dray.pipelines.work import stored_sizes
+from dray.shards.layout import Layout
+from dray.shards.log import Commit, no_dataset
+from dray.shards.manifest import Accounting
+from dray.shards.snapshot import Snapshot
+from dray.shards.store import Store
+
+
+def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, progress: bool = True) -> BuildReport:
+    """Make the last version of a dataset one without samples.
+
+    Atomic, and undone by a rollback for as long as the versions before are kept. Where the last version is empty
+    already, nothing is written.
+
+    Args:
+        store: Where the dataset is.
+        layout: Its names.
+        retention: Which versions stay; None: all.
+        progress: Whether to show progress on standard error.
+
+    Raises:
+        NotFoundError: There is no such dataset.
+        ConflictError: Other writers were faster again and again.
+    """
+    started = time.monotonic()
+    job = PackJob(inputs=store, output=store, layout=layout, transform=None)  # no input is read
+
+    def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  all are alike
+        if head is None:
+            raise no_dataset(store, layout)
+        base = Snapshot.load(store, layout, head)
+        if not base.shards:
+            return report_of(base, None, {}, seconds=time.monotonic() - started)
+        intent = announce(job, Plan(()), base, stored_sizes(job), progress=progress)
+        manifest = replace(
+            base.manifest,
+            intent=intent.number,
+            accounting=Accounting(inputs=0, packed=0),
+            shards=(),
+            sources=(put_table(job, intent, empty_like(base.sources()), 0, {}),),
+            left_out=None,
+        )
+        made = commit_version(store, layout, manifest, base, retention=retention)
+        if made is None:
+            return None
+        finish(made, base, retention, progress=progress)
+        changes = Changes(num_last=base.num_samples, num_removed=base.num_samples)
+        return report_of(made, changes, {}, seconds=time.monotonic() - started)
+
+    return until_committed(store, layout, attempt, progress=progress)

@@ -1,0 +1,109 @@
+"""What a build reports when it is done."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dray.pipelines.changes import Changes
+from dray.pipelines.encode import Encoder
+from dray.pipelines.job import PackedShard
+from dray.pipelines.scan import Unscanned
+from dray.shards.snapshot import Snapshot
+from dray.shards.text import counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build did."""
+
+    url: str
+    prefix: str
+    version: int  # the one that is now the last
+    is_new: bool  # whether this build made it
+    num_shards: int
+    num_samples: int
+    num_bytes: int  # of all tars of the version
+    num_added: int  # samples whose key the version before did not have
+    num_changed: int  # samples of which a file has another content than in the version before
+    num_removed: int  # samples of the version before whose key this one does not have
+    num_reused: int  # shards that lay there already, whole
+    num_skipped: int  # inputs that the version leaves out
+    num_quarantined: int
+    left_out_url: str | None  # the table of those, Parquet
+    num_pickles: int  # parts of the version that stayed pickles although encode="auto" tried them
+    pickle_reason: str | None  # the commonest reason among those that this build packed; None where it packed none
+    unscanned: Unscanned | None  # what the scan of the input folder left out; None where the samples were listed
+    seconds: float
+
+    def __str__(self) -> str:
+        packed = self.num_shards - self.num_reused
+        done = "nothing to do"
+        if self.is_new:
+            changes = Changes(num_added=self.num_added, num_changed=self.num_changed, num_removed=self.num_removed)
+            done = f"{changes}; {packed:,} packed, {self.num_reused:,} reused"
+        unscanned = f"; not scanned: {self.unscanned}" if self.unscanned else ""
+        left_out = ""
+        if self.left_out_url:
+            left_out = (
+                f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined: dray ls {self.url} --left-out"
+            )
+        pickles = ""
+        if self.num_pickles:
+            stayed = "1 part stayed a pickle" if self.num_pickles == 1 else f"{self.num_pickles:,} parts stayed pickles"
+            pickles = f"; {stayed}" + (f", most often because {self.pickle_reason}" if self.pickle_reason else "")
+        return (
+            f"{self.url} {self.prefix} version {self.version}: {counted(self.num_samples, 'sample')} in "
+            f"{counted(self.num_shards, 'shard')}, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
+            f"{left_out}{pickles}{unscanned}"
+        )
+
+
+def report_of(
+    snapshot: Snapshot,
+    changes: Changes | None,
+    packed: Mapping[int, PackedShard],
+    *,
+    unscanned: Unscanned | None = None,
+    seconds: float,
+) -> BuildReport:
+    """Returns the report of a build.
+
+    Args:
+        snapshot: The last version.
+        changes: How it differs from the one before; None where it was there already.
+        packed: Number -> record of each shard that the build packed or adopted.
+        unscanned: What the scan of the inputs left out.
+        seconds: What the build took.
+    """
+    num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
+    made = changes or Changes()
+    reasons = sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]())
+    return BuildReport(
+        url=snapshot.store.url,
+        prefix=snapshot.layout.prefix,
+        version=snapshot.version,
+        is_new=changes is not None,
+        num_shards=len(snapshot.shards),
+        num_samples=snapshot.num_samples,
+        num_bytes=snapshot.num_bytes,
+        num_added=made.num_added,
+        num_changed=made.num_changed,
+        num_removed=made.num_removed,
+        num_reused=len(snapshot.shards) - num_packed,
+        num_skipped=snapshot.manifest.accounting.skipped,
+        num_quarantined=snapshot.manifest.accounting.quarantined,
+        left_out_url=snapshot.left_out_url(),
+        num_pickles=_num_pickles(snapshot),
+        pickle_reason=max(sorted(reasons), key=reasons.__getitem__, default=None),
+        unscanned=unscanned,
+        seconds=seconds,
+    )
+
+
+def _num_pickles(snapshot: Snapshot) -> int:
+    """The parts that "auto" left as they were."""
+    encoder = Encoder.from_json(snapshot.manifest.recipe)
+    if encoder is None:
+        return 0
+    counts = (item for shard in snapshot.shards for item in (shard.parts or {}).items())
+    return sum(count for suffix, count in counts if encoder.may_stay(suffix))
