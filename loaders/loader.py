@@ -21,7 +21,7 @@ from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
 from dray.loaders.parts import Missing, open_parts
 from dray.loaders.position import Position
-from dray.loaders.ranks import open_agreed, own_rank
+from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
@@ -130,6 +130,7 @@ class ShardLoader(EpochLoader):
         batch = as_int("batch_size", batch_size, 1) * self.num_ranks
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
+        check_has_samples(self._snapshot)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)
         self._maker = BatchMaker(

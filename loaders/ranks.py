@@ -55,3 +55,17 @@ def open_agreed(
     if isinstance(found[0], DrayError):
         raise found[0]
     return Snapshot.open(split_version(url)[0], prefix, version=found[0], storage_options=storage_options)
+
+
+def check_has_samples(snapshot: Snapshot) -> None:
+    """Refuses a version without samples, which a build makes of a group that a split no longer names.
+
+    Raises:
+        CallError: It has none.
+    """
+    if not snapshot.shards:
+        url = snapshot.store.url
+        raise CallError(
+            f"version {snapshot.version} of {snapshot.layout.prefix!r} under {url} holds no samples: they were "
+            f"dropped. dray log {url} shows the versions before; give one by version=, or go back by dray rollback"
+        )

@@ -20,7 +20,7 @@ from dray.loaders.passes import Passes, Shaping, Stream
 from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
 from dray.loaders.processes import Carried
 from dray.loaders.progress import Progress
-from dray.loaders.ranks import open_agreed, own_rank
+from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
 from dray.loaders.web import ChunkLoader
 from dray.shards.arguments import as_seed
@@ -92,6 +92,7 @@ def open_split(
         tars = PlainTars.scan(store, prefix)
         snapshot, opener = tars.snapshot, partial(PlainCatalog, tars)
     else:
+        check_has_samples(snapshot)
         opener = partial(Catalog, snapshot)
     wanted = named_parts(suffixes, snapshot.manifest, missing, by_ending=True)
     return ChunkSplit(snapshot, opener, wanted, decoder, options, batch, num_workers)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dray.loaders import ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.build import build, survey
 from dray.pipelines.changes import Changes, Guard
@@ -290,6 +291,8 @@ def test_a_group_that_a_split_no_longer_names_is_a_leak(cli: Build, dray: Dray, 
     assert split_keys(out) == {"train": keys["train"], "val": keys["val"] | keys["test"], "test": set()}
     assert Snapshot.open(out / "test", version=1).num_samples == size
     assert cli(*words).code == 0
+    with pytest.raises(CallError, match=r"version 2 of 'wdshards' under .*/out/test holds no samples"):
+        ShardLoader(str(out / "test"), batch_size=1)
     assert dray("verify", out / "test").code == 0
     assert dray("ls", out).code == 0
     dray("rollback", out / "test", 1)
