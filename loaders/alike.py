@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dray.loaders import fast_tensor
 from dray.loaders.buffers import Buffers
 from dray.loaders.fetch import Column, MappedParts
+from dray.loaders.lazy import lazy
 from dray.loaders.tensor_kinds import torch_dtype
 
 try:
@@ -93,12 +94,12 @@ class Kind:
         """Whether parts of both can be rows of one tensor."""
         return self.dtype == other.dtype and self.shape == other.shape
 
-    @cached_property
+    @lazy
     def size(self) -> int:
         """Of a part, in bytes."""
         return len(self.around) + self.stop - self.start
 
-    @cached_property
+    @lazy
     def layout(self) -> tuple[int, int, int, bytes, bytes, int, int, int]:
         """What `gather` has to know: size, start, stop, around, is_fixed, and the two names with their length."""
         first, second = self.names or (slice(0, 0), slice(0, 0))

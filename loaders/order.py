@@ -12,10 +12,11 @@ Integers only: the same order from every Python, numpy and machine. Cycle-walkin
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dray.loaders.lazy import lazy
 
 ROUNDS = 4
 BLOCK_BYTES = 1 << 20  # of the parts that are read; what a request to object storage should fetch at least
@@ -156,26 +157,26 @@ class Order:
         sample = begin + _permute(positions - begin, self.num_samples - begin, self._salt(6))
         return sample, np.ones_like(sample), np.zeros_like(sample)
 
-    @cached_property
+    @lazy
     def _block(self) -> int:
         return max(1, min(self.block, self.num_samples // self.lanes))
 
-    @cached_property
+    @lazy
     def _rows(self) -> int:
         """Rows of whole blocks, one a lane."""
         return self.num_samples // (self._block * self.lanes)
 
-    @cached_property
+    @lazy
     def _run(self) -> int:
         """Samples of the shorter run of each lane."""
         return self.num_samples // self.lanes - self._rows * self._block
 
-    @cached_property
+    @lazy
     def _phases(self) -> Ints:
         """(lanes,) where each lane starts in its first block."""
         return _permute(np.arange(self.lanes), self.lanes, self._salt(7)) * self._block // self.lanes
 
-    @cached_property
+    @lazy
     def _shift(self) -> int:
         """How far the cuts between blocks are moved this epoch."""
         return int(self._salt(8)[0] % np.uint64(self.num_samples))

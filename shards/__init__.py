@@ -11,6 +11,7 @@ from dray.shards.errors import (
     InputError,
     MissingInputError,
     NotFoundError,
+    PositionError,
     RefusedError,
     StoreError,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Manifest",
     "MissingInputError",
     "NotFoundError",
+    "PositionError",
     "RefusedError",
     "Shard",
     "ShardIndex",

@@ -161,7 +161,7 @@ def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
 
     `from None`: the client's own message is quoted, redacted, and its debug output may hold a signed URL.
     """
-    _check_process()
+    check_process()
     options = access.options
     try:
         with client_panics():
@@ -232,7 +232,7 @@ def client_panics() -> Iterator[None]:
 _client_process: int | None = None  # the process that used a client first
 
 
-def _check_process() -> None:
+def check_process() -> None:
     """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait for ever.
 
     Raises:

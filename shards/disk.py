@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from dray.shards.errors import DrayError, NotFoundError, StoreError
+from dray.shards.errors import DeniedError, DrayError, NotFoundError, StoreError
 
 _LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
@@ -77,5 +77,5 @@ def file_errors(url: str) -> Iterator[None]:
     except DrayError:
         raise
     except OSError as exc:
-        kind = NotFoundError if isinstance(exc, FileNotFoundError) else StoreError
-        raise kind(f"cannot read {url}: {exc.strerror}") from exc
+        kinds = {FileNotFoundError: NotFoundError, PermissionError: DeniedError}
+        raise kinds.get(type(exc), StoreError)(f"cannot read {url}: {exc.strerror}") from exc

@@ -6,6 +6,7 @@
     |   |-- ExistsError (FileExistsError)      a create-only write found an object there
     |   `-- DeniedError (PermissionError)      fix the key or its rights
     |-- CallError (ValueError)                 fix the call: an argument, a name, a size
+    |   `-- PositionError (IndexError)         a sample's number beyond the last one
     |-- ClusterError (RuntimeError)            fix a node, or try again: a node is unfit, or workers died too often
     |-- ConflictError (RuntimeError)           somebody else changed the dataset meanwhile: run again
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
@@ -41,6 +42,10 @@ class DeniedError(StoreError, PermissionError):
 
 class CallError(DrayError, ValueError):
     """An argument that no input could make right."""
+
+
+class PositionError(CallError, IndexError):
+    """The number of a sample beyond the last one, or before the first one."""
 
 
 class ClusterError(DrayError, RuntimeError):

@@ -21,7 +21,15 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from dray.shards import disk
-from dray.shards.client import Access, StorageOptions, client_errors, client_panics, create_object, open_client
+from dray.shards.client import (
+    Access,
+    StorageOptions,
+    check_process,
+    client_errors,
+    client_panics,
+    create_object,
+    open_client,
+)
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.retry import Retries
 from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
@@ -142,6 +150,10 @@ class Store:
         Raises:
             NotFoundError: Nothing lies there.
         """
+        if self.local_root is not None:  # without the client: a forked worker may read files
+            check_name(self.url, name)
+            with disk.file_errors(self.url_of(name)):
+                return Path(self.local_root, name).read_bytes()
         return self.get_object(name)[0]
 
     def get_object(self, name: str, expected_bytes: int = 0) -> tuple[bytes, ObjectInfo]:
@@ -321,6 +333,7 @@ class Store:
         """Returns the answer to a request that moves `num_bytes`; object storage is asked again where it may help."""
         if self.local_root is not None:
             return self._ask_once(verb, name, request)
+        check_process()  # what it refuses is not tried again
         what = f"waiting for an answer: {verb} {self.url_of(name)}; {self._access.endpoint}".rstrip("; ")
         return self._retries(lambda: self._ask_once(verb, name, request), what, num_bytes / SLOWEST_BYTES_PER_S)
 

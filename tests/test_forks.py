@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader, Split, WebDataModule, to_device
-from dray.shards.errors import CallError, StoreError
+from dray.loaders.lazy import lazy
+from dray.shards.errors import CallError, DrayError, StoreError
 from tests.datasets import pack
 
 NUM_SAMPLES, LIMIT_S = 40, 60
@@ -68,12 +69,12 @@ class Wrapped(IterableDataset[Any]):
         return iter(self.loader)
 
 
-def from_torch(loader: Any, num_workers: int) -> list[Any]:
-    """Batches of a torch DataLoader around a loader, or its error without torch's iterator, which waits for its end."""
-    options: dict[str, Any] = {"batch_size": None, "multiprocessing_context": "fork", "timeout": LIMIT_S}
+def from_torch(dataset: Any, num_workers: int, **options: Any) -> list[Any]:
+    """Batches of a torch DataLoader, or its error without torch's iterator, which waits for its end."""
+    given = {"batch_size": None, "multiprocessing_context": "fork", "timeout": LIMIT_S, **options}
     try:
-        return list(DataLoader(Wrapped(loader), num_workers=num_workers, **options))
-    except CallError as exc:
+        return list(DataLoader(dataset, num_workers=num_workers, **given))
+    except DrayError as exc:
         traceback.clear_frames(exc.__traceback__)
         raise
 
@@ -129,17 +130,40 @@ def test_a_fork_while_another_thread_iterates(url: str) -> None:
         thread.join()
 
 
+def test_a_fork_while_another_thread_computes_a_property() -> None:
+    """The child does not wait for that thread."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self, wait: Callable[[], object]) -> None:
+            self.wait = wait
+
+        @lazy
+        def value(self) -> int:
+            self.wait()
+            return 7
+
+    slow = Slow(lambda: (begun.set(), go_on.wait()))
+    thread = threading.Thread(target=lambda: slow.value)
+    thread.start()
+    begun.wait()
+    assert in_child(lambda: Slow(lambda: None).value) == 7
+    go_on.set()
+    thread.join()
+    assert vars(slow)["value"] == slow.value == 7
+
+
 def test_a_torch_loader_around_a_loader_takes_one_worker(url: str) -> None:
     """Also when the parent has peeked; two would get every sample twice, so they are refused."""
     loader = a_loader(url)
     next(iter(loader))
     expected = a_loader(url)
     expected.set_epoch(1)
-    assert classes(from_torch(loader, 1)) == classes(expected)
+    assert classes(from_torch(Wrapped(loader), 1)) == classes(expected)
     with pytest.raises(CallError, match=r"2 times.*ShardLoader\(num_workers="):
-        from_torch(loader, 2)
+        from_torch(Wrapped(loader), 2)
     with pytest.raises(CallError, match=r"num_workers=1: .* may not start processes"):
-        from_torch(a_loader(url, num_workers=1), 1)
+        from_torch(Wrapped(a_loader(url, num_workers=1)), 1)
 
 
 def test_batches_on_their_way_to_a_device_stay_with_the_parent(url: str) -> None:
@@ -178,9 +202,9 @@ def test_loaders_of_a_data_module(url: str, num_workers: int) -> None:
     assert in_child(first) == epochs[0]
     assert len(list(outputs)) == 9
     if not num_workers:
-        assert len(from_torch(loader, 1)) == 10
+        assert len(from_torch(Wrapped(loader), 1)) == 10
         with pytest.raises(CallError, match=r"2 times.*kwargs_wld"):
-            from_torch(loader, 2)
+            from_torch(Wrapped(loader), 2)
     data.teardown("fit")
 
 

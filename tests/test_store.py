@@ -350,9 +350,9 @@ store.put_new("a", b"cargo")
 child = os.fork()
 if child == 0:
     with store.open_stream("a") as file:
-        code = 10 if file.read() == b"cargo" else 1
+        code = 10 if file.read() == store.get("a") == b"cargo" else 1
     try:
-        store.get("a")
+        store.head("a")
     except StoreError as exc:
         code += "spawn" in str(exc)
     os._exit(code)
