@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dray.pipelines.sources import BadInput, Sources
 from dray.shards.layout import key_of
 from dray.shards.manifest import CHUNK_ROWS
+from dray.shards.parquet import LEFT_OUT, source_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def source_table(
         columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])
         columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
         columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
-    return pa.table(columns).sort_by("key")
+    return pa.table(columns, schema=source_schema(sources.suffixes)).sort_by("key")
 
 
 def empty_like(sources: pa.Table) -> bytes:
@@ -77,9 +78,9 @@ def left_out_table(bad: Sequence[LeftOut]) -> bytes:
         "stage": [left.bad.stage for left in rows],
         "error": [left.bad.error for left in rows],
         "fate": [left.fate for left in rows],
+        "stamp": [left.stamp for left in rows],
     }
-    table = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    return parquet_of(pa.table({**table, "stamp": pa.array([left.stamp for left in rows], pa.uint64())}))
+    return parquet_of(pa.table(columns, schema=LEFT_OUT))
 
 
 def parquet_of(table: pa.Table) -> bytes:

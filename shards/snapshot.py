@@ -6,10 +6,12 @@ never changes: while builders add versions, its shards and indexes stay as they 
 
 import os
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from dray.shards.client import StorageOptions
@@ -18,6 +20,7 @@ from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import Commit, read_head, read_version
 from dray.shards.manifest import Manifest, Shard, SourceChunk
+from dray.shards.parquet import LEFT_OUT, read_table, source_schema
 from dray.shards.store import Store
 from dray.shards.urls import split_version
 
@@ -123,12 +126,39 @@ class Snapshot:
         return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
-        """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64."""
-        return pa.concat_tables([self._chunk(chunk) for chunk in self.manifest.sources])
+        """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64.
+
+        Raises:
+            NotFoundError: The version was dropped.
+            DamagedError: A table is missing, or is not the one that the snapshot names; or the tables do not give each
+                sample of the shards one key.
+        """
+        schema = source_schema(self.manifest.recipe["suffixes"])
+        tables = [self._table(chunk, schema) for chunk in self.manifest.sources]
+        table = pa.concat_tables(tables)
+        try:
+            _check_places(table, self.shards)
+        except ValueError as exc:
+            raise self._damaged_table(self.manifest.sources[0], exc) from exc
+        return table
 
     def left_out(self) -> pa.Table | None:
-        """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp. None where none."""
-        return self._chunk(self.manifest.left_out) if self.manifest.left_out else None
+        """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp; None where none.
+
+        Raises:
+            NotFoundError: The version was dropped.
+            DamagedError: The table is missing, or is not the one that the snapshot names.
+        """
+        left_out, counts = self.manifest.left_out, self.manifest.accounting
+        if left_out is None:
+            return None
+        table = self._table(left_out, LEFT_OUT)
+        fates = table["fate"].to_pylist()
+        if (fates.count("skipped"), fates.count("quarantined")) != (counts.skipped, counts.quarantined):
+            raise self._damaged_table(
+                left_out, f"{counts.skipped} skipped and {counts.quarantined} quarantined expected"
+            )
+        return table
 
     def left_out_url(self) -> str | None:
         """Where the table of those lies, as Parquet."""
@@ -208,14 +238,39 @@ class Snapshot:
         """For messages."""
         return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
-    def _chunk(self, chunk: SourceChunk) -> pa.Table:
+    def _table(self, chunk: SourceChunk, schema: pa.Schema) -> pa.Table:
         name = self.layout.table(chunk.intent, chunk.digest)
         body = _read_record(self.store, self.layout, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
-            raise DamagedError(f"{self.store.url_of(name)}: not the table of sources that its name says")
-        # In this thread: `read_table` leaves the buffer, which is Python's, to a thread of Arrow's, and a process that
-        # ends before that thread has let go of it is aborted.
-        return pq.ParquetFile(pa.BufferReader(body)).read(use_threads=False)
+            raise self._damaged_table(chunk, "not the one that its name says")
+        try:
+            return read_table(body, schema, chunk.num_rows)
+        except ValueError as exc:
+            raise self._damaged_table(chunk, exc) from exc
+
+    def _damaged_table(self, chunk: SourceChunk, why: object) -> DamagedError:
+        return DamagedError(
+            f"{self.store.url_of(self.layout.table(chunk.intent, chunk.digest))}: not a readable table of version "
+            f"{self.version} ({why}): dray log lists the versions, dray rollback goes back to one"
+        )
+
+
+def _check_places(sources: pa.Table, shards: Sequence[Shard]) -> None:
+    """Check that the keys of a table of sources ascend, and that its samples are just those of the shards.
+
+    Raises:
+        ValueError: They are not.
+    """
+    keys = sources["key"]
+    if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
+        raise ValueError("its keys are not in order, or one is there twice")
+    numbers, counts = np.array(sorted((shard.number, shard.num_samples) for shard in shards), np.int64).T
+    found, rows = sources["shard"].to_numpy(), sources["row"].to_numpy()
+    places = np.searchsorted(numbers, found).clip(max=len(numbers) - 1)
+    if (numbers[places] != found).any() or (rows < 0).any() or (rows >= counts[places]).any():
+        raise ValueError("a sample lies in a shard or a row that the version does not have")
+    if np.bincount((np.cumsum(counts) - counts)[places] + rows).max(initial=0) > 1:
+        raise ValueError("two samples lie in one row of a shard")
 
 
 def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:

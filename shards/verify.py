@@ -2,7 +2,7 @@
 
 Three levels, each with all that the one before does:
 
-    quick   two listings and the records: commit, manifest, tables of sources; every shard and index in its place
+    quick   two listings and the records: commit, manifest, tables; every shard and index in its place
     index   every index is read, and every header of a shard: each part lies where its index says
     full    every byte is read: checksums of all parts, padding, end of the archive
 
@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from xxhash import xxh3_64
 
-from dray.shards.errors import CallError, DamagedError, NotFoundError
-from dray.shards.index import ShardIndex, digest_of
+from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
+from dray.shards.index import ShardIndex
 from dray.shards.layout import Layout
 from dray.shards.log import read_version
 from dray.shards.manifest import Shard
@@ -80,10 +80,15 @@ def open_whole(store: Store, layout: Layout, version: int | str | None) -> Snaps
     """
     try:
         return Snapshot.load(store, layout, read_version(store, layout, version))
-    except DamagedError as exc:  # its message starts with the URL of the record
-        text = str(exc)
-        end = text.index(": ", len(store.url))
-        return Finding(url=text[:end], what=text[end + 2 :])
+    except DamagedError as exc:
+        return _finding(exc, store)
+
+
+def _finding(exc: DrayError, store: Store) -> Finding:
+    """Returns the finding of a record that cannot be read: the message starts with its URL."""
+    text = str(exc)
+    end = text.index(": ", len(store.url))
+    return Finding(url=text[:end], what=text[end + 2 :])
 
 
 def verify(
@@ -116,7 +121,7 @@ def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None])
 
 
 def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
-    """The commit, the manifest and the tables of sources, as they lie there now."""
+    """The commit, the manifest and its tables, as they lie there now."""
     store, layout, version = snapshot.store, snapshot.layout, snapshot.version
     now = None
     try:
@@ -127,13 +132,11 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
         yield now
     elif now is not None and now.commit != snapshot.commit:
         yield Finding(url=store.url_of(layout.commit(version)), what="the commit is another one than it was")
-    for chunk in snapshot.manifest.sources:
-        url = store.url_of(layout.table(chunk.intent, chunk.digest))
+    for read in (snapshot.sources, snapshot.left_out):
         try:
-            if digest_of(store.get(layout.table(chunk.intent, chunk.digest))) != chunk.digest:
-                yield Finding(url=url, what="not the table of sources that its name says")
-        except NotFoundError:
-            yield Finding(url=url, what="the table of sources is missing")
+            read()
+        except (DamagedError, NotFoundError) as exc:
+            yield _finding(exc, store)
 
 
 def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level: Level) -> Iterator[Finding]:

@@ -2,16 +2,17 @@
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dray.pipelines.sources import Sources
+from dray.pipelines.tables import parquet_of, source_table
 from dray.shards import Manifest, Shard, Snapshot, Store
 from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of
@@ -27,30 +28,31 @@ STORE = Store("memory://diff")
 Samples = Mapping[str, int]  # key -> hash of its file
 
 
-def table_of(samples: Samples, suffix: str = "pyd") -> pa.Table:
-    """A table of sources, as far as it is compared; the stamps differ wherever they may."""
-    keys = sorted(samples)
-    return pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            f"{suffix}/stamp": np.random.default_rng().integers(2**62, size=len(keys)),
-            f"{suffix}/xxh3_64": pa.array([samples[key] for key in keys], pa.uint64()),
-        }
-    )
+def table_of(samples: Samples, suffix: str = "pyd", shard: int = 0) -> pa.Table:
+    """A table of sources, all of one shard; the stamps differ wherever they may."""
+    count, keys = len(samples), sorted(samples)
+    stamps = np.random.default_rng().integers(2**62, size=(count, 1))
+    sources = Sources(url="", names=keys, suffixes=(suffix,), sizes=np.zeros((count, 1), np.int64), stamps=stamps)
+    hashes = np.array([samples[key] for key in keys], np.uint64).reshape(count, 1)
+    return source_table(sources, np.full(count, shard), np.arange(count), hashes)
 
 
-def snapshot_of(samples: Samples, *, suffix: str = "pyd", rows: int = 3, **fields: Any) -> Snapshot:
+def snapshot_of(
+    samples: Samples, *, suffix: str = "pyd", rows: int = 3, numbers: Sequence[int] = (0,), **fields: Any
+) -> Snapshot:
     """A version of these samples, its table in chunks of so many rows; further fields of the manifest."""
-    table, chunks = table_of(samples, suffix), []
+    table, chunks = table_of(samples, suffix, numbers[0]), []
     for start in range(0, max(1, len(table)), rows):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table[start : start + rows], sink)
-        body = sink.getvalue().to_pybytes()
+        body = parquet_of(table[start : start + rows])
         put_content(STORE, LAYOUT.table(1, digest_of(body)), body)
         chunks.append(SourceChunk(intent=1, digest=digest_of(body), num_rows=len(table[start : start + rows])))
-    values = {"source_url": "file:///in", "recipe": {"suffixes": [suffix]}, "shards": (), **fields}
+    shards = tuple(
+        Shard(number=number, num_bytes=1, num_samples=len(samples), digest="", index_digest=str(number))
+        for number in numbers
+    )
+    values = {"source_url": "file:///in", "recipe": {"suffixes": [suffix]}, **fields}
     accounting = Accounting(inputs=len(samples), packed=len(samples))
-    manifest = Manifest(prefix="wds", intent=1, accounting=accounting, sources=tuple(chunks), **values)
+    manifest = Manifest(prefix="wds", intent=1, accounting=accounting, shards=shards, sources=tuple(chunks), **values)
     commit = Commit(
         number=1,
         operation="build",
@@ -64,12 +66,6 @@ def snapshot_of(samples: Samples, *, suffix: str = "pyd", rows: int = 3, **field
         created=now(),
     )
     return Snapshot(STORE, LAYOUT, commit, manifest)
-
-
-def shards_of(*numbers: int) -> tuple[Shard, ...]:
-    return tuple(
-        Shard(number=number, num_bytes=1, num_samples=1, digest="", index_digest=str(number)) for number in numbers
-    )
 
 
 SAMPLES = st.dictionaries(st.text("abü-/", min_size=1, max_size=3), st.sampled_from([0, 1, 2**64 - 1]), max_size=12)
@@ -116,7 +112,7 @@ def test_a_sample_changed_where_one_of_its_files_did() -> None:
 
 def test_shards_are_told_apart_by_their_numbers() -> None:
     """A number is never given to another shard."""
-    found = diff(snapshot_of({"a": 1}, shards=shards_of(4, 0, 2)), snapshot_of({"a": 1}, shards=shards_of(9, 2, 3)))
+    found = diff(snapshot_of({"a": 1}, numbers=(4, 0, 2)), snapshot_of({"a": 1}, numbers=(9, 2, 3)))
     assert (found.shards_in_both, found.shards_in_a, found.shards_in_b) == ((2,), (0, 4), (3, 9))
 
 
@@ -136,12 +132,12 @@ def test_the_directories_of_the_sources_are_compared() -> None:
 
 def test_a_version_does_not_differ_from_itself() -> None:
     """And says so at once: each other difference is one."""
-    same, other = snapshot_of({"a": 1}, shards=shards_of(0)), snapshot_of({"a": 2}, shards=shards_of(0))
+    same, other = snapshot_of({"a": 1}, numbers=(0,)), snapshot_of({"a": 2}, numbers=(0,))
     assert diff(same, same).is_empty
     assert diff(same, same).num_same == 1
     assert not diff(same, other).is_empty
-    assert not diff(same, snapshot_of({"a": 1}, shards=shards_of(1))).is_empty
-    assert not diff(same, snapshot_of({"a": 1}, shards=shards_of(0), source_url="file:///moved")).is_empty
+    assert not diff(same, snapshot_of({"a": 1}, numbers=(1,))).is_empty
+    assert not diff(same, snapshot_of({"a": 1}, numbers=(0,), source_url="file:///moved")).is_empty
 
 
 def test_two_builds_differ_by_what_was_done_to_the_files_between(make_inputs: MakeInputs, place: Place) -> None:
