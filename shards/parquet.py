@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 MOST_RATIO = 1000  # of a table's bytes to those of its file: sorted names of much the same length shrink to a hundredth
 _FEW_BYTES = 64 << 20  # which any file may take
 _MOST_ITEMS = 1 << 16  # of a list in the footer: columns, mostly
-_WIDTHS = {"INT64": 8, "BYTE_ARRAY": 4}  # least bytes of a value
-_DEEPEST = 4  # structs in structs of a page's header
+_WIDTHS = {2: 8, 6: 4}  # least bytes of a value, by the number of its physical type: INT64, BYTE_ARRAY
+_DEEPEST = 8  # structs in structs
+_BITS = {4: 16, 5: 32, 6: 64}  # of whole numbers, by the number of their type in Thrift
+_SKIPPED = {1: 1, 2: 1, 3: 1, 7: 8, 8: 0}  # bytes of bools in lists, bytes and doubles; of binaries it is told
 _PLAIN_PAGE = (0, 0, 3, 3)  # a data page, plain values, levels as runs
 LEFT_OUT = pa.schema(
     [
@@ -40,12 +42,12 @@ def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
         ValueError: It is another one, or none.
     """
     try:
+        _check_pages(body, num_rows)
         # In this thread: others leave the buffer, which is Python's, to a thread of Arrow's, and a process that ends
         # before that thread has let go of it is aborted.
         with pq.ParquetFile(pa.BufferReader(body), pre_buffer=False, thrift_container_size_limit=_MOST_ITEMS) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"the columns {', '.join(schema.names)!r:.200} expected, found others")
-            _check_pages(file.metadata, body, num_rows)
             table = file.read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, LookupError, TypeError) as exc:
@@ -55,16 +57,22 @@ def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
     return table
 
 
-def _check_pages(metadata: pq.FileMetaData, body: bytes, num_rows: int) -> None:
-    """Check that the pages of a file are as `read_table` wants them, before any is decompressed."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if metadata.num_rows != num_rows or sum(group.num_rows for group in groups) != num_rows:
-        raise ValueError(f"{num_rows:,} rows expected, found {metadata.num_rows:,}")
+def _check_pages(body: bytes, num_rows: int) -> None:
+    """Check that the pages of a file are as `read_table` wants them, before any is decompressed.
+
+    The footer is read here: pyarrow ends the process on one whose statistics make no sense.
+    """
+    if body[-4:] != b"PAR1":
+        raise ValueError("it does not end as a Parquet file does")
+    footer = _Thrift(body, len(body) - 8 - int.from_bytes(body[-8:-4], "little")).struct()
+    groups = footer[4]
+    if footer[3] != num_rows or sum(group[3] for group in groups) != num_rows:
+        raise ValueError(f"{num_rows:,} rows expected, found {footer[3]:,}")
     num_bytes = 0
     for group in groups:
-        for column in (group.column(number) for number in range(metadata.num_columns)):
-            width = _WIDTHS[column.physical_type]
-            for page in _pages(body, column, group.num_rows):
+        for column in (column[3] for column in group[1]):
+            width = _WIDTHS[column[1]]
+            for page in _pages(body, column, group[3]):
                 num_bytes += page.num_bytes
                 if not page.is_plain or page.num_values * width > page.num_bytes:
                     raise ValueError("a page is not as dray writes it")
@@ -79,55 +87,65 @@ class _Page:
     is_plain: bool  # a data page with values one after another
 
 
-def _pages(body: bytes, column: pq.ColumnChunkMetaData, num_values: int) -> Iterator[_Page]:
-    """The pages of a column of a row group, by their headers."""
-    start, end = column.data_page_offset, column.data_page_offset + column.total_compressed_size
-    if column.has_dictionary_page or column.num_values != num_values or not 0 <= start <= end <= len(body):
+def _pages(body: bytes, column: dict[int, Any], num_values: int) -> Iterator[_Page]:
+    """The pages of a column of a row group: its ColumnMetaData says where they lie, their headers what they hold."""
+    start, end = column[9], column[9] + column[7]
+    if 11 in column or column[5] != num_values or not 0 <= start <= end <= len(body):
         raise ValueError("a column has a dictionary, or does not lie where the footer says")
     while num_values > 0:
-        header = _Header(body, start)
-        fields = header.read()
-        values = fields[5]
-        page = _Page(values[1], fields[2], (fields[1], *(values[number] for number in (2, 3, 4))) == _PLAIN_PAGE)
-        if min(page.num_values, page.num_bytes, fields[3]) < 0 or page.num_values > num_values:
+        reader = _Thrift(body, start)
+        header = reader.struct()
+        values = header[5]
+        page = _Page(values[1], header[2], (header[1], *(values[number] for number in (2, 3, 4))) == _PLAIN_PAGE)
+        if min(page.num_values - 1, page.num_bytes, header[3]) < 0 or page.num_values > num_values:
             raise ValueError("a page has a size that cannot be")
         yield page
         num_values -= page.num_values
-        start = header.end + fields[3]
-        if start > end or not page.num_values:
+        start = reader.end + header[3]
+        if start > end:
             raise ValueError("a page lies beyond its column")
 
 
-class _Header:
-    """The header of a page: a struct in Thrift's compact protocol, whose fields ascend."""
+class _Thrift:
+    """Structs in Thrift's compact protocol, whose fields ascend: parquet.thrift gives their numbers."""
 
     def __init__(self, body: bytes, start: int) -> None:
+        if not 0 <= start < len(body):
+            raise ValueError("a header lies outside the file")
         self._body = body
-        self.end = start
+        self.end = start  # of what was read
 
-    def read(self, level: int = 0) -> dict[int, Any]:
-        """Field number -> whole number or struct; None for what is of another type."""
+    def struct(self, level: int = 0) -> dict[int, Any]:
+        """Field number -> whole number, list or struct; None for a value of another type."""
         found: dict[int, Any] = {}
         number = 0
         while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._number()
-            if number <= max(found, default=0) or level > _DEEPEST:
-                raise ValueError("a page's header is out of order or too deep")
-            found[number] = self._value(head & 15, level)
+            number = number + (head >> 4) if head >> 4 else self._number(16)
+            if number <= max(found, default=0):
+                raise ValueError("the fields of a header are out of order")
+            found[number] = None if head & 15 in (1, 2) else self._value(head & 15, level)  # a bool has no bytes
         return found
 
     def _value(self, kind: int, level: int) -> Any:
-        if kind in (1, 2):  # true and false have no bytes
-            return None
-        if kind in (4, 5, 6):
-            return self._number()
-        if kind == 8:  # bytes
-            size = self._varint()
-            self.end += size
-            return None
+        if level > _DEEPEST:
+            raise ValueError("a header is too deep")
+        if kind in _BITS:
+            return self._number(_BITS[kind])
         if kind == 12:
-            return self.read(level + 1)
-        raise ValueError(f"a page's header has a field of type {kind}")
+            return self.struct(level + 1)
+        if kind == 9:
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            if count > _MOST_ITEMS:
+                raise ValueError(f"a header has a list of {count:,} items")
+            return [self._value(head & 15, level + 1) for _ in range(count)]
+        if kind not in _SKIPPED:
+            raise ValueError(f"a header has a field of type {kind}")
+        size = self._varint() if kind == 8 else _SKIPPED[kind]
+        self.end += size
+        if self.end > len(self._body):
+            raise ValueError("a header lies beyond the file")
+        return None
 
     def _byte(self) -> int:
         self.end += 1
@@ -140,8 +158,10 @@ class _Header:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise ValueError("a page's header has a number of more than 64 bits")
+        raise ValueError("a header has a number of more than 64 bits")
 
-    def _number(self) -> int:
+    def _number(self, bits: int) -> int:
         value = self._varint()
+        if value >> bits:
+            raise ValueError(f"a header has a number of more than {bits} bits")
         return (value >> 1) ^ -(value & 1)
