@@ -50,16 +50,22 @@ def collate(
     return {part: stacked(batch[part], part, where) if is_stacked(part, stack) else batch[part] for part in batch}
 
 
-def check_stack(stack: bool | Collection[str]) -> bool | frozenset[str]:
+def check_stack(stack: bool | Collection[str], parts: Collection[str] | None) -> bool | frozenset[str]:
     """As the caller gave it.
 
+    Args:
+        stack: See `collate`.
+        parts: The names that a batch has; None if a function of the caller makes them.
+
     Raises:
-        CallError: It is neither a bool nor a collection of names.
+        CallError: It is neither a bool nor a collection of names, or a name is no part's.
     """
     if isinstance(stack, bool):
         return stack
     if isinstance(stack, str) or not isinstance(stack, Collection) or not all(isinstance(name, str) for name in stack):
         raise CallError(f"stack={stack!r}: expected True, False, or a set of part names")
+    if unknown := sorted(set(stack) - set(stack if parts is None else parts)):
+        raise CallError(f"stack names {unknown[0]!r}: a batch has the parts {', '.join(parts or ())}")
     return frozenset(stack)
 
 
@@ -69,13 +75,13 @@ def is_stacked(part: str, stack: bool | Collection[str]) -> bool:
 
 
 def stacked(values: list[Any], part: str = "", where: Where = _number) -> torch.Tensor | list[Any]:
-    """Returns n values as a tensor (n, ...), or the list if they are no tensors or one of them is None.
+    """Returns n values as a tensor (n, ...), or the list if one of them cannot be stacked.
 
-    Tensors, numpy arrays and scalars, and numbers (bool, int64, float64) are stacked. Text, bytes, dicts and what else
-    has no dtype in torch stays a list.
+    Tensors, numpy arrays and scalars, and numbers (bool, int64, float64) can. What has no dtype in torch,
+    such as text, bytes, dicts and None, cannot.
 
     Raises:
-        CallError: Dtypes or shapes differ, or only some of the values can be stacked; names two samples that differ.
+        CallError: All can be stacked, but dtypes or shapes differ; names two samples that do.
     """
     types = set(map(type, values))
     if types in ({bool}, {float}) or (types == {int} and min(values) >= -_MOST and max(values) <= _MOST):
@@ -84,20 +90,16 @@ def stacked(values: list[Any], part: str = "", where: Where = _number) -> torch.
         return values
     kinds = [TensorKind.of(value) for value in values]
     first = kinds[0] if kinds else None
-    if all(kind == first for kind in kinds):
-        return values if first is None else _tensor(values, first)
-    if any(value is None for value in values):
+    if first is None or None in kinds:
         return values
-    other = next(row for row, kind in enumerate(kinds) if kind != first)
+    other = next((row for row, kind in enumerate(kinds) if kind != first), None)
+    if other is None:
+        return _tensor(values, first)
     raise CallError(
-        f"part {part!r} cannot be stacked: it is {_described(values[0], first)} in {where(0)}, but "
-        f"{_described(values[other], kinds[other])} in {where(other)}. Give stack=False for lists (or the names of "
-        "the parts to stack), make them alike by transform=, or give a collate= of your own"
+        f"part {part!r} cannot be stacked: it is {first} in {where(0)}, but {kinds[other]} in {where(other)}. Give "
+        "stack=False for lists (or the names of the parts to stack), make them alike by transform=, or give a "
+        "collate= of your own"
     )
-
-
-def _described(value: Any, kind: TensorKind | None) -> str:
-    return type(value).__qualname__ if kind is None else str(kind)
 
 
 def _tensor(values: list[Any], kind: TensorKind) -> torch.Tensor:

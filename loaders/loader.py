@@ -56,7 +56,8 @@ class ShardLoader(EpochLoader):
         missing: What happens to a sample that lacks one of these parts: "error" names it; "none" makes its value None,
             and so the part a list in that batch.
         stack: Whether tensors, arrays and numbers are stacked to one tensor a batch: then their dtypes and shapes must
-            be equal. False: every part is always a list. A set of names: only these parts are stacked.
+            be equal. A part is a list in a batch that has other values, such as text, dicts or None. False: every part
+            is always a list. A set of names: only these parts are stacked.
         transform: From a sample, a dict of part -> value, to what batches are made of.
         collate: From a list of these to a batch; None: parts are stacked as `stack` says (see `dray.loaders.collate`).
         remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
@@ -133,10 +134,11 @@ class ShardLoader(EpochLoader):
         check_has_samples(self._snapshot)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)
+        wanted = open_parts(Catalog(self._snapshot, limit=limit, blocks=blocks), parts, missing)
         self._maker = BatchMaker(
             snapshot=self._snapshot,
-            wanted=open_parts(Catalog(self._snapshot, limit=limit, blocks=blocks), parts, missing),
-            stack=check_stack(stack),
+            wanted=wanted,
+            stack=check_stack(stack, [part.name for part in wanted.parts] if transform is None else None),
             limit=limit,
             decoder=Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
             transform=transform,

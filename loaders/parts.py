@@ -264,8 +264,7 @@ def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[
             if have < num_samples:
                 raise CallError(
                     f"parts=None reads all parts, but {num_samples - have:,} of the {num_samples:,} samples of "
-                    f"{catalog.shard_url(place)} have no {part.name!r}: name the parts with parts=, or give "
-                    "missing='none'"
+                    f"{catalog.shard_url(place)} lack {part.name!r}: name the parts with parts=, or give missing='none'"
                 )
 
 

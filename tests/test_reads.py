@@ -222,7 +222,7 @@ selections = st.sampled_from(sorted(DATASETS)).flatmap(
     selections,
     st.sampled_from(DAMAGE),
     st.sampled_from(["error", "none"]),
-    st.sampled_from([True, False, {"x.pyd", "n.cls"}]),
+    st.sampled_from([True, False, "first"]),
     st.booleans(),
     st.integers(0, 3),
 )
@@ -231,6 +231,7 @@ def test_both_readers_give_what_the_model_says(
 ) -> None:
     """Batches of any parts in any order, and the first error: its class, and the samples that it names."""
     name, wanted = selection
+    stack = {wanted[0]} if stack == "first" else stack
     for where in ("disk", "s3"):
         steps: list[list[int]] = []
         found = read_loader(
