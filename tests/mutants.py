@@ -3,7 +3,7 @@
     python tests/mutants.py [LIST.toml] [--only WORD] [--all]
 
 A list holds `[[mutant]]` tables: `file`; `old`, a text that occurs in the file once; `new`, what replaces it; `tests`,
-arguments of pytest. A mutant is killed where these tests fail, and survives where they pass. With `--all`, survivors
+arguments of pytest. A mutant is killed if these tests fail or crash, and survives if they pass. With `--all`, survivors
 meet the whole plain suite as well. `equivalent`, a reason, marks a change that cannot alter what the program does: it
 is not run. Run this in a clean checkout that is installed in editable mode: files are changed in place and restored.
 """
@@ -22,9 +22,8 @@ from time import monotonic
 ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_suffix(".toml")
 TIMEOUT_S = 900.0
-TESTS_FAILED = 1  # pytest's exit codes
-NOT_COLLECTED = 2
-PASSED = 0
+PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # pytest's exit codes
+FAILURES = {FAILED, NOT_COLLECTED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ def outcome(mutant: Mutant, *, with_all: bool) -> str:
         code = _run_tests(mutant.tests)
         if code == PASSED and with_all:
             code = _run_tests(["tests"])
-    return {PASSED: "survived", TESTS_FAILED: "killed", NOT_COLLECTED: "killed"}.get(code, "invalid")
+    return "killed" if code in FAILURES or code < 0 else "survived" if code == PASSED else "invalid"
 
 
 def main() -> int:
@@ -111,7 +110,7 @@ def _run_tests(arguments: Sequence[str]) -> int:
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=TIMEOUT_S, check=False).returncode
     except subprocess.TimeoutExpired:
-        return TESTS_FAILED  # it hangs, so whoever runs the tests notices
+        return FAILED  # it hangs, so whoever runs the tests notices
 
 
 def _compile_if_c(path: Path) -> None:

@@ -244,6 +244,7 @@ def test_ls_tells_what_a_folder_holds(dray: Dray, build: Dray, inputs: Inputs, t
         "wdshards-{000000..000002}.tar",
     ):
         assert words in out
+    assert re.search(r"^ *shard +samples +bytes *\n *000000 +20 +[\d,]+ *$", out, re.MULTILINE)
     assert re.search(r"^ *000002 +20 +[\d,]+ *$", out, re.MULTILINE)
 
 
