@@ -138,7 +138,13 @@ class Survey:
 
 
 def survey_datasets(wanted: Wanted, *, address: str | None = None, progress: bool = True) -> Survey:
-    """Find out what the builds of all datasets would do, before any of them writes."""
+    """Find out what the builds of all datasets would do, before any of them writes.
+
+    Raises:
+        CallError: See `Wanted.specs`; or groups are to be kept or dropped where there is no split.
+    """
+    if wanted.missing_groups is not None and wanted.fractions is None:
+        raise CallError("--missing-groups is about the groups of a split: give --split as well")
     specs = wanted.specs(address=address, progress=progress)
     works = [survey(spec) for spec in specs]
     moves, found = "", list[Leak]()

@@ -29,12 +29,14 @@ class Unscanned:
         hidden_folders: Folders whose name starts with a dot.
         datasets: Folders that hold a dray dataset, and the folder of dray's records in the input folder itself.
         links: Symbolic links to folders that are scanned under another path.
+        other_case: Files whose ending differs from a suffix by upper and lower case alone.
     """
 
     hidden_files: int = 0
     hidden_folders: int = 0
     datasets: int = 0
     links: int = 0
+    other_case: int = 0
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -45,6 +47,7 @@ class Unscanned:
             (self.hidden_folders, "hidden folder"),
             (self.datasets, "folder of a dray dataset"),
             (self.links, "link to a folder that is scanned elsewhere"),
+            (self.other_case, "file of a suffix in another case"),
         )
         return ", ".join(f"{count:,} {_plural(what, count)}" for count, what in counts if count)
 
@@ -91,6 +94,7 @@ def scan(store: Store, suffixes: Sequence[str]) -> Scan:
     unscanned = Unscanned()
     prints: dict[str, Print] | None = None if store.local_root is not None else {}
     endings = tuple(f".{suffix}" for suffix in sorted(suffixes, key=len, reverse=True))
+    lowered = tuple(map(str.lower, endings))
     if prints is None:
         folders = _walk(store.local_root or "", unscanned)
     else:
@@ -100,7 +104,8 @@ def scan(store: Store, suffixes: Sequence[str]) -> Scan:
     for folder, files in folders:
         visible = [file for file in files if not file.startswith(".")]
         unscanned.hidden_files += len(files) - len(visible)
-        stems = _stems(visible, endings, longer)
+        stems, others = _stems(visible, endings, longer)
+        unscanned.other_case += sum(file.lower().endswith(lowered) for file in others)
         found += [f"{folder}/{stem}" for stem in stems] if folder else stems
     unusable = set(bad_names(found))
     names = sorted(name for name in found if name not in unusable) if unusable else sorted(found)
@@ -117,20 +122,28 @@ def scan(store: Store, suffixes: Sequence[str]) -> Scan:
     )
 
 
-def _stems(files: Sequence[str], endings: Sequence[str], longer: dict[str, str]) -> set[str]:
-    """Returns the files' names without their suffixes; `endings` are sorted, the longest first."""
+def _stems(files: Sequence[str], endings: Sequence[str], longer: dict[str, str]) -> tuple[set[str], Sequence[str]]:
+    """Returns the files' names without their suffixes, and the files that have none of them.
+
+    Args:
+        files: The visible files of a folder.
+        endings: The suffixes with their dots, the longest first.
+        longer: Takes suffix -> file for files that may really have a longer suffix.
+    """
     stems: set[str] = set()
-    for number, ending in enumerate(endings, 1):
+    for ending in endings:
         taken = [file[: -len(ending)] for file in files if file.endswith(ending)]
         stems.update(taken)
+        if len(taken) == len(files):
+            files = []
+        elif taken:
+            files = [file for file in files if not file.endswith(ending)]
         if len(longer) <= MOST_KINDS:
             for stem in [stem for stem in taken if "." in stem]:
                 word = stem.rpartition(".")[2]
                 if _WORD.fullmatch(word):
                     longer.setdefault(word + ending, stem + ending)
-        if number < len(endings):
-            files = [file for file in files if not file.endswith(ending)]
-    return stems
+    return stems, files
 
 
 def _cut_short(longer: Mapping[str, str], suffixes: Sequence[str], url: str) -> str:

@@ -268,12 +268,15 @@ class Store:
         infos = [_info(name, meta) for name, meta in named if name not in ("", folder)]  # an object "folder/" names it
         return sorted(infos, key=lambda info: info.name)
 
-    def list_tree(self, folder: str = "") -> Iterator[ObjectInfo]:
-        """Yields the objects in a folder and all folders below it, in the store's order. A missing folder is empty."""
+    def list_tree(self, folder: str = "") -> list[ObjectInfo]:
+        """Returns the objects in a folder and all folders below it, in the store's order; none for a missing folder."""
         start = len(f"{self._key('')}/".lstrip("/"))
-        with self._errors("list", folder):
-            for page in obstore.list(self._client, self._key(folder) or None, chunk_size=LIST_CHUNK):
-                yield from (_info(meta["path"][start:], meta) for meta in page)
+
+        def listed() -> list[ObjectInfo]:
+            pages = obstore.list(self._client, self._key(folder) or None, chunk_size=LIST_CHUNK)
+            return [_info(meta["path"][start:], meta) for page in pages for meta in page]
+
+        return self._ask("list", folder, listed)
 
     def list_folders(self, folder: str = "") -> list[str]:
         """The folders right in a folder, sorted, as paths from the store's URL. A missing folder has none."""

@@ -119,9 +119,9 @@ class FaultyStore(Store):
         with self._call("list_folder", folder):
             return super().list_folder(folder)
 
-    def list_tree(self, folder: str = "") -> Iterator[ObjectInfo]:
+    def list_tree(self, folder: str = "") -> list[ObjectInfo]:
         with self._call("list_tree", folder):
-            yield from super().list_tree(folder)
+            return super().list_tree(folder)
 
     def list_folders(self, folder: str = "") -> list[str]:
         with self._call("list_folders", folder):

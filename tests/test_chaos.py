@@ -226,6 +226,7 @@ REQUESTS: dict[str, Callable[[Store], object]] = {
     "read ranges": lambda store: [bytes(part) for part in store.get_ranges("a", [7, 99_999], [5, 1000], gap=0)],
     "look up": lambda store: store.head("a"),
     "list": lambda store: [info.name for info in store.list_folder()],
+    "list tree": lambda store: [info.name for info in store.list_tree()],
     "list folders": lambda store: store.list_folders(),
     "delete": lambda store: store.delete(["a"]),
 }

@@ -322,6 +322,11 @@ def test_a_split_and_a_dataset_do_not_share_a_folder(cli: Build, dray: Dray, sou
     assert dray(*words).code == 0
 
 
+def test_missing_groups_need_a_split(cli: Build) -> None:
+    """An option that does nothing would look like one that did."""
+    assert "--missing-groups is about the groups of a split" in cli("--missing-groups", "drop").err
+
+
 def test_samples_that_move_between_groups_are_counted(cli: Build, tmp_path: Path) -> None:
     """Another seed: by pair of groups, in build and plan."""
     cli("--split", SPLIT)

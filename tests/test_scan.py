@@ -131,6 +131,13 @@ def test_a_name_that_is_not_utf_8_goes_through_on_error(dray: Dray, tmp_path: Pa
     assert "nothing to do" in dray(*words, "--on-error", "skip").out
 
 
+def test_files_of_a_suffix_in_another_case_are_counted(tmp_path: Path) -> None:
+    """They are no samples, and not passed over without a word either."""
+    found = scan(fill(tmp_path, "a.jpg", "b.JPG", "c/d.Jpg", "e.png"), ["jpg"])
+    assert found.names == ["a"]
+    assert str(found.unscanned) == "2 files of a suffix in another case"
+
+
 @pytest.mark.parametrize("suffixes", [["x.pyd"], ["x.pyd", "y.cls"]])
 def test_no_sample_at_all_is_an_error_that_says_what_was_left_out(tmp_path: Path, suffixes: list[str]) -> None:
     """The suffixes, the folder, and the counts."""
@@ -142,7 +149,9 @@ def test_no_sample_at_all_is_an_error_that_says_what_was_left_out(tmp_path: Path
 
 
 FOLDERS = st.sampled_from(["a", "b.c", ".h", "_dray", "d"])
-FILES = st.sampled_from(["s.x.pyd", "t.y.cls", ".u.x.pyd", "._t.y.cls", "v.1.x.pyd", "w.txt", "s.y.cls", "__z__.x.pyd"])
+FILES = st.sampled_from(
+    ["s.x.pyd", "t.y.cls", ".u.x.pyd", "._t.y.cls", "v.1.x.pyd", "w.X.pyd", "s.y.cls", "__z__.x.pyd"]
+)
 TREES = st.sets(st.tuples(st.lists(FOLDERS, max_size=3).map("/".join), FILES).map("/".join), min_size=1, max_size=12)
 
 
