@@ -391,9 +391,7 @@ def ls(
     ] = False,
     as_json: JsonList = False,
     all_shards: Annotated[bool, typer.Option("--all", help="Every shard in the table, not the first 20.")] = False,
-    left_out: Annotated[
-        bool, typer.Option("--left-out", help="Only the inputs that were skipped or quarantined, and why.")
-    ] = False,
+    left_out: Annotated[bool, typer.Option("--left-out", help="Only the inputs that are left out, and why.")] = False,
     storage_option: StorageOptionList = None,
 ) -> None:
     """Show the datasets in a folder: version, size, parts, shards.

@@ -78,6 +78,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "num_shards": len(snapshot.shards),
         "num_skipped": snapshot.manifest.accounting.skipped,
         "num_quarantined": snapshot.manifest.accounting.quarantined,
+        "num_omitted": snapshot.manifest.accounting.omitted,
         "left_out": snapshot.left_out_url(),
         "source_url": snapshot.manifest.source_url,
         "recipe": dict(snapshot.manifest.recipe),
@@ -103,7 +104,10 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
     ]
     if snapshot.manifest.left_out is not None:
         counts = snapshot.manifest.accounting
-        lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined: see --left-out")
+        omitted = f", {counts.omitted:,} omitted" if counts.omitted else ""
+        lines.append(
+            f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined{omitted}: see --left-out"
+        )
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
     _print(console, "\n".join(lines))

@@ -95,8 +95,8 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         made = commit_version(job.output, job.layout, manifest, base, retention=retention)
         if made is None:
             return None
-        if bad:
-            say(f"{tolerance.fate}: {named([left.bad for left in bad])}", show=progress)
+        if unpacked := [left.bad for left in bad if not left.bad.is_omitted]:
+            say(f"{tolerance.fate}: {named(unpacked)}", show=progress)
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
         return report(made, changes, packed)
@@ -162,16 +162,17 @@ def _pack(
         InputError: More samples are bad than are borne. By then all other shards are stored, or 20 samples were bad.
     """
     packed: dict[int, PackedShard] = {}
-    bad: list[BadInput] = [left.bad for left in work.left_out]
+    bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_omitted]
     most = tolerance.most(work.num_inputs) or NAMED
     tasks = _tasks(job, work, intent)
     with shard_progress(f"packing {job.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
         for shard in _packed_shards(job, tasks, intent, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
-            if shard.bad and not bad and not tolerance.leaves_out:
+            found = [entry for entry in shard.bad if not entry.is_omitted]
+            if found and not bad and not tolerance.leaves_out:
                 say("a sample cannot be packed: an error names it once the other shards are stored", show=progress)
-            bad += shard.bad
+            bad += found
             if len(bad) > most:
                 tolerance.check(bad, work.num_inputs, job.inputs.url)
     tolerance.check(bad, work.num_inputs, job.inputs.url)

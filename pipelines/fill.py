@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.job import PackJob, PackTask
-from dray.pipelines.sources import BadInput, Sources, read_files, try_files
+from dray.pipelines.sources import OMITTED, BadInput, Sources, read_files, try_files
 from dray.shards.errors import InputError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import key_of
@@ -195,7 +195,10 @@ def _made_of(
     stage = "transform"
     try:
         if job.transform is not None:
-            parts = job.transform(name, parts)
+            made = job.transform(name, parts)
+            if made is None:
+                return BadInput(name=name, file="", stage=OMITTED, error="func_output_data returned None")
+            parts = made
         stage = "encode"
         return parts if job.encoder is None else job.encoder(parts, stayed)
     except InputError as exc:

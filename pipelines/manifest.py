@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from dray.pipelines.changes import Changes
 from dray.pipelines.job import PackedShard, PackJob
 from dray.pipelines.plan import Recipe, compare, find_in, fingerprints_in
+from dray.pipelines.sources import OMITTED
 from dray.pipelines.tables import LeftOut, left_out_table, source_chunks
-from dray.pipelines.work import Work
+from dray.pipelines.work import Work, none_left
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
 from dray.shards.snapshot import put_content
-from dray.shards.text import counted
 
 
 def next_manifest(
@@ -68,7 +68,7 @@ def next_manifest(
         numbers[held], rows[held] = number, np.arange(len(held))
     is_held = np.flatnonzero(numbers >= 0)
     if not len(is_held):
-        raise InputError(f"none of the {counted(work.num_inputs, 'sample')} of {job.inputs.url} can be packed")
+        raise InputError(none_left(work.num_inputs, job.inputs.url, left_out))
     held_sources, held_hashes = sources.take(is_held), hashes[is_held]
     tables = source_chunks(held_sources, numbers[is_held], rows[is_held], held_hashes)
     known = {chunk.digest: chunk for chunk in (work.snapshot.manifest.sources if work.snapshot else ())}
@@ -83,6 +83,7 @@ def next_manifest(
             packed=sum(shard.num_samples for shard in shards),
             skipped=fates.count("skipped"),
             quarantined=fates.count("quarantined"),
+            omitted=fates.count(OMITTED),
         ),
         shards=tuple(shards),
         sources=tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in tables),

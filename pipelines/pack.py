@@ -77,7 +77,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         StoreError: The store failed; nothing half-written is visible.
     """
     unread = _unread(job, filled.task, filled.bad)
-    if filled.index is None or unread or (filled.bad and not job.leaves_out_bad):
+    if filled.index is None or unread or not (job.leaves_out_bad or all(entry.is_omitted for entry in filled.bad)):
         return PackedShard(
             number=filled.task.number,
             num_bytes=0,
@@ -116,13 +116,13 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     try:
         index = read_index(job.output, name)
         is_packed = _held(index, job, task.sources)
-        if is_packed is None:
+        bad = None if is_packed is None else _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
+        if is_packed is None or bad is None:
             raise DamagedError(f"{url} holds other samples than this build reserved it for")
     except DamagedError as exc:
         raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
     packed = task.sources.take(np.flatnonzero(is_packed))
     hashes = _of_files(index, index.xxh3_64, packed) if job.packs_files else hash_files(job.inputs, packed)
-    bad = _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
     unread = _unread(job, task, (*bad, *unhashed(packed, hashes)))
     return PackedShard(
         number=task.number,
@@ -182,7 +182,8 @@ def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_
     stored, planned = list(index.keys), sources.keys()
     in_stored = set(stored)
     is_packed = np.array([key in in_stored for key in planned], bool)
-    if [key for key in planned if key in in_stored] != stored or not (job.leaves_out_bad or is_packed.all()):
+    may_lack = job.leaves_out_bad or job.transform is not None  # a function may leave samples out
+    if [key for key in planned if key in in_stored] != stored or not (may_lack or is_packed.all()):
         return None
     if job.transform is not None:
         return is_packed
@@ -220,9 +221,11 @@ def _may_be_encoded(index: ShardIndex, encoder: Encoder, suffixes: Sequence[str]
     return not columns
 
 
-def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...]:
-    """What is wrong with samples that a stored shard lacks."""
+def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...] | None:
+    """What is wrong with samples that a stored shard lacks; None where one is good, and the shard must have it."""
     still = {bad.name: bad for bad in (find_bad(job, sources) if len(sources) else ())}
+    if len(still) < len(sources) and not job.leaves_out_bad:
+        return None
     then = BadInput(name="", file="", stage="read", error="could not be packed when its shard was stored; now it can")
     return tuple(still.get(name, replace(then, name=name)) for name in sources.names)
 

@@ -59,8 +59,11 @@ def pickles_to_tars(
         input_suffix: One suffix, or several: then each sample has a part of each.
         dir_output: The dataset's directory: a path or an object-storage URL.
         output_prefix: The dataset's prefix.
-        func_output_data: `f(key, {suffix: bytes}) -> {suffix: bytes}`, what to store for a sample; the default stores
-            the files as they are. Values other than bytes are encoded by their suffix as webdataset's writer does.
+        func_output_data: `f(key, {suffix: bytes}) -> {suffix: value}`, what to store for a sample; the default stores
+            the files as they are. Bytes are stored as they are, other values as their suffix does: arrays and tensors
+            for `.npy`, dicts of them for `.safetensors`, plain values for `.json`, integers for `.cls`, text for
+            `.txt`, anything for `.pyd`. None leaves the sample out: the report counts it as omitted, and it is not
+            asked for again until its files or `transform_version` change.
         min_num_shards: Exactly so many shards (fewer if there are fewer samples), equal to one sample. None: by size,
             about 256 MiB and at most 100,000 samples each.
         optional_suffixes: Suffixes of further files, which samples may lack; their parts come last.

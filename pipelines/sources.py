@@ -67,14 +67,22 @@ class Sources:
         return replace(self, names=names, sizes=self.sizes[rows], stamps=self.stamps[rows])
 
 
+OMITTED = "omitted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadInput:
-    """A sample that cannot be packed."""
+    """A sample that cannot be packed, or that the user's function leaves out."""
 
     name: str
     file: str  # which of its files; empty where it is none of them
-    stage: str  # "find", "read", "transform" or "encode"
+    stage: str  # "find", "read", "transform", "encode", or "omitted" where the function returned None
     error: str
+
+    @property
+    def is_omitted(self) -> bool:
+        """Whether the user's function left it out: that is no error."""
+        return self.stage == OMITTED
 
 
 def check_sample_names(names: Sequence[str]) -> None:

@@ -8,12 +8,17 @@ import cloudpickle
 from dray.pipelines.node import node_name
 from dray.shards.errors import CallError, ClusterError, InputError
 from dray.shards.layout import check_suffixes, key_of
+from dray.shards.parts import is_pickled
+from dray.shards.tar import MAX_SHARD_BYTES
 
-Function = Callable[[str, dict[str, bytes]], Mapping[str, Any]]
+Function = Callable[[str, dict[str, bytes]], Mapping[str, Any] | None]
+
+_ARRAY_FORMATS = ("npy", "safetensors")
+_NUMBERS = ("cls", "cls2", "index", "inx", "id")  # that readers take for an integer
 
 
 class Transform:
-    """A function `f(key, {suffix: bytes}) -> {suffix: bytes}`.
+    """A function `f(key, {suffix: bytes}) -> {suffix: value}`, or None for a sample to leave out.
 
     In process it is called as it is. To other processes it travels by cloudpickle and is opened at its first call, so
     that a worker that cannot open it can say so with the sample's name.
@@ -35,26 +40,22 @@ class Transform:
     def __setstate__(self, state: bytes) -> None:
         self._function, self._pickled = None, state
 
-    def __call__(self, name: str, suffix_to_data: dict[str, bytes]) -> dict[str, bytes]:
-        """The parts of one sample, checked.
+    def __call__(self, name: str, suffix_to_data: dict[str, bytes]) -> dict[str, bytes] | None:
+        """Returns the parts of one sample, checked; None where the function leaves the sample out.
 
         Raises:
             ClusterError: The function cannot be opened here, or needs a module that is missing: it is not the sample's
                 fault.
-            InputError: The function raised, or gave what cannot be stored.
+            InputError: The function raised, or returned what cannot be stored.
         """
         key, function = key_of(name), self._opened(name)
         try:
-            sample = dict(function(key, suffix_to_data))
-            if sample.pop("__key__", key) != key:
-                raise CallError(f"func_output_data may not change the key {key!r}")
-            for suffix in check_suffixes(sample):
-                sample[suffix] = _encoded(suffix, sample[suffix])
+            returned = function(key, suffix_to_data)
         except ImportError as exc:
             raise _unfit_node(name, exc) from exc
         except Exception as exc:
             raise InputError(f"func_output_data failed: {type(exc).__name__}: {exc}") from exc
-        return sample
+        return None if returned is None else _as_parts(key, returned)
 
     def _opened(self, name: str) -> Function:
         try:
@@ -72,10 +73,58 @@ def _unfit_node(name: str, exc: Exception) -> ClusterError:
     )
 
 
+def _as_parts(key: str, returned: Any) -> dict[str, bytes]:
+    """Returns what a function returned for a sample as bytes by suffix.
+
+    Raises:
+        InputError: It is no dict, has no part, changes the key, or holds a value that its suffix cannot.
+    """
+    try:
+        sample = dict(returned)
+        if sample.pop("__key__", key) != key:
+            raise CallError(f"it may not change the key to {returned['__key__']!r}")
+        if not sample:
+            raise CallError("it has no part; return None to leave the sample out")
+        return {suffix: _encoded(suffix, sample[suffix]) for suffix in check_suffixes(sample)}
+    except (TypeError, ValueError) as exc:
+        raise InputError(
+            f"func_output_data returned what cannot be stored for key {key!r} ({type(returned).__name__}): {exc}"
+        ) from exc
+
+
 def _encoded(suffix: str, value: Any) -> bytes:
-    """Bytes as they are; other values as webdataset's writer stores them under that suffix."""
+    """Returns bytes as they are, and other values as their suffix stores them.
+
+    Raises:
+        CallError: The suffix cannot store it; names suffix and type.
+    """
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
+    extension = suffix.rpartition(".")[2].lower()
+    try:
+        return _written(extension, suffix, value)
+    except Exception as exc:
+        raise CallError(
+            f"part {suffix!r} is {_type_name(value)}, which .{extension} cannot hold ({exc}): return bytes, or an "
+            "array or tensor for .npy, a dict of them for .safetensors, plain values for .json, an integer for .cls, "
+            "text for .txt, anything for .pyd"
+        ) from exc
+
+
+def _written(extension: str, suffix: str, value: Any) -> bytes:
+    if extension in _ARRAY_FORMATS:
+        from dray.pipelines.formats import FORMATS  # loads torch
+
+        return FORMATS[extension](value, MAX_SHARD_BYTES)
+    if not is_pickled(suffix) and getattr(value, "ndim", None) == 0:
+        value = value.item()  # of numpy or torch: their text differs from the number's
+    if extension in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | str)):
+        raise TypeError("expected an integer")
     from webdataset.writer import default_handlers, encode_based_on_extension1  # slow to import, rarely needed
 
     return bytes(encode_based_on_extension1(value, suffix, default_handlers))
+
+
+def _type_name(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return f"{type(value).__module__}.{type(value).__qualname__}{'' if dtype is None else f' of {dtype}'}"

@@ -22,7 +22,7 @@ from dray.pipelines.progress import say
 from dray.pipelines.reading import check_unread, unhashed
 from dray.pipelines.run import run_tasks, runs_in_process
 from dray.pipelines.scan import Scan
-from dray.pipelines.sources import BadInput, Sources, find_missing, find_sources, hash_files
+from dray.pipelines.sources import OMITTED, BadInput, Sources, find_missing, find_sources, hash_files
 from dray.pipelines.tables import LeftOut
 from dray.pipelines.tolerance import OnError, Tolerance
 from dray.shards.errors import InputError
@@ -115,7 +115,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
     num_inputs = len(spec.names) + len(unusable)
     tolerance.check(unusable, num_inputs, job.inputs.url)
     if unusable and not spec.names:
-        raise InputError(_none_can_be_packed(spec, num_inputs))
+        raise InputError(none_left(num_inputs, job.inputs.url, ()))
     found = find_sources(job.inputs, spec.names, spec.recipe.suffixes, spec.scan.prints if spec.scan else None)
     missing = find_missing(found, spec.optional)
     tolerance.check([*unusable, *missing], num_inputs, job.inputs.url)
@@ -134,7 +134,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
         is_same = _same_contents(spec, sources, last)
     tolerance.check([left.bad for left in left_out], num_inputs, job.inputs.url)
     if not len(sources):
-        raise InputError(_none_can_be_packed(spec, num_inputs))
+        raise InputError(none_left(num_inputs, job.inputs.url, left_out))
     planned = plan(sources, spec.recipe, last, is_same)
     _say_if_too_few(spec, len(sources))
     _say_if_folders_are_new(spec, sources, last)
@@ -182,8 +182,11 @@ def _say_if_folders_are_new(spec: BuildSpec, sources: Sources, last: Last | None
         )
 
 
-def _none_can_be_packed(spec: BuildSpec, num_inputs: int) -> str:
-    return f"none of the {num_inputs} samples of {spec.job.inputs.url} can be packed"
+def none_left(num_inputs: int, url: str, left_out: Sequence[LeftOut]) -> str:
+    """Returns the message for a build of which no sample is left."""
+    num_omitted = sum(left.bad.is_omitted for left in left_out)
+    why = f"; func_output_data returned None for {num_omitted:,}" if num_omitted else ""
+    return f"none of the {counted(num_inputs, 'sample')} of {url} can be packed{why}"
 
 
 def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
@@ -285,22 +288,26 @@ def _hashes(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
 def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: Tolerance) -> list[LeftOut]:
     """Inputs that the last version left out and this one leaves out again, as nothing about them changed.
 
-    Skipped ones are not looked at; quarantined ones are tried.
+    Skipped and omitted ones are not looked at; quarantined ones are tried.
     """
     table = snapshot.left_out()
-    if table is None or not tolerance.leaves_out:
+    if table is None:
         return []
-    then = {entry["name"]: entry for entry in table.to_pylist() if entry["stage"] != "find"}
+    listed = [entry for entry in table.to_pylist() if tolerance.leaves_out or entry["fate"] == OMITTED]
+    then = {entry["name"]: entry for entry in listed if entry["stage"] != "find"}
     rows = np.array([row for row, name in enumerate(sources.names) if name in then], np.int64)
     known = sources.take(rows)
     stamps = _stamps(known)
     same = [row for row, name in enumerate(known.names) if then[name]["stamp"] == stamps[name]]
-    tried = [row for row in same if tolerance.on_error != OnError.SKIP or then[known.names[row]]["fate"] != "skipped"]
-    bad = {entry.name for entry in find_bad(job, known.take(np.array(tried, np.int64)))} if tried else set()
-    works = {known.names[row] for row in tried} - bad
+    kept = {OMITTED, "skipped"} if tolerance.on_error == OnError.SKIP else {OMITTED}
+    tried = [row for row in same if then[known.names[row]]["fate"] not in kept]
+    bad = {entry.name: entry for entry in find_bad(job, known.take(np.array(tried, np.int64)))} if tried else {}
+    works = {known.names[row] for row in tried} - bad.keys()
     left = [name for row in same if (name := known.names[row]) not in works]
     entries = [
-        BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
+        bad[name]
+        if name in bad and bad[name].is_omitted
+        else BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
         for name in left
     ]
     return _as_left_out(entries, known, tolerance)
@@ -310,7 +317,10 @@ def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance
     wanted = {entry.name for entry in bad}
     rows = np.array([row for row, name in enumerate(sources.names) if name in wanted], np.int64) if wanted else None
     stamps = _stamps(sources.take(rows)) if rows is not None else {}
-    return [LeftOut(bad=entry, fate=tolerance.fate, stamp=stamps[entry.name]) for entry in bad]
+    return [
+        LeftOut(bad=entry, fate=OMITTED if entry.is_omitted else tolerance.fate, stamp=stamps[entry.name])
+        for entry in bad
+    ]
 
 
 def leave_out(bad: Sequence[BadInput], work: Work, tolerance: Tolerance) -> tuple[LeftOut, ...]:

@@ -45,16 +45,22 @@ class SourceChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Where every input went: inputs = packed + skipped + quarantined."""
+    """Where every input went: inputs = packed + skipped + quarantined + omitted."""
 
     inputs: int
     packed: int
     skipped: int = 0
     quarantined: int = 0
+    omitted: int = 0  # by the user's function
 
     def __post_init__(self) -> None:
-        if self.inputs != self.packed + self.skipped + self.quarantined:
+        if self.inputs != self.packed + self.num_left_out:
             raise ValueError(f"not every input is accounted for: {self}")
+
+    @property
+    def num_left_out(self) -> int:
+        """Inputs that the version does not hold."""
+        return self.skipped + self.quarantined + self.omitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +74,13 @@ class Manifest:
     accounting: Accounting
     shards: tuple[Shard, ...]
     sources: tuple[SourceChunk, ...]
-    left_out: SourceChunk | None = None  # the inputs that were skipped or quarantined
+    left_out: SourceChunk | None = None  # the inputs that were skipped, quarantined or omitted
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON; what is only there where parts are encoded is left out elsewhere."""
+        """Canonical JSON; what is only there for some datasets is left out elsewhere."""
         values = asdict(self)
+        if not self.accounting.omitted:
+            del values["accounting"]["omitted"]
         for shard in values["shards"]:
             if shard["parts"] is None:
                 del shard["parts"]
@@ -134,7 +142,7 @@ def _check_counts(manifest: Manifest) -> None:
         sum(chunk.num_rows for chunk in manifest.sources),
         left_out.num_rows if left_out else 0,
     )
-    if found != (counts.packed, counts.packed, counts.skipped + counts.quarantined):
+    if found != (counts.packed, counts.packed, counts.num_left_out):
         raise ValueError("{} samples in shards, {} in sources and {} left out do not make {}".format(*found, counts))
     if not manifest.shards:  # a version without samples has a table of no rows, for its columns
         if len(manifest.sources) != 1:

@@ -297,7 +297,7 @@ def test_a_missing_module_is_a_runtime_error_that_names_it(make_inputs: MakeInpu
         build(make_inputs(3), Place(str(tmp_path / "out")), func_output_data=transform)
 
 
-@pytest.mark.parametrize("result", [{}, None, {"x.bin": object()}, {"../x": b""}, {"__key__": "other", "x": b""}])
+@pytest.mark.parametrize("result", [{}, 7, {"x.bin": object()}, {"../x": b""}, {"__key__": "other", "x": b""}])
 def test_a_function_result_that_cannot_be_stored_names_the_sample(
     make_inputs: MakeInputs, tmp_path: Path, result: Any
 ) -> None:
