@@ -19,7 +19,10 @@ from webdataset import batched
 from dray.loaders import ShardDataModule, ShardLoader, Split, WebDataModule
 from tests.datasets import pack, tensor_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+]
 
 NUM_SAMPLES, BATCH, STEPS, EPOCHS = 103, 8, 13, 3
 VAL_BATCH = 52
@@ -277,3 +280,59 @@ def test_any_fit_is_resumed_exactly(
 ) -> None:
     """Random checkpoints, limits, reloads, validations and ends."""
     check(module, url, trial, tmp_path_factory.mktemp("trial"))
+
+
+def samples(events: list[Event], epoch: int) -> list[int]:
+    return sorted(number for event in events if event[:2] == ("train", epoch) for number in event[3])
+
+
+def epochs_of(events: list[Event]) -> list[int]:
+    """The epochs that were validated, in order."""
+    return [event[1] for event in events if event[0] == "val"]
+
+
+def check_other_batch(module: str, url: str, trial: Trial, batches: list[int], folder: Path) -> None:
+    """Resumed with one batch size after another: each epoch trains each sample once, and is validated once."""
+    before: list[Event] = []
+    resumed = None
+    for number, batch in enumerate([BATCH, *batches]):
+        place = folder / str(number)
+        place.mkdir(parents=True)
+        events = fit(MODULES[module](url, batch), trial, place, resumed)
+        whole = before + events
+        for epoch in range(EPOCHS):
+            assert samples(whole, epoch) == list(range(NUM_SAMPLES)), (trial, batches, number, epoch)
+        assert epochs_of(whole) == list(range(EPOCHS))
+        paths = sorted(place.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        taken = {path: torch.load(path, weights_only=False)["num_events"] for path in paths}
+        usable = [path for path in paths if "val" not in [event[0] for event in events[taken[path] :][:1]]]
+        resumed = usable[min(number, len(usable) - 1)]  # not one saved before a validation, which Lightning leaves out
+        before = whole[: len(before) + taken[resumed]]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("batches", [[16, 4], [5, 5]], ids=str)
+def test_another_global_batch_trains_the_rest_of_the_epoch_and_then_whole_ones(
+    url: str, tmp_path: Path, module: str, batches: list[int]
+) -> None:
+    """Once each, and validated once; also where the epoch that was resumed so is resumed again."""
+    check_other_batch(module, url, Trial({"every_n_train_steps": 5}, estimates=batches == [5, 5]), batches, tmp_path)
+
+
+@pytest.mark.heavy
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(sorted(MODULES)),
+    st.one_of(st.just({}), st.integers(2, 12).map(lambda steps: {"every_n_train_steps": steps})),
+    reloads,
+    accumulations,
+    st.booleans(),
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+)
+def test_any_batch_sizes_train_each_sample_once_an_epoch(
+    url: str, tmp_path_factory: pytest.TempPathFactory, module: str, saves: Any, reload: Any, accumulation: Any,
+    estimates: bool, batches: list[int],
+) -> None:  # fmt: skip
+    """One resume after another."""
+    trial = Trial(saves, {**reload, **accumulation}, estimates=estimates)
+    check_other_batch(module, url, trial, batches, tmp_path_factory.mktemp("batches"))
