@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dray.loaders.decode import Decoder, Decoders
@@ -145,9 +146,13 @@ class WebDataModule(ExactDataModule):
         loader = self._setup_wld(Split.train)
         return self._begin_training(loader) if isinstance(loader, EpochLoader) else loader
 
-    def val_dataloader(self) -> Any:
-        """The loader of the validation split: a `webdataset.WebLoader`; none where it has no directory."""
-        return self._setup_wld(Split.val) if self._has(Split.val) else []
+    @property
+    def val_dataloader(self) -> Callable[[], Any]:
+        """A method that returns the loader of the validation split: a `webdataset.WebLoader`.
+
+        Without a directory for the split it is Lightning's own, undefined method, and a Trainer does not validate.
+        """
+        return partial(self._setup_wld, Split.val) if self._has(Split.val) else super().val_dataloader
 
     def test_dataloader(self) -> Any:
         """The loader of the test split: a `webdataset.WebLoader`."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from dray.loaders.epoch_loader import EpochLoader
 from dray.loaders.forks import check_process
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
@@ -111,6 +112,15 @@ class DeviceLoader:
         self._method("set_epoch")(epoch)
         self._state = None
 
+    @property
+    def batch_sampler(self) -> None:
+        """None: Lightning looks for it beside a sampler."""
+
+    @property
+    def sampler(self) -> Any:
+        """The loader's sampler, by which a Trainer says which epoch comes; None if it has none."""
+        return getattr(self._batches, "sampler", None)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is; empty where the loader keeps no state."""
         return self._loader_state() if self._state is None else self._state
@@ -137,6 +147,8 @@ class DeviceLoader:
         return found
 
     def _loader_state(self) -> dict[str, Any]:
+        if isinstance(self._batches, EpochLoader):
+            return self._batches.position.state()
         state: dict[str, Any] = self._method("state_dict")() if hasattr(self._batches, "state_dict") else {}
         return state
 

@@ -2,8 +2,9 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from dray.loaders.exact_datamodule import ExactDataModule
@@ -94,9 +95,13 @@ class ShardDataModule(ExactDataModule):
         off = {"shuffle": False} if self._is_overfitting() else {}
         return self._begin_training(self._open_split(_TRAIN, **off))
 
-    def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
-        """Returns the loader of the validation split; an empty list where it is not given."""
-        return self._open_split("val") if "val" in self._splits else []
+    @property
+    def val_dataloader(self) -> Callable[[], Any]:
+        """A method that returns the loader of the validation split; Lightning's own, undefined one if it is not given.
+
+        A Trainer that finds Lightning's own method does not validate.
+        """
+        return partial(self._open_split, "val") if "val" in self._splits else super().val_dataloader
 
     def test_dataloader(self) -> ShardLoader:
         """Returns the loader of the test split."""

@@ -306,6 +306,8 @@ def check_other_batch(module: str, url: str, trial: Trial, batches: list[int], f
         paths = sorted(place.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
         taken = {path: torch.load(path, weights_only=False)["num_events"] for path in paths}
         usable = [path for path in paths if "val" not in [event[0] for event in events[taken[path] :][:1]]]
+        if not usable:
+            break
         resumed = usable[min(number, len(usable) - 1)]  # not one saved before a validation, which Lightning leaves out
         before = whole[: len(before) + taken[resumed]]
 
