@@ -123,17 +123,27 @@ def named_parts(
         names: Suffixes; with `by_ending` also alternatives such as "a;b", of which the first that is there counts.
         manifest: The dataset's; None if it has none.
         missing: See `WantedParts`.
-        by_ending: Whether a name may be just the end of a suffix: "pyd" for "tensor.pyd".
+        by_ending: Whether a name may be just the end of a suffix, "pyd" for "tensor.pyd". Not if some sample is known
+            to have a part of that name: another part must not stand for it where it is missing.
     """
     encoded = () if manifest is None else encoded_parts(manifest)
+    stored = set[str]() if manifest is None else _stored(manifest)
     parts = []
     for name in names:
         alternatives = name.lower().split(";") if by_ending else [name.lower()]
         choices = tuple(choice for wanted in alternatives for choice in _choices(wanted, encoded))
-        endings = tuple(f".{wanted}" for wanted in alternatives) if by_ending else ()
-        ending_forms = _forms_ending(endings, encoded, manifest) if by_ending and manifest else frozenset[str]()
-        parts.append(Part(name, choices, endings, ending_forms))
+        if by_ending and not any(choice & stored for choice in choices):
+            endings = tuple(f".{wanted}" for wanted in alternatives)
+            parts.append(Part(name, choices, endings, _forms_ending(endings, encoded, stored)))
+        else:
+            parts.append(Part(name, choices))
     return WantedParts(tuple(parts), missing)
+
+
+def _stored(manifest: Manifest) -> set[str]:
+    """The stored suffixes that some sample has, in lower case, as far as the build recorded them."""
+    counts = [stored_counts(manifest, shard) or {} for shard in manifest.shards]
+    return {suffix.lower() for of_shard in counts for suffix in of_shard}
 
 
 def _choices(wanted: str, encoded: Sequence[PartForms]) -> list[frozenset[str]]:
@@ -142,10 +152,8 @@ def _choices(wanted: str, encoded: Sequence[PartForms]) -> list[frozenset[str]]:
     return [frozenset({wanted}), *([frozenset().union(*forms)] if forms else [])]
 
 
-def _forms_ending(endings: tuple[str, ...], encoded: Sequence[PartForms], manifest: Manifest) -> frozenset[str]:
+def _forms_ending(endings: tuple[str, ...], encoded: Sequence[PartForms], stored: set[str]) -> frozenset[str]:
     """All forms of the encoded parts of which some sample has a form that ends so; else of those whose name does."""
-    counts = [stored_counts(manifest, shard) or {} for shard in manifest.shards]
-    stored = {suffix.lower() for of_shard in counts for suffix in of_shard}
     found = [part for part in encoded if any(form.endswith(endings) for form in part.forms & stored)]
     found = found or [part for part in encoded if part.name.lower().endswith(endings)]
     return frozenset().union(*(part.forms for part in found))

@@ -190,6 +190,17 @@ def test_tuples_of_the_data_module_have_none_where_they_may(tmp_path: Path) -> N
     assert labels == [0, 1, 2, 3, None, 5]
 
 
+def test_no_other_part_stands_for_one_that_is_missing(tmp_path: Path) -> None:
+    """The end of a suffix is enough only where no sample has a part of that very name."""
+    url = build(tmp_path, lambda number: {"other.x.cls": 9, "n.txt": "n"} | ({"x.cls": number} if number else {}))
+    with pytest.raises(
+        CallError, match=r"key 's0': no part with suffix 'x\.cls'; it has \['other\.x\.cls', 'n\.txt'\]"
+    ):
+        list(module(url, "x.cls").val_dataloader())
+    found = module(url, ["x.cls", "txt"], missing="none")
+    assert [value for value, _ in found.val_dataloader()] == [None, 1, 2, 3, 4, 5]
+
+
 def module(url: str, suffixes: Any, **options: Any) -> WebDataModule:
     data = WebDataModule(None, suffixes, {Split.val: url}, None, **options)
     data.setup("validate")
