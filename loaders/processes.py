@@ -14,8 +14,9 @@ from typing import Any
 
 import cloudpickle
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from dray.loaders.spawning import check_main
 from dray.shards.errors import CallError
 
 PREFETCH = 2  # messages that a worker is ahead
@@ -69,7 +70,16 @@ class Patience:
         warnings.warn(message, stacklevel=2)
 
 
-class WorkerProcesses(DataLoader[Any]):
+class TorchLoader(DataLoader[Any]):
+    """torch's DataLoader, which says in one sentence why workers cannot be spawned."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if self.num_workers:
+            check_main(self.multiprocessing_context)
+        return super()._get_iterator()
+
+
+class WorkerProcesses(TorchLoader):
     """Iterates over what worker processes give, message by message; they live on unless told otherwise.
 
     Args:
@@ -93,6 +103,7 @@ class WorkerProcesses(DataLoader[Any]):
         super().__init__(source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given)
 
     def _get_iterator(self) -> "_Messages":
+        check_main(self.multiprocessing_context)
         return _Messages(self, self.patience)
 
     @property

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from webdataset.compat import WebLoader
+from webdataset.pipeline import DataPipeline
 
 from dray.loaders.batches import Pass
 from dray.loaders.blocks import BlockStore, open_blocks
@@ -18,7 +19,7 @@ from dray.loaders.handlers import skipper_of
 from dray.loaders.parts import Missing, WantedParts, named_parts
 from dray.loaders.passes import Passes, Shaping, Stream
 from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
-from dray.loaders.processes import Carried
+from dray.loaders.processes import Carried, TorchLoader
 from dray.loaders.progress import Progress
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
@@ -188,6 +189,13 @@ def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any])
     return Pass(start, epochs.rest(start), rank)
 
 
+class TarLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
+    """A `WebLoader` around a DataLoader of dray's."""
+
+    def __init__(self, loader: TorchLoader) -> None:
+        DataPipeline.__init__(self, loader)
+
+
 @dataclass(frozen=True, slots=True)
 class TarSplit:
     """Tars on object storage that have no snapshot: streamed whole.
@@ -224,4 +232,4 @@ class TarSplit:
             dataset = Portable(dataset)
             options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
             options |= {name: Carried(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
-        return WebLoader(dataset, **{"batch_size": None, **options})
+        return TarLoader(TorchLoader(dataset, **{"batch_size": None, **options}))
