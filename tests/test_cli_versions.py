@@ -89,6 +89,16 @@ def test_log_tells_what_each_operation_did(dray: Dray, out: Path) -> None:
     assert [len(row) for row in log_rows(dray("log", out).out)] == [2, 2, 7, 2, 7, 7, 7]
 
 
+def test_log_tells_what_the_second_operation_did(dray: Dray, build: Build, tmp_path: Path) -> None:
+    """Only the first one has none before it to compare with."""
+    build()
+    dray("hold", tmp_path / "out", "paper")
+    assert [row[:2] for row in log_rows(dray("log", tmp_path / "out").out)] == [
+        ["2", "hold 1 as paper"],
+        ["1", "build"],
+    ]
+
+
 def test_log_tells_what_became_of_each_version(dray: Dray, out: Path) -> None:
     """Last, kept, held by every name that it has, dropped."""
     dray("hold", out, "paper", "--version", 1)

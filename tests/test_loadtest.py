@@ -33,6 +33,13 @@ def test_a_local_dataset_is_read_by_all_ranks(dray: Dray, make_inputs: MakeInput
     assert "samples/s" in text
 
 
+def test_a_single_step_is_its_own_throughput(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The first step is left out only where there are others."""
+    build(make_inputs(8), str(tmp_path / "out"))
+    found = json.loads(dray("loadtest", tmp_path / "out", "--batch-size", 8, "--steps", 1, "--json").out)
+    assert found["samples_per_s"] == pytest.approx(8 / found["slowest_step_s"])
+
+
 def test_a_remote_dataset_tells_what_was_fetched(dray: Dray, make_inputs: MakeInputs, s3: SeaweedServer) -> None:
     """Requests, and bytes a byte that was wanted."""
     build(make_inputs(60), s3.url("loadtest"), storage_options=s3.storage_options)

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders import loader as loader_module
 from dray.loaders.batches import Pass
+from dray.loaders.blocks import BlockStore, Kept
 from dray.loaders.catalog import Catalog
 from dray.loaders.cursor import Cursor, Remainder, Rest
 from dray.loaders.fetch import Run
@@ -87,6 +89,22 @@ def read_rows(reader: RangeReader, runs: list[Run]) -> list[str]:
 
 def sent(chaos: Chaos) -> int:
     return sum(asked.sent for asked in chaos.log)
+
+
+# What the processes of a node share
+
+
+@pytest.mark.parametrize(("counts", "is_kept"), [([1, 1], False), ([4, 4], True), ([1, 4], True)])
+def test_only_runs_of_several_samples_are_kept_for_others(
+    packed: str, options: dict[str, Any], tmp_path: Path, counts: list[int], *, is_kept: bool
+) -> None:
+    """Workers share the samples of a run; a run of one sample is read by one worker alone."""
+    blocks = BlockStore(tmp_path / "blocks", 64 << 20, Kept.RUNS)
+    reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), blocks=blocks)
+    runs = list(zip(accumulate(counts, initial=8), counts, strict=False))
+    assert read_rows(reader, runs) == [f"s{number:04d}" for number in range(8, 8 + sum(counts))]
+    cells = [path for path in blocks.folder.glob("*") if path.stat().st_blocks * 512 > NUM_BYTES]
+    assert bool(cells) == is_kept
 
 
 # How much is asked

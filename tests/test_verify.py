@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dray.cluster.verify import rebuild_command
 from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
@@ -308,6 +310,27 @@ def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs
     (out / "wdshards-000001.tar").unlink()
     (command,) = re.findall(r"^  (dray build .*)$", dray("verify", out).out, re.MULTILINE)
     assert "--shuffle-seed 3 --on-error quarantine --max-bad 1" in command
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"endpoint": "http://127.0.0.1:8333", "region": "eu-west-1"},
+            ["endpoint=http://127.0.0.1:8333", "region=eu-west-1"],
+        ),
+        ({"endpoint": "http://user:secret@127.0.0.1:8333"}, []),
+        ({"secret_access_key": "secret"}, []),
+    ],
+)
+def test_the_command_repeats_no_option_that_may_be_secret(
+    inputs: Inputs, tmp_path: Path, options: dict[str, str], words: list[str]
+) -> None:
+    """Endpoint and region are needed to run it; an endpoint may hold a password."""
+    snapshot = build(inputs, Place(str(tmp_path / "out")))
+    command = shlex.split(str(rebuild_command(snapshot, [], None, options)))
+    assert [word for before, word in pairwise(command) if before == "--storage-option"] == words
+    assert not any("secret" in word for word in command)
 
 
 def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
