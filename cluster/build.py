@@ -29,7 +29,7 @@ from dray.shards import CallError, Store
 from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.parts import AUTO
-from dray.shards.urls import check_apart, normal_url
+from dray.shards.urls import check_apart, check_distinct, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 DROP = "drop"  # what to do with missing groups
@@ -93,6 +93,7 @@ class Wanted:
         groups = group_folders(self.destination, [*names, *bad], self.fractions, self.split_seed)
         for folder in groups:
             check_apart(inputs.url, normal_url(folder))
+        check_distinct(map(normal_url, groups))
         return [
             BuildSpec(
                 job=PackJob(

@@ -14,10 +14,9 @@ from dray.loaders.split import Split, by_split
 from dray.loaders.splits import OpenSplit, open_split
 from dray.shards.arguments import as_int
 from dray.shards.client import StorageOptions
-from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
-from dray.shards.urls import normal_url
+from dray.shards.urls import check_distinct, normal_url
 
 Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]
@@ -257,9 +256,7 @@ class PickledDataWDS(WebDataModule):
         trust = {} if encode is None else {"allow": self._decoder.allow, "allow_pickle": self._decoder.allow_pickle}
         self._encoding: dict[str, Any] = {"encode": encode, **trust}
         self._progress = progress
-        urls = [normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None]
-        if len(set(urls)) < len(urls):
-            raise CallError(f"dirs_tars_wds: each split needs a directory of its own, found {sorted(urls)}")
+        check_distinct(normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None)
 
     def prepare_data(self) -> None:
         """Build every split's dataset; where a last snapshot holds just these samples, nothing is written.

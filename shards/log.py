@@ -23,6 +23,7 @@ from dray.shards.records import check_digests, read_record, write_record
 from dray.shards.store import Store
 
 MAX_COMMIT_BYTES = 4096
+ROOM_BYTES = 256  # that holds leave in a commit: the numbers of later ones, of builds as well, may be longer
 MOST_RECORDS = 10**10 - 2  # in a log: the next one's name has ten digits too
 HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _OPERATION = re.compile(r"[a-z]{1,32}")
@@ -226,11 +227,15 @@ def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
     """Create-only, durable: returns the commit that now stands under that number, this one or another's.
 
     Raises:
-        CallError: It would pass 4 KiB: too many holds.
+        CallError: It would pass 4 KiB, or a hold would leave no room for later commits: too many holds.
         StoreError: Nothing stands there and the store did not take ours.
     """
-    if (size := len(write_record(commit))) > MAX_COMMIT_BYTES:
-        raise CallError(f"{len(commit.holds)} holds: a commit of {size} bytes would pass 4 KiB; release some")
+    most = MAX_COMMIT_BYTES - (ROOM_BYTES if commit.operation == Operation.HOLD else 0)
+    if (size := len(write_record(commit))) > most:
+        raise CallError(
+            f"{len(commit.holds)} holds make a commit of {size} bytes, and it may have {most}: release some, or give "
+            "them shorter names (dray log shows them, dray release gives one up)"
+        )
     return _create(store, layout.commit(commit.number), commit)
 
 

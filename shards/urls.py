@@ -3,6 +3,7 @@
 import os
 import re
 import urllib.parse
+from collections.abc import Iterable
 
 from dray.shards.errors import CallError
 
@@ -117,7 +118,7 @@ def check_apart(source: str, destination: str) -> None:
     Raises:
         CallError: The destination is the source or lies inside it, also by way of symbolic links.
     """
-    outer, inner = (_real(url).rstrip("/") + "/" for url in (source, destination))
+    outer, inner = (real_url(url).rstrip("/") + "/" for url in (source, destination))
     if inner.startswith(outer):
         place = "is the source itself" if inner == outer else f"lies inside the source {source}"
         raise CallError(
@@ -126,7 +127,24 @@ def check_apart(source: str, destination: str) -> None:
         )
 
 
-def _real(url: str) -> str:
+def check_distinct(urls: Iterable[str]) -> None:
+    """Refuses directories that are one: two datasets of the same prefix would take each other for an older version.
+
+    Args:
+        urls: Normal URLs.
+
+    Raises:
+        CallError: Two are the same directory, also by way of symbolic links; names them.
+    """
+    seen: dict[str, str] = {}
+    for url in urls:
+        if (real := real_url(url)) in seen:
+            raise CallError(f"{seen[real]} and {url} are the same directory: each split needs a directory of its own")
+        seen[real] = url
+
+
+def real_url(url: str) -> str:
+    """Returns a normal URL without the symbolic links of a local path."""
     path = local_path(url)
     return url if path is None else f"file://{os.path.realpath(path)}"
 

@@ -209,6 +209,15 @@ def test_a_split_makes_a_dataset_of_each_group(build: Dray, tmp_path: Path) -> N
     assert not (tmp_path / "out" / "test").exists()
 
 
+def test_groups_of_a_split_that_are_one_folder_are_refused(build: Dray, tmp_path: Path) -> None:
+    """By a symbolic link, say: each would take the other's samples for removed ones."""
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "val").symlink_to("train")
+    outcome = build("--split", "train=0.5,val=0.5")
+    assert outcome.code == 1
+    assert f"{tmp_path}/out/train and file://{tmp_path}/out/val are the same directory" in outcome.err
+
+
 def test_another_seed_splits_otherwise(build: Dray) -> None:
     """The same seed deals the same, so there is nothing to do."""
     split = ("--split", "train=0.5,val=0.5", "--quiet")

@@ -458,9 +458,14 @@ def test_a_set_or_a_generator_of_suffixes_has_one_order(pickles: Path, tmp_path:
 
 def test_splits_that_share_a_directory_are_refused(pickles: Path, tmp_path: Path) -> None:
     """Each would replace the other's samples."""
-    names, directories = {split: names_of(split) for split in Split}, dict.fromkeys(Split, f"{tmp_path}/x")
-    with pytest.raises(ValueError, match="a directory of its own"):
-        PickledDataWDS(pickles, names, SUFFIX, directories, BATCH)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    (tmp_path / "up").symlink_to(tmp_path)
+    names = {split: names_of(split) for split in Split}
+    for other in ("x", "link", "up/x"):
+        directories = {Split.train: tmp_path / "x", Split.val: tmp_path / other, Split.test: tmp_path / "test"}
+        with pytest.raises(ValueError, match=f"/x and .*/{other} are the same directory: each split needs a dir"):
+            PickledDataWDS(pickles, names, SUFFIX, directories, BATCH)
 
 
 def test_a_split_without_samples_is_left_out_and_said(
