@@ -5,7 +5,7 @@
     python examples/train_lightning.py --data dray-quickstart/shards --devices 2
 
 `--data` may be an object-storage URL: s3://bucket/shards, with the keys in the environment (AWS_ACCESS_KEY_ID, ...).
-With `--checkpoint-dir DIR` a rerun goes on from the last epoch that was saved there.
+With `--checkpoint-dir DIR` a rerun goes on from the last step that was saved there.
 """
 
 import argparse
@@ -15,11 +15,13 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from webdataset.filters import batched, shuffle
 
-from dray.loaders import Split, WebDataModule
+from dray.loaders import ShardDataModule
 
 GLOBAL_BATCH_SIZE = 64
+SAVE_EVERY = 10  # steps
+
+Batch = dict[str, Tensor]
 
 
 class Classifier(lightning.LightningModule):
@@ -31,47 +33,38 @@ class Classifier(lightning.LightningModule):
             nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 4 * 4, 10)
         )
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def training_step(self, batch: Batch) -> Tensor:
         """The loss of a rank's part of a batch."""
-        images, labels = batch
-        loss = nn.functional.cross_entropy(self.layers(images), labels)
+        loss = nn.functional.cross_entropy(self.layers(batch["image.pyd"]), batch["label.cls"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def validation_step(self, batch: Batch) -> None:
         """Note the share of digits told right, over all ranks."""
         self.log("val_accuracy", self.accuracy(batch), sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def test_step(self, batch: Batch) -> None:
         """Note the share of digits told right, over all ranks."""
         self.log("test_accuracy", self.accuracy(batch), sync_dist=True)
 
-    def accuracy(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def accuracy(self, batch: Batch) -> Tensor:
         """The share of a batch's digits told right."""
-        images, labels = batch
-        return (self.layers(images).argmax(dim=1) == labels).float().mean()
+        return (self.layers(batch["image.pyd"]).argmax(dim=1) == batch["label.cls"]).float().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """A batch of samples, each a tuple of the parts asked for: an image and a label."""
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def data_module(data: str, num_ranks: int) -> WebDataModule:
+def data_module(data: str, num_ranks: int) -> ShardDataModule:
     """Batches for every rank: together they are GLOBAL_BATCH_SIZE samples a step."""
-    batch = batched(GLOBAL_BATCH_SIZE // num_ranks, collation_fn=collate)
-    return WebDataModule(
-        None,  # the shards' snapshot tells how many samples there are
-        ("image.pyd", "label.cls"),
-        {split: f"{data}/{split.name}" for split in Split},
-        GLOBAL_BATCH_SIZE,
-        pipeline_wds={Split.train: shuffle(1000)},
-        pipeline_prebatch_wld=dict.fromkeys(Split, batch),
+    return ShardDataModule(
+        f"{data}/train",
+        f"{data}/val",
+        f"{data}/test",
+        parts=("image.pyd", "label.cls"),
+        batch_size=GLOBAL_BATCH_SIZE // num_ranks,
+        shuffle=True,
     )
 
 
@@ -81,7 +74,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="URL", help="a folder with the datasets train, val and test")
     parser.add_argument("--devices", type=int, default=1, help="processes to train on (default: 1)")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save each epoch there, go on from the last")
+    parser.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save there, go on from the last")
     args = parser.parse_args()
 
     lightning.seed_everything(0)
@@ -91,7 +84,7 @@ def main() -> None:
         devices=args.devices,
         strategy="ddp" if args.devices > 1 else "auto",
         max_epochs=args.epochs,
-        callbacks=[ModelCheckpoint(folder, save_last=True)] if folder else None,
+        callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=SAVE_EVERY)] if folder else None,
         enable_checkpointing=folder is not None,
         logger=False,
     )

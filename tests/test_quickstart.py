@@ -119,23 +119,31 @@ def test_lightning_learns_from_s3(on_s3: Quickstart, tmp_path: Path) -> None:
         assert metrics("train_lightning.py", *words, folder=tmp_path, environment=keys)["test_accuracy"] > 0.7
 
 
-def ray_train(start: Quickstart, folder: Path, epochs: int, *words: object) -> tuple[dict[str, float], int]:
+RAY_TRAIN = pytest.mark.parametrize("program", ["train_ray.py", "train_ray_lightning.py"])
+
+
+def ray_train(
+    program: str, start: Quickstart, folder: Path, epochs: int, *words: object
+) -> tuple[dict[str, float], int]:
     """The last metrics, and how many checkpoints there are."""
     options = ("--data", start.folder / "shards", "--epochs", epochs, "--results", "results")
-    found = metrics("train_ray.py", *options, *words, folder=folder, environment={"RAY_ADDRESS": "local"})
+    found = metrics(program, *options, *words, folder=folder, environment={"RAY_ADDRESS": "local"})
     return found, len(list((folder / "results").glob("*/checkpoint_*/")))
 
 
 @pytest.mark.heavy
-def test_ray_train_on_two_workers_learns(on_disk: Quickstart, tmp_path: Path) -> None:
+@RAY_TRAIN
+def test_ray_train_on_two_workers_learns(program: str, on_disk: Quickstart, tmp_path: Path) -> None:
     """Metrics come back to the driver, and three checkpoints an epoch: twice within its 22 steps, and at its end."""
-    found, num_checkpoints = ray_train(on_disk, tmp_path, 3)
+    found, num_checkpoints = ray_train(program, on_disk, tmp_path, 3)
     assert found["val_accuracy"] > 0.8
     assert num_checkpoints == 9
 
 
 @pytest.mark.heavy
-def test_ray_train_loses_nothing_with_a_worker(on_disk: Quickstart, tmp_path: Path) -> None:
+@RAY_TRAIN
+def test_ray_train_loses_nothing_with_a_worker(program: str, on_disk: Quickstart, tmp_path: Path) -> None:
     """The drill: a worker dies five steps after a checkpoint, and the training ends as the undisturbed one."""
     (tmp_path / "drill").mkdir()
-    assert ray_train(on_disk, tmp_path / "drill", 1, "--kill-at", 15) == ray_train(on_disk, tmp_path, 1)
+    disturbed = ray_train(program, on_disk, tmp_path / "drill", 1, "--kill-at", 15)
+    assert disturbed == ray_train(program, on_disk, tmp_path, 1)
