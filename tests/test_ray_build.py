@@ -1,5 +1,6 @@
 """The same build on Ray: one worker, several nodes, killed workers."""
 
+import io
 import os
 import pickle
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -198,25 +200,31 @@ def test_a_worker_that_always_dies_ends_the_build_with_its_shard_named(make_inpu
 
 @pytest.mark.usefixtures("cluster")
 def test_the_driver_says_again_and_again_what_it_waits_for(
-    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first task has ended as well, with the reason: another job holds the cluster's CPUs."""
+    """With the reason: another job holds the cluster's CPUs."""
     monkeypatch.setattr(dispatch, "SILENT_S", 0.3)
-    build(make_inputs(5, SUFFIXES), tmp_path / "out", min_num_shards=1)
-    held = [tmp_path / "one", tmp_path / "two"]
+    errors, held, release = io.StringIO(), [tmp_path / "one", tmp_path / "two"], tmp_path / "release"
 
     @ray.remote(num_cpus=1)
     def hold_a_cpu(path: Path) -> None:
         path.touch()
-        time.sleep(2)
+        while not release.exists():
+            time.sleep(0.05)
+
+    def release_after_two_lines() -> None:
+        while errors.getvalue().count("nothing has finished") < 2:
+            time.sleep(0.05)
+        release.touch()
 
     tasks = [hold_a_cpu.remote(path) for path in held]
     while not all(path.exists() for path in held):
         time.sleep(0.01)
-    build(Inputs(tmp_path / "inputs", ["sample.0001"], SUFFIXES), tmp_path / "other", progress=True)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "nothing has finished" in line]
-    assert len(lines) >= 2
-    assert "waiting for shard 0 (samples 'sample.0001' to 'sample.0001'): all CPUs are taken" in lines[0]
+    monkeypatch.setattr(sys, "stderr", errors)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(release_after_two_lines)
+        build(make_inputs(1, SUFFIXES), tmp_path / "out", progress=True)
+    assert "waiting for shard 0 (samples 'sample.0000' to 'sample.0000'): all CPUs are taken" in errors.getvalue()
     ray.get(tasks)
 
 
