@@ -2,13 +2,15 @@
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from dray.shards.errors import DeniedError, DrayError, NotFoundError, StoreError
 
+_LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
 _LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
 
@@ -59,6 +61,32 @@ def _link(staged: str, path: Path) -> None:
             "this disk refuses hard links, which dray needs to create files without overwriting: "
             f"use another disk or object storage ({exc.strerror})"
         ) from None
+
+
+def leftovers(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Returns what writes that never ended left right in a folder, by name."""
+    if not folder.is_dir():
+        return []
+    found: dict[str, os.stat_result] = {}
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # its writer has just ended
+            if _LEFTOVER.search(entry.name) and entry.is_file(follow_symlinks=False):
+                found[entry.name] = entry.stat(follow_symlinks=False)
+    return sorted(found.items())
+
+
+def sync_folders(paths: Sequence[Path], root: Path) -> None:
+    """Waits until the names of files have reached the disk: each folder up to the one that holds `root` may be new.
+
+    Raises:
+        FileNotFoundError: A file vanished.
+    """
+    for path in paths:
+        path.stat()
+    folders = {folder for path in paths for folder in path.parents}
+    for folder in folders:
+        if folder == root.parent or folder.is_relative_to(root):
+            fsync(os.open(folder, os.O_RDONLY))
 
 
 def fsync(descriptor: int) -> None:

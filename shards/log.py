@@ -249,11 +249,7 @@ def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
     """
     name = layout.intent(intent.number)
     standing = _create(store, name, intent)
-    if standing.write_id == intent.write_id:
-        try:
-            store.put_new(name, write_record(intent))  # the same bytes: does no harm where the store takes them
-        except StoreError:  # it exists, or no answer: a store that took it would have said so
-            return standing
+    if standing.write_id == intent.write_id and store.takes_again(name, write_record(intent)):
         raise StoreError(
             f"{store.url} ignores conditional puts (If-None-Match): it took {name} twice, so two builds could "
             "overwrite each other's shards; use a store that honours them, as S3, GCS, Azure and SeaweedFS do"

@@ -6,7 +6,6 @@ other is told. Local disk obeys the same rule through hard links. Every error na
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -30,7 +29,7 @@ from dray.shards.client import (
     create_object,
     open_client,
 )
-from dray.shards.errors import DamagedError, NotFoundError
+from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.retry import Retries
 from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
 from dray.shards.urls import check_name, escaped, local_path, normal_url
@@ -41,7 +40,6 @@ DELETES_AT_ONCE = 16
 LIST_CHUNK = 1000  # objects; a page of most object stores
 
 Answer = TypeVar("Answer")
-_LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,21 @@ class Store:
                     raise
 
         self._ask("write", name, request, len(data))
+
+    def takes_again(self, name: str, data: bytes) -> bool:
+        """Returns whether the store takes an object a second time: then it ignores the condition of `put_new`.
+
+        Args:
+            name: An object that holds `data`.
+            data: The same bytes, so no harm is done.
+        """
+        if self.local_root is not None:
+            return False
+        try:
+            self._ask("write", name, lambda: create_object(self._client, self._key(name), data))
+        except StoreError:  # it exists, or no answer: a store that took it would have said so
+            return False
+        return True
 
     def _holds(self, name: str, data: bytes | bytearray | memoryview) -> bool:
         """Whether an object holds these bytes."""
@@ -306,31 +319,18 @@ class Store:
         """What writes that never ended left right in a folder on local disk: `name#1`, seen by no listing."""
         if self.local_root is None:
             return []
-        path, found = Path(self.local_root, folder), []
-        with self._errors("list", folder), suppress(FileNotFoundError):
-            for entry in os.scandir(path):
-                if _LEFTOVER.search(entry.name) and entry.is_file(follow_symlinks=False):
-                    info = entry.stat(follow_symlinks=False)
-                    name = f"{folder}/{entry.name}".lstrip("/")
-                    modified = datetime.fromtimestamp(info.st_mtime, UTC)
-                    found.append(ObjectInfo(name, info.st_size, "", modified))
-        return sorted(found, key=lambda info: info.name)
+        with self._errors("list", folder):
+            return [
+                ObjectInfo(f"{folder}/{name}".lstrip("/"), info.st_size, "", datetime.fromtimestamp(info.st_mtime, UTC))
+                for name, info in disk.leftovers(Path(self.local_root, folder))
+            ]
 
     def sync(self, names: Sequence[str]) -> None:
         """Make objects durable: on local disk their folders reach the disk; elsewhere they are durable already."""
-        if self.local_root is None:
-            return
-        with self._errors("fsync", names[0] if names else ""):
-            paths = [Path(self.local_root, name) for name in names]
-            for path in paths:
-                path.stat()  # what vanished cannot be made durable
-            for folder in {folder for path in paths for folder in self._folders(path)}:
-                disk.fsync(os.open(folder, os.O_RDONLY))
-
-    def _folders(self, path: Path) -> list[Path]:
-        """The folders from the object's own up to the one that holds the store's root (each may be new)."""
-        root = Path(cast(str, self.local_root))
-        return [folder for folder in path.parents if folder == root.parent or folder.is_relative_to(root)]
+        if self.local_root is not None:
+            with self._errors("fsync", names[0] if names else ""):
+                root = Path(self.local_root)
+                disk.sync_folders([root / name for name in names], root)
 
     def _ask(self, verb: str, name: str, request: Callable[[], Answer], num_bytes: int = 0) -> Answer:
         """Returns the answer to a request that moves `num_bytes`; object storage is asked again where it may help."""
