@@ -128,12 +128,13 @@ class EpochLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
 
-        Does nothing for a loader that a DataModule has given a Trainer: the DataModule loads the state.
+        A loader that a DataModule has given a Trainer has the DataModule's state already. It takes this one only where
+        there is none: the checkpoint was saved by a loader without its DataModule.
 
         Raises:
             CallError: It was saved over other data or with another seed; names the difference.
         """
-        if self._keeper is None:
+        if self._keeper is None or (state and not self.position.is_loaded):
             self.position.load(state)
 
     def keep_by(self, keeper: Callable[["EpochLoader"], None]) -> None:

@@ -245,6 +245,15 @@ def test_a_resumed_fit_trains_what_an_uninterrupted_one_would(
     assert check(entry_point, url, trial, tmp_path, 2)
 
 
+def test_a_checkpoint_of_a_bare_loader_goes_on_in_the_datamodule(url: str, tmp_path: Path) -> None:
+    """Who changes over inside an epoch trains the rest of it."""
+    trial = Trial({"every_n_train_steps": 5})
+    with pytest.warns(UserWarning, match="ShardDataModule resumes exactly"):
+        whole = fit(bare_loader(url, BATCH), trial, tmp_path)
+    found = fit(shard_module(url, BATCH), trial, tmp_path, tmp_path / "step=5.ckpt")
+    assert found == whole[5:]
+
+
 saves = st.one_of(
     st.just({}),
     st.just({"save_on_train_epoch_end": False}),
