@@ -14,6 +14,7 @@ from typing import Any
 
 import cloudpickle
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from dray.loaders.spawning import check_main
@@ -137,8 +138,11 @@ class _Messages(_MultiProcessingDataLoaderIter):
         return found
 
     def _shutdown_workers(self) -> None:
-        if self._process == os.getpid():  # a forked child's copy must not end its parent's workers
+        if self._process == os.getpid():
             super()._shutdown_workers()
+        elif self._worker_pids_set:  # a forked child's copy must not end its parent's workers, only forget them
+            self._worker_pids_set = False
+            _remove_worker_pids(id(self))
 
 
 class Carried:

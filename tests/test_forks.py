@@ -1,5 +1,6 @@
 """A forked child has none of its parent's threads and workers: it gets its own, or an error, and never hangs."""
 
+import gc
 import multiprocessing
 import threading
 import traceback
@@ -91,6 +92,23 @@ def test_a_child_iterates_whatever_its_parent_did(url: str, num_workers: int, ta
     assert seen + classes(batches) == epochs[0]
     assert in_child(lambda: (loader.set_epoch(2), classes(loader))[1]) == epochs[2]
     assert classes(loader) == epochs[1]
+
+
+def test_a_child_forgets_its_parents_workers(url: str) -> None:
+    """Torch knows them by the address of their iterator, which another one may have later."""
+    loader = a_loader(url, num_workers=1)
+    classes(loader)
+
+    def replaced() -> int:
+        for _ in range(20):
+            loader.set_epoch(0)
+            loader._pool = None
+            gc.collect()
+            assert len(classes(loader)) == 14
+        return 7
+
+    assert in_child(lambda: (classes(loader), replaced())[1]) == 7
+    assert len(classes(loader)) == 14
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
