@@ -106,9 +106,11 @@ class Manifest:
 
 
 def _check_recipe(recipe: Mapping[str, Any]) -> None:
+    if missing := _RECIPE.keys() - recipe.keys():
+        raise ValueError(f"the recipe lacks {', '.join(sorted(missing))}")
     for name, kinds in {**_RECIPE, **_ENCODING}.items():
-        if (name in _RECIPE or name in recipe) and type(recipe.get(name)) not in kinds:
-            raise ValueError(f"{name} of the recipe is {recipe.get(name)!r:.80}")
+        if name in recipe and type(recipe[name]) not in kinds:
+            raise ValueError(f"{name} of the recipe is {recipe[name]!r:.80}")
     check_suffixes(recipe["suffixes"])
     sizes = recipe["num_shards"], recipe["shard_bytes"], recipe["shard_samples"]
     if any(size is not None and size < 1 for size in sizes):

@@ -196,7 +196,7 @@ def _read_many(source: Path, cases: Sequence[Case], folder: Path, journal: Path)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     objects = objects_in(source)
-    problems_of(objects, "warm", folder / f"warm {cases[0]}")  # what is imported and started is not counted
+    assert not problems_of(objects, "warm", folder / f"warm {cases[0]}")  # what is imported and started is not counted
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     limit = (int(status["VmData"].split()[0]) << 10) + MORE_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

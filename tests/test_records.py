@@ -41,7 +41,7 @@ NO_DIGESTS = [*NO_TEXTS, "", "../../../../etc/passwd", "AB" * 16, DIGEST + "\n"]
 
 
 def with_values(record: Any, changes: Mapping[str, object]) -> bytes:
-    """The JSON of a record with other values at some paths such as `shards/0/number`."""
+    """The JSON of a record with other values at some paths such as `shards/0/number`; `...` removes what is there."""
     values = json.loads(json.dumps({"format": 1, **asdict(record)}))
     for path, value in changes.items():
         *parents, last = [int(step) if step.isdecimal() else step for step in path.split("/")]
@@ -49,6 +49,8 @@ def with_values(record: Any, changes: Mapping[str, object]) -> bytes:
         for step in parents:
             place = place[step]
         place[last] = value
+        if value is ...:
+            del place[last]
     return json.dumps(values).encode()
 
 
@@ -161,6 +163,13 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
             read_intent(store, LAYOUT, 3)
+
+
+@pytest.mark.parametrize("path", ["prefix", "shards", *(f"recipe/{name}" for name in recipe_of("x"))])
+def test_what_a_manifest_lacks_is_damage(path: str) -> None:
+    """Also what may be null, as the number of shards."""
+    with pytest.raises(DamagedError, match=r"at/x\.json: not a readable manifest"):
+        Manifest.from_bytes(with_values(MANIFEST, {path: ...}), "at/x.json")
 
 
 NO_JSON = [b"", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"format": 1, "number": ' + b"9" * 5000 + b"}"]
