@@ -145,8 +145,8 @@ class WebDataModule(ExactDataModule):
         loader = self._setup_wld(Split.train)
         return self._begin_training(loader) if isinstance(loader, EpochLoader) else loader
 
-    @property
-    def val_dataloader(self) -> Callable[[], Any]:
+    @property  # Lightning looks whether the method is its own; a caller sees no difference
+    def val_dataloader(self) -> Callable[[], Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A method that returns the loader of the validation split: a `webdataset.WebLoader`.
 
         Without a directory for the split it is Lightning's own, undefined method, and a Trainer does not validate.

@@ -95,8 +95,8 @@ class ShardDataModule(ExactDataModule):
         off = {"shuffle": False} if self._is_overfitting() else {}
         return self._begin_training(self._open_split(_TRAIN, **off))
 
-    @property
-    def val_dataloader(self) -> Callable[[], Any]:
+    @property  # Lightning looks whether the method is its own; a caller sees no difference
+    def val_dataloader(self) -> Callable[[], Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A method that returns the loader of the validation split; Lightning's own, undefined one if it is not given.
 
         A Trainer that finds Lightning's own method does not validate.
