@@ -16,6 +16,7 @@ import webdataset
 from dray.cluster.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.announce import announce
+from dray.pipelines.fill import WAITING_BYTES, WAITING_PARTS
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
@@ -48,6 +49,19 @@ def test_every_part_is_its_file_in_the_order_given(make_inputs: MakeInputs, plac
     expected = [(n.replace(".", "-"), s, inputs.part(n, s)) for n in inputs.names for s in inputs.suffixes]
     assert list(parts_of(latest(place))) == expected
     assert (report.version, report.num_samples, report.num_shards, report.num_reused) == (1, 23, 4, 0)
+
+
+@pytest.mark.parametrize(("num_samples", "num_bytes"), [(WAITING_PARTS + 50, 10), (3, WAITING_BYTES // 2 + 1)])
+def test_a_shard_that_is_filled_in_several_portions_holds_each_sample_once(
+    make_inputs: MakeInputs, tmp_path: Path, num_samples: int, num_bytes: int
+) -> None:
+    """Many samples or large ones are appended to the tar before the last of them is read."""
+    inputs, place = make_inputs(num_samples), Place(str(tmp_path / "out"))
+    for number, name in enumerate(inputs.names):
+        inputs.path(name, SUFFIX).write_bytes(number.to_bytes(4, "big") + bytes(num_bytes))
+    build(inputs, place, min_num_shards=1)
+    expected = [(name.replace(".", "-"), SUFFIX, inputs.part(name, SUFFIX)) for name in inputs.names]
+    assert list(parts_of(latest(place))) == expected
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files open
