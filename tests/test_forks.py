@@ -100,7 +100,7 @@ def test_a_child_forgets_its_parents_workers(url: str) -> None:
     classes(loader)
 
     def replaced() -> int:
-        for _ in range(20):
+        for _ in range(4):
             loader.set_epoch(0)
             loader._pool = None
             gc.collect()
