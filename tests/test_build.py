@@ -51,6 +51,16 @@ def test_every_part_is_its_file_in_the_order_given(make_inputs: MakeInputs, plac
     assert (report.version, report.num_samples, report.num_shards, report.num_reused) == (1, 23, 4, 0)
 
 
+def test_an_empty_file_is_an_empty_part(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """It is there, so it is no missing file, and comes back as no bytes."""
+    inputs, place = make_inputs(6, TWO_SUFFIXES), Place(str(tmp_path / "out"))
+    inputs.path(inputs.names[2], TWO_SUFFIXES[1]).write_bytes(b"")
+    build(inputs, place, min_num_shards=2)
+    assert ("sample-0002", TWO_SUFFIXES[1], b"") in list(parts_of(latest(place)))
+    assert latest(place).read("sample-0002")[TWO_SUFFIXES[1]] == b""
+    assert build(inputs, place, min_num_shards=2).version == 1
+
+
 @pytest.mark.parametrize(("num_samples", "num_bytes"), [(WAITING_PARTS + 50, 10), (3, WAITING_BYTES // 2 + 1)])
 def test_a_shard_that_is_filled_in_several_portions_holds_each_sample_once(
     make_inputs: MakeInputs, tmp_path: Path, num_samples: int, num_bytes: int
