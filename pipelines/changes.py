@@ -1,7 +1,8 @@
 """How the samples of a version differ from those of the last, and how much of that a build may do unasked.
 
 A scan of the wrong folder looks like a build that removes nearly every sample. So where the samples come from a scan, a
-build that would remove many, or that reads another folder or other suffixes than before, is refused until it is told.
+build that would remove many, or that reads another folder or other suffixes than before, is refused unless an option
+allows it.
 """
 
 import re

@@ -3,7 +3,8 @@
     python tests/mutants.py [LIST.toml] [--only WORD] [--all]
 
 A list holds `[[mutant]]` tables: `file`; `old`, a text that occurs in the file once; `new`, what replaces it; `tests`,
-arguments of pytest. A mutant is killed if these tests fail or crash, and survives if they pass. With `--all`, survivors
+arguments of pytest. A mutant is killed if these tests fail or crash, and survives if they pass; without
+it they must pass. With `--all`, survivors
 meet the whole plain suite as well. `equivalent`, a reason, marks a change that cannot alter what the program does: it
 is not run. Run this in a clean checkout that is installed in editable mode: files are changed in place and restored.
 """
@@ -95,8 +96,12 @@ def main() -> int:
     options = parser.parse_args()
     if subprocess.run(["git", "diff", "--quiet"], cwd=ROOT, check=False).returncode:
         parser.error("the checkout has changes that are not committed")
+    mutants = read_mutants(options.list, options.only)
+    for tests in dict.fromkeys(tuple(mutant.tests) for mutant in mutants):
+        if _run_tests(tests) != PASSED:
+            parser.error(f"these tests do not pass without a change: {' '.join(tests)}")
     counts: Counter[str] = Counter()
-    for mutant in read_mutants(options.list, options.only):
+    for mutant in mutants:
         started = monotonic()
         found = "equivalent" if mutant.equivalent else outcome(mutant, with_all=options.all)
         counts[found] += 1
