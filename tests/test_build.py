@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dray.pipelines.announce import announce
 from dray.pipelines.fill import WAITING_BYTES, WAITING_PARTS
 from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.sources import find_sources
+from dray.pipelines.sources import FETCH_FILES, find_sources
 from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter
@@ -559,10 +560,10 @@ def test_two_builders_of_the_same_plan_both_succeed_with_one_result(make_inputs:
 
 
 def test_inputs_may_lie_on_object_storage(make_inputs: MakeInputs, s3: SeaweedServer, tmp_path: Path) -> None:
-    """And the rerun knows them by their ETags."""
-    inputs, store = make_inputs(12), Store(s3.url("pickles"), s3.storage_options)
-    for name in inputs.names:
-        store.put_new(f"{name}.{SUFFIX}", inputs.part(name, SUFFIX))
+    """More of them than are fetched at a time; the rerun knows them by their ETags."""
+    inputs, store = make_inputs(FETCH_FILES + 30), Store(s3.url("pickles"), s3.storage_options)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda name: store.put_new(f"{name}.{SUFFIX}", inputs.part(name, SUFFIX)), inputs.names))
     call: Any = (store.url, inputs.names, SUFFIX, tmp_path / "out", "wds")
     options: Any = {"storage_options": s3.storage_options, "progress": False}
     assert [pickles_to_tars(*call, **options).num_reused for _ in range(2)] == [0, 1]

@@ -11,6 +11,7 @@ from dray.shards.errors import DamagedError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.records import read_record
 from dray.shards.store import Store
 from tests.datasets import recipe_of
 
@@ -163,6 +164,15 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
             read_intent(store, LAYOUT, 3)
+
+
+def test_what_may_be_left_out_has_its_default() -> None:
+    """A commit without holds holds nothing; one without a required value names what it lacks."""
+    optional = dict.fromkeys(("kept_from", "holds", "open_intent", "open_shard"), ...)
+    found = read_record(Commit, with_values(COMMIT, optional))
+    assert found == replace(COMMIT, kept_from=1, holds={}, open_intent=1, open_shard=0)
+    with pytest.raises(ValueError, match="Commit without manifest, version"):
+        read_record(Commit, with_values(COMMIT, {"version": ..., "manifest": ...}))
 
 
 @pytest.mark.parametrize("path", ["prefix", "shards", *(f"recipe/{name}" for name in recipe_of("x"))])
