@@ -263,7 +263,9 @@ def twice(source: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    "stages", [[untuple, halves], [untuple, twice], [untuple, shuffle(30, rng=random.Random(1))]], ids=str
+    "stages",
+    [[untuple, halves], [untuple, twice], [untuple, shuffle(30, rng=random.Random(1))]],
+    ids=["filter", "multiply", "hold"],
 )
 def test_pipelines_that_filter_multiply_or_hold_fill_the_epoch_all_the_same(
     urls: Mapping[int, Path], stages: Any, num_workers: int
