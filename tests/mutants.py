@@ -3,10 +3,10 @@
     python tests/mutants.py [LIST.toml] [--only WORD] [--all]
 
 A list holds `[[mutant]]` tables: `file`; `old`, a text that occurs in the file once; `new`, what replaces it; `tests`,
-arguments of pytest. A mutant is killed if these tests fail or crash, and survives if they pass; without
-it they must pass. With `--all`, survivors
-meet the whole plain suite as well. `equivalent`, a reason, marks a change that cannot alter what the program does: it
-is not run. Run this in a clean checkout that is installed in editable mode: files are changed in place and restored.
+arguments of pytest. A mutant is killed if these tests fail or crash, and survives if they pass; without it they must
+pass. With `--all`, survivors meet the whole plain suite as well. `equivalent`, a reason, marks a change that cannot
+alter what the program does: it is not run. Run this in a clean checkout that is installed in editable mode, as
+files are changed in place and restored.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def _run_tests(arguments: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--numprocesses=0", *arguments]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=TIMEOUT_S, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -126,6 +126,17 @@ def test_overfit_batches_takes_the_same_batches_in_each_epoch(url: str, module: 
 
 
 @pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("limit", [3, 1.0])
+def test_the_state_after_an_epoch_is_the_start_of_the_next(url: str, module: str, limit: float) -> None:
+    """Also where the Trainer ended the epoch early; without a Trainer the loader goes on there as well."""
+    data = MODULES[module](url)
+    trainer_of(max_epochs=2, limit_train_batches=limit).fit(Model(), data)
+    state = data.state_dict()["train"]
+    cursor = state.get("cursor", state)
+    assert (cursor["epoch"], cursor["consumed"], cursor["steps"]) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_one_trainer_goes_on_where_it_stopped(url: str, tmp_path: Path, module: str) -> None:
     """With the next epoch; a state that `test` loads, or a failed fit left, does not reach the next fit."""
     make = MODULES[module]
