@@ -264,7 +264,7 @@ def _check_places(sources: pa.Table, shards: Sequence[Shard]) -> None:
     keys = sources["key"]
     if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
         raise ValueError("its keys are not in order, or one is there twice")
-    numbers, counts = np.array(sorted((shard.number, shard.num_samples) for shard in shards), np.int64).T
+    numbers, counts = np.array(sorted((shard.number, shard.num_samples) for shard in shards), np.int64).reshape(-1, 2).T
     found, rows = sources["shard"].to_numpy(), sources["row"].to_numpy()
     places = np.searchsorted(numbers, found).clip(max=len(numbers) - 1)
     if (numbers[places] != found).any() or (rows < 0).any() or (rows >= counts[places]).any():

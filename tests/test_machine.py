@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from dray.pipelines import run
+from dray.pipelines import pack
 from dray.pipelines.build import build
 from dray.pipelines.compact import compact
 from dray.pipelines.gc import gc
@@ -604,7 +604,7 @@ class OverwritingStore(FaultyStore, _Overwriting):
 def inline() -> Iterator[None]:
     """Builds and compactions without threads of their own."""
     for_compact = mock.patch.object(sys.modules[compact.__module__], EXECUTOR, _Inline)
-    with mock.patch.object(run, EXECUTOR, _Inline), for_compact:
+    with mock.patch.object(pack, EXECUTOR, _Inline), for_compact:
         yield
 
 

@@ -40,6 +40,7 @@ def test_nothing_is_said_that_nobody_asked_for(
     """Nor is there a line where there is nothing to do."""
     inputs = make_inputs(8)
     build(inputs, place)
-    assert capsys.readouterr().err == ""
+    said = [line for line in capsys.readouterr().err.splitlines() if "waiting for an answer" not in line]
+    assert said == []  # a server that is slow is always said
     build(inputs, place, progress=True)
     assert not re.search(LINE, capsys.readouterr().err)

@@ -20,9 +20,14 @@ def stopped(inputs: Inputs, output: Path, address: str, number: signal.Signals) 
     """A build that gets a signal when it has stored its first shards."""
     command = [DRAY, "build", inputs.folder, output, "--suffix", "tensor.pyd", "--shards", str(NUM_SHARDS)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def listen() -> None:
+        signal.signal(number, signal.SIG_DFL)  # a shell lets what it starts in the background ignore Ctrl-C
+
     with subprocess.Popen(
-        [*command, "--address", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+        [*command, "--address", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=listen,
+    ) as process:  # fmt: skip
         while not list(output.glob("*.tar")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
