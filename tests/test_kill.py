@@ -36,7 +36,7 @@ NUM_CALLS = 50
 NUM_SHARDS = 8
 NUM_KILLS_ON_RAY = 10
 NUM_SHARDS_ON_RAY = 14
-CALLS = ("put_new", "get_object", "get_ranges", "head", "list_folder", "_delete", "leftovers", "sync")
+CALLS = ("put_new", "takes_again", "get", "get_ranges", "head", "list_folder", "_delete", "leftovers", "sync")
 RECORDS = ("commits", "intents")
 NOTHING = Retention(keep=1, grace_s=0)
 DEADLINE_S = 120
