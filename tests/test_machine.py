@@ -375,7 +375,8 @@ class Machine(RuleBasedStateMachine):
             pass
         except DrayError as exc:
             refusal = operation.refusal(before)
-            is_injected = fault in (Fault.NO_REACH, Fault.LOST_REPLY) and isinstance(exc, StoreError)
+            not_retried = {Fault.NO_REACH, Fault.LOST_REPLY} | ({Fault.UNANSWERED} if self.plain.local_root else set())
+            is_injected = fault in not_retried and isinstance(exc, StoreError)
             if not is_injected and type(exc) is not refusal:
                 raise AssertionError("not what was injected") from exc
         self.judge(operation)
