@@ -31,7 +31,6 @@ import obstore
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
-from dray.loaders.batches import Pass
 from dray.loaders.catalog import Catalog
 from dray.loaders.ranges import REQUESTS_AT_ONCE
 from dray.pipelines import pickles_to_tars
@@ -137,7 +136,7 @@ def _raw(loader: ShardLoader, url: str, options: dict[str, Any]) -> Callable[[],
 
 def _runs(loader: ShardLoader) -> Iterator[list[tuple[int, int]]]:
     """Of each step the runs, those that follow one another as one, none over the shard's end."""
-    way = Pass(loader._next, loader._rest(loader._next), 0)  # no public name tells what lies ahead
+    way = loader.position.resumed().begin()  # of a copy: the loader stays where it is
     total = way.start.num_samples
     for step in way.steps():
         runs: list[tuple[int, int]] = []
@@ -213,7 +212,7 @@ def _first_batches(chaos: Chaos, url: str, options: dict[str, Any], batch: int, 
         loader = _open(url, options, batch, shuffle=shuffle)
         loader.load_state_dict(resumed)
         with _counted(chaos) as counted:
-            next(loader._maker.groups(Pass(loader._next, loader._rest(loader._next), 0)))
+            next(loader._maker.groups(loader.position.resumed().begin()))
         print(f"    first batch {name}: {counted['requests']} requests, {counted['bytes'] / 1e6:.2f} MB")
 
 

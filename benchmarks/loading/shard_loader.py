@@ -31,6 +31,11 @@ def transcoded(task: Task) -> Epoch:
 
 def _epochs(task: Task, suffix: str) -> Epoch:
     loader = ShardLoader(
-        task.path(suffix), batch_size=BATCH, shuffle=task.shuffle, num_workers=task.num_workers, remainder="keep"
+        task.path(suffix),
+        parts=suffix,
+        batch_size=BATCH,
+        shuffle=task.shuffle,
+        num_workers=task.num_workers,
+        remainder="keep",
     )
     return lambda: (batch[suffix] for batch in loader)
