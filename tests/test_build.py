@@ -63,14 +63,15 @@ def test_an_empty_file_is_an_empty_part(make_inputs: MakeInputs, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("num_samples", "num_bytes"), [(WAITING_PARTS + 50, 10), (3, WAITING_BYTES // 2 + 1)])
+@pytest.mark.parametrize("function", [None, lambda key, parts: parts], ids=["files", "function"])
 def test_a_shard_that_is_filled_in_several_portions_holds_each_sample_once(
-    make_inputs: MakeInputs, tmp_path: Path, num_samples: int, num_bytes: int
+    make_inputs: MakeInputs, tmp_path: Path, num_samples: int, num_bytes: int, function: Any
 ) -> None:
     """Many samples or large ones are appended to the tar before the last of them is read."""
     inputs, place = make_inputs(num_samples), Place(str(tmp_path / "out"))
     for number, name in enumerate(inputs.names):
         inputs.path(name, SUFFIX).write_bytes(number.to_bytes(4, "big") + bytes(num_bytes))
-    build(inputs, place, min_num_shards=1)
+    build(inputs, place, min_num_shards=1, func_output_data=function)
     expected = [(name.replace(".", "-"), SUFFIX, inputs.part(name, SUFFIX)) for name in inputs.names]
     assert list(parts_of(latest(place))) == expected
 
