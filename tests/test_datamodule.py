@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 import webdataset as wds
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from webdataset import batched, ignore_and_continue, shuffle
 
 from dray.cluster.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
+from dray.loaders.stream import Portable
 from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot, Store
 from tests.processes import call_at_once, meet
@@ -266,6 +268,25 @@ def test_workers_of_two_ranks_know_whose_they_are(pickles: Path, tmp_path: Path,
     found = call_at_once(2, read_share, tmp_path / "shards" / "val", context, tmp_path / "meeting")
     assert sorted(number for share in found for number in share) == list(numbers_of(Split.val))
     assert sorted(map(len, found)) == [5, 6]
+
+
+class Ranks(IterableDataset[Any]):
+    """The rank that a worker knows."""
+
+    def __iter__(self) -> Iterator[tuple[str | None, str | None]]:
+        yield os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+
+
+@pytest.mark.heavy
+def test_a_spawned_worker_of_a_streamed_dataset_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the process in which the dataset was first pickled, with no variable that tells it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    data = pickle.dumps(Portable(Ranks()))
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    loader = DataLoader(pickle.loads(data), batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert [tuple(found) for found in loader] == [("1", "2")]
 
 
 def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> None:
