@@ -38,9 +38,10 @@ try:
     check()  # refused
 finally:
     pass
-thread = threading.Thread(target=main)
+ready = threading.Event()
+thread = threading.Thread(target=lambda: (ready.wait(), main()))
 thread.start()
-thread.join()  # refused
+ready.set() or thread.join()  # refused
 if __name__ == "__main__":
     main()  # fine
 check()  # refused
