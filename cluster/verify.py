@@ -38,7 +38,7 @@ def verify_datasets(
     names_file: Path | None,
     storage_options: StorageOptions,
 ) -> bool:
-    """Print what is wrong with a version of each dataset under a URL, and how to mend it; whether all are whole.
+    """Returns whether a version of each dataset under a URL is whole; prints what is wrong and how to repair it.
 
     Raises:
         CallError: A file for the names of one dataset's samples, and several datasets.

@@ -86,13 +86,13 @@ class WebDataModule(ExactDataModule):
     ) -> None:
         super().__init__()
         directories = by_split("dirs_tars_wds", dirs_tars_wds)
-        told = dict.fromkeys(directories) if n_samples is None else by_split("n_samples", n_samples)
-        if told.keys() != directories.keys():
+        counts = dict.fromkeys(directories) if n_samples is None else by_split("n_samples", n_samples)
+        if counts.keys() != directories.keys():
             raise RuntimeError(
-                f"n_samples has the splits {_names(told)}, dirs_tars_wds {_names(directories)}: give the same"
+                f"n_samples has the splits {_names(counts)}, dirs_tars_wds {_names(directories)}: give the same"
             )
         self._n_samples: dict[Split, int | None] = {
-            split: None if count is None else as_int(f"n_samples[{split}]", count) for split, count in told.items()
+            split: None if count is None else as_int(f"n_samples[{split}]", count) for split, count in counts.items()
         }
         self._dirs_tars_wds = dict(directories)
         self._kwargs_wds = by_split("kwargs_wds", kwargs_wds)
