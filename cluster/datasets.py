@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, NotFoundError
-from dray.shards.layout import Layout, some
+from dray.shards.layout import DRAY_FOLDER, Layout, some
 from dray.shards.log import numbers_in
 from dray.shards.store import Store
 from dray.shards.text import counted
@@ -113,11 +113,11 @@ def _right_in(store: Store, prefix: str | None) -> Iterator[Found]:
 
 def _begun(store: Store) -> list[str]:
     """Returns the prefixes under which dray has stored anything right in a folder."""
-    return [folder.removeprefix("_dray/") for folder in store.list_folders("_dray")]
+    return [folder.removeprefix(f"{DRAY_FOLDER}/") for folder in store.list_folders(DRAY_FOLDER)]
 
 
 def _folders(store: Store, options: StorageOptions) -> list[Store]:
-    names = [name for name in store.list_folders() if name != "_dray"]
+    names = [name for name in store.list_folders() if name != DRAY_FOLDER]
     return [Store(store.url_of(name), options) for name in names[:MOST_FOLDERS]]
 
 
@@ -128,8 +128,9 @@ def _what_is_there(store: Store, prefix: str | None, options: StorageOptions) ->
     """Returns the message of the error."""
     url = store.url
     missing = f"no dataset{'' if prefix is None else f' with prefix {prefix!r}'} in {url}"
-    if "/_dray" in url:
-        return f"{missing}: that is a folder of dray's own records: {_ls(url[: url.index('/_dray')])}"
+    dataset, own, _ = url.partition(f"/{DRAY_FOLDER}")
+    if own:
+        return f"{missing}: that is a folder of dray's own records: {_ls(dataset)}"
     if (parent := _parent_of_file(store, options)) is not None:
         return f"{missing}: that is a file, and a dataset is a folder: {_ls(parent)}"
     if prefix is not None and (others := _found_from(store, None, options)):

@@ -337,7 +337,7 @@ def test_a_shard_whose_index_was_lost_is_adopted_as_it_lies(make_inputs: MakeInp
     inputs = make_inputs(20)
     with pytest.raises(InputError):
         build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0019", ValueError()))
-    Store(place.url, place.storage_options).delete(["_dray/wds/index/000001.arrow"])
+    Store(place.url, place.storage_options).delete(["__dray__/wds/index/000001.arrow"])
     report = build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
     fresh = Place(f"{place.url}-fresh", place.storage_options)
     build(inputs, fresh, transform_version="1", func_output_data=lambda key, parts: parts)
@@ -424,11 +424,11 @@ def test_all_is_on_the_disk_before_the_commit(make_inputs: MakeInputs, tmp_path:
     """Shards, indexes, tables, their folders and the intent; then the commit itself."""
     build(make_inputs(8), Place(str(tmp_path / "out")))
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
-    commit = "_dray/wds/commits/0000000001.json"
+    commit = "__dray__/wds/commits/0000000001.json"
     before = set(synced[: synced.index(commit)])
-    assert files - before == {commit, "_dray/wds/commits"}
+    assert files - before == {commit, "__dray__/wds/commits"}
     assert {".", ".."} <= before
-    assert "_dray/wds/commits" in synced[synced.index(commit) :]
+    assert "__dray__/wds/commits" in synced[synced.index(commit) :]
 
 
 def test_another_folder_of_files_of_the_same_sizes_and_times_is_another_source(

@@ -86,7 +86,7 @@ def test_show_finds_the_group_that_holds_a_sample(dray: Dray, split: Path) -> No
 
 def test_one_damaged_group_is_exit_code_1(dray: Dray, split: Path) -> None:
     """The others are looked at all the same, and a damaged record hides no dataset."""
-    commits = sorted((split / "train/_dray/wdshards/commits").iterdir())
+    commits = sorted((split / "train/__dray__/wdshards/commits").iterdir())
     commits[-1].write_bytes(b"{")
     done = dray("verify", split)
     assert done.code == 1
@@ -153,9 +153,9 @@ NOTHING = ("ls", "log", "verify", "gc", "compact", "show s1", "hold a", "release
             "split/train/wdshards-000000.tar",
             r"that is a file, and a dataset is a folder: dray ls file://\S+/split/train$",
         ),
-        ("split/train/_dray", r"that is a folder of dray's own records: dray ls file://\S+/split/train$"),
+        ("split/train/__dray__", r"that is a folder of dray's own records: dray ls file://\S+/split/train$"),
         (
-            "split/train/_dray/wdshards/index",
+            "split/train/__dray__/wdshards/index",
             r"that is a folder of dray's own records: dray ls file://\S+/split/train$",
         ),
         ("far", r"nor in the folders right below it, but deeper: dray ls file://\S+/far/away$"),
@@ -172,10 +172,10 @@ def test_where_no_dataset_is_the_error_says_what_is_there(
     shutil.copytree(template, tmp_path / "split")
     shutil.copytree(template, tmp_path / "far/away")
     shutil.copytree(inputs.folder, tmp_path / "inputs")
-    for folder in ("empty", "foreign", "folders/one", "folders/two", "begun/_dray/wdshards/intents"):
+    for folder in ("empty", "foreign", "folders/one", "folders/two", "begun/__dray__/wdshards/intents"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "foreign/a-000000.tar").touch()
-    (tmp_path / "begun/_dray/wdshards/intents/0000000001.json").touch()
+    (tmp_path / "begun/__dray__/wdshards/intents/0000000001.json").touch()
     before = sorted(tmp_path.rglob("*"))
     name, *more = place.split()
     for words in NOTHING:

@@ -203,7 +203,7 @@ def test_a_rollback_makes_a_version_that_is_equal_to_an_old_one(dray: Dray, out:
     done = dray("rollback", out, 1)
     assert "version 4: the same as version 1, 39 samples in 4 shards" in done.out
     assert Snapshot.open(out).manifest == Snapshot.open(out, version=1).manifest
-    assert tree(out) - tars == {"_dray/wdshards/commits/0000000004.json"}
+    assert tree(out) - tars == {"__dray__/wdshards/commits/0000000004.json"}
 
 
 def test_a_rollback_says_that_the_next_build_redoes_what_it_undid(dray: Dray, out: Path, build: Build) -> None:

@@ -457,7 +457,7 @@ def test_a_merged_shard_is_adopted_only_for_the_same_bytes(make_inputs: MakeInpu
     crashing, rerun = Watched(place, lambda name: "commits" in name), Watched(place)
     with pytest.raises(Crash):
         compacted(crashing)
-    store_at(place).delete(["wds-000001.tar", "_dray/wds/index/000001.arrow"])
+    store_at(place).delete(["wds-000001.tar", "__dray__/wds/index/000001.arrow"])
     told[0] = "second"
     build(inputs, place, min_num_shards=None, **options)
     compacted(rerun)
@@ -599,8 +599,8 @@ def test_a_damaged_byte_is_named_and_nothing_is_made_of_it(small_place: Place, w
         ("wds-000004.tar", lambda data: flipped(data, len(data) - 1), r"wds-000004\.tar at offset \d+: the end of the"),
         ("wds-000004.tar", lambda data: data[:-512], r"wds-000004\.tar: \d+ bytes expected, found \d+"),
         ("wds-000004.tar", None, r"wds-000004\.tar: \d+ bytes expected, found nothing"),
-        ("_dray/wds/index/000004.arrow", lambda data: flipped(data, len(data) // 2), r"index/000004\.arrow: not the"),
-        ("_dray/wds/index/000004.arrow", None, r"index/000004\.arrow: the index of shard 4 is missing"),
+        ("__dray__/wds/index/000004.arrow", lambda data: flipped(data, len(data) // 2), r"000004\.arrow: not the"),
+        ("__dray__/wds/index/000004.arrow", None, r"index/000004\.arrow: the index of shard 4 is missing"),
     ],
 )
 def test_a_cut_or_missing_shard_or_index_is_named(
@@ -672,7 +672,7 @@ def test_an_index_that_is_not_the_merged_shards_is_refused(small_place: Place) -
     """It lay there, though its shard did not."""
     with pytest.raises(Crash):
         compacted(Watched(small_place, lambda created: created == "wds-000009.tar"))
-    store_at(small_place).put_new("_dray/wds/index/000009.arrow", b"other")
+    store_at(small_place).put_new("__dray__/wds/index/000009.arrow", b"other")
     with pytest.raises(DamagedError, match=r"index/000009\.arrow is not the index of wds-000009\.tar.*Delete both"):
         compacted(small_place)
 
@@ -694,11 +694,11 @@ def test_all_is_on_the_disk_before_the_commit(make_inputs: MakeInputs, tmp_path:
     old = stored(place).keys()
     synced.clear()
     compacted(place)
-    new, commit = stored(place).keys() - old, "_dray/wds/commits/0000000009.json"
+    new, commit = stored(place).keys() - old, "__dray__/wds/commits/0000000009.json"
     before = set(synced[: synced.index(commit)])
     assert new - before == {commit}
-    assert {".", *(f"_dray/wds/{folder}" for folder in ("index", "manifests", "intents"))} <= before
-    assert "_dray/wds/commits" in synced[synced.index(commit) :]
+    assert {".", *(f"__dray__/wds/{folder}" for folder in ("index", "manifests", "intents"))} <= before
+    assert "__dray__/wds/commits" in synced[synced.index(commit) :]
 
 
 def test_a_dataset_that_is_not_there_is_said(place: Place) -> None:

@@ -102,7 +102,7 @@ def test_a_rollback_to_a_version_that_lost_a_shard_is_refused(make_inputs: MakeI
     assert latest(place).version == 2
 
 
-@pytest.mark.parametrize("lost", ["wds-000001.tar", "_dray/wds/index/000001.arrow"])
+@pytest.mark.parametrize("lost", ["wds-000001.tar", "__dray__/wds/index/000001.arrow"])
 def test_what_was_deleted_by_hand_is_packed_again(make_inputs: MakeInputs, place: Place, lost: str) -> None:
     """A shard and its index belong together: without either the samples cannot be read."""
     inputs = make_inputs(20)

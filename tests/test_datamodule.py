@@ -462,7 +462,7 @@ def test_readers_see_the_committed_shards_and_no_others(pickles: Path, tmp_path:
 def test_a_dataset_with_lost_metadata_is_an_error_and_not_a_pile_of_tars(pickles: Path, tmp_path: Path) -> None:
     """Globbing would bring back shards of older versions."""
     ready(pickles, tmp_path)
-    for manifest in (tmp_path / "val" / "_dray" / "myshards" / "manifests").glob("*.json"):
+    for manifest in (tmp_path / "val" / "__dray__" / "myshards" / "manifests").glob("*.json"):
         manifest.unlink()
     data = module(pickles, tmp_path)
     with pytest.raises(DamagedError, match="manifests"):

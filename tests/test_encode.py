@@ -437,9 +437,9 @@ def test_shards_of_a_build_that_was_never_committed_are_adopted(tmp_path: Path) 
     inputs, out = write(tmp_path / "in", MIXED), tmp_path / "out"
     build(inputs, out)
     before = everything(out)
-    for record in (out / "_dray/wds/commits").iterdir():
+    for record in (out / "__dray__/wds/commits").iterdir():
         record.unlink()
-    for index in list((out / "_dray/wds/index").iterdir())[:2]:
+    for index in list((out / "__dray__/wds/index").iterdir())[:2]:
         index.unlink()
     assert build(inputs, out).num_reused == 4
     assert everything(out) == before
@@ -454,7 +454,7 @@ def test_a_tar_with_other_parts_is_not_adopted(encode: Any, theirs: dict[str, An
     """Though its keys are the plan's."""
     inputs, out = write(tmp_path / "in", [[1.5]] * 4), tmp_path / "out"
     build(inputs, out, encode=encode, min_num_shards=1)
-    for record in (out / "_dray/wds/commits").iterdir():
+    for record in (out / "__dray__/wds/commits").iterdir():
         record.unlink()
     others = write(tmp_path / "others", theirs.get("values", [[1.5]] * 4))
     build(others, tmp_path / "theirs", encode=theirs["encode"], min_num_shards=1)
@@ -477,7 +477,7 @@ def test_a_changed_encoding_rebuilds_and_says_so(tmp_path: Path) -> None:
 def test_without_encode_nothing_of_it_is_recorded(tmp_path: Path) -> None:
     """Manifests and digests of shards are those of earlier versions of dray: their datasets stay as they are."""
     build(write(tmp_path / "in", [1]), tmp_path / "out", encode=None)
-    (path,) = (tmp_path / "out/_dray/wds/manifests").glob("*.json")
+    (path,) = (tmp_path / "out/__dray__/wds/manifests").glob("*.json")
     manifest = json.loads(path.read_text())
     assert not {"encode", "allow", "allow_pickle", "encoder"} & manifest["recipe"].keys()
     assert "parts" not in manifest["shards"][0]

@@ -36,7 +36,7 @@ def test_what_other_programs_wrote_stays(make_inputs: MakeInputs, place: Place) 
     """Tars below the numbers that builds reserved, between them, of other names; and files beside the indexes."""
     inputs, store = make_inputs(8), store_at(place)
     foreign = ["wds-000002.tar", "wds-000041.tar", "wdsx-000000.tar", "notes.txt", "wds-000042.tar.bak"]
-    for name in [*foreign, "_dray/wds/index/000041.arrow", "_dray/wds/index/notes.txt"]:
+    for name in [*foreign, "__dray__/wds/index/000041.arrow", "__dray__/wds/index/notes.txt"]:
         store.put_new(name, b"foreign")
     build(inputs, place, min_num_shards=2)
     change(inputs, 0)
@@ -46,10 +46,11 @@ def test_what_other_programs_wrote_stays(make_inputs: MakeInputs, place: Place) 
     assert report.deleted == tuple(sorted(report.deleted))
     assert {name for name in report.deleted if "manifests" not in name} == {
         "wds-000042.tar",
-        "_dray/wds/index/000042.arrow",
+        "__dray__/wds/index/000042.arrow",
     }
     assert names_in(place) == sorted([*foreign, "wds-000043.tar", "wds-000044.tar"])
-    assert set(names_in(place, "_dray/wds/index")) >= {"_dray/wds/index/000041.arrow", "_dray/wds/index/notes.txt"}
+    kept = {"__dray__/wds/index/000041.arrow", "__dray__/wds/index/notes.txt"}
+    assert set(names_in(place, "__dray__/wds/index")) >= kept
 
 
 def test_a_running_builds_staged_file_stays_for_the_grace(make_inputs: MakeInputs, tmp_path: Path) -> None:

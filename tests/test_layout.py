@@ -15,21 +15,21 @@ def test_every_object_has_its_place() -> None:
     layout = Layout("wdshards")
     assert [layout.shard(7), layout.index(7), layout.commit(7), layout.intent(7)] == [
         "wdshards-000007.tar",
-        "_dray/wdshards/index/000007.arrow",
-        "_dray/wdshards/commits/0000000007.json",
-        "_dray/wdshards/intents/0000000007.json",
+        "__dray__/wdshards/index/000007.arrow",
+        "__dray__/wdshards/commits/0000000007.json",
+        "__dray__/wdshards/intents/0000000007.json",
     ]
-    assert layout.manifest(3, "ab") == "_dray/wdshards/manifests/0000000003-ab.json"
-    assert layout.table(3, "ab") == "_dray/wdshards/manifests/0000000003-ab.parquet"
+    assert layout.manifest(3, "ab") == "__dray__/wdshards/manifests/0000000003-ab.json"
+    assert layout.table(3, "ab") == "__dray__/wdshards/manifests/0000000003-ab.parquet"
 
 
-@pytest.mark.parametrize("prefix", ["wdshards", "a.b", "a b", "ü", "100%", "a-0", "_draya", "x" * 200])
+@pytest.mark.parametrize("prefix", ["wdshards", "a.b", "a b", "ü", "100%", "a-0", "__draya__", "x" * 200])
 def test_a_file_name_is_a_prefix(prefix: str) -> None:
     """Most of them are."""
     assert Layout(prefix).shard(0) == f"{prefix}-000000.tar"
 
 
-@pytest.mark.parametrize("prefix", ["", "_dray", "a/b", "/a", ".", "..", "a\n", "a\0", "a#1", "\ud800"])
+@pytest.mark.parametrize("prefix", ["", "__dray__", "a/b", "/a", ".", "..", "a\n", "a\0", "a#1", "\ud800"])
 def test_a_prefix_is_a_plain_file_name(prefix: str) -> None:
     """Anything else would lie elsewhere, or could not be listed."""
     with pytest.raises(CallError, match="prefix"):

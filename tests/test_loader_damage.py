@@ -132,7 +132,7 @@ def swap_samples(body: bytes) -> bytes:
 
 KEYED = r"wdshards-000001\.tar: part '{suffix}' of key '{key}' at offset \d+ is not what was packed"
 CUT = r"wdshards-000001\.tar: \d+ bytes expected, found \d+"
-INDEX = r"_dray/wdshards/index/\S*000001\S*: not the index that version 1 names"
+INDEX = r"__dray__/wdshards/index/\S*000001\S*: not the index that version 1 names"
 
 KINDS: dict[str, tuple[Callable[[Copy], object], str]] = {
     "cut by a byte": (lambda copy: rewrite(copy.shard(1), lambda body: body[:-1]), CUT),

@@ -244,7 +244,7 @@ def test_a_garbage_record_is_damage(body: bytes) -> None:
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), body)
     for act in (lambda: read_commit(store, LAYOUT, 1), lambda: create_commit(store, LAYOUT, a_commit())):
-        _assert_damaged(act, f"{store.url}/_dray/wdshards/commits/0000000001.json: not a readable commit")
+        _assert_damaged(act, f"{store.url}/__dray__/wdshards/commits/0000000001.json: not a readable commit")
 
 
 def _assert_damaged(act: Callable[[], object], message: str) -> None:

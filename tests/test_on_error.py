@@ -293,8 +293,8 @@ def test_a_crashed_build_with_bad_samples_ends_in_the_same_bytes(make_inputs: Ma
     build(inputs, place, on_error="quarantine")
     fresh = latest(place).manifest
     store = Store(place.url, place.storage_options)
-    store.delete([f"_dray/wds/commits/{1:010d}.json", "_dray/wds/index/000001.arrow", "wds-000002.tar"])
-    store.delete(["_dray/wds/index/000002.arrow"])
+    store.delete([f"__dray__/wds/commits/{1:010d}.json", "__dray__/wds/index/000001.arrow", "wds-000002.tar"])
+    store.delete(["__dray__/wds/index/000002.arrow"])
     report = build(inputs, place, on_error="quarantine")
     assert report.num_reused == 3
     assert latest(place).manifest == fresh

@@ -417,7 +417,7 @@ def test_a_short_answer_is_an_error_that_names_the_shard(reader: RangeReader, ch
 def changed_copy(url: str, s3: SeaweedServer, change: Callable[[bytearray], bytes | None]) -> RangeReader:
     """Of a copy of a dataset, whose shard is another one, or gone."""
     source, copy = Store(url, s3.storage_options), Store(s3.url(f"remote/{uuid.uuid4().hex}"), s3.storage_options)
-    for folder in ("_dray/wdshards/commits", "_dray/wdshards/manifests", "_dray/wdshards/index"):
+    for folder in ("__dray__/wdshards/commits", "__dray__/wdshards/manifests", "__dray__/wdshards/index"):
         for info in source.list_folder(folder):
             copy.put_new(info.name, source.get(info.name))
     changed = change(bytearray(source.get("wdshards-000000.tar")))

@@ -59,9 +59,9 @@ def test_sub_folders_are_scanned_and_hidden_files_and_datasets_counted(tmp_path:
         "v1.2/._b.x.pyd",
         ".git/d.x.pyd",
         ".git/.e.x.pyd",
-        "shards/train/_dray/wdshards/commits/0000000001.json",
+        "shards/train/__dray__/wdshards/commits/0000000001.json",
         "shards/train/f.x.pyd",
-        "_dray/wdshards/commits/0000000001.json",
+        "__dray__/wdshards/commits/0000000001.json",
         "other.txt",
     )
     found = scan(store, ["x.pyd"])
@@ -148,7 +148,7 @@ def test_no_sample_at_all_is_an_error_that_says_what_was_left_out(tmp_path: Path
         scan(Store(tmp_path / "nowhere"), suffixes)
 
 
-FOLDERS = st.sampled_from(["a", "b.c", ".h", "_dray", "d"])
+FOLDERS = st.sampled_from(["a", "b.c", ".h", "__dray__", "d"])
 FILES = st.sampled_from(
     ["s.x.pyd", "t.y.cls", ".u.x.pyd", "._t.y.cls", "v.1.x.pyd", "w.X.pyd", "s.y.cls", "__z__.x.pyd"]
 )

@@ -47,7 +47,7 @@ def test_a_stopped_build_says_what_is_kept_and_a_rerun_goes_on(
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.count("\n") == 1
     assert "every shard that was stored is kept: run the same command again" in done.stderr
-    assert not list((tmp_path / "out").glob("_dray/*/commits/*"))
+    assert not list((tmp_path / "out").glob("__dray__/*/commits/*"))
     if address == "local":
         report = pickles_to_tars(
             inputs.folder, inputs.names, "tensor.pyd", tmp_path / "out", "wdshards", min_num_shards=NUM_SHARDS

@@ -92,7 +92,7 @@ def test_all_ranks_and_workers_replace_them_alike(url: str, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
-@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "_dray/wdshards/index/000004.arrow"])
+@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "__dray__/wdshards/index/000004.arrow"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_lost_shard_or_index_costs_its_samples_alone(url: str, tmp_path: Path, lost: str, num_workers: int) -> None:
     """All ten are replaced, counted and listed, on any number of ranks alike."""
@@ -110,7 +110,7 @@ def test_a_lost_shard_or_index_costs_its_samples_alone(url: str, tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
-@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "_dray/wdshards/index/000004.arrow"])
+@pytest.mark.parametrize("lost", ["wdshards-000004.tar", "__dray__/wdshards/index/000004.arrow"])
 def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_path: Path, lost: str) -> None:
     """Its samples fail at once; those of other shards that are fetched with them come; epochs are as from a disk."""
     Path(url, lost).unlink()
