@@ -29,7 +29,7 @@ from typing import Any
 
 import obstore
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders.catalog import Catalog
 from dray.loaders.ranges import REQUESTS_AT_ONCE

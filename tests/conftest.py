@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from dray.cluster import cli
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.cli import app
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import disk
 from tests.azurite import AzuriteServer, why_not
 from tests.chaos import Chaos
@@ -145,7 +145,7 @@ def dray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.setattr("sys.argv", ["dray", *map(str, words)])
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         return Outcome(int(end.value.code or 0), *capsys.readouterr())
 
     return run

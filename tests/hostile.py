@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from dray.cluster.cli import app
+from dray.cluster.cli.app import app
 from dray.loaders import Dataset, ShardLoader, WebDataModule
 from dray.loaders.split import Split
 from dray.shards import DrayError, Snapshot, Store

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "dray.pipelines", "dray.loaders.datamodule", "dray.cluster.seaweed"])
+_CONTEXT.set_forkserver_preload(
+    ["pytest", "dray.pipelines", "dray.loaders.datamodule", "dray.cluster.quickstart.seaweed"]
+)
 _MEET_S = 60
 
 _barrier: Barrier

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import CallError, DeniedError, Store, StoreError
 from tests.test_store import SECRET, _errors_of, _shown
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import webdataset
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.announce import announce
 from dray.pipelines.fill import WAITING_BYTES, WAITING_PARTS

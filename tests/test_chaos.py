@@ -15,7 +15,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, Store, StoreError, retry
 from tests.chaos import NO_PAUSES, Action, Asked, Chaos
 

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 from webdataset import batched
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader, Split, WebDataModule, to_device
 from tests.datasets import pack
 from tests.test_forks import Wrapped, classes

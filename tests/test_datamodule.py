@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset import batched, ignore_and_continue, shuffle
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
 from dray.loaders.stream import Portable
 from dray.pipelines import pickles_to_tars

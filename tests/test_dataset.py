@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import Dataset, ShardLoader
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, PositionError, RefusedError, StoreError

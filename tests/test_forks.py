@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader, Split, WebDataModule, to_device
 from dray.loaders.lazy import lazy
 from dray.shards.errors import CallError, DrayError, StoreError

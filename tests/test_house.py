@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster import loadtest
+from dray.cluster.cli import loadtest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("shards", "pipelines", "loaders", "cluster")

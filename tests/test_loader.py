@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders.collate import collate
 from dray.pipelines import pickles_to_tars

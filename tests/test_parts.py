@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import Dataset, PickledDataWDS, ShardLoader, Split, WebDataModule
 from dray.loaders.collate import collate
 from dray.pipelines import pickles_to_tars

@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.shards import ClusterError, DeniedError, InputError, Snapshot, Store
 from tests.conftest import Inputs, MakeInputs

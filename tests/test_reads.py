@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader, Split, WebDataModule
 from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, DamagedError, DrayError, NotFoundError, Snapshot, Store

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders import loader as loader_module
 from dray.loaders.batches import Pass

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.cluster.ls import parts_of
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.cli.ls import parts_of
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import pickles_to_tars
 from dray.pipelines.compact import compact
 from dray.pipelines.scan import Scan, scan

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import sources as sources_module
 from dray.pipelines.sources import find_missing, find_sources, read_files
 from dray.pipelines.tolerance import Tolerance

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import Store
 from tests.datasets import pack
 

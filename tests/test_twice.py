@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split
 from dray.pipelines.job import PackedShard, PackJob, PackTask
 from dray.pipelines.pack import pack_shard, read_index

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer, find_weed
+from dray.cluster.quickstart.seaweed import SeaweedServer, find_weed
 from dray.shards.errors import CallError, DeniedError, ExistsError, NotFoundError, StoreError
 from dray.shards.store import Store
 
@@ -77,7 +77,7 @@ def test_objects_in_a_given_directory_outlive_the_server(tmp_path: Path) -> None
 def test_a_killed_owner_takes_its_server_along(tmp_path: Path) -> None:
     """SIGKILL leaves the owner no time to clean up: the kernel tells the server."""
     program = """
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 with SeaweedServer() as server:
     print(server.endpoint, flush=True)
     input()

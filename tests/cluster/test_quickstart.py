@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-from dray.cluster.quickstart import FRACTIONS, NUM_SHARDS, digit_files, run_quickstart
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.quickstart import FRACTIONS, NUM_SHARDS, digit_files, run_quickstart
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import CallError, Snapshot
 
 PROGRAM = str(Path(sys.executable).parent / "dray")
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 class Quickstart(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from dray.cluster.groups import Leak, layout_refusal, leak_refusal, leaks, moved_between
+from dray.cluster.cli.groups import Leak, layout_refusal, leak_refusal, leaks, moved_between
 from dray.pipelines import BuildReport, split_by_hash
 from dray.pipelines.build import build, survey
 from dray.pipelines.changes import Guard

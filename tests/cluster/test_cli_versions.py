@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.shards import NotFoundError, Snapshot
 from tests.conftest import Dray, Inputs, MakeInputs

@@ -20,16 +20,16 @@ import typer
 from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
-from dray.cluster import cli
-from dray.cluster.build import cluster_address, parse_fractions
-from dray.cluster.group import in_words
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.cli import app
+from dray.cluster.cli.build import cluster_address, parse_fractions
+from dray.cluster.cli.group import in_words
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport
 from dray.shards import CallError, Snapshot
 from tests.conftest import Dray, Inputs, MakeInputs
 
 PROGRAM = str(Path(sys.executable).parent / "dray")
-COMMANDS = [command.callback for command in cli.app.registered_commands if command.callback]
+COMMANDS = [command.callback for command in app.app.registered_commands if command.callback]
 
 
 @pytest.fixture
@@ -455,7 +455,7 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path, words: list[str], kept: str) ->
 )
 def test_an_error_names_the_options_of_the_command(text: str, expected: str) -> None:
     """Not the keywords of Python; what only Python has stays, and so do paths and quoted names."""
-    command = typer.main.get_group(cli.app).commands["build"]
+    command = typer.main.get_group(app.app).commands["build"]
     options = {param.name: max(param.opts, key=len) for param in command.params if param.name}
     assert in_words(text, options) == expected
 
@@ -472,10 +472,9 @@ def test_the_version_is_the_distributions(dray: Dray) -> None:
     assert re.fullmatch(r"dray \d+\.\d+\.\d+\S*\n", dray("--version").out)
 
 
-@pytest.mark.parametrize("module", ["dray", "dray.cluster.cli"])
-def test_the_command_runs_as_a_module(module: str, tmp_path: Path) -> None:
+def test_the_command_runs_as_a_module(tmp_path: Path) -> None:
     """`python -m dray` does what `dray` does, exit codes included."""
-    done = subprocess.run([sys.executable, "-m", module, "ls", "nowhere"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-m", "dray", "ls", "nowhere"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("dray: error: ")
 
@@ -497,7 +496,7 @@ def test_shell_completion_is_offered_and_stays_out_of_the_options(dray: Dray) ->
 
 def test_help_imports_neither_torch_nor_ray() -> None:
     """So it is there at once."""
-    program = "import sys, dray.cluster.cli; print({'lightning', 'ray', 'torch'} & sys.modules.keys())"
+    program = "import sys, dray.cluster.cli.app; print({'lightning', 'ray', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n", done.stderr
 
@@ -512,7 +511,7 @@ def test_every_example_in_the_help_is_a_command_line_that_parses(dray: Dray, com
         words = shlex.split(example.replace("\\\n", ""))
         start = len(words) - words[::-1].index("dray")
         name, *arguments = words[start : words.index(">") if ">" in words else None]
-        group = typer.main.get_group(cli.app)
+        group = typer.main.get_group(app.app)
         assert name == command.__name__
         assert group.commands[name].make_context(name, arguments)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.datasets import find_datasets
+from dray.cluster.cli.datasets import find_datasets
 from dray.pipelines.encode import Encoder
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions

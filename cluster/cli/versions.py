@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import typer
 
-from dray.cluster.datasets import find_dataset, find_datasets, without_version
+from dray.cluster.cli.datasets import find_dataset, find_datasets, without_version
 from dray.pipelines import versions
 from dray.pipelines.compact import compact
 from dray.pipelines.gc import GcReport, gc

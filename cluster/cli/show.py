@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import typer
 
-from dray.cluster.datasets import find_datasets
+from dray.cluster.cli.datasets import find_datasets
 from dray.loaders.decode import Decoder
 from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot

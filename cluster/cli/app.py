@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperOption
 
-from dray.cluster.group import Commands
-from dray.cluster.signals import orderly_end
+from dray.cluster.cli.group import Commands
+from dray.cluster.cli.signals import orderly_end
 from dray.pipelines.tolerance import OnError
 from dray.shards.verify import Level
 
@@ -280,7 +280,7 @@ def build(
 
     [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
     """
-    from dray.cluster.build import (
+    from dray.cluster.cli.build import (
         Wanted,
         build_datasets,
         cluster_address,
@@ -352,8 +352,8 @@ def plan(
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
-    from dray.cluster.build import Wanted, parse_encode, parse_fractions, parse_storage_options, survey_datasets
-    from dray.cluster.plan import print_plans
+    from dray.cluster.cli.build import Wanted, parse_encode, parse_fractions, parse_storage_options, survey_datasets
+    from dray.cluster.cli.plan import print_plans
 
     wanted = Wanted(
         source=source,
@@ -410,9 +410,9 @@ def ls(
 
     [cyan]dray ls s3://lab/digits/train --left-out[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.left_out import list_left_out
-    from dray.cluster.ls import list_datasets
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.left_out import list_left_out
+    from dray.cluster.cli.ls import list_datasets
 
     options = parse_storage_options(storage_option)
     if left_out:
@@ -466,8 +466,8 @@ def verify(
 
     [cyan]dray verify shards/train --level full --names train.txt[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.verify import verify_datasets
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.verify import verify_datasets
 
     whole = verify_datasets(
         url,
@@ -505,8 +505,8 @@ def show(
 
     [cyan]dray show s3://lab/digits/train a7 --version 3[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.show import show_sample
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.show import show_sample
 
     show_sample(
         url,
@@ -538,8 +538,8 @@ def log(
 
     [cyan]dray log s3://lab/digits/train --json[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.log import print_log
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.log import print_log
 
     print_log(url, prefix=prefix, as_json=as_json, storage_options=parse_storage_options(storage_option))
 
@@ -569,8 +569,8 @@ def diff(
 
     [cyan]dray diff s3://lab/digits/train paper 7 --all[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.diff import print_diff
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.diff import print_diff
 
     print_diff(
         url,
@@ -604,8 +604,8 @@ def hold(
 
     [cyan]dray hold s3://lab/digits/train baseline --version 3[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.versions import hold_version
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.versions import hold_version
 
     hold_version(url, name, prefix=prefix, version=version, storage_options=parse_storage_options(storage_option))
 
@@ -624,8 +624,8 @@ def release(
 
     [cyan]dray release shards/train paper[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.versions import release_version
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.versions import release_version
 
     release_version(url, name, prefix=prefix, storage_options=parse_storage_options(storage_option))
 
@@ -648,8 +648,8 @@ def rollback(
 
     [cyan]dray rollback s3://lab/digits/train paper[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.versions import roll_back
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.versions import roll_back
 
     roll_back(url, version, prefix=prefix, storage_options=parse_storage_options(storage_option))
 
@@ -677,8 +677,8 @@ def gc(
 
     [cyan]dray gc s3://lab/digits/train --keep 1 --older-than 0[/]
     """
-    from dray.cluster.build import parse_duration, parse_storage_options
-    from dray.cluster.versions import collect_garbage
+    from dray.cluster.cli.build import parse_duration, parse_storage_options
+    from dray.cluster.cli.versions import collect_garbage
 
     collect_garbage(
         url,
@@ -711,8 +711,8 @@ def compact(
 
     [cyan]dray compact s3://lab/digits/train --address local[/]
     """
-    from dray.cluster.build import cluster_address, parse_duration, parse_storage_options
-    from dray.cluster.versions import compact_shards
+    from dray.cluster.cli.build import cluster_address, parse_duration, parse_storage_options
+    from dray.cluster.cli.versions import compact_shards
 
     compact_shards(
         url,
@@ -769,8 +769,8 @@ def loadtest(
 
     [cyan]dray loadtest s3://lab/digits/train --batch-size 64 --ranks 8 --steps 200 --json[/]
     """
-    from dray.cluster.build import parse_storage_options
-    from dray.cluster.loadtest import load_test, print_result
+    from dray.cluster.cli.build import parse_storage_options
+    from dray.cluster.cli.loadtest import load_test, print_result
 
     found = load_test(
         url,
@@ -814,10 +814,6 @@ def quickstart(
 
     [cyan]dray quickstart --dir /tmp/digits --store s3[/]
     """
-    from dray.cluster.quickstart import run_quickstart
+    from dray.cluster.quickstart.quickstart import run_quickstart
 
     run_quickstart(directory, store.value)
-
-
-if __name__ == "__main__":
-    main()

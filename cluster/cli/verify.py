@@ -13,8 +13,8 @@ from typing import Any
 
 import typer
 
-from dray.cluster.datasets import Found, find_dataset, find_datasets
-from dray.cluster.ls import parts_of
+from dray.cluster.cli.datasets import Found, find_dataset, find_datasets
+from dray.cluster.cli.ls import parts_of
 from dray.pipelines.encode import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot

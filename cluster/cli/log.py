@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from dray.cluster.datasets import find_datasets, without_version
+from dray.cluster.cli.datasets import find_datasets, without_version
 from dray.pipelines.versions import history
 from dray.shards.client import StorageOptions
 from dray.shards.log import Commit, Operation

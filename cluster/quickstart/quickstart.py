@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
 from dray.pipelines.session import ray_session
 from dray.shards import CallError, Store
@@ -132,7 +132,7 @@ def data_module(place: Place, split: dict[str, list[str]]) -> "PickledDataWDS":
     """Samples as batches (images, labels) for Lightning; it packs too, and finds the shards packed."""
     from webdataset.filters import batched, shuffle
 
-    from dray.cluster.digits import stack
+    from dray.cluster.quickstart.digits import stack
     from dray.loaders import PickledDataWDS, Split
 
     batch = batched(GLOBAL_BATCH_SIZE, collation_fn=stack)
@@ -154,7 +154,7 @@ def train(data: "PickledDataWDS") -> float:
     import torch
     from lightning import seed_everything
 
-    from dray.cluster.digits import DigitNetwork, quiet_trainer
+    from dray.cluster.quickstart.digits import DigitNetwork, quiet_trainer
 
     seed_everything(0, verbose=False)
     torch.set_num_threads(NUM_THREADS)

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from dray.cluster.datasets import find_datasets
-from dray.cluster.group import BUILD_OPTIONS, in_words
+from dray.cluster.cli.datasets import find_datasets
+from dray.cluster.cli.group import BUILD_OPTIONS, in_words
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.log import read_version

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from dray.cluster.datasets import find_dataset, without_version
+from dray.cluster.cli.datasets import find_dataset, without_version
 from dray.shards import Snapshot
 from dray.shards.client import StorageOptions
 from dray.shards.diff import Diff, diff

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dray.cluster.datasets import Found, datasets_below
+from dray.cluster.cli.datasets import Found, datasets_below
 from dray.pipelines.plan import find_in
 from dray.pipelines.work import BuildSpec, Work
 from dray.shards.client import StorageOptions

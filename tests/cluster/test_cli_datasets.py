@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
 from tests.conftest import Dray, Inputs

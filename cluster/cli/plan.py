@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.build import Survey
+from dray.cluster.cli.build import Survey
 from dray.pipelines.work import BuildSpec, Work
 from dray.shards.text import counted
 

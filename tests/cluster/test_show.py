@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dray.cluster.show import MOST_CHARS, describe, describe_part
+from dray.cluster.cli.show import MOST_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
 from tests import datasets

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from dray.cluster.datasets import find_dataset
+from dray.cluster.cli.datasets import find_dataset
 from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.client import StorageOptions

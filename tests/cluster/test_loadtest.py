@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.seaweed import SeaweedServer
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import pickles_to_tars
 from tests.conftest import Dray, Inputs, MakeInputs
 

@@ -1,0 +1,5 @@
+"""The `dray` command: `app` registers the commands; each lies in a file of its own, beside what it prints."""
+
+from dray.cluster.cli.app import main
+
+__all__ = ["main"]
