@@ -43,7 +43,7 @@ from dray.pipelines.pack import pack_shards
 from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import find_sources
 from dray.shards.layout import Layout
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 SUFFIX = "tensor.pyd"
 NUM_SHARDS = 10

@@ -30,7 +30,7 @@ from dray.pipelines.plan import Recipe, plan
 from dray.pipelines.sources import Sources, find_sources
 from dray.pipelines.work import TASK_BYTES
 from dray.shards.layout import Layout
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 SUFFIX = "tensor.pyd"
 SAMPLES_PER_SHARD = 10

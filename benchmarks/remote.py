@@ -35,7 +35,7 @@ from dray.loaders.catalog import Catalog
 from dray.loaders.ranges import REQUESTS_AT_ONCE
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
-from dray.shards.client import Access, open_client
+from dray.shards.storage.client import Access, open_client
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.chaos import Chaos

@@ -13,10 +13,10 @@ from dray.loaders.parts import Missing
 from dray.loaders.split import Split, by_split
 from dray.loaders.splits import OpenSplit, open_split
 from dray.shards.arguments import as_int
-from dray.shards.client import StorageOptions
 from dray.shards.layout import check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
-from dray.shards.urls import check_distinct, normal_url
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import check_distinct, normal_url
 
 Pipe = Callable[[Iterable[Any]], Iterator[Any]]
 Pipeline = Pipe | Iterable[Pipe]

@@ -21,10 +21,10 @@ from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.fetch import Reader
 from dray.loaders.lazy import lazy
 from dray.loaders.parts import EVERY_PART, part_of, several_error
-from dray.shards.client import StorageOptions
 from dray.shards.errors import PositionError
 from dray.shards.parts import PartForms, encoded_parts
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
+from dray.shards.storage.client import StorageOptions
 
 
 class Sample(dict[str, Any]):

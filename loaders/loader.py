@@ -25,9 +25,9 @@ from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
-from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+from dray.shards.storage.client import StorageOptions
 
 PREFETCH = 3  # groups of batches, the one that is asked for included
 BAD_SAMPLES = "dray-bad-samples.jsonl"

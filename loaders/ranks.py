@@ -4,10 +4,10 @@ import os
 
 import torch
 
-from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, DrayError
 from dray.shards.snapshot import Snapshot
-from dray.shards.urls import split_version
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import split_version
 
 
 def own_rank() -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from dray.loaders.exact_datamodule import ExactDataModule
 from dray.loaders.loader import ShardLoader
 from dray.shards.errors import CallError
-from dray.shards.urls import split_version
+from dray.shards.storage.urls import split_version
 
 SplitOptions = str | os.PathLike[str] | Mapping[str, Any]
 

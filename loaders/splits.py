@@ -25,13 +25,13 @@ from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
 from dray.loaders.web import ChunkLoader
 from dray.shards.arguments import as_seed
-from dray.shards.client import StorageOptions
 from dray.shards.errors import NotFoundError
 from dray.shards.layout import Layout
 from dray.shards.log import read_head
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
-from dray.shards.urls import split_version
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import split_version
 
 Options = Mapping[str, Any]
 

@@ -19,7 +19,7 @@ from webdataset.utils import pytorch_worker_info
 from dray.loaders.decode import Decoder
 from dray.loaders.parts import Missing, Part, WantedParts, lacking_error, several_error
 from dray.shards.errors import CallError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types

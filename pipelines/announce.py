@@ -9,8 +9,8 @@ from dray.pipelines.job import PackJob
 from dray.pipelines.plan import Plan, number_shards
 from dray.pipelines.progress import say
 from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in, read_intent
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.text import counted
 
 LOOK_BACK = 16  # intents read from before the last commit's
 

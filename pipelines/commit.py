@@ -12,7 +12,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, Operation, append_commit, new_write_id, now
 from dray.shards.manifest import Manifest
 from dray.shards.snapshot import Snapshot, put_content
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 def commit_version(

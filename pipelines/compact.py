@@ -34,10 +34,10 @@ from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, Operation, no_dataset
 from dray.shards.manifest import Manifest, Shard, SourceChunk
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
-from dray.shards.text import counted
 
 PARTS_AT_ONCE = 4  # read by one task
 READ_BYTES = 8 << 20

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dray.pipelines.sources import Sources
+from dray.shards.messages import counted
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
-from dray.shards.text import counted
 
 
 def sample_bytes(sources: Sources) -> NDArray[np.int64]:

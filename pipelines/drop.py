@@ -18,7 +18,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, no_dataset
 from dray.shards.manifest import Accounting
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, progress: bool = True) -> BuildReport:

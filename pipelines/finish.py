@@ -9,9 +9,9 @@ from dray.pipelines.retention import Retention
 from dray.shards.errors import ConflictError, DamagedError, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_head
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
-from dray.shards.text import counted
+from dray.shards.storage.store import Store
 
 ATTEMPTS = 8  # to commit, where others commit meanwhile
 Report = TypeVar("Report", covariant=True)

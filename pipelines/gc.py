@@ -26,9 +26,9 @@ from dray.shards.log import (
     read_head,
     read_intent,
 )
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import ObjectInfo, Store
-from dray.shards.text import counted
+from dray.shards.storage.store import ObjectInfo, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

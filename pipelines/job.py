@@ -10,7 +10,7 @@ from dray.pipelines.encode import Encoder
 from dray.pipelines.sources import BadInput, Sources
 from dray.pipelines.transform import Transform
 from dray.shards.layout import Layout
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

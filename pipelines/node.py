@@ -9,7 +9,7 @@ from pathlib import Path
 from xxhash import xxh3_64
 
 from dray import UNKNOWN_VERSION, __version__
-from dray.shards.records import FORMAT
+from dray.shards.parsing.records import FORMAT
 
 _PACKAGES = ("dray.shards", "dray.pipelines", "dray.loaders")  # the code that decides a dataset's bytes
 

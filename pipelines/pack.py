@@ -22,7 +22,7 @@ from dray.pipelines.sources import ABSENT, BadInput, Sources, hash_files
 from dray.shards.errors import DamagedError, ExistsError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from dray.shards.tar import scan
 
 

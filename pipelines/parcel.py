@@ -12,7 +12,7 @@ from typing import Any
 
 from dray.pipelines.node import node_name
 from dray.shards.errors import ClusterError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from dray.pipelines.sources import as_names
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.transform import Function, Transform
 from dray.pipelines.work import BuildSpec
-from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.log import new_write_id
-from dray.shards.store import Store
-from dray.shards.urls import check_apart
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import check_apart
 
 
 def pickles_to_tars(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dray.pipelines.sources import BadInput, Sources, try_files
 from dray.shards.errors import ClusterError, InputError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 def unhashed(sources: Sources, hashes: NDArray[np.uint64]) -> list[BadInput]:

@@ -8,8 +8,8 @@ from dray.pipelines.changes import Changes
 from dray.pipelines.encode import Encoder
 from dray.pipelines.job import PackedShard
 from dray.pipelines.scan import Unscanned
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

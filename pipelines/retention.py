@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from dray.shards.arguments import as_int, as_seconds
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, check_log, numbers_in, read_commit, read_intent, unix_time
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 DAY_S = 86_400.0
 

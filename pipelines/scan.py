@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from dray.pipelines.sources import BadInput, Print, etag_stamp
 from dray.shards.errors import CallError, MissingInputError
 from dray.shards.layout import DRAY_FOLDER, NAME_RULE, bad_names
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 MOST_KINDS = 16  # distinct last words of sample names up to which they look like parts of a suffix
 _WORD = re.compile(r"[A-Za-z][\w-]*")

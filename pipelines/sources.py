@@ -21,7 +21,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 from dray.pipelines.node import node_name
 from dray.shards.errors import CallError, ClusterError, DeniedError, InputError, MissingInputError, NotFoundError
 from dray.shards.layout import check_names, key_of, some
-from dray.shards.store import ObjectInfo, Store
+from dray.shards.storage.store import ObjectInfo, Store
 
 STAT_PROBE = 256  # files whose look-up times tell a disk from a network mount
 FAST_STAT_S = 100e-6

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dray.pipelines.sources import BadInput, Sources
 from dray.shards.layout import key_of
 from dray.shards.manifest import CHUNK_ROWS
-from dray.shards.parquet import LEFT_OUT, source_schema
+from dray.shards.parsing.parquet import LEFT_OUT, source_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def left_out_table(bad: Sequence[LeftOut]) -> bytes:
 
 
 def parquet_of(table: pa.Table) -> bytes:
-    """Returns a table as a Parquet file whose pages are stored plainly, as `dray.shards.parquet` demands."""
+    """Returns a table as a Parquet file whose pages are stored plainly, as `parsing.parquet` demands."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     return bytes(sink.getvalue())

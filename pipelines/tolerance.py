@@ -8,7 +8,7 @@ from enum import StrEnum
 from dray.pipelines.sources import BadInput
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError, MissingInputError
-from dray.shards.text import counted
+from dray.shards.messages import counted
 
 NAMED = 20  # bad inputs that an error names
 

@@ -20,7 +20,7 @@ from dray.shards.log import (
     read_version,
 )
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from dray.shards.verify import verify
 
 READS_AT_ONCE = 16

@@ -28,9 +28,9 @@ from dray.pipelines.tolerance import OnError, Tolerance
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
+from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
-from dray.shards.text import counted
+from dray.shards.storage.store import Store
 
 HASH_FILES = 5000  # a task's at most
 HASH_BYTES = 256 << 20

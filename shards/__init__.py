@@ -18,7 +18,7 @@ from dray.shards.errors import (
 from dray.shards.index import ShardIndex
 from dray.shards.manifest import Manifest, Shard
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 __all__ = [
     "CallError",

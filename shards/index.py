@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from dray.shards.columns import FORMAT, Columns, damaged
 from dray.shards.errors import DamagedError
+from dray.shards.parsing.columns import FORMAT, Columns, damaged
 from dray.shards.tar import Member
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot

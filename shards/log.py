@@ -19,8 +19,8 @@ from typing import TypeVar
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, DamagedError, NotFoundError, StoreError
 from dray.shards.layout import MOST_SHARDS, Layout, record_number
-from dray.shards.records import check_digests, read_record, write_record
-from dray.shards.store import Store
+from dray.shards.parsing.records import check_digests, read_record, write_record
+from dray.shards.storage.store import Store
 
 MAX_COMMIT_BYTES = 4096
 ROOM_BYTES = 256  # that holds leave in a commit: the numbers of later ones, of builds as well, may be longer

@@ -7,7 +7,7 @@ from typing import Any
 
 from dray.shards.errors import DamagedError
 from dray.shards.layout import MOST_SHARDS, check_suffixes
-from dray.shards.records import FORMAT, canonical_json, check_digests, read_record
+from dray.shards.parsing.records import FORMAT, canonical_json, check_digests, read_record
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES
 
 CHUNK_ROWS = 1_000_000  # largest number of rows of a table of sources

@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.client import StorageOptions
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import Commit, read_head, read_version
 from dray.shards.manifest import Manifest, Shard, SourceChunk
-from dray.shards.parquet import LEFT_OUT, read_table, source_schema
-from dray.shards.store import Store
-from dray.shards.urls import split_version
+from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import split_version
 
 DEFAULT_PREFIX = "wdshards"
 

@@ -23,7 +23,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import read_version
 from dray.shards.manifest import Shard
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, header
 
 RANGES_FROM_BYTES = 1 << 20  # a mean member's; the client reads through smaller gaps between two ranges anyway

@@ -14,7 +14,7 @@ import pytest
 
 from dray.cluster.cli import app
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.shards import disk
+from dray.shards.storage import disk
 from tests.azurite import AzuriteServer, why_not
 from tests.chaos import Chaos
 

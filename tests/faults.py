@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dray.shards import Store, StoreError
-from dray.shards.client import StorageOptions
-from dray.shards.store import Answer, ByteSink, ObjectInfo
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Answer, ByteSink, ObjectInfo
 
 WRITES = {"put_new", "open_writer", "delete"}
 

@@ -280,7 +280,8 @@ def test_no_option_ends_in_a_panic(home: Path, options: dict[str, Any]) -> None:
 
 WAIT = """
 import socket, sys
-from dray.shards import Store, StoreError, retry
+from dray.shards import Store, StoreError
+from dray.shards.storage import retry
 retry.SILENT_S = 0.2
 with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as silent:
     try:

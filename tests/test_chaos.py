@@ -16,7 +16,8 @@ import pytest
 from obstore.store import S3Store
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, Store, StoreError, retry
+from dray.shards import DamagedError, DeniedError, ExistsError, NotFoundError, Store, StoreError
+from dray.shards.storage import retry
 from tests.chaos import NO_PAUSES, Action, Asked, Chaos
 
 DATA = bytes(range(256)) * 1024

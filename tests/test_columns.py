@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dray.shards.columns import Columns
 from dray.shards.errors import DamagedError
+from dray.shards.parsing.columns import Columns
 
 N, SHARD_BYTES = 4, 10 * 1024
 ABOUT = {"format": 1, "suffixes": ["x"], "shard_bytes": SHARD_BYTES, "digest": ""}

@@ -25,10 +25,11 @@ from dray.pipelines.plan import Recipe
 from dray.pipelines.retention import Retention
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import BuildSpec, work_out
-from dray.shards import DrayError, NotFoundError, Snapshot, Store, disk, retry
+from dray.shards import DrayError, NotFoundError, Snapshot, Store
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import read_head
+from dray.shards.storage import disk, retry
 from dray.shards.verify import verify
 from tests.chaos import NO_PAUSES, Chaos
 from tests.conftest import Inputs, MakeInputs, Place

@@ -7,7 +7,7 @@ import pytest
 
 from dray.pipelines.versions import hold
 from dray.shards.layout import Layout
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from tests.conftest import Inputs, Place
 from tests.datasets import build, number_as_text, tensor_of
 from tests.hostile import KINDS, objects_in, problems_of, survey

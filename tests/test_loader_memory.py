@@ -16,7 +16,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
 from dray.shards.snapshot import put_content
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from tests.datasets import number_as_text, pack, recipe_of, tensor_of
 
 NUM_SHARDS, PER_SHARD = 10_000, 10_000

@@ -23,8 +23,8 @@ from dray.shards.log import (
     read_head,
     read_intent,
 )
-from dray.shards.records import canonical_json, write_record
-from dray.shards.store import Store
+from dray.shards.parsing.records import canonical_json, write_record
+from dray.shards.storage.store import Store
 from tests.conftest import Place
 
 LAYOUT = Layout("wdshards")

@@ -12,7 +12,7 @@ import pytest
 from dray.pipelines.tables import parquet_of
 from dray.shards.errors import DamagedError
 from dray.shards.index import digest_of
-from dray.shards.parquet import LEFT_OUT, read_table, source_schema
+from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema
 from dray.shards.snapshot import Snapshot, put_content
 from tests.conftest import MakeInputs, Place
 from tests.datasets import build, latest

@@ -21,7 +21,7 @@ from dray.loaders.collate import collate
 from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, Snapshot, Store
 from dray.shards.index import digest_of
-from dray.shards.records import canonical_json
+from dray.shards.parsing.records import canonical_json
 from tests import datasets
 from tests.conftest import Dray
 

@@ -101,7 +101,7 @@ def without_dray(folder: Path) -> dict[str, str]:
 
 
 def with_another_dray(folder: Path) -> dict[str, str]:
-    records = package(folder) / "dray/shards/records.py"
+    records = package(folder) / "dray/shards/parsing/records.py"
     records.write_text(records.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
     return {"PYTHONPATH": str(folder)}
 

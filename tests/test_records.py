@@ -11,8 +11,8 @@ from dray.shards.errors import DamagedError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
-from dray.shards.records import read_record
-from dray.shards.store import Store
+from dray.shards.parsing.records import read_record
+from dray.shards.storage.store import Store
 from tests.datasets import recipe_of
 
 LAYOUT, DIGEST = Layout("wdshards"), "ab" * 16

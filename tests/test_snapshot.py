@@ -17,7 +17,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
 from dray.shards.snapshot import Snapshot, put_content
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from dray.shards.tar import TarWriter, scan
 from tests.conftest import Place
 from tests.datasets import latest, overwrite, recipe_of

@@ -11,7 +11,7 @@ from dray.pipelines import sources as sources_module
 from dray.pipelines.sources import find_missing, find_sources, read_files
 from dray.pipelines.tolerance import Tolerance
 from dray.shards.errors import CallError, InputError, MissingInputError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 from tests.conftest import MakeInputs
 
 SUFFIX = ("tensor.pyd",)

@@ -25,8 +25,8 @@ from dray.shards.errors import (
     NotFoundError,
     StoreError,
 )
-from dray.shards.store import Store
-from dray.shards.urls import check_apart, local_path, normal_url, split_version
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import check_apart, local_path, normal_url, split_version
 from tests.conftest import Place, place_of
 
 SECRET = "hush-hush-hush-hush-hush-hush-hush"
@@ -299,7 +299,7 @@ def test_a_file_in_the_folders_place_is_a_store_error(tmp_path: Path) -> None:
 NO_LINKS = """
 import ctypes, os, struct, sys
 from dray.shards.errors import StoreError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 folder, refusal, *calls = sys.argv[1], *map(int, sys.argv[2:])
 allow, refuse = (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x50000 | refusal)  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
 steps = [(0x20, 0, 0, 0)]  # load the number of the system call
@@ -344,7 +344,7 @@ def test_a_disk_without_hard_links_is_named(tmp_path: Path, refusal: int) -> Non
 FORK = """
 import os, sys
 from dray.shards.errors import StoreError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 store = Store(sys.argv[1])
 store.put_new("a", b"cargo")
 child = os.fork()

@@ -16,7 +16,7 @@ from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
-from dray.shards.store import ObjectInfo
+from dray.shards.storage.store import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
 from tests import datasets

@@ -26,10 +26,10 @@ from dray.pipelines.session import check_address, ray_session
 from dray.pipelines.tolerance import Tolerance
 from dray.pipelines.work import BuildSpec, Work
 from dray.shards import CallError, Store
-from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.parts import AUTO
-from dray.shards.urls import check_apart, check_distinct, normal_url
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import check_apart, check_distinct, normal_url
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 DROP = "drop"  # what to do with missing groups

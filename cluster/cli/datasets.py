@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError, NotFoundError
 from dray.shards.layout import DRAY_FOLDER, Layout, some
 from dray.shards.log import numbers_in
-from dray.shards.store import Store
-from dray.shards.text import counted
-from dray.shards.urls import split_version
+from dray.shards.messages import counted
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import split_version
 
 MOST_FOLDERS = 100  # looked into where a URL itself holds no dataset
 MOST_NAMED = 5  # files, folders or commands in an error

@@ -14,11 +14,11 @@ import pyarrow as pa
 from dray.cluster.cli.datasets import Found, datasets_below
 from dray.pipelines.plan import find_in
 from dray.pipelines.work import BuildSpec, Work
-from dray.shards.client import StorageOptions
 from dray.shards.layout import Layout, some
 from dray.shards.log import numbers_in, read_head
 from dray.shards.snapshot import Snapshot
-from dray.shards.store import Store
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
 
 
 class Leak(NamedTuple):

@@ -12,10 +12,10 @@ import typer
 from dray.cluster.cli.datasets import find_dataset
 from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
-from dray.shards.client import StorageOptions
 from dray.shards.errors import CallError
-from dray.shards.text import counted
-from dray.shards.urls import split_version
+from dray.shards.messages import counted
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import split_version
 
 COMPILED = ("dray.loaders.gather", "dray.loaders.tame")
 

@@ -8,8 +8,8 @@ import typer
 
 from dray.cluster.cli.datasets import find_datasets, without_version
 from dray.pipelines.versions import history
-from dray.shards.client import StorageOptions
 from dray.shards.log import Commit, Operation
+from dray.shards.storage.client import StorageOptions
 
 _HEADINGS = ("number", "when", "what", "version", "samples", "shards", "MB", "state")
 _TO_THE_RIGHT = {"number", "version", "samples", "shards", "MB"}

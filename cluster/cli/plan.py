@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dray.cluster.cli.build import Survey
 from dray.pipelines.work import BuildSpec, Work
-from dray.shards.text import counted
+from dray.shards.messages import counted
 
 
 def print_plans(found: Survey, *, as_json: bool) -> None:

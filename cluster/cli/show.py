@@ -16,12 +16,12 @@ from dray.cluster.cli.datasets import find_datasets
 from dray.loaders.decode import Decoder
 from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
-from dray.shards.client import StorageOptions
 from dray.shards.index import ShardIndex
 from dray.shards.log import read_version
 from dray.shards.manifest import Shard
-from dray.shards.text import counted
-from dray.shards.urls import split_version
+from dray.shards.messages import counted
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import split_version
 
 MOST_CHARS = 200  # of a value
 _MOST_BITS = 600  # of a whole number that is written out

@@ -18,10 +18,10 @@ from dray.cluster.cli.ls import parts_of
 from dray.pipelines.encode import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
-from dray.shards.client import StorageOptions
 from dray.shards.log import read_version
-from dray.shards.text import counted
-from dray.shards.urls import local_path, split_version
+from dray.shards.messages import counted
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.urls import local_path, split_version
 from dray.shards.verify import Finding, Level, open_whole, verify
 
 MOST_FINDINGS = 5  # printed of one object

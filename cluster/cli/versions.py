@@ -11,9 +11,9 @@ from dray.pipelines.compact import compact
 from dray.pipelines.gc import GcReport, gc
 from dray.pipelines.retention import Retention
 from dray.pipelines.session import ray_session
-from dray.shards.client import StorageOptions
 from dray.shards.log import read_head, read_version
-from dray.shards.text import counted
+from dray.shards.messages import counted
+from dray.shards.storage.client import StorageOptions
 
 MOST_NAMES = 20  # of the objects that a gc would delete
 

@@ -121,12 +121,12 @@ class SeaweedServer:
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        """What `dray.shards.store.Store` takes, with the key that may do everything: they hold a secret."""
+        """What `dray.shards.storage.store.Store` takes, with the key that may do everything: they hold a secret."""
         return self._options(*self._admin_key)
 
     @property
     def read_only_options(self) -> dict[str, Any]:
-        """What `dray.shards.store.Store` takes, with the key that may read and list: they hold a secret."""
+        """What `dray.shards.storage.store.Store` takes, with the key that may read and list: they hold a secret."""
         return self._options(*self._reader_key)
 
     def url(self, path: str = "") -> str:

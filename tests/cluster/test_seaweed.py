@@ -13,7 +13,7 @@ import pytest
 
 from dray.cluster.quickstart.seaweed import SeaweedServer, find_weed
 from dray.shards.errors import CallError, DeniedError, ExistsError, NotFoundError, StoreError
-from dray.shards.store import Store
+from dray.shards.storage.store import Store
 
 
 def test_an_object_put_is_the_object_got(s3: SeaweedServer) -> None:

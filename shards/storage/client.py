@@ -12,9 +12,9 @@ from typing import Any, cast
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-from dray.shards.aws import AwsCredentials, AwsSettings, needs_provider, read_settings, seen_secrets
-from dray.shards.endpoint import Endpoint, find_endpoint, is_endpoint, without_user
 from dray.shards.errors import CallError, DeniedError, DrayError, ExistsError, NotFoundError, StoreError
+from dray.shards.storage.aws import AwsCredentials, AwsSettings, needs_provider, read_settings, seen_secrets
+from dray.shards.storage.endpoint import Endpoint, find_endpoint, is_endpoint, without_user
 
 StorageOptions = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dray.shards.aws import AwsSettings
 from dray.shards.errors import CallError
+from dray.shards.storage.aws import AwsSettings
 
 OPTIONS = {"endpoint", "endpoint_url", "endpoint_url_s3"}  # without the prefix of the store
 _VARIABLES = {

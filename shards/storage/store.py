@@ -19,8 +19,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
-from dray.shards import disk
-from dray.shards.client import (
+from dray.shards.errors import DamagedError, NotFoundError, StoreError
+from dray.shards.storage import disk
+from dray.shards.storage.client import (
     Access,
     StorageOptions,
     check_process,
@@ -29,10 +30,9 @@ from dray.shards.client import (
     create_object,
     open_client,
 )
-from dray.shards.errors import DamagedError, NotFoundError, StoreError
-from dray.shards.retry import Retries
-from dray.shards.stream import STREAM_CHUNK_BYTES, RangeReader
-from dray.shards.urls import check_name, escaped, local_path, normal_url
+from dray.shards.storage.retry import Retries
+from dray.shards.storage.stream import STREAM_CHUNK_BYTES, RangeReader
+from dray.shards.storage.urls import check_name, escaped, local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
