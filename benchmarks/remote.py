@@ -31,10 +31,10 @@ import obstore
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
-from dray.loaders.catalog import Catalog
-from dray.loaders.ranges import REQUESTS_AT_ONCE
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.ranged import REQUESTS_AT_ONCE
 from dray.shards.storage.client import Access, open_client
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

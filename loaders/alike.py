@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from dray.loaders import fast_tensor
 from dray.loaders.buffers import Buffers
-from dray.loaders.fetch import Column, MappedParts
 from dray.loaders.lazy import lazy
 from dray.loaders.tensor_kinds import torch_dtype
+from dray.shards.reading.samples import Column, MappedParts
 
 try:
     from dray.loaders.gather import MIN_BYTES, gather

@@ -18,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 
 from dray.loaders.alike import Stacker
-from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool, Buffers
-from dray.loaders.catalog import Catalog
 from dray.loaders.collate import collate, is_stacked, no_rows, stacked
 from dray.loaders.cursor import PASSES, Cursor, Rest, Share
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Column, Reader, Run, Samples, Stats, wanted_columns
-from dray.loaders.mapped import MappedReader
-from dray.loaders.parts import Missing, WantedParts, first_complete
-from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import CallError, DamagedError, RefusedError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.mapped import MappedReader
+from dray.shards.reading.node_cache import BlockStore
+from dray.shards.reading.ranged import RangeReader
+from dray.shards.reading.samples import Column, Reader, Run, Samples, Stats, wanted_columns
+from dray.shards.reading.suffixes import Missing, WantedParts, first_complete
 from dray.shards.snapshot import Snapshot
 
 CHUNK_SAMPLES = 8192  # whose order is worked out at once

@@ -21,15 +21,15 @@ from webdataset.pipeline import DataPipeline
 
 from dray.loaders.alike import Stacker
 from dray.loaders.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader
-from dray.loaders.blocks import BlockStore
 from dray.loaders.buffers import BufferPool
-from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder
-from dray.loaders.fetch import Column, MappedParts, Parts, Reader, Samples, Stats, wanted_columns
-from dray.loaders.parts import WantedParts
-from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import UNREADABLE, Skipper
 from dray.shards.errors import DamagedError, RefusedError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import BlockStore
+from dray.shards.reading.ranged import RangeReader
+from dray.shards.reading.samples import Column, MappedParts, Parts, Reader, Samples, Stats, wanted_columns
+from dray.shards.reading.suffixes import WantedParts
 
 Sample = tuple[Any, ...]
 

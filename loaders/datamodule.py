@@ -9,11 +9,11 @@ from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.epoch_loader import EpochLoader
 from dray.loaders.exact_datamodule import ExactDataModule
 from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
-from dray.loaders.parts import Missing
 from dray.loaders.split import Split, by_split
 from dray.loaders.splits import OpenSplit, open_split
 from dray.shards.arguments import as_int
 from dray.shards.layout import check_suffixes
+from dray.shards.reading.suffixes import Missing
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import check_distinct, normal_url

@@ -16,13 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dray.loaders.batches import open_reader
-from dray.loaders.catalog import Catalog
 from dray.loaders.decode import Decoder, Decoders
-from dray.loaders.fetch import Reader
 from dray.loaders.lazy import lazy
-from dray.loaders.parts import EVERY_PART, part_of, several_error
 from dray.shards.errors import PositionError
 from dray.shards.parts import PartForms, encoded_parts
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.samples import Reader
+from dray.shards.reading.suffixes import EVERY_PART, part_of, several_error
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
 from dray.shards.storage.client import StorageOptions
 

@@ -9,23 +9,23 @@ from time import perf_counter
 from typing import Any
 
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
-from dray.loaders.blocks import open_blocks
-from dray.loaders.catalog import Catalog
 from dray.loaders.collate import check_stack
 from dray.loaders.cursor import Cursor, Remainder
 from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.epoch_loader import EpochLoader
-from dray.loaders.fetch import Stats
 from dray.loaders.forks import check_process, check_worker
 from dray.loaders.lookahead import Lookahead
 from dray.loaders.order import choose_block
-from dray.loaders.parts import Missing, open_parts
 from dray.loaders.position import Position
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.errors import CallError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import open_blocks
+from dray.shards.reading.samples import Stats
+from dray.shards.reading.suffixes import Missing, open_parts
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 

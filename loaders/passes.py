@@ -16,12 +16,12 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from dray.loaders.batches import Pass
 from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.crossing import Folded, fold, unfold
-from dray.loaders.fetch import Stats
 from dray.loaders.processes import WorkerProcesses
 from dray.loaders.progress import Progress
 from dray.loaders.shared import ReceiveBuffers, SendBuffers
 from dray.loaders.stream import Portable
 from dray.loaders.workers import packed, unpacked
+from dray.shards.reading.samples import Stats
 
 SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are
 SENT_CHUNKS = 16  # at most so many

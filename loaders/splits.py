@@ -10,15 +10,11 @@ from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
 from dray.loaders.batches import Pass
-from dray.loaders.blocks import BlockStore, open_blocks
-from dray.loaders.catalog import Catalog
 from dray.loaders.chunks import ChunkDataset, Chunks
 from dray.loaders.decode import Decoder
 from dray.loaders.epochs import Epochs
 from dray.loaders.handlers import skipper_of
-from dray.loaders.parts import Missing, WantedParts, named_parts
 from dray.loaders.passes import Passes, Shaping, Stream
-from dray.loaders.plain import PlainCatalog, PlainTars, tar_names
 from dray.loaders.processes import Carried, TorchLoader
 from dray.loaders.progress import Progress
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
@@ -28,6 +24,10 @@ from dray.shards.arguments import as_seed
 from dray.shards.errors import NotFoundError
 from dray.shards.layout import Layout
 from dray.shards.log import read_head
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.foreign_tars import PlainCatalog, PlainTars, tar_names
+from dray.shards.reading.node_cache import BlockStore, open_blocks
+from dray.shards.reading.suffixes import Missing, WantedParts, named_parts
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store

@@ -17,8 +17,8 @@ from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
 from dray.loaders.decode import Decoder
-from dray.loaders.parts import Missing, Part, WantedParts, lacking_error, several_error
 from dray.shards.errors import CallError
+from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 from dray.shards.storage.store import Store
 
 

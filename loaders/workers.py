@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dray.loaders.batches import BatchMaker, Pass
-from dray.loaders.fetch import Stats
 from dray.loaders.processes import WorkerProcesses
 from dray.loaders.shared import Handle, ReceiveBuffers, SendBuffers
+from dray.shards.reading.samples import Stats
 
 ALIGN_BYTES = 64
 

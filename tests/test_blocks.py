@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders import blocks as blocks_module
-from dray.loaders.blocks import CELL_BYTES, BlockStore, Kept, open_blocks
+from dray.shards.reading import node_cache as blocks_module
+from dray.shards.reading.node_cache import CELL_BYTES, BlockStore, Kept, open_blocks
 
 NAME = "0123456789abcdef0123456789abcdef.tar"
 

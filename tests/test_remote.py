@@ -17,13 +17,13 @@ from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders import loader as loader_module
 from dray.loaders.batches import Pass
-from dray.loaders.blocks import BlockStore, Kept
-from dray.loaders.catalog import Catalog
 from dray.loaders.cursor import Cursor, Remainder, Rest
-from dray.loaders.fetch import Run
-from dray.loaders.ranges import RangeReader
-from dray.loaders.rows import ATTEMPTS
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import BlockStore, Kept
+from dray.shards.reading.ranged import RangeReader
+from dray.shards.reading.rows import ATTEMPTS
+from dray.shards.reading.samples import Run
 from tests import datasets
 from tests.chaos import Action, Chaos
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from dray.loaders import ShardLoader
-from dray.loaders.catalog import Catalog
 from dray.loaders.cursor import Cursor
-from dray.loaders.ranges import RangeReader
 from dray.loaders.skip import NEAR, PARTS, Skipper
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot, Store
 from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.ranged import RangeReader
 from tests.faults import FaultyStore
 
 NUM_SAMPLES = 60

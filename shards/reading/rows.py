@@ -10,11 +10,11 @@ from time import monotonic
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.blocks import BlockStore, Kept
-from dray.loaders.catalog import Catalog
-from dray.loaders.fetch import Stats, check_part
-from dray.loaders.parts import WantedParts
 from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import BlockStore, Kept
+from dray.shards.reading.samples import Stats, check_part
+from dray.shards.reading.suffixes import WantedParts
 
 AGAIN_S = 60.0  # after which something that was missing is asked for again
 ATTEMPTS = 3  # at a request, each of which the store's client tries again by itself

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.loaders.blocks import BlockStore
-from dray.loaders.catalog import Catalog
-from dray.loaders.fetch import Run, Samples
-from dray.loaders.parts import EVERY_PART, WantedParts
-from dray.loaders.rows import Parts, RowFetcher
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import BlockStore
+from dray.shards.reading.rows import Parts, RowFetcher
+from dray.shards.reading.samples import Run, Samples
+from dray.shards.reading.suffixes import EVERY_PART, WantedParts
 
 REQUESTS_AT_ONCE = 32
 AHEAD_BYTES = 64 << 20  # fetched before they are asked for

@@ -1,4 +1,4 @@
-"""What a reader of samples gives: their bytes. `dray.loaders.mapped` and `dray.loaders.ranges` have the two readers.
+"""What a reader of samples gives: their bytes. `reading.mapped` and `reading.ranged` have the two readers.
 
 Every part is checked against its index before anyone sees it. Of a tar only the parts that are wanted are read.
 """
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.catalog import Catalog
-from dray.loaders.parts import Missing, Part, WantedParts, lacking_error, several_error
 from dray.shards.errors import CallError, DamagedError
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 
 Run = tuple[int, int]  # first sample and number of samples that are read together
 Parts = Sequence[memoryview | None]  # one part of some samples; None where a sample lacks it

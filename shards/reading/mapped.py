@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.catalog import INDEX_BYTES, Catalog
-from dray.loaders.fetch import MappedParts, Run, Samples, Stats, check_part
-from dray.loaders.parts import WantedParts
 from dray.shards.errors import DamagedError, NotFoundError
+from dray.shards.reading.catalog import INDEX_BYTES, Catalog
+from dray.shards.reading.samples import MappedParts, Run, Samples, Stats, check_part
+from dray.shards.reading.suffixes import WantedParts
 
 OPEN_MAPS = 4096  # at most, and a quarter of the file descriptors that the process may have: each map keeps one
 

@@ -7,11 +7,11 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.loaders.blocks import BlockStore
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import digest_of
 from dray.shards.manifest import Shard
 from dray.shards.parsing.columns import Columns
+from dray.shards.reading.node_cache import BlockStore
 from dray.shards.snapshot import Snapshot
 
 INDEX_BYTES = 128 << 20  # of indexes that a process keeps, and of what a reader makes of them

@@ -10,12 +10,12 @@ from enum import StrEnum
 
 import numpy as np
 
-from dray.loaders.catalog import Catalog
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.layout import check_suffixes
 from dray.shards.manifest import Manifest
 from dray.shards.parsing.columns import Columns
 from dray.shards.parts import PartForms, encoded_parts, stored_counts
+from dray.shards.reading.catalog import Catalog
 
 FEW_SHARDS = 8  # whose samples are looked at to find one that has all parts
 INDEXES_AT_ONCE = 16  # that are read to learn which parts a dataset has

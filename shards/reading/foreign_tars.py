@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from dray.loaders.blocks import BlockStore
-from dray.loaders.catalog import Catalog
 from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit
 from dray.shards.manifest import Accounting, Manifest, Shard
 from dray.shards.parsing.columns import Columns
+from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.node_cache import BlockStore
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import scan

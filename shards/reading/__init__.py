@@ -1,0 +1,1 @@
+"""Samples by number: their bytes, read from local or remote shards and checked against the index."""
