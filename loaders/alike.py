@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dray.loaders import fast_tensor
 from dray.loaders.buffers import Buffers
 from dray.loaders.lazy import lazy
 from dray.loaders.tensor_kinds import torch_dtype
+from dray.shards.codecs.pickles import layout as fast_tensor
 from dray.shards.reading.samples import Column, MappedParts
 
 try:

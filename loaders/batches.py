@@ -21,8 +21,8 @@ from dray.loaders.alike import Stacker
 from dray.loaders.buffers import BufferPool, Buffers
 from dray.loaders.collate import collate, is_stacked, no_rows, stacked
 from dray.loaders.cursor import PASSES, Cursor, Rest, Share
-from dray.loaders.decode import Decoder
 from dray.loaders.skip import UNREADABLE, Skipper
+from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import CallError, DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.mapped import MappedReader

@@ -22,8 +22,8 @@ from webdataset.pipeline import DataPipeline
 from dray.loaders.alike import Stacker
 from dray.loaders.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader
 from dray.loaders.buffers import BufferPool
-from dray.loaders.decode import Decoder
 from dray.loaders.skip import UNREADABLE, Skipper
+from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore

@@ -16,8 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dray.loaders.batches import open_reader
-from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.lazy import lazy
+from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import PositionError
 from dray.shards.parts import PartForms, encoded_parts
 from dray.shards.reading.catalog import Catalog

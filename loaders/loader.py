@@ -11,7 +11,6 @@ from typing import Any
 from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
 from dray.loaders.collate import check_stack
 from dray.loaders.cursor import Cursor, Remainder
-from dray.loaders.decode import Decoder, Decoders
 from dray.loaders.epoch_loader import EpochLoader
 from dray.loaders.forks import check_process, check_worker
 from dray.loaders.lookahead import Lookahead
@@ -21,6 +20,7 @@ from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.skip import OnBad, Skipper
 from dray.loaders.workers import WorkerPool
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
+from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import CallError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import open_blocks

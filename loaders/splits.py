@@ -11,7 +11,6 @@ from webdataset.pipeline import DataPipeline
 
 from dray.loaders.batches import Pass
 from dray.loaders.chunks import ChunkDataset, Chunks
-from dray.loaders.decode import Decoder
 from dray.loaders.epochs import Epochs
 from dray.loaders.handlers import skipper_of
 from dray.loaders.passes import Passes, Shaping, Stream
@@ -21,6 +20,7 @@ from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.stream import Portable, TarDataset
 from dray.loaders.web import ChunkLoader
 from dray.shards.arguments import as_seed
+from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import NotFoundError
 from dray.shards.layout import Layout
 from dray.shards.log import read_head

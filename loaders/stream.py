@@ -16,7 +16,7 @@ from webdataset.cache import FileCache, StreamingOpen
 from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
-from dray.loaders.decode import Decoder
+from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import CallError
 from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 from dray.shards.storage.store import Store

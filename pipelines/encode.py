@@ -66,7 +66,7 @@ class Encoder:
                 )
             return None
         if allow:
-            from dray.loaders.unpickle import check_allow
+            from dray.shards.codecs.pickles.unpickle import check_allow
 
             allow = check_allow(allow)
         encoder = cls(targets=_checked(encode), allow=tuple(sorted(allow)), allow_pickle=allow_pickle)
@@ -174,9 +174,9 @@ class Encoder:
 @cache
 def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
     """The safe unpickler, its look at tensors and arrays, and the formats: all load torch."""
-    from dray.loaders.fast_tensor import find_layout
-    from dray.loaders.unpickle import loads
-    from dray.pipelines import formats
+    from dray.shards.codecs import encode as formats
+    from dray.shards.codecs.pickles.layout import find_layout
+    from dray.shards.codecs.pickles.unpickle import loads
 
     return loads, find_layout, formats
 

@@ -11,7 +11,7 @@ from xxhash import xxh3_64
 from dray import UNKNOWN_VERSION, __version__
 from dray.shards.parsing.records import FORMAT
 
-_PACKAGES = ("dray.shards", "dray.pipelines", "dray.loaders")  # the code that decides a dataset's bytes
+_PACKAGES = ("dray.shards", "dray.pipelines")  # the code that decides a dataset's bytes
 
 
 def node_name() -> str:
@@ -41,6 +41,6 @@ def identity() -> str:
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in spec.submodule_search_locations or () if spec else ():
-            for path in sorted(Path(folder).glob("*.py")):
-                digest.update(f"{package}/{path.name}".encode() + path.read_bytes())
+            for path in sorted(Path(folder).rglob("*.py")):
+                digest.update(f"{package}/{path.relative_to(folder)}".encode() + path.read_bytes())
     return f"dray {__version__} (format {FORMAT}, code {digest.hexdigest()[:8]})"

@@ -113,7 +113,7 @@ def _encoded(suffix: str, value: Any) -> bytes:
 
 def _written(extension: str, suffix: str, value: Any) -> bytes:
     if extension in _ARRAY_FORMATS:
-        from dray.pipelines.formats import FORMATS  # loads torch
+        from dray.shards.codecs.encode import FORMATS  # loads torch
 
         return FORMATS[extension](value, MAX_SHARD_BYTES)
     if not is_pickled(suffix) and getattr(value, "ndim", None) == 0:

@@ -13,7 +13,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from dray.loaders.gather import MIN_BYTES, gather
-from dray.loaders.tame import scan
+from dray.shards.codecs.pickles.scan import scan
 from tests.test_fast_values import GOOD, LIES, WILD
 
 MAX_BYTES = 20_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dray.loaders.alike import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
 from dray.loaders.buffers import BufferPool
 from dray.loaders.collate import stacked as stacked_values
-from dray.loaders.decode import decode_part
+from dray.shards.codecs.decode import decode_part
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "bool", "complex64"]
 

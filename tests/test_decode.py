@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset import autodecode, tenbin
 
-from dray.loaders.decode import Decoder, decode_part
+from dray.shards.codecs.decode import Decoder, decode_part
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
 

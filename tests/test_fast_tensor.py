@@ -15,9 +15,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dray.loaders import fast_tensor
-from dray.loaders.fast_tensor import read
-from dray.loaders.unpickle import loads
+from dray.shards.codecs.pickles import layout as fast_tensor
+from dray.shards.codecs.pickles.layout import read
+from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import RefusedError
 
 PROTOCOLS = (3, 4, 5)

@@ -17,9 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders import fast_values, unpickle
-from dray.loaders.fast_values import LEFT, LONE, PLAIN, TAME, read, scan
-from dray.loaders.unpickle import loads
+from dray.shards.codecs.pickles import c_unpickler as fast_values
+from dray.shards.codecs.pickles import unpickle
+from dray.shards.codecs.pickles.c_unpickler import LEFT, LONE, PLAIN, TAME, read, scan
+from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import RefusedError
 from tests.values import VALUES
 
@@ -547,10 +548,10 @@ def test_without_the_compiled_scan_everything_is_left_to_the_machine() -> None:
     """Where dray was installed without a compiler: slower, and as safe."""
     code = """
         import pickle, sys
-        sys.modules["dray.loaders.tame"] = None
+        sys.modules["dray.shards.codecs.pickles.scan"] = None
         import numpy as np, torch
-        from dray.loaders import fast_values
-        from dray.loaders.unpickle import loads
+        from dray.shards.codecs.pickles import c_unpickler as fast_values
+        from dray.shards.codecs.pickles.unpickle import loads
         value = [{"x": np.arange(3)}, torch.ones(2), (1, "a")]
         assert fast_values.read(pickle.dumps(value)) is fast_values.LEFT
         assert fast_values.read(pickle.dumps(torch.ones(2))).tolist() == [1, 1]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dray.loaders.fast_values import scan
+from dray.shards.codecs.pickles.c_unpickler import scan
 from tests.test_fast_values import GOOD, LIES, OTHERS, WILD, check_alike
 from tests.test_unpickle import ARRAYS, HOSTILE, PROTOCOLS, TENSORS
 
@@ -22,7 +22,7 @@ OPCODES = bytes(range(0x80, 0x99)) + b"().0125BCFGIJKLMNPQRSTUVX]abcdeghijlopqrs
 
 FUZZER = """
     import pickle, random, resource, sys
-    from dray.loaders.unpickle import loads
+    from dray.shards.codecs.pickles.unpickle import loads
     from dray.shards.errors import RefusedError
     samples = pickle.load(sys.stdin.buffer)
     loads(pickle.dumps([__import__("numpy").zeros(1), __import__("torch").zeros(1)]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dray.loaders.unpickle import loads
+from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import RefusedError
 
 pytest.importorskip("torch_geometric")
@@ -149,7 +149,7 @@ def test_the_package_is_imported_for_a_graph_alone() -> None:
     data = pickle.dumps(graph(), 2)
     program = f"""
         import pickle, sys
-        from dray.loaders.unpickle import loads
+        from dray.shards.codecs.pickles.unpickle import loads
         loads(pickle.dumps([1]))
         print("torch_geometric" in sys.modules)
         loads({data!r})
@@ -163,7 +163,7 @@ def test_without_the_package_a_graph_is_refused_with_the_way_out() -> None:
     program = f"""
         import sys
         sys.modules["torch_geometric"] = None
-        from dray.loaders.unpickle import loads
+        from dray.shards.codecs.pickles.unpickle import loads
         try:
             loads({pickle.dumps(graph(), 2)!r})
         except Exception as exc:

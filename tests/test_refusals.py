@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from dray.loaders import unpickle
-from dray.loaders.decode import decode_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import InputError, RefusedError, Snapshot
+from dray.shards.codecs.decode import decode_part
+from dray.shards.codecs.pickles import unpickle
 from tests.conftest import Dray
 
 SUFFIX = "pyd"

@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.decode import decode_part
 from dray.pipelines import BuildReport
 from dray.shards import InputError, NotFoundError
+from dray.shards.codecs.decode import decode_part
 from tests import datasets
 from tests.conftest import Dray, Inputs, MakeInputs, Place
 from tests.datasets import latest, stored

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.unpickle import _FUNCTIONS, loads
+from dray.shards.codecs.pickles.unpickle import _FUNCTIONS, loads
 from dray.shards.errors import CallError, RefusedError
 
 PROTOCOLS = range(6)
@@ -650,7 +650,7 @@ def test_the_unpickler_does_not_import_what_a_pickle_names() -> None:
     """In a fresh process, a refused name leaves its module unimported."""
     program = """
         import sys
-        from dray.loaders.unpickle import _FUNCTIONS, loads
+        from dray.shards.codecs.pickles.unpickle import _FUNCTIONS, loads
         try:
             loads(b"cthis\\ns\\n.")
         except Exception as exc:

@@ -13,9 +13,9 @@ import torch
 import typer
 
 from dray.cluster.cli.datasets import find_datasets
-from dray.loaders.decode import Decoder
 from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
+from dray.shards.codecs.decode import Decoder
 from dray.shards.index import ShardIndex
 from dray.shards.log import read_version
 from dray.shards.manifest import Shard

@@ -148,7 +148,7 @@ def foreign_file(data: bytes | memoryview) -> str | None:
             return f"it is {what}, not a pickle: give such files the suffix {suffix}, and build again"
     for magic, what, decoder in _DECODED:
         if re.match(magic, head, re.DOTALL):
-            where = ", with dray.loaders.unpickle" if "unpickle." in decoder else ""
+            where = ", with dray.shards.codecs.pickles.unpickle" if "unpickle." in decoder else ""
             return f"it is {what}, not a pickle: read such files by decoders={{SUFFIX: lambda data: {decoder}}}{where}"
     text = _text_suffix(head)
     return None if text is None else f"it is text, not a pickle: give such files the suffix {text}, and build again"

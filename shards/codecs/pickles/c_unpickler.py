@@ -1,10 +1,10 @@
 """Containers at the speed of the C unpickler: plain values, and arrays, scalars and tensors inside them.
 
-`dray.loaders.tame` has read every opcode before: a pickle that names nothing goes to `pickle.loads`, and one that holds
+`pickles.scan` has read every opcode before: a pickle that names nothing goes to `pickle.loads`, and one that holds
 arrays or tensors, just as numpy and torch write them, to a C unpickler that finds the names of one table and imports
 nothing. For numpy these are numpy's own makers, as each of their arguments has been seen to be right; for torch they
 are functions of ours, which look again. Nothing in the table can be changed by what a pickle holds. A single tensor or
-array is for `dray.loaders.fast_tensor`. All else is left to `dray.loaders.unpickle`, and so is everything where the
+array is for `pickles.layout`. All else is left to `pickles.unpickle`, and so is everything where the
 scan could not be compiled.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from dray.loaders import fast_tensor
-from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
+from dray.shards.codecs.pickles import layout as fast_tensor
+from dray.shards.codecs.pickles.torch_names import TENSOR_FUNCTIONS
 
 try:
-    from dray.loaders.tame import LONE, PLAIN, TAME, WILD, scan
+    from dray.shards.codecs.pickles.scan import LONE, PLAIN, TAME, WILD, scan
 except ImportError:  # dray was installed without a C compiler: every pickle is wild
     WILD, PLAIN, TAME, LONE, scan = 0, 1, 2, 3, lambda _: 0  # type: ignore[misc]
 

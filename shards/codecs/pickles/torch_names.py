@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dray.loaders.safe_globals import MAX_BYTES, Global, require, shape_product
+from dray.shards.codecs.pickles.stand_ins import MAX_BYTES, Global, require, shape_product
 from dray.shards.errors import RefusedError
 
 

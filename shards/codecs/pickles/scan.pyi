@@ -1,13 +1,13 @@
-"""How a pickle may be read, from one look at its opcodes; see tame.c."""
+"""How a pickle may be read, from one look at its opcodes; see scan.c."""
 
 from typing import Final, Literal
 
 WILD: Final = 0
-"""By the machine of `dray.loaders.unpickle` alone."""
+"""By the machine of `pickles.unpickle` alone."""
 PLAIN: Final = 1
 """By `pickle.loads`: it names nothing."""
 TAME: Final = 2
-"""By the C unpickler, which is to find the names of `dray.loaders.fast_values` and no others."""
+"""By the C unpickler, which is to find the names of `pickles.c_unpickler` and no others."""
 
 LONE: Final = 3
 """As TAME; it is no container, but one array or tensor."""

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from webdataset import tenbin
 
-from dray.loaders import unpickle
-from dray.loaders.image_parts import IMAGE_EXTENSIONS, read_image
-from dray.loaders.safe_globals import MAX_BYTES
-from dray.loaders.safetensor_parts import read_safetensors
+from dray.shards.codecs.images import IMAGE_EXTENSIONS, read_image
+from dray.shards.codecs.pickles import unpickle
+from dray.shards.codecs.pickles.stand_ins import MAX_BYTES
+from dray.shards.codecs.safetensors import read_safetensors
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
 Decoders = Mapping[str, Callable[[bytes], Any]]  # by suffix

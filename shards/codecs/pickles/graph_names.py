@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from dray.loaders.safe_globals import Global, require
+from dray.shards.codecs.pickles.stand_ins import Global, require
 from dray.shards.errors import RefusedError
 
 _PACKAGE = "torch_geometric"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dray.loaders.safe_globals import MAX_BYTES, Global, require, shape_product
+from dray.shards.codecs.pickles.stand_ins import MAX_BYTES, Global, require, shape_product
 
 _DTYPE_CODE = re.compile(r"b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SUV]\d{1,9}|O8|[Mm]8")
 _TIME_UNIT = re.compile(rb"Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as")

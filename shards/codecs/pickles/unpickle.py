@@ -2,12 +2,12 @@
 
 The standard library's pure-Python unpickler is the machine, with every opcode that could touch a foreign object
 replaced. Nothing real that can be called ever lies on its stack: a name of the safe list becomes a stand-in
-(`dray.loaders.safe_globals`), any other name is refused by `find_class`, before an import. REDUCE, NEWOBJ and BUILD
+(`pickles.stand_ins`), any other name is refused by `find_class`, before an import. REDUCE, NEWOBJ and BUILD
 reach only functions of ours and the names that the caller allowed. Copying and hashing draw on an account that grows
 with the input, so a small pickle cannot ask for much memory or time. The price: some 40 us for the smallest dict
 of a tensor or an array. So most parts never come so far: a single contiguous tensor or array is read by
-`dray.loaders.fast_tensor` in some 4 us (where `pickle` takes 60 for a tensor and 3 for an array), and containers of
-plain values, arrays and tensors by the C unpickler, once `dray.loaders.tame` knows each of their opcodes.
+`pickles.layout` in some 4 us (where `pickle` takes 60 for a tensor and 3 for an array), and containers of
+plain values, arrays and tensors by the C unpickler, once `pickles.scan` knows each of their opcodes.
 """
 
 import copyreg
@@ -23,13 +23,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dray.loaders.fast_values import LEFT
-from dray.loaders.fast_values import read as read_fast
-from dray.loaders.refusals import TORCH_MAGIC, foreign_file, names_in, python_3_name, refused_name, refused_otherwise
-from dray.loaders.safe_arrays import ARRAY_BUILDERS, ARRAY_FUNCTIONS
-from dray.loaders.safe_globals import MAX_BYTES, PLAIN_BUILDERS, PLAIN_FUNCTIONS, PLAIN_TYPES, Global, require
-from dray.loaders.safe_graphs import GRAPH_NAMES, find_graph_name, graph_builder, new_graph_part
-from dray.loaders.safe_tensors import TENSOR_FUNCTIONS
+from dray.shards.codecs.pickles.c_unpickler import LEFT
+from dray.shards.codecs.pickles.c_unpickler import read as read_fast
+from dray.shards.codecs.pickles.graph_names import GRAPH_NAMES, find_graph_name, graph_builder, new_graph_part
+from dray.shards.codecs.pickles.numpy_names import ARRAY_BUILDERS, ARRAY_FUNCTIONS
+from dray.shards.codecs.pickles.refusals import (
+    TORCH_MAGIC,
+    foreign_file,
+    names_in,
+    python_3_name,
+    refused_name,
+    refused_otherwise,
+)
+from dray.shards.codecs.pickles.stand_ins import (
+    MAX_BYTES,
+    PLAIN_BUILDERS,
+    PLAIN_FUNCTIONS,
+    PLAIN_TYPES,
+    Global,
+    require,
+)
+from dray.shards.codecs.pickles.torch_names import TENSOR_FUNCTIONS
 from dray.shards.errors import CallError, RefusedError
 
 _NONE_ALLOWED: frozenset[str] = frozenset()

@@ -4,7 +4,7 @@ A pickle builds its values by naming functions and classes and calling them. Her
 to a `Global`: an inert stand-in whose `call` is a function of ours. It checks its arguments (types, shapes, sizes
 against the bytes that are really there) and only then builds the value, so no argument that a pickle can write makes
 numpy or torch read outside a buffer. What a name does here is what it does in `pickle`, or a refusal.
-`dray.loaders.safe_arrays` and `dray.loaders.safe_tensors` have the names of numpy and torch.
+`pickles.numpy_names` and `pickles.torch_names` have the names of numpy and torch.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Such a pickle is the same few hundred bytes around the elements, but for a few numbers. Here all of it is matched
 against that layout, and the numbers against the bytes that are there; then the elements are copied, once. Whatever
-deviates by a byte is left to `dray.loaders.unpickle`, which decides. So nothing is read here that it would refuse:
+deviates by a byte is left to `pickles.unpickle`, which decides. So nothing is read here that it would refuse:
 the storage is matched by its own expression, each opcode of the layout means what it means there, and the tensor is
 made by the same call.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dray.loaders.safe_globals import MAX_BYTES
-from dray.loaders.safe_tensors import STORAGE, STORAGE_DTYPES, TENSOR_FUNCTIONS, copy_storage
+from dray.shards.codecs.pickles.stand_ins import MAX_BYTES
+from dray.shards.codecs.pickles.torch_names import STORAGE, STORAGE_DTYPES, TENSOR_FUNCTIONS, copy_storage
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,7 @@ TAME   where it also names what numpy and torch write for arrays, scalars and te
        each argument is of the one kind, number or length that it must have. The C unpickler may read it, given a
        `find_class` that knows these names and no others,
 LONE   where besides it is no container but one array or tensor,
-WILD   otherwise, and then `dray.loaders.unpickle` reads it by its own machine: it is malformed, or unusual.
+WILD   otherwise, and then `pickles.unpickle` reads it by its own machine: it is malformed, or unusual.
 
 In all but the last keys of dicts and items of sets are text, bytes, numbers of at most 64 bits, bools or None; every
 length lies inside the input; elements of arrays stand in their place and serve one array; places of the memo are given
@@ -604,7 +604,7 @@ static PyObject *scan_pickle(PyObject *Py_UNUSED(module), PyObject *data) {
 }
 
 static PyMethodDef METHODS[] = {
-    {"scan", scan_pickle, METH_O, "How a pickle, bytes or a contiguous view of some, may be read: see tame.pyi."},
+    {"scan", scan_pickle, METH_O, "How a pickle, bytes or a contiguous view of some, may be read: see scan.pyi."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -615,8 +615,8 @@ static int add_names(PyObject *module) {
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)add_names}, {0, NULL}};
 
-static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "dray.loaders.tame", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};
+static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "dray.shards.codecs.pickles.scan", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit_tame(void) {
+PyMODINIT_FUNC PyInit_scan(void) {
     return PyModuleDef_Init(&MODULE);
 }

@@ -1,0 +1,1 @@
+"""Parts as bytes and as values: both directions of every format."""

@@ -1,0 +1,1 @@
+"""Pickles that are read without executing code from them."""
