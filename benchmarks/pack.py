@@ -37,11 +37,11 @@ import torch
 import webdataset
 
 from dray.pipelines import pickles_to_tars
-from dray.pipelines.encode import Encoder
-from dray.pipelines.job import PackJob, PackTask
-from dray.pipelines.pack import pack_shards
-from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.sources import find_sources
+from dray.pipelines.building.job import PackJob, PackTask
+from dray.pipelines.building.pack import pack_shards
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.inputs.sources import find_sources
+from dray.pipelines.planning.plan import Recipe, plan
 from dray.shards.layout import Layout
 from dray.shards.storage.store import Store
 

@@ -21,14 +21,14 @@ from random import Random
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.pipelines import pace
-from dray.pipelines.dispatch import Dispatch
-from dray.pipelines.job import PackedShard, PackJob, PackTask
-from dray.pipelines.pack import pack_shards
-from dray.pipelines.parcel import Parcel
-from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.sources import Sources, find_sources
-from dray.pipelines.work import TASK_BYTES
+from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.pack import pack_shards
+from dray.pipelines.building.survey import TASK_BYTES
+from dray.pipelines.inputs.sources import Sources, find_sources
+from dray.pipelines.planning.plan import Recipe, plan
+from dray.pipelines.running import pace
+from dray.pipelines.running.dispatch import Dispatch
+from dray.pipelines.running.parcel import Parcel
 from dray.shards.layout import Layout
 from dray.shards.storage.store import Store
 

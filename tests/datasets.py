@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.plan import Recipe
+from dray.pipelines.planning.plan import Recipe
 from dray.shards import Snapshot, Store
 from tests.conftest import Inputs, Place
 

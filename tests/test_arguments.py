@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from dray.loaders import Dataset, ShardLoader, Split, WebDataModule, to_device
 from dray.loaders.cursor import Cursor
 from dray.pipelines import pickles_to_tars, split_by_hash
-from dray.pipelines.retention import Retention
-from dray.pipelines.tolerance import Tolerance
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.versions.retention import Retention
 from dray.shards import Snapshot
 from dray.shards.errors import CallError
 from tests.conftest import Place

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dray.loaders import ShardLoader
-from dray.pipelines.gc import gc
-from dray.pipelines.retention import Retention
+from dray.pipelines.versions.gc import gc
+from dray.pipelines.versions.retention import Retention
 from dray.shards import CallError, DeniedError, Snapshot, Store
 from dray.shards.layout import Layout
 from dray.shards.verify import verify

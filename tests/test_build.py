@@ -16,11 +16,11 @@ import webdataset
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.announce import announce
-from dray.pipelines.fill import WAITING_BYTES, WAITING_PARTS
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe, plan
-from dray.pipelines.sources import FETCH_FILES, find_sources
+from dray.pipelines.building.announce import announce
+from dray.pipelines.building.fill import WAITING_BYTES, WAITING_PARTS
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.inputs.sources import FETCH_FILES, find_sources
+from dray.pipelines.planning.plan import Recipe, plan
 from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.tar import TarWriter

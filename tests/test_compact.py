@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines import compact as compact_module
-from dray.pipelines import tables
-from dray.pipelines.build import build as build_spec
-from dray.pipelines.compact import CompactReport, compact, merge_indexes
-from dray.pipelines.job import PackJob
-from dray.pipelines.merges import Group, num_small, plan_merges
-from dray.pipelines.pack import read_index
-from dray.pipelines.plan import Recipe
-from dray.pipelines.retention import Retention
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.versions import hold, rollback
-from dray.pipelines.work import BuildSpec
+from dray.pipelines.building import compact as compact_module
+from dray.pipelines.building import tables
+from dray.pipelines.building.build import build as build_spec
+from dray.pipelines.building.compact import CompactReport, compact, merge_indexes
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.pack import read_index
+from dray.pipelines.building.survey import BuildSpec
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.planning.merges import Group, num_small, plan_merges
+from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.versions.holds import hold, rollback
+from dray.pipelines.versions.retention import Retention
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import new_write_id, read_head

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dray.pipelines.versions import rollback
+from dray.pipelines.versions.holds import rollback
 from dray.shards import ConflictError, DamagedError
 from dray.shards.layout import Layout
 from tests.conftest import Inputs, MakeInputs, Place

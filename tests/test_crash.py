@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 import pytest
 
-from dray.pipelines.announce import announce
-from dray.pipelines.build import build
-from dray.pipelines.commit import commit_version
-from dray.pipelines.fill import fill_shard
-from dray.pipelines.gc import gc, kept_versions
-from dray.pipelines.job import PackedShard, PackJob, PackTask
-from dray.pipelines.manifest import next_manifest
-from dray.pipelines.plan import Recipe
-from dray.pipelines.retention import Retention
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.work import BuildSpec, work_out
+from dray.pipelines.building.announce import announce
+from dray.pipelines.building.build import build
+from dray.pipelines.building.fill import fill_shard
+from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.manifest import next_manifest
+from dray.pipelines.building.survey import BuildSpec, work_out
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.gc import gc, kept_versions
+from dray.pipelines.versions.retention import Retention
 from dray.shards import DrayError, NotFoundError, Snapshot, Store
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines.sources import Sources
-from dray.pipelines.tables import parquet_of, source_table
+from dray.pipelines.building.tables import parquet_of, source_table
+from dray.pipelines.inputs.sources import Sources
 from dray.shards import Manifest, Shard, Snapshot, Store
 from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of

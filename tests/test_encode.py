@@ -18,9 +18,9 @@ from safetensors.torch import load
 
 from dray.loaders import Dataset, ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.compact import compact
-from dray.pipelines.encode import Encoder
-from dray.pipelines.plan import Last, Recipe, changes_of
+from dray.pipelines.building.compact import compact
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.planning.plan import Last, Recipe, changes_of
 from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
 from dray.shards.codecs.encode import UnfitError, as_npy, as_safetensors
 from dray.shards.layout import Layout

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.pipelines.plan import Recipe, plan
+from dray.pipelines.planning.plan import Recipe, plan
 from tests.chaos import Chaos
 from tests.conftest import MakeInputs, Place
 from tests.datasets import build, latest

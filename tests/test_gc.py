@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dray.pipelines import BuildReport
-from dray.pipelines.gc import GcReport, gc
-from dray.pipelines.retention import Retention
-from dray.pipelines.versions import hold
+from dray.pipelines.versions.gc import GcReport, gc
+from dray.pipelines.versions.holds import hold
+from dray.pipelines.versions.retention import Retention
 from dray.shards import NotFoundError, Snapshot
 from dray.shards.layout import Layout
 from dray.shards.verify import verify

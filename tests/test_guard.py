@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from dray.loaders import ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.build import build, survey
-from dray.pipelines.changes import Changes, Guard
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe
-from dray.pipelines.scan import scan
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.work import BuildSpec
+from dray.pipelines.building.build import build, survey
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.survey import BuildSpec
+from dray.pipelines.inputs.scan import scan
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.planning.changes import Changes, Guard
+from dray.pipelines.planning.plan import Recipe
 from dray.shards import CallError, Snapshot, Store
 from dray.shards.diff import diff
 from dray.shards.layout import Layout

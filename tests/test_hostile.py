@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.pipelines.versions import hold
+from dray.pipelines.versions.holds import hold
 from dray.shards.layout import Layout
 from dray.shards.storage.store import Store
 from tests.conftest import Inputs, Place

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.gc import gc
-from dray.pipelines.retention import Retention
-from dray.pipelines.transform import Function
+from dray.pipelines.inputs.transform import Function
+from dray.pipelines.versions.gc import gc
+from dray.pipelines.versions.retention import Retention
 from dray.shards import Snapshot, Store
 from dray.shards.layout import Layout
 from dray.shards.verify import verify

@@ -23,16 +23,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from dray.pipelines import pack
-from dray.pipelines.build import build
-from dray.pipelines.compact import compact
-from dray.pipelines.gc import gc
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe
-from dray.pipelines.retention import DAY_S, Retention
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.versions import hold, release, rollback
-from dray.pipelines.work import BuildSpec
+from dray.pipelines.building import pack
+from dray.pipelines.building.build import build
+from dray.pipelines.building.compact import compact
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.survey import BuildSpec
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.versions.gc import gc
+from dray.pipelines.versions.holds import hold, release, rollback
+from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards import CallError, ConflictError, DrayError, ExistsError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_commit, read_head, read_version

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dray.pipelines import BuildReport
-from dray.pipelines.tolerance import Tolerance
+from dray.pipelines.inputs.tolerance import Tolerance
 from dray.shards import CallError, InputError, MissingInputError, NotFoundError, Store
 from dray.shards.manifest import Accounting
 from tests import datasets

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dray.pipelines.pace import GROUP_S, TASK_COST_BYTES, Pace
+from dray.pipelines.running.pace import GROUP_S, TASK_COST_BYTES, Pace
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 import pickle
 from pathlib import Path
 
-from dray.pipelines.job import PackJob
-from dray.pipelines.pack import pack_shards
-from dray.pipelines.parcel import Parcel, Witness, open_parcel
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.pack import pack_shards
+from dray.pipelines.running.parcel import Parcel, Witness, open_parcel
 from dray.shards import Store
 from dray.shards.layout import Layout
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dray.pipelines.tables import parquet_of
+from dray.pipelines.building.tables import parquet_of
 from dray.shards.errors import DamagedError
 from dray.shards.index import digest_of
 from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema

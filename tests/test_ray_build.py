@@ -17,7 +17,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.pipelines import dispatch, pack, pickles_to_tars
+from dray.pipelines import pickles_to_tars
+from dray.pipelines.building import pack
+from dray.pipelines.running import dispatch
 from dray.shards import CallError, ClusterError, DamagedError, InputError, Snapshot
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place

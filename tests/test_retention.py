@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dray.pipelines.commit import commit_version
-from dray.pipelines.retention import DAY_S, Retention, retain
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.retention import DAY_S, Retention, retain
 from dray.shards import CallError, Store
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, create_commit, create_intent, new_write_id, now, read_head

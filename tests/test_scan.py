@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dray.cluster.cli.ls import parts_of
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import pickles_to_tars
-from dray.pipelines.compact import compact
-from dray.pipelines.scan import Scan, scan
-from dray.pipelines.sources import find_missing, find_sources
+from dray.pipelines.building.compact import compact
+from dray.pipelines.inputs.scan import Scan, scan
+from dray.pipelines.inputs.sources import find_missing, find_sources
 from dray.shards import CallError, MissingInputError, Snapshot, Store
 from dray.shards.layout import Layout
 from dray.shards.verify import verify

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dray.pipelines.sources import Sources
-from dray.pipelines.tables import parquet_of, source_table
+from dray.pipelines.building.tables import parquet_of, source_table
+from dray.pipelines.inputs.sources import Sources
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout

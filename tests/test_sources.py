@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.pipelines import sources as sources_module
-from dray.pipelines.sources import find_missing, find_sources, read_files
-from dray.pipelines.tolerance import Tolerance
+from dray.pipelines.inputs import sources as sources_module
+from dray.pipelines.inputs.sources import find_missing, find_sources, read_files
+from dray.pipelines.inputs.tolerance import Tolerance
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.storage.store import Store
 from tests.conftest import MakeInputs

@@ -14,11 +14,11 @@ import pytest
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split
-from dray.pipelines.job import PackedShard, PackJob, PackTask
-from dray.pipelines.pack import pack_shard, read_index
-from dray.pipelines.sources import find_sources
-from dray.pipelines.transform import Function, Transform
-from dray.pipelines.versions import history
+from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.pack import pack_shard, read_index
+from dray.pipelines.inputs.sources import find_sources
+from dray.pipelines.inputs.transform import Function, Transform
+from dray.pipelines.versions.holds import history
 from dray.shards import Snapshot, Store
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout

@@ -17,7 +17,7 @@ from typer.core import TyperOption
 
 from dray.cluster.cli.group import Commands
 from dray.cluster.cli.signals import orderly_end
-from dray.pipelines.tolerance import OnError
+from dray.pipelines.inputs.tolerance import OnError
 from dray.shards.verify import Level
 
 _COMPLETION = {"install_completion", "show_completion"}  # typer's own options: they work, and stay out of the help

@@ -13,18 +13,18 @@ import typer
 
 from dray.cluster.cli.groups import Leak, layout_refusal, leak_refusal, leaks, moved_between
 from dray.pipelines import BuildReport, split_by_hash
-from dray.pipelines.build import build, survey
-from dray.pipelines.changes import Guard
-from dray.pipelines.drop import drop_samples
-from dray.pipelines.encode import Encode, Encoder
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe
+from dray.pipelines.building.build import build, survey
+from dray.pipelines.building.drop import drop_samples
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.survey import BuildSpec, Work
+from dray.pipelines.inputs.encoder import Encode, Encoder
+from dray.pipelines.inputs.scan import scan
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.planning.changes import Guard
+from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.progress import WORDS, say
-from dray.pipelines.retention import Retention
-from dray.pipelines.scan import scan
-from dray.pipelines.session import check_address, ray_session
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.work import BuildSpec, Work
+from dray.pipelines.running.ray_session import check_address, ray_session
+from dray.pipelines.versions.retention import Retention
 from dray.shards import CallError, Store
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.parts import AUTO

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from dray.cluster.cli.datasets import Found, datasets_below
-from dray.pipelines.plan import find_in
-from dray.pipelines.work import BuildSpec, Work
+from dray.pipelines.building.survey import BuildSpec, Work
+from dray.pipelines.planning.plan import find_in
 from dray.shards.layout import Layout, some
 from dray.shards.log import numbers_in, read_head
 from dray.shards.snapshot import Snapshot

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import typer
 
 from dray.cluster.cli.datasets import find_datasets, without_version
-from dray.pipelines.versions import history
+from dray.pipelines.versions.holds import history
 from dray.shards.log import Commit, Operation
 from dray.shards.storage.client import StorageOptions
 

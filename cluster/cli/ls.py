@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dray.cluster.cli.datasets import find_datasets
-from dray.pipelines.encode import Encoder
+from dray.pipelines.inputs.encoder import Encoder
 from dray.shards import Snapshot
 from dray.shards.log import read_version
 from dray.shards.messages import counted

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dray.cluster.cli.build import Survey
-from dray.pipelines.work import BuildSpec, Work
+from dray.pipelines.building.survey import BuildSpec, Work
 from dray.shards.messages import counted
 
 

@@ -15,7 +15,7 @@ import typer
 
 from dray.cluster.cli.datasets import Found, find_dataset, find_datasets
 from dray.cluster.cli.ls import parts_of
-from dray.pipelines.encode import Encoder
+from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
 from dray.shards.log import read_version

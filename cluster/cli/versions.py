@@ -6,11 +6,11 @@ from dataclasses import asdict
 import typer
 
 from dray.cluster.cli.datasets import find_dataset, find_datasets, without_version
-from dray.pipelines import versions
-from dray.pipelines.compact import compact
-from dray.pipelines.gc import GcReport, gc
-from dray.pipelines.retention import Retention
-from dray.pipelines.session import ray_session
+from dray.pipelines.building.compact import compact
+from dray.pipelines.running.ray_session import ray_session
+from dray.pipelines.versions import holds as versions
+from dray.pipelines.versions.gc import GcReport, gc
+from dray.pipelines.versions.retention import Retention
 from dray.shards.log import read_head, read_version
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions

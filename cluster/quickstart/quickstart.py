@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
-from dray.pipelines.session import ray_session
+from dray.pipelines.running.ray_session import ray_session
 from dray.shards import CallError, Store
 
 if TYPE_CHECKING:

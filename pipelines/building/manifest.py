@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dray.pipelines.changes import Changes
-from dray.pipelines.job import PackedShard, PackJob
-from dray.pipelines.plan import Recipe, compare, find_in, fingerprints_in
-from dray.pipelines.sources import OMITTED
-from dray.pipelines.tables import LeftOut, left_out_table, source_chunks
-from dray.pipelines.work import Work, none_left
+from dray.pipelines.building.job import PackedShard, PackJob
+from dray.pipelines.building.survey import Work, none_left
+from dray.pipelines.building.tables import LeftOut, left_out_table, source_chunks
+from dray.pipelines.inputs.sources import OMITTED
+from dray.pipelines.planning.changes import Changes
+from dray.pipelines.planning.plan import Recipe, compare, find_in, fingerprints_in
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.pipelines.sources import Sources
+from dray.pipelines.inputs.sources import Sources
 from dray.shards.messages import counted
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
 

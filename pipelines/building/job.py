@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.pipelines.encode import Encoder
-from dray.pipelines.sources import BadInput, Sources
-from dray.pipelines.transform import Transform
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.inputs.sources import BadInput, Sources
+from dray.pipelines.inputs.transform import Transform
 from dray.shards.layout import Layout
 from dray.shards.storage.store import Store
 

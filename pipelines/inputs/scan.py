@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 
-from dray.pipelines.sources import BadInput, Print, etag_stamp
+from dray.pipelines.inputs.sources import BadInput, Print, etag_stamp
 from dray.shards.errors import CallError, MissingInputError
 from dray.shards.layout import DRAY_FOLDER, NAME_RULE, bad_names
 from dray.shards.storage.store import Store

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from dray.pipelines.node import node_name
+from dray.pipelines.running.node import node_name
 from dray.shards.errors import CallError, ClusterError, DeniedError, InputError, MissingInputError, NotFoundError
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.storage.store import ObjectInfo, Store

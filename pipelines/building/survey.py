@@ -13,18 +13,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.changes import Guard
-from dray.pipelines.fill import find_bad
-from dray.pipelines.job import PackJob
-from dray.pipelines.node import node_name
-from dray.pipelines.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
+from dray.pipelines.building.fill import find_bad
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.tables import LeftOut
+from dray.pipelines.inputs.reading import check_unread, unhashed
+from dray.pipelines.inputs.scan import Scan
+from dray.pipelines.inputs.sources import OMITTED, BadInput, Sources, find_missing, find_sources, hash_files
+from dray.pipelines.inputs.tolerance import OnError, Tolerance
+from dray.pipelines.planning.changes import Guard
+from dray.pipelines.planning.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.progress import say
-from dray.pipelines.reading import check_unread, unhashed
-from dray.pipelines.run import run_tasks, runs_in_process
-from dray.pipelines.scan import Scan
-from dray.pipelines.sources import OMITTED, BadInput, Sources, find_missing, find_sources, hash_files
-from dray.pipelines.tables import LeftOut
-from dray.pipelines.tolerance import OnError, Tolerance
+from dray.pipelines.running.node import node_name
+from dray.pipelines.running.tasks import run_tasks, runs_in_process
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
 from dray.shards.log import Commit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dray.pipelines.node import node_name
+from dray.pipelines.running.node import node_name
 from dray.shards.errors import ClusterError
 from dray.shards.storage.store import Store
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-from dray.pipelines.gc import sweep
 from dray.pipelines.progress import say
-from dray.pipelines.retention import Retention
+from dray.pipelines.versions.gc import sweep
+from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import ConflictError, DamagedError, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_head

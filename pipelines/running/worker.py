@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dray.pipelines.node import node_name
-from dray.pipelines.parcel import open_parcel
+from dray.pipelines.running.node import node_name
+from dray.pipelines.running.parcel import open_parcel
 from dray.shards.errors import ClusterError
 
 

@@ -6,7 +6,7 @@ is still the last, and nothing that it names was given up by a gc.
 
 from dataclasses import replace
 
-from dray.pipelines.retention import Retention, retain
+from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Operation, append_commit, new_write_id, now

@@ -14,21 +14,21 @@ from itertools import accumulate, chain
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.announce import announce
-from dray.pipelines.commit import commit_version
-from dray.pipelines.finish import check_stored, finish, until_committed
-from dray.pipelines.job import PackJob
-from dray.pipelines.manifest import put_table
-from dray.pipelines.merges import Group, plan_for
-from dray.pipelines.pack import create, store_index
-from dray.pipelines.parcel import Witness
-from dray.pipelines.plan import Plan, PlannedShard, fingerprints_in
+from dray.pipelines.building.announce import announce
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.manifest import put_table
+from dray.pipelines.building.pack import create, store_index
+from dray.pipelines.building.survey import TASK_BYTES, stored_sizes
+from dray.pipelines.building.tables import source_chunks
+from dray.pipelines.inputs.sources import Sources
+from dray.pipelines.planning.merges import Group, plan_for
+from dray.pipelines.planning.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import shard_progress
-from dray.pipelines.retention import Retention
-from dray.pipelines.run import fit_workers, run_tasks
-from dray.pipelines.sources import Sources
-from dray.pipelines.tables import source_chunks
-from dray.pipelines.work import TASK_BYTES, stored_sizes
+from dray.pipelines.running.parcel import Witness
+from dray.pipelines.running.tasks import fit_workers, run_tasks
+from dray.pipelines.versions.attempts import check_stored, finish, until_committed
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.changes import Changes
-from dray.pipelines.deal import bounds_by_size, even_bounds, sample_bytes, too_large
-from dray.pipelines.encode import Encoder
-from dray.pipelines.sources import Sources
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.inputs.sources import Sources
+from dray.pipelines.planning.changes import Changes
+from dray.pipelines.planning.deal import bounds_by_size, even_bounds, sample_bytes, too_large
 from dray.shards.arguments import as_int, as_seed
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dray.pipelines.sources import BadInput, Sources
+from dray.pipelines.inputs.sources import BadInput, Sources
 from dray.shards.layout import key_of
 from dray.shards.manifest import CHUNK_ROWS
 from dray.shards.parsing.parquet import LEFT_OUT, source_schema

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dray.pipelines.changes import Changes
-from dray.pipelines.encode import Encoder
-from dray.pipelines.job import PackedShard
-from dray.pipelines.scan import Unscanned
+from dray.pipelines.building.job import PackedShard
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.inputs.scan import Unscanned
+from dray.pipelines.planning.changes import Changes
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 

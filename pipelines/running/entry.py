@@ -18,8 +18,8 @@ def make_entry() -> Entry:
         node_id = ray.get_runtime_context().get_node_id()
         node = f"{platform.node()} ({ray.util.get_node_ip_address()}, id {node_id[:8]})"
         try:
-            from dray.pipelines.node import identity, is_fit
-            from dray.pipelines.worker import run_group
+            from dray.pipelines.running.node import identity, is_fit
+            from dray.pipelines.running.worker import run_group
         except Exception as exc:  # noqa: BLE001  a broken install may raise anything
             return node, f"cannot import dray ({type(exc).__name__}: {exc})", None
         if not is_fit(wanted):

@@ -5,8 +5,8 @@ Ranges of numbers ascend with the log, so a range that starts after the last int
 
 from collections.abc import Iterable
 
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Plan, number_shards
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.planning.plan import Plan, number_shards
 from dray.pipelines.progress import say
 from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in, read_intent
 from dray.shards.messages import counted

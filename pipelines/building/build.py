@@ -9,25 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dray.pipelines.announce import announce
-from dray.pipelines.changes import Changes
-from dray.pipelines.commit import commit_version
-from dray.pipelines.finish import check_stored, finish, until_committed
-from dray.pipelines.job import PackedShard, PackJob, PackTask
-from dray.pipelines.manifest import next_manifest
-from dray.pipelines.merges import num_small
-from dray.pipelines.pack import pack_shards
-from dray.pipelines.parcel import Witness
-from dray.pipelines.plan import Recipe
+from dray.pipelines.building.announce import announce
+from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.manifest import next_manifest
+from dray.pipelines.building.pack import pack_shards
+from dray.pipelines.building.report import BuildReport, report_of
+from dray.pipelines.building.survey import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, work_out
+from dray.pipelines.inputs.reading import check_unread
+from dray.pipelines.inputs.sources import BadInput
+from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named
+from dray.pipelines.planning.changes import Changes
+from dray.pipelines.planning.merges import num_small
+from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.progress import say, shard_progress
-from dray.pipelines.reading import check_unread
-from dray.pipelines.report import BuildReport, report_of
-from dray.pipelines.retention import Retention
-from dray.pipelines.run import fit_workers, run_tasks, runs_in_process
-from dray.pipelines.session import IN_PROCESS
-from dray.pipelines.sources import BadInput
-from dray.pipelines.tolerance import NAMED, Tolerance, named
-from dray.pipelines.work import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, work_out
+from dray.pipelines.running.parcel import Witness
+from dray.pipelines.running.ray_session import IN_PROCESS
+from dray.pipelines.running.tasks import fit_workers, run_tasks, runs_in_process
+from dray.pipelines.versions.attempts import check_stored, finish, until_committed
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError, ConflictError
 from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot

@@ -3,17 +3,17 @@
 import time
 from dataclasses import replace
 
-from dray.pipelines.announce import announce
-from dray.pipelines.changes import Changes
-from dray.pipelines.commit import commit_version
-from dray.pipelines.finish import finish, until_committed
-from dray.pipelines.job import PackJob
-from dray.pipelines.manifest import put_table
-from dray.pipelines.plan import Plan
-from dray.pipelines.report import BuildReport, report_of
-from dray.pipelines.retention import Retention
-from dray.pipelines.tables import empty_like
-from dray.pipelines.work import stored_sizes
+from dray.pipelines.building.announce import announce
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.manifest import put_table
+from dray.pipelines.building.report import BuildReport, report_of
+from dray.pipelines.building.survey import stored_sizes
+from dray.pipelines.building.tables import empty_like
+from dray.pipelines.planning.changes import Changes
+from dray.pipelines.planning.plan import Plan
+from dray.pipelines.versions.attempts import finish, until_committed
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, no_dataset
 from dray.shards.manifest import Accounting

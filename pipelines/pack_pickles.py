@@ -3,17 +3,17 @@
 import os
 from collections.abc import Collection, Iterable
 
-from dray.pipelines.build import build
-from dray.pipelines.encode import Encode, Encoder
-from dray.pipelines.job import PackJob
-from dray.pipelines.plan import Recipe
+from dray.pipelines.building.build import build
+from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.report import BuildReport
+from dray.pipelines.building.survey import BuildSpec
+from dray.pipelines.inputs.encoder import Encode, Encoder
+from dray.pipelines.inputs.sources import as_names
+from dray.pipelines.inputs.tolerance import Tolerance
+from dray.pipelines.inputs.transform import Function, Transform
+from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.progress import say
-from dray.pipelines.report import BuildReport
-from dray.pipelines.retention import DAY_S, Retention
-from dray.pipelines.sources import as_names
-from dray.pipelines.tolerance import Tolerance
-from dray.pipelines.transform import Function, Transform
-from dray.pipelines.work import BuildSpec
+from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, check_suffixes
 from dray.shards.log import new_write_id

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-from dray.pipelines.retention import Retention, retain
+from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.layout import Layout, indexed_number, intent_of
 from dray.shards.log import (

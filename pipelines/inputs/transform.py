@@ -5,7 +5,7 @@ from typing import Any
 
 import cloudpickle
 
-from dray.pipelines.node import node_name
+from dray.pipelines.running.node import node_name
 from dray.shards.errors import CallError, ClusterError, InputError
 from dray.shards.layout import check_suffixes, key_of
 from dray.shards.parts import is_pickled

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.pipelines.sources import BadInput, Sources, try_files
+from dray.pipelines.inputs.sources import BadInput, Sources, try_files
 from dray.shards.errors import ClusterError, InputError
 from dray.shards.storage.store import Store
 

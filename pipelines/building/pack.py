@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.pipelines.encode import Encoder
-from dray.pipelines.fill import Filled, fill_shard, find_bad
-from dray.pipelines.job import PackedShard, PackJob, PackTask
-from dray.pipelines.node import node_name
-from dray.pipelines.reading import unhashed
-from dray.pipelines.sources import ABSENT, BadInput, Sources, hash_files
+from dray.pipelines.building.fill import Filled, fill_shard, find_bad
+from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.inputs.encoder import Encoder
+from dray.pipelines.inputs.reading import unhashed
+from dray.pipelines.inputs.sources import ABSENT, BadInput, Sources, hash_files
+from dray.pipelines.running.node import node_name
 from dray.shards.errors import DamagedError, ExistsError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from dray.pipelines.dispatch import Dispatch, Function, Task, check_nodes
-from dray.pipelines.parcel import Parcel, Witness
-from dray.pipelines.session import IN_PROCESS, ray_session
+from dray.pipelines.running.dispatch import Dispatch, Function, Task, check_nodes
+from dray.pipelines.running.parcel import Parcel, Witness
+from dray.pipelines.running.ray_session import IN_PROCESS, ray_session
 
 Shared = TypeVar("Shared")
 AnyTask = TypeVar("AnyTask", bound=Task)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dray.pipelines.sources import BadInput
+from dray.pipelines.inputs.sources import BadInput
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.messages import counted

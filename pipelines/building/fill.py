@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.job import PackJob, PackTask
-from dray.pipelines.sources import OMITTED, BadInput, Sources, read_files, try_files
+from dray.pipelines.building.job import PackJob, PackTask
+from dray.pipelines.inputs.sources import OMITTED, BadInput, Sources, read_files, try_files
 from dray.shards.errors import InputError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import key_of

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from dray.pipelines.capacity import LOOK_EVERY_S, Capacity, nodes_with_cpus, rounded
-from dray.pipelines.entry import make_entry
-from dray.pipelines.node import identity
-from dray.pipelines.pace import Pace
-from dray.pipelines.parcel import Parcel
+from dray.pipelines.inputs.reading import credentials_hint
 from dray.pipelines.progress import say
-from dray.pipelines.reading import credentials_hint
+from dray.pipelines.running.capacity import LOOK_EVERY_S, Capacity, nodes_with_cpus, rounded
+from dray.pipelines.running.entry import make_entry
+from dray.pipelines.running.node import identity
+from dray.pipelines.running.pace import Pace
+from dray.pipelines.running.parcel import Parcel
 from dray.shards.errors import ClusterError, DeniedError, StoreError
 
 MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed

@@ -1,0 +1,1 @@
+"""Building a dataset: survey the inputs, announce the plan, pack shards, write the manifest."""

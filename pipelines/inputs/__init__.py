@@ -1,0 +1,1 @@
+"""The inputs of a build: files, fingerprints, transforms and encoders."""

@@ -1,0 +1,1 @@
+"""Running the tasks of a build in this process or on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Committing, holding, rolling back and garbage-collecting versions of a dataset."""
