@@ -7,12 +7,12 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from dray.loaders.callback import LoaderStats
-    from dray.loaders.datamodule import PickledDataWDS, WebDataModule
     from dray.loaders.dataset import Dataset
     from dray.loaders.device import to_device
-    from dray.loaders.loader import ShardLoader
-    from dray.loaders.shard_datamodule import ShardDataModule
+    from dray.loaders.lightning.datamodule import PickledDataWDS, WebDataModule
+    from dray.loaders.lightning.loader_stats import LoaderStats
+    from dray.loaders.lightning.shard_datamodule import ShardDataModule
+    from dray.loaders.shard_loader import ShardLoader
     from dray.loaders.split import Split
 
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
 
 _MODULES = {
     "Dataset": "dataset",
-    "LoaderStats": "callback",
-    "PickledDataWDS": "datamodule",
-    "ShardDataModule": "shard_datamodule",
-    "ShardLoader": "loader",
+    "LoaderStats": "lightning.loader_stats",
+    "PickledDataWDS": "lightning.datamodule",
+    "ShardDataModule": "lightning.shard_datamodule",
+    "ShardLoader": "shard_loader",
     "Split": "split",
-    "WebDataModule": "datamodule",
+    "WebDataModule": "lightning.datamodule",
     "to_device": "device",
 }
 

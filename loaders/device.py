@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dray.loaders.epoch_loader import EpochLoader
-from dray.loaders.forks import check_process
+from dray.loaders.lightning.epoch_loader import EpochLoader
+from dray.loaders.workers.forks import check_process
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 

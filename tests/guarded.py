@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.gather import MIN_BYTES, gather
+from dray.loaders.batching.gather import MIN_BYTES, gather
 from dray.shards.codecs.pickles.scan import scan
 from tests.test_fast_values import GOOD, LIES, WILD
 

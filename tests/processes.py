@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pytest", "dray.pipelines", "dray.loaders.datamodule", "dray.cluster.quickstart.seaweed"]
+    ["pytest", "dray.pipelines", "dray.loaders.lightning.datamodule", "dray.cluster.quickstart.seaweed"]
 )
 _MEET_S = 60
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.alike import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
-from dray.loaders.buffers import BufferPool
-from dray.loaders.collate import stacked as stacked_values
+from dray.loaders.batching.buffers import BufferPool
+from dray.loaders.batching.collate import stacked as stacked_values
+from dray.loaders.batching.stacking import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
 from dray.shards.codecs.decode import decode_part
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "bool", "complex64"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.loaders import Dataset, ShardLoader, Split, WebDataModule, to_device
-from dray.loaders.cursor import Cursor
+from dray.loaders.order.cursor import Cursor
 from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.versions.retention import Retention

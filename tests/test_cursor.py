@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.cursor import Cursor, Remainder, Rest
+from dray.loaders.order.cursor import Cursor, Remainder, Rest
 from dray.shards.errors import CallError
 
 CURSOR = Cursor(

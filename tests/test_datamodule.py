@@ -21,7 +21,7 @@ from webdataset import batched, ignore_and_continue, shuffle
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
-from dray.loaders.stream import Portable
+from dray.loaders.webloader.tar_stream import Portable
 from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot, Store
 from tests.processes import call_at_once, meet

@@ -25,10 +25,10 @@ from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
 from dray.loaders import Split, WebDataModule
-from dray.loaders.buffers import BufferPool
-from dray.loaders.chunks import Tally, by_chunk
-from dray.loaders.crossing import fold, unfold
-from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD
+from dray.loaders.batching.buffers import BufferPool
+from dray.loaders.webloader.chunks import Tally, by_chunk
+from dray.loaders.webloader.keywords import KWARGS_WDS, KWARGS_WLD
+from dray.loaders.workers.packing import fold, unfold
 from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
 from tests import datasets

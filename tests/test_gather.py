@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.gather import MIN_BYTES, gather
+from dray.loaders.batching.gather import MIN_BYTES, gather
 from dray.pipelines import pickles_to_tars
 
 SIZE, START, STOP = 400, 100, 350
@@ -150,7 +150,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 DIGEST = """
 import sys
 if sys.argv[2] == "without":
-    sys.modules["dray.loaders.gather"] = None  # as where nothing could be compiled
+    sys.modules["dray.loaders.batching.gather"] = None  # as where nothing could be compiled
 import numpy as np
 from xxhash import xxh3_64
 from dray.loaders import ShardLoader

@@ -24,7 +24,7 @@ from torch.utils.data import default_collate
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
-from dray.loaders.collate import collate
+from dray.loaders.batching.collate import collate
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError

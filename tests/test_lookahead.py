@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dray.loaders.lookahead import Lookahead
+from dray.loaders.workers.prefetch_thread import Lookahead
 
 NAME = "test-lookahead"
 
@@ -75,7 +75,7 @@ def test_the_next_iterator_waits_for_the_end_of_the_last() -> None:
 
 LEFT = """
 import threading
-from dray.loaders.lookahead import Lookahead
+from dray.loaders.workers.prefetch_thread import Lookahead
 def endless():
     number = 0
     while True:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.loaders.order import BLOCK_BYTES, Order, choose_block
+from dray.loaders.order.permutation import BLOCK_BYTES, Order, choose_block
 
 orders = st.builds(
     Order,

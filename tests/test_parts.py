@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import Dataset, PickledDataWDS, ShardLoader, Split, WebDataModule
-from dray.loaders.collate import collate
+from dray.loaders.batching.collate import collate
 from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, Snapshot, Store
 from dray.shards.index import digest_of

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from dray.loaders import ShardLoader
-from dray.loaders.cursor import Cursor
-from dray.loaders.skip import NEAR, PARTS, Skipper
+from dray.loaders.batching.skipping import NEAR, PARTS, Skipper
+from dray.loaders.order.cursor import Cursor
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot, Store
 from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError

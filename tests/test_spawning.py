@@ -13,7 +13,7 @@ from tests.datasets import pack
 
 PRELUDE = """
 import multiprocessing, sys, threading
-from dray.loaders.spawning import check_main
+from dray.loaders.workers.spawning import check_main
 
 def check(method="spawn"):
     try:

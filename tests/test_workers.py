@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dray.loaders import ShardLoader
-from dray.loaders.shared import ReceiveBuffers, SendBuffers
-from dray.loaders.workers import packed, unpacked
+from dray.loaders.workers.pool import packed, unpacked
+from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 from tests.datasets import number_as_text, pack
 from tests.test_alike import npy
 

@@ -17,7 +17,7 @@ from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import split_version
 
-COMPILED = ("dray.loaders.gather", "dray.shards.codecs.pickles.scan")
+COMPILED = ("dray.loaders.batching.gather", "dray.shards.codecs.pickles.scan")
 
 
 def load_test(

@@ -59,9 +59,9 @@ def test_too_small_a_dataset_is_said(dray: Dray, make_inputs: MakeInputs, tmp_pa
 def test_what_was_not_compiled_is_said(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """Nobody would know otherwise why loading is slow."""
     build(make_inputs(5), str(tmp_path / "out"))
-    code = "import sys; sys.modules['dray.loaders.gather'] = None; from dray.cluster.cli import main; main()"
+    code = "import sys; sys.modules['dray.loaders.batching.gather'] = None; from dray.cluster.cli import main; main()"
     command = [sys.executable, "-c", code, "loadtest", str(tmp_path / "out"), "--batch-size", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "dray.loaders.gather: not compiled when dray was installed" in done.stderr
+    assert "dray.loaders.batching.gather: not compiled when dray was installed" in done.stderr
     assert "pickles.scan" not in done.stderr
     assert "samples/s" in done.stdout

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dray.loaders.tensor_kinds import NUMBERS, TensorKind
+from dray.loaders.batching.tensor_kinds import NUMBERS, TensorKind
 from dray.shards.errors import CallError
 
 Sample = Mapping[str, Any]

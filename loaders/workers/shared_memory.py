@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dray.loaders.buffers import lease
+from dray.loaders.batching.buffers import lease
 
 ROUND_BYTES = 64 << 10  # sizes are rounded up to this, so that buffers fit again
 MOST_BUFFERS = 64  # of a worker; then those that are free give way
@@ -65,7 +65,7 @@ class SendBuffers:
         self._pass = pass_number
 
     def take(self, num_bytes: int) -> torch.Tensor:
-        """See `dray.loaders.buffers.Buffers`: free again when nothing here and nothing there uses it."""
+        """See `dray.loaders.batching.buffers.Buffers`: free again when nothing here and nothing there uses it."""
         self._collect()
         step = max(
             ROUND_BYTES, 1 << max(0, num_bytes.bit_length() - 4)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.loaders.order import Order
+from dray.loaders.order.permutation import Order
 from dray.shards.arguments import as_bool, as_int, as_seed
 from dray.shards.errors import CallError
 

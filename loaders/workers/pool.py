@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dray.loaders.batches import BatchMaker, Pass
-from dray.loaders.processes import WorkerProcesses
-from dray.loaders.shared import Handle, ReceiveBuffers, SendBuffers
+from dray.loaders.batching.batches import BatchMaker, Pass
+from dray.loaders.workers.processes import WorkerProcesses
+from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
 
 ALIGN_BYTES = 64

@@ -8,17 +8,17 @@ from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 
-from dray.loaders.batches import BatchMaker, Collate, Pass, Transform
-from dray.loaders.collate import check_stack
-from dray.loaders.cursor import Cursor, Remainder
-from dray.loaders.epoch_loader import EpochLoader
-from dray.loaders.forks import check_process, check_worker
-from dray.loaders.lookahead import Lookahead
-from dray.loaders.order import choose_block
-from dray.loaders.position import Position
+from dray.loaders.batching.batches import BatchMaker, Collate, Pass, Transform
+from dray.loaders.batching.collate import check_stack
+from dray.loaders.batching.skipping import OnBad, Skipper
+from dray.loaders.lightning.epoch_loader import EpochLoader
+from dray.loaders.order.cursor import Cursor, Remainder
+from dray.loaders.order.permutation import choose_block
+from dray.loaders.order.position import Position
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
-from dray.loaders.skip import OnBad, Skipper
-from dray.loaders.workers import WorkerPool
+from dray.loaders.workers.forks import check_process, check_worker
+from dray.loaders.workers.pool import WorkerPool
+from dray.loaders.workers.prefetch_thread import Lookahead
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import CallError
@@ -59,7 +59,7 @@ class ShardLoader(EpochLoader):
             be equal. A part is a list in a batch that has other values, such as text, dicts or None. False: every part
             is always a list. A set of names: only these parts are stacked.
         transform: From a sample, a dict of part -> value, to what batches are made of.
-        collate: From a list of these to a batch; None: parts are stacked as `stack` says (see `dray.loaders.collate`).
+        collate: From a list of these to a batch; None: parts are stacked as `stack` says (see `batching.collate`).
         remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
             (a batch then has `__valid__`, false for filler), or "keep" a last batch that is shared out evenly.
         rank: Of the data-parallel group; None: as torch.distributed or RANK tell, else 0.

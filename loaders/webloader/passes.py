@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dray.loaders.batches import Pass
-from dray.loaders.chunks import Chunks, Given, Tally, by_chunk
-from dray.loaders.crossing import Folded, fold, unfold
-from dray.loaders.processes import WorkerProcesses
-from dray.loaders.progress import Progress
-from dray.loaders.shared import ReceiveBuffers, SendBuffers
-from dray.loaders.stream import Portable
-from dray.loaders.workers import packed, unpacked
+from dray.loaders.batching.batches import Pass
+from dray.loaders.webloader.chunks import Chunks, Given, Tally, by_chunk
+from dray.loaders.webloader.progress import Progress
+from dray.loaders.webloader.tar_stream import Portable
+from dray.loaders.workers.packing import Folded, fold, unfold
+from dray.loaders.workers.pool import packed, unpacked
+from dray.loaders.workers.processes import WorkerProcesses
+from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
 
 SENT_BYTES = 2 << 20  # chunks that are sent together have no more, and are

@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from typing import Any
 
-from dray.loaders.epoch_loader import EpochLoader
-from dray.loaders.exact_datamodule import ExactDataModule
-from dray.loaders.keywords import KWARGS_WDS, KWARGS_WLD, check
+from dray.loaders.lightning.epoch_loader import EpochLoader
+from dray.loaders.lightning.exact_datamodule import ExactDataModule
 from dray.loaders.split import Split, by_split
-from dray.loaders.splits import OpenSplit, open_split
+from dray.loaders.webloader.keywords import KWARGS_WDS, KWARGS_WLD, check
+from dray.loaders.webloader.open_split import OpenSplit, open_split
 from dray.shards.arguments import as_int
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.layout import check_suffixes

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.loaders.cursor import Cursor
+from dray.loaders.order.cursor import Cursor
 from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
 
 FAR = 24  # looked for up to 2**24 rows away

@@ -5,8 +5,8 @@ from typing import Self
 
 import numpy as np
 
-from dray.loaders.cursor import PASSES, Cursor, Remainder, Rest, Share
-from dray.loaders.order import BLOCK_BYTES, choose_block
+from dray.loaders.order.cursor import PASSES, Cursor, Remainder, Rest, Share
+from dray.loaders.order.permutation import BLOCK_BYTES, choose_block
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot

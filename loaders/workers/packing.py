@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dray.loaders.alike import LARGE_BYTES
-from dray.loaders.buffers import Buffers
+from dray.loaders.batching.buffers import Buffers
+from dray.loaders.batching.stacking import LARGE_BYTES
 
 _ROWS, _COLUMNS, _VALUES = "rows", "columns", "values"
 

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import lightning
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from dray.loaders.epoch_loader import EpochLoader
+from dray.loaders.lightning.epoch_loader import EpochLoader
 
 _TRAIN = "train"  # in a state
 

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from dray.loaders.exact_datamodule import ExactDataModule
-from dray.loaders.loader import ShardLoader
+from dray.loaders.lightning.exact_datamodule import ExactDataModule
+from dray.loaders.shard_loader import ShardLoader
 from dray.shards.errors import CallError
 from dray.shards.storage.urls import split_version
 

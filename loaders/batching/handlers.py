@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from webdataset.handlers import ignore_and_stop, reraise_exception, warn_and_stop
 
-from dray.loaders.skip import Skipper
+from dray.loaders.batching.skipping import Skipper
 from dray.shards.errors import CallError
 
 Handler = Callable[[Exception], bool]

@@ -2,7 +2,7 @@
 
 What Python does for a part of 4 kB takes longer than reading its bytes from memory: slices, a call of the checksum, a
 copy of the head to compare it. Here some batches are one call, which also asks for the memory of the next part while it
-reads this one. The price is code that is compiled: without it `dray.loaders.alike` does the same in Python.
+reads this one. The price is code that is compiled: without it `batching.stacking` does the same in Python.
 
 The checksum is XXH3-64 with no seed, for more than 240 bytes, as its specification tells
 (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md); tests hold it against the xxhash package. */

@@ -11,10 +11,10 @@ import cloudpickle
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
-from dray.loaders.epoch_loader import EpochLoader
-from dray.loaders.forks import check_process, check_worker
-from dray.loaders.passes import Passes
-from dray.loaders.progress import Progress
+from dray.loaders.lightning.epoch_loader import EpochLoader
+from dray.loaders.webloader.passes import Passes
+from dray.loaders.webloader.progress import Progress
+from dray.loaders.workers.forks import check_process, check_worker
 from dray.shards.errors import CallError
 
 

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
-from dray.loaders.batches import Pass
-from dray.loaders.chunks import ChunkDataset, Chunks
-from dray.loaders.epochs import Epochs
-from dray.loaders.handlers import skipper_of
-from dray.loaders.passes import Passes, Shaping, Stream
-from dray.loaders.processes import Carried, TorchLoader
-from dray.loaders.progress import Progress
+from dray.loaders.batching.batches import Pass
+from dray.loaders.batching.handlers import skipper_of
+from dray.loaders.order.epochs import Epochs
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
-from dray.loaders.stream import Portable, TarDataset
-from dray.loaders.web import ChunkLoader
+from dray.loaders.webloader.chunks import ChunkDataset, Chunks
+from dray.loaders.webloader.loader import ChunkLoader
+from dray.loaders.webloader.passes import Passes, Shaping, Stream
+from dray.loaders.webloader.progress import Progress
+from dray.loaders.webloader.tar_stream import Portable, TarDataset
+from dray.loaders.workers.processes import Carried, TorchLoader
 from dray.shards.arguments import as_seed
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import NotFoundError

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dray.loaders.alike import Stacker
-from dray.loaders.buffers import BufferPool, Buffers
-from dray.loaders.collate import collate, is_stacked, no_rows, stacked
-from dray.loaders.cursor import PASSES, Cursor, Rest, Share
-from dray.loaders.skip import UNREADABLE, Skipper
+from dray.loaders.batching.buffers import BufferPool, Buffers
+from dray.loaders.batching.collate import collate, is_stacked, no_rows, stacked
+from dray.loaders.batching.skipping import UNREADABLE, Skipper
+from dray.loaders.batching.stacking import Stacker
+from dray.loaders.order.cursor import PASSES, Cursor, Rest, Share
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import CallError, DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog

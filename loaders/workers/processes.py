@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from dray.loaders.spawning import check_main
+from dray.loaders.workers.spawning import check_main
 from dray.shards.errors import CallError
 
 PREFETCH = 2  # messages that a worker is ahead

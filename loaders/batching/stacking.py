@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dray.loaders.buffers import Buffers
+from dray.loaders.batching.buffers import Buffers
+from dray.loaders.batching.tensor_kinds import torch_dtype
 from dray.loaders.lazy import lazy
-from dray.loaders.tensor_kinds import torch_dtype
 from dray.shards.codecs.pickles import layout as fast_tensor
 from dray.shards.reading.samples import Column, MappedParts
 
 try:
-    from dray.loaders.gather import MIN_BYTES, gather
+    from dray.loaders.batching.gather import MIN_BYTES, gather
 except ImportError:  # dray was installed where nothing could be compiled
     MIN_BYTES, gather = sys.maxsize, None  # type: ignore[assignment]
 

@@ -1,0 +1,1 @@
+"""The loader behind WebDataModule: user generators over chunks of the exact stream."""
