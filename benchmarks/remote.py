@@ -38,7 +38,7 @@ from dray.shards.reading.ranged import REQUESTS_AT_ONCE
 from dray.shards.storage.client import Access, open_client
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.chaos import Chaos
+from tests.support.chaos import Chaos
 
 SUFFIX, SHORT_BYTES, RANKS, RESUME_AT = "bin", 24 << 10, 8, 0.9
 

@@ -15,8 +15,8 @@ import pytest
 from dray.cluster.cli import app
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards.storage import disk
-from tests.azurite import AzuriteServer, why_not
-from tests.chaos import Chaos
+from tests.support.azurite import AzuriteServer, why_not
+from tests.support.chaos import Chaos
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ import torch
 from dray.cluster.cli.show import MOST_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
-from tests import datasets
 from tests.conftest import Dray, Inputs, MakeInputs, Place
-from tests.datasets import latest, overwrite
+from tests.support import datasets
+from tests.support.datasets import latest, overwrite
 
 SUFFIXES = ("image.pyd", "label.cls")
 

@@ -1,0 +1,606 @@
+"""`ShardLoader`: laws 5 to 8 through real files, resumes, workers, damage, and what a batch is made of."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from dray.cluster.quickstart.seaweed import SeaweedServer
+from dray.loaders import ShardLoader
+from dray.loaders.batching.collate import collate
+from dray.pipelines import pickles_to_tars
+from dray.shards import Snapshot
+from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
+from dray.shards.layout import Layout
+from tests.support.datasets import pack
+
+SIZES = (1, 3, 47, 61)
+MANY = 61
+remainders = st.sampled_from(["drop", "pad", "keep"])
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
+    """A dataset of each size."""
+    folder = tmp_path_factory.mktemp("loader")
+    return {size: pack(folder / str(size), size, min(size, 5)) for size in SIZES}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A dataset of 12 samples in 3 shards to spoil."""
+    return Path(pack(tmp_path, 12, 3))
+
+
+def numbers(batch: Mapping[str, Any]) -> list[int]:
+    """The samples of a batch, without filler."""
+    valid = batch.get("__valid__", torch.ones(len(batch["cls"]), dtype=torch.bool))
+    assert torch.equal(torch.as_tensor(batch["x.pyd"])[:, 0].long(), torch.as_tensor(batch["cls"]))
+    return [int(number) for number in batch["cls"][valid]]
+
+
+def loaders_of(url: str, num_ranks: int, **options: Any) -> list[ShardLoader]:
+    return [ShardLoader(url, rank=rank, num_ranks=num_ranks, **options) for rank in range(num_ranks)]
+
+
+def steps_of(loaders: list[ShardLoader], steps: int | None = None) -> list[list[int]]:
+    """The samples of each step over all ranks, in rank order; ranks without the same number of steps are an error."""
+    ranks = [[numbers(batch) for batch in islice(loader, steps)] for loader in loaders]
+    return [flat(list(step)) for step in zip(*ranks, strict=True)]
+
+
+def flat(steps: list[list[int]]) -> list[int]:
+    return [number for step in steps for number in step]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(SIZES), st.integers(1, 9), st.integers(1, 16), remainders, st.booleans(), st.integers(0, 3))
+def test_every_sample_comes_once(
+    urls: Mapping[int, str], size: int, num_ranks: int, batch: int, remainder: str, shuffle: bool, epoch: int
+) -> None:
+    """Laws 5 and 6: over all ranks, in steps that are equal; `drop` leaves fewer than a global batch."""
+    options = {"shuffle": shuffle, "remainder": remainder, "parts": ["x.pyd", "cls"]}
+    loaders = loaders_of(urls[size], num_ranks, batch_size=batch, **options)
+    for loader in loaders:
+        loader.set_epoch(epoch)
+    steps = steps_of(loaders)
+    found = flat(steps)
+    assert {len(loader) for loader in loaders} == {len(steps)}
+    assert len(set(found)) == len(found)
+    missing = size - len(found)
+    assert 0 <= missing < num_ranks * batch if remainder == "drop" else missing == 0
+    assert shuffle or found == list(range(len(found)))
+
+
+@pytest.mark.parametrize(("num_ranks", "num_workers"), [(8, 4), (5, 16), (7, 9), (2, 2)])
+def test_every_sample_comes_once_from_workers(urls: Mapping[int, str], num_ranks: int, num_workers: int) -> None:
+    """However many: of all ranks the workers of the first and the last are real, and agree with threads."""
+    options = {"batch_size": 3, "shuffle": True, "remainder": "keep"}
+    plain = [[numbers(batch) for batch in loader] for loader in loaders_of(urls[MANY], num_ranks, **options)]
+    assert sorted(number for rank in plain for batch in rank for number in batch) == list(range(MANY))
+    for rank in (0, num_ranks - 1):
+        loader = ShardLoader(urls[MANY], rank=rank, num_ranks=num_ranks, num_workers=num_workers, **options)  # type: ignore[arg-type]
+        assert [numbers(batch) for batch in loader] == plain[rank]
+
+
+def test_batches_do_not_depend_on_ranks_or_workers(urls: Mapping[int, str]) -> None:
+    """Law 8: a global batch of 12, for every number of ranks that divides it, and for 0 to 3 workers."""
+    options = {"shuffle": True, "seed": 5, "remainder": "keep"}
+    whole = steps_of(loaders_of(urls[MANY], 1, batch_size=12, **options))
+    for num_ranks in (2, 3, 4, 6, 12):
+        assert steps_of(loaders_of(urls[MANY], num_ranks, batch_size=12 // num_ranks, **options)) == whole
+    for num_workers in (1, 3):
+        assert steps_of(loaders_of(urls[MANY], 2, batch_size=6, num_workers=num_workers, **options)) == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), remainder=remainders, shuffle=st.booleans())
+def test_stopping_anywhere_and_going_on_otherwise_takes_the_rest(
+    urls: Mapping[int, str], data: st.DataObject, remainder: str, shuffle: bool
+) -> None:
+    """Law 7: with other ranks and batches, twice in a row, before the first batch and after the last."""
+    options = {"shuffle": shuffle, "seed": 3, "remainder": remainder}
+    state: dict[str, Any] | None = None
+    found: list[int] = []
+    for is_last in (False, False, True):
+        num_ranks, batch = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
+        loaders = loaders_of(urls[MANY], num_ranks, batch_size=batch, **options)
+        for loader in loaders if state is not None else ():
+            loader.load_state_dict(json.loads(json.dumps(state)))
+        taken = loaders[0].state_dict()["steps"]
+        if loaders[0].state_dict()["epoch"]:  # what was left was less than a batch, or nothing
+            break
+        left = len(loaders[0]) - taken
+        steps = left if is_last else data.draw(st.integers(0, left))
+        found += flat(steps_of(loaders, steps))
+        states = [loader.state_dict() for loader in loaders]
+        assert all(other == states[0] for other in states)
+        assert states[0]["steps"] == taken + steps
+        state = states[0]
+    assert len(set(found)) == len(found)
+    missing = MANY - len(found)
+    assert missing < num_ranks * batch if remainder == "drop" else missing == 0
+
+
+def test_a_resumed_epoch_ends_and_the_next_one_follows(urls: Mapping[int, str]) -> None:
+    """`len()` counts the steps that were taken and those that remain; afterwards those of a whole epoch."""
+    first = ShardLoader(urls[MANY], batch_size=10, shuffle=True, remainder="keep")
+    before = [numbers(batch) for batch in islice(first, 3)]
+    second = ShardLoader(urls[MANY], batch_size=4, shuffle=True, remainder="keep")
+    second.load_state_dict(first.state_dict())
+    assert len(second) == 3 + 8
+    assert sorted(flat(before + [numbers(batch) for batch in second])) == list(range(MANY))
+    assert len(second) == 3 + 8
+    third = ShardLoader(urls[MANY], batch_size=4, shuffle=True, remainder="keep")
+    third.load_state_dict(second.state_dict())
+    following = [numbers(batch) for batch in third]
+    assert following == [numbers(batch) for batch in second]
+    assert third.state_dict()["epoch"] == 1
+    assert len(third) == len(following) == 16
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_iter_takes_the_next_epoch(urls: Mapping[int, str], num_workers: int) -> None:
+    """Also after one that was abandoned, with workers that live on; `set_epoch` and a state name another."""
+    plain = ShardLoader(urls[MANY], batch_size=4, shuffle=True, remainder="keep")
+    epochs = [[numbers(batch) for batch in plain] for _ in range(4)]
+    assert len({str(epoch) for epoch in epochs}) == 4
+    loader = ShardLoader(urls[MANY], batch_size=4, shuffle=True, remainder="keep", num_workers=num_workers)
+    assert [numbers(batch) for batch in islice(loader, 5)] == epochs[0][:5]
+    state = loader.state_dict()
+    assert [numbers(batch) for batch in loader] == epochs[1]
+    loader.set_epoch(3)
+    assert [numbers(batch) for batch in loader] == epochs[3]
+    loader.load_state_dict(state)
+    assert [numbers(batch) for batch in loader] == epochs[0][5:]
+    assert [numbers(batch) for batch in loader] == epochs[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_iterator_that_was_left_ends_when_another_begins(urls: Mapping[int, str], num_workers: int) -> None:
+    """It must not take batches of the new one."""
+    loader = ShardLoader(urls[MANY], batch_size=4, num_workers=num_workers)
+    old, new = iter(loader), iter(loader)
+    next(old)
+    assert numbers(next(new)) == [0, 1, 2, 3]
+    with pytest.raises(CallError, match="this iterator of epoch 0 ended"):
+        next(old)
+    assert numbers(next(new)) == [4, 5, 6, 7]
+
+
+ORDER_PROGRAM = """
+import sys
+import time
+from dray.loaders import ShardLoader
+loader = ShardLoader(sys.argv[1], batch_size=7, shuffle=True, seed=11)
+held = iter(loader)
+print([batch["cls"].tolist() for batch in loader])
+next(held)  # is left to the interpreter's end
+"""
+
+
+def test_another_process_has_the_same_order(urls: Mapping[int, str]) -> None:
+    """By the seed alone; and an iterator that is open at its end does not keep it from ending."""
+    done = subprocess.run(
+        [sys.executable, "-c", ORDER_PROGRAM, urls[MANY]], capture_output=True, text=True, check=True, timeout=120
+    )
+    loader = ShardLoader(urls[MANY], batch_size=7, shuffle=True, seed=11)
+    assert done.stdout.strip() == str([numbers(batch) for batch in loader])
+    assert done.stderr == ""
+
+
+def test_a_rank_without_samples_has_a_batch_of_no_rows(urls: Mapping[int, str]) -> None:
+    """With the parts, dtypes and shapes of any other; with a collate of one's own as well."""
+    options: Any = {"batch_size": 2, "remainder": "keep", "rank": 0, "num_ranks": 3}
+    (batch,) = ShardLoader(urls[1], with_keys=True, **options)
+    assert batch["x.pyd"].shape == (0, 2)
+    assert batch["x.pyd"].dtype == torch.float32
+    assert batch["cls"].dtype == torch.int64
+    assert batch["txt"] == batch["__key__"] == []
+    ((ones, rows),) = ShardLoader(urls[1], collate=lambda rows: (torch.ones(len(rows), 5), rows), **options)
+    assert (ones.shape, rows) == ((0, 5), [])
+    ((xs, ys),) = ShardLoader(
+        urls[1], collate=default_collate, transform=lambda row: (row["x.pyd"], row["cls"]), **options
+    )
+    assert (xs.shape, ys.shape) == ((0, 2), (0,))
+    odd = ShardLoader(urls[1], collate=len, **options)
+    with pytest.raises(CallError, match="of the int that collate gave no batch of 0 rows"):
+        list(odd)
+
+
+def test_what_a_batch_is_made_of() -> None:
+    """What is alike is stacked without loss, what is not stays a list."""
+    tensor, array = torch.ones(2, dtype=torch.bfloat16), np.ones((2, 3), ">i4")
+    rows: list[dict[str, Any]] = [
+        {"t": tensor, "a": array, "n": 1, "f": 0.1, "b": True, "s": "x", "g": np.float32(2), "l": None, "m": [1]},
+        {"t": tensor, "a": array, "n": 2, "f": 0.2, "b": False, "s": "y", "g": np.float32(3), "l": tensor, "m": {}},
+    ]
+    batch = collate(rows)
+    assert (batch["t"].dtype, batch["t"].shape) == (torch.bfloat16, (2, 2))
+    assert (batch["a"].dtype, batch["a"].shape) == (torch.int32, (2, 2, 3))
+    assert (batch["n"].tolist(), batch["f"].tolist(), batch["b"].tolist()) == ([1, 2], [0.1, 0.2], [True, False])
+    assert batch["g"].dtype == torch.float32
+    assert (batch["s"], batch["m"]) == (["x", "y"], [[1], {}])
+    assert batch["l"] == [None, tensor]
+    assert [type(value) for value in collate(rows, stack={"n"}).values()] == [list, list, Tensor, *[list] * 6]
+    mixed = collate([{"a": np.ones(2, np.float32)}, {"a": torch.zeros(2)}])["a"]
+    assert torch.equal(mixed, torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    assert collate([{"a": np.array(["text"])}])["a"][0] == "text"
+    leaf = torch.ones(2, requires_grad=True)
+    assert not collate([{"a": leaf}, {"a": leaf}])["a"].requires_grad
+    with pytest.raises(CallError, match="transform gave Tensor, no dict"):
+        collate([tensor])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_arrays_in_a_batch_stay_arrays_with_workers(urls: Mapping[int, str], num_workers: int) -> None:
+    """A batch is what collate made, wherever it was made."""
+    loader = ShardLoader(
+        urls[3], batch_size=3, num_workers=num_workers, collate=lambda rows: (np.ones(2), {"a": [np.ones(1)]})
+    )
+    ((array, held),) = loader
+    assert (type(array), type(held["a"][0])) == (np.ndarray, np.ndarray)
+
+
+def test_lists_of_many_tensors_need_no_file_descriptors(urls: Mapping[int, str]) -> None:
+    """PyTorch sends each tensor by one, and a worker without any hangs: here it may have a few only."""
+
+    def ragged(row: dict[str, Any]) -> dict[str, Any]:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, most))
+        return {"many": [torch.ones(row["cls"]) for _ in range(40)]}
+
+    loader = ShardLoader(urls[3], batch_size=3, num_workers=1, transform=ragged)
+    (batch,) = loader
+    assert [len(tensors[39]) for tensors in batch["many"]] == [0, 1, 2]
+
+
+def test_only_wanted_parts_are_read(urls: Mapping[int, str]) -> None:
+    """Keys on demand; a limit; a transform."""
+    loader = ShardLoader(urls[MANY], batch_size=4, parts="cls", with_keys=True, limit=6, remainder="keep")
+    batches = list(loader)
+    assert [list(batch) for batch in batches] == [["cls", "__key__"]] * 2
+    assert [key for batch in batches for key in batch["__key__"]] == [f"s{number:04d}" for number in range(6)]
+    assert loader.stats()["bytes"] == 6
+    doubled = ShardLoader(urls[3], batch_size=3, parts="cls", transform=lambda row: {"two": 2 * row["cls"]})
+    assert [batch["two"].tolist() for batch in doubled] == [[0, 2, 4]]
+
+
+def test_a_part_that_no_sample_has_is_refused(tmp_path: Path) -> None:
+    """With those that there are; one that whole shards lack is there."""
+
+    def extra(key: str, parts: Mapping[str, bytes]) -> dict[str, Any]:
+        return dict(parts) if key < "s0004" else {**parts, "more.cls": b"7"}
+
+    url = pack(tmp_path, 6, 3, func_output_data=extra, transform_version="1")
+    loader = ShardLoader(url, batch_size=6, parts=["cls", "more.cls"], missing="none")
+    assert [batch["more.cls"] for batch in loader] == [[None] * 4 + [7, 7]]
+    with pytest.raises(CallError, match=r"no sample has a part 'y.pyd'; their parts are cls, more.cls, txt, x.pyd"):
+        ShardLoader(url, batch_size=6, parts=["cls", "y.pyd"])
+
+
+def test_filler_is_marked_or_refused(urls: Mapping[int, str]) -> None:
+    """`__valid__` is added to what collate gives, if that is a dict."""
+    (batch,) = ShardLoader(urls[3], batch_size=4, remainder="pad", collate=lambda rows: {"n": len(rows)})
+    assert (batch["n"], batch["__valid__"].tolist()) == (4, [True, True, True, False])
+    with pytest.raises(CallError, match="collate gave list, no dict"):
+        list(ShardLoader(urls[3], batch_size=4, remainder="pad", collate=list))
+
+
+def test_a_version_is_kept_while_others_are_built(tmp_path: Path) -> None:
+    """A loader goes on with the version that it opened; a URL or an argument names another than the last."""
+    url = pack(tmp_path, 12, 3)
+    loader = ShardLoader(url, batch_size=2)
+    batches = iter(loader)
+    next(batches)
+    pickles_to_tars(tmp_path / "inputs", ["s0000"], ["x.pyd", "cls", "txt"], url, "wdshards", progress=False)
+    assert len(list(batches)) == 5
+    assert flat([numbers(batch) for batch in loader]) == list(range(12))
+    for pinned in (ShardLoader(f"{url}?version=1", batch_size=2), ShardLoader(url, version=1, batch_size=2)):
+        assert len(list(pinned)) == 6
+        pinned.load_state_dict(loader.state_dict())
+    assert len(list(ShardLoader(url, batch_size=1))) == 1
+    with pytest.raises(CallError, match=r"dataset: .* open the loader with version=1"):
+        ShardLoader(url, batch_size=1).load_state_dict(loader.state_dict())
+    with pytest.raises(CallError, match="seed: 0 in the checkpoint, 1 here"):
+        ShardLoader(url, version=1, batch_size=2, seed=1).load_state_dict(loader.state_dict())
+
+
+def flip(path: Path, old: bytes) -> None:
+    """One byte of the last place that holds these."""
+    body = bytearray(path.read_bytes())
+    body[body.rindex(old)] ^= 1
+    path.write_bytes(body)
+
+
+def swap(one: Path, two: Path) -> None:
+    one_body, two_body = one.read_bytes(), two.read_bytes()
+    one.write_bytes(two_body)
+    two.write_bytes(one_body)
+
+
+def spoil(own: Path, how: str) -> None:
+    shards = [own / f"wdshards-00000{number}.tar" for number in range(3)]
+    indexes = [own / Layout("wdshards").index(number) for number in range(3)]
+    match how:
+        case "truncated":
+            shards[1].write_bytes(shards[1].read_bytes()[:-512])
+        case "flipped":
+            flip(shards[1], b"note 5")
+        case "swapped shards":
+            swap(shards[1], shards[2])
+        case "swapped indexes":
+            swap(indexes[1], indexes[2])
+        case "missing shard":
+            shards[1].unlink()
+        case "missing index":
+            indexes[1].unlink()
+
+
+DAMAGES: dict[str, tuple[type[DrayError], str]] = {
+    "truncated": (DamagedError, r"wdshards-000001\.tar: \d+ bytes expected, found \d+"),
+    "flipped": (DamagedError, r"wdshards-000001\.tar: part 'txt' of key 's0005' at offset \d+ is not what was packed"),
+    "swapped shards": (DamagedError, r"wdshards-000001\.tar: .*(expected|of key 's0004')"),
+    "swapped indexes": (DamagedError, r"wdshards.*000001.*: not the index that version 1 names"),
+    "missing shard": (NotFoundError, r"wdshards-000001\.tar: the shard is missing"),
+    "missing index": (NotFoundError, r"wdshards.*000001.*: the index is missing"),
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_is_named(own: Path, how: str, num_workers: int) -> None:
+    """Law 10: after the batches before it, the shard and where there is one the key; the same from workers."""
+    spoil(own, how)
+    kind, message = DAMAGES[how]
+    batches = iter(ShardLoader(own, batch_size=2, num_workers=num_workers))
+    assert [numbers(batch) for batch in islice(batches, 2)] == [[0, 1], [2, 3]]
+    with pytest.raises(kind, match=message):
+        next(batches)
+
+
+def test_what_is_not_read_is_not_checked(own: Path) -> None:
+    """Headers are not looked at, nor parts that are not wanted: `dray verify` does both."""
+    flip(own / "wdshards-000001.tar", b"note 5")
+    flip(own / "wdshards-000001.tar", b"s0006.x.pyd")
+    loader = ShardLoader(own, batch_size=12, parts=["x.pyd", "cls"])
+    assert [numbers(batch) for batch in loader] == [list(range(12))]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_pickle_that_is_not_safe_is_refused(tmp_path: Path, num_workers: int) -> None:
+    """With the shard, the key and the suffix; what is allowed is read."""
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "a.x.pyd").write_bytes(pickle.dumps(subprocess.DEVNULL.__class__))
+    (tmp_path / "inputs" / "b.x.pyd").write_bytes(pickle.dumps(Path("x")))
+    pickles_to_tars(tmp_path / "inputs", ["a", "b"], "x.pyd", tmp_path / "out", "wdshards", progress=False)
+    with pytest.raises(RefusedError, match=r"wdshards-000000\.tar', key '[ab]', suffix 'x\.pyd'"):
+        list(ShardLoader(tmp_path / "out", batch_size=1, num_workers=num_workers))
+
+
+def test_a_killed_worker_is_an_error_and_the_next_pass_has_others(urls: Mapping[int, str]) -> None:
+    """Not a hang; it tells the process."""
+
+    def die(row: dict[str, Any]) -> dict[str, Any]:
+        if row["cls"] == 20 and not os.environ.get("DRAY_TEST_LIVE"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+    loader = ShardLoader(urls[MANY], batch_size=4, num_workers=2, transform=die, remainder="keep")
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*\d+\).*(killed|exited)"):
+        list(loader)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRAY_TEST_LIVE", "1")
+        loader.set_epoch(0)
+        assert flat([numbers(batch) for batch in loader]) == list(range(MANY))
+
+
+def test_a_worker_that_was_killed_between_two_passes_is_replaced(urls: Mapping[int, str]) -> None:
+    """Torch raises its error wherever the trainer is then; the next pass has other workers and every sample."""
+
+    def with_process(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "process": os.getpid()}
+
+    loader = ShardLoader(urls[MANY], batch_size=4, num_workers=2, transform=with_process, remainder="keep")
+    first = {int(process) for batch in loader for process in batch["process"]}
+    with suppress(RuntimeError):  # from torch's handler of the signal that a child ended
+        os.kill(min(first), signal.SIGKILL)
+        time.sleep(1)
+    batches = list(loader)
+    assert flat([numbers(batch) for batch in batches]) == list(range(MANY))
+    assert first.isdisjoint(int(process) for batch in batches for process in batch["process"])
+
+
+def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
+    """Of every rank and step, in a resumed epoch and before it goes on, and in others."""
+    options = {"shuffle": True, "with_keys": True, "remainder": "pad"}
+    old = ShardLoader(urls[MANY], batch_size=15, **options)  # type: ignore[arg-type]
+    next(iter(old))
+    loaders = loaders_of(urls[MANY], 2, batch_size=4, **options)
+    for loader in loaders:
+        loader.load_state_dict(old.state_dict())
+    told = [[sample["key"] for sample in loaders[0].locate(0, 2, rank)] for rank in (0, 1)]
+    assert told == [list(islice(loader, 2))[1]["__key__"] for loader in loaders]
+    with pytest.raises(CallError, match="step 0 of epoch 0"):
+        loaders[0].locate(0, 0)
+    with pytest.raises(CallError, match="on rank 2"):
+        loaders[0].locate(0, 2, 2)
+    for step, batch in enumerate(loaders[1]):
+        found = loaders[0].locate(1, step, 1)
+        assert [sample["key"] for sample in found] == batch["__key__"]
+    shard, key, offset = found[0].values()
+    with Path(shard.removeprefix("file://")).open("rb") as file:
+        file.seek(offset - 512)
+        assert file.read(100).startswith(f"{key}.".encode())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"rank": 2, "num_ranks": 2}, "rank 2 of 2"),
+        ({"rank": 0}, "give both"),
+        ({"remainder": "some"}, "expected one of drop, pad, keep"),
+    ],
+)
+def test_wrong_arguments_are_refused(urls: Mapping[int, str], options: dict[str, Any], message: str) -> None:
+    """By name."""
+    with pytest.raises(CallError, match=message):
+        ShardLoader(urls[3], **{"batch_size": 1, **options})
+    with pytest.raises(CallError, match="epoch=-1"):
+        ShardLoader(urls[3], batch_size=1).set_epoch(-1)
+
+
+def test_epochs_from_object_storage(tmp_path: Path, s3: SeaweedServer) -> None:
+    """With spawned workers that live on, a lambda for a transform, and a state from the thread's loader."""
+    url = pack(tmp_path, 30, 3, s3.url("loader"), storage_options=s3.storage_options)
+    options: Any = {"batch_size": 4, "shuffle": True, "remainder": "keep", "storage_options": s3.read_only_options}
+    plain = ShardLoader(url, **options)
+    epochs = [[numbers(batch) for batch in plain] for _ in range(2)]
+    assert [sorted(flat(epoch)) for epoch in epochs] == [list(range(30))] * 2
+    plain.set_epoch(0)
+    list(islice(plain, 2))
+    loader = ShardLoader(url, num_workers=2, transform=lambda row: row, **options)
+    loader.load_state_dict(plain.state_dict())
+    assert [numbers(batch) for batch in loader] == epochs[0][2:]
+    assert [numbers(batch) for batch in loader] == epochs[1]
+
+
+RANK_PROGRAM = """
+import os, sys, torch.distributed as dist
+from dray.loaders import ShardLoader
+from dray.pipelines import pickles_to_tars
+from dray.shards.errors import NotFoundError
+
+class Locked(os.PathLike):
+    def __fspath__(self):
+        if rank == 0:
+            raise PermissionError("the key is gone")
+        return f"{folder}/out"
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+if rank == 1:  # it comes late: rank 0 has told its version before
+    real = dist.broadcast_object_list
+    def late(*args, **kwargs):
+        real(*args, **kwargs)
+        parts, out = ["x.pyd", "cls", "txt"], f"{folder}/out"
+        pickles_to_tars(f"{folder}/inputs", ["s0000"], parts, out, "wdshards", progress=False)
+    dist.broadcast_object_list = late
+loader = ShardLoader(f"{folder}/out", batch_size=2)
+print(loader.rank, loader.num_ranks, loader.snapshot.version, *[n for batch in loader for n in batch["cls"].tolist()])
+try:
+    ShardLoader(f"{folder}/nowhere", batch_size=2)
+except NotFoundError as exc:
+    print("nowhere" in str(exc))
+try:
+    ShardLoader(Locked(), batch_size=2)
+except Exception as exc:
+    print(f"{type(exc).__name__}: {exc}")
+dist.destroy_process_group()
+"""
+
+
+def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
+    """Although a build commits between them; and rank 0's error of any kind is told to every rank, not a hang."""
+    pack(tmp_path, 12, 3)
+    (tmp_path / "program.py").write_text(RANK_PROGRAM)
+    command = [sys.executable, f"{tmp_path}/program.py"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    locked = "PermissionError: the key is gone"
+    assert outputs == [
+        ["0 2 1 0 1 4 5 8 9", "True", locked],
+        ["1 2 1 2 3 6 7 10 11", "True", f"DrayError: rank 0: {locked}"],
+    ]
+    assert Snapshot.open(tmp_path / "out").version == 2
+
+
+def test_ranks_of_a_named_group_agree_where_a_version_is_named(tmp_path: Path) -> None:
+    """Without one each takes the last at its time: then a state of the one is refused by the other, which says so."""
+    url = pack(tmp_path, 12, 3)
+    early = ShardLoader(url, batch_size=2, rank=0, num_ranks=2)
+    pickles_to_tars(tmp_path / "inputs", ["s0000"], ["x.pyd", "cls", "txt"], url, "wdshards", progress=False)
+    late = ShardLoader(url, batch_size=2, rank=1, num_ranks=2)
+    assert (early.snapshot.version, late.snapshot.version) == (1, 2)
+    with pytest.raises(CallError, match="open the loader with version=1"):
+        late.load_state_dict(early.state_dict())
+    named = ShardLoader(url, batch_size=2, rank=1, num_ranks=2, version=1)
+    named.load_state_dict(early.state_dict())
+    assert steps_of([early, named]) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_own_decoders_come_before_the_table(urls: Mapping[int, str], num_workers: int) -> None:
+    """Also for parts that would be stacked as they lie; a lambda reaches the workers; a failure names the sample."""
+    options: Any = {"batch_size": 3, "num_workers": num_workers}
+    loader = ShardLoader(urls[3], decoders={"x.pyd": len, "txt": lambda data: data.decode().upper()}, **options)
+    (batch,) = loader
+    assert batch["txt"] == ["NOTE 0", "NOTE 1", "NOTE 2"]
+    assert all(size > 100 for size in batch["x.pyd"].tolist())
+    with pytest.raises(DamagedError, match=r"key 's0000', suffix 'cls': its decoder, decoders\['cls'\], failed"):
+        list(ShardLoader(urls[3], decoders={"cls": lambda _: 1 // 0}, **options))
+
+
+def test_an_iterator_ends_when_the_loader_is_told_another_place(urls: Mapping[int, str]) -> None:
+    """It would count its steps on the new one's cursor."""
+    loader = ShardLoader(urls[MANY], batch_size=4)
+    old = iter(loader)
+    next(old)
+    loader.set_epoch(5)
+    with pytest.raises(CallError, match="told to go on elsewhere"):
+        next(old)
+    assert loader.state_dict()["consumed"] == 0
+
+
+def test_maps_leave_file_descriptors_to_others(tmp_path: Path) -> None:
+    """More shards than a quarter of them: the others are closed meanwhile."""
+    url = pack(tmp_path, 60, 60)
+    program = (
+        "import resource, sys; from dray.loaders import ShardLoader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "print(sum(len(b['cls']) for b in ShardLoader(sys.argv[1], batch_size=7, shuffle=True, remainder='keep')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "60\n"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_transform_that_fails_is_told_with_its_sample(urls: Mapping[int, str], num_workers: int) -> None:
+    """After the batches before it."""
+
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        return {"cls": 1 // (row["cls"] - 45)}
+
+    taken = []
+    with pytest.raises(ZeroDivisionError) as caught:
+        taken.extend(ShardLoader(urls[MANY], batch_size=5, num_workers=num_workers, transform=fail))
+    assert len(taken) == 9
+    assert "key 's0045'" in f"{caught.value} {getattr(caught.value, '__notes__', '')}"
+
+
+def test_a_loader_can_be_sent_to_another_process(urls: Mapping[int, str]) -> None:
+    """As long as no epoch was begun with it."""
+    loader = ShardLoader(urls[MANY], batch_size=5, shuffle=True, seed=2)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert [numbers(batch) for batch in copy] == [numbers(batch) for batch in loader]

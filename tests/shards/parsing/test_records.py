@@ -1,0 +1,200 @@
+"""Records that somebody wrote by hand: whatever a manifest, commit or intent says, it is refused by name."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from dray.shards.errors import DamagedError
+from dray.shards.layout import Layout
+from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
+from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.parsing.records import read_record
+from dray.shards.storage.store import Store
+from tests.support.datasets import recipe_of
+
+LAYOUT, DIGEST = Layout("wdshards"), "ab" * 16
+SHARD = Shard(number=0, num_bytes=4096, num_samples=2, digest=DIGEST, index_digest=DIGEST, parts={"cls": 2})
+MANIFEST = Manifest(
+    prefix="wdshards",
+    source_url="file:///in",
+    recipe={**recipe_of("cls"), "encode": {"cls": "json"}, "allow": ["a.B"], "allow_pickle": True, "later": [{}]},
+    intent=1,
+    accounting=Accounting(inputs=5, packed=4, skipped=1),
+    shards=(SHARD, replace(SHARD, number=1, parts=None)),
+    sources=(SourceChunk(intent=1, digest=DIGEST, num_rows=4),),
+    left_out=SourceChunk(intent=1, digest=DIGEST, num_rows=1),
+)
+COMMIT = Commit(
+    number=7, operation="build", version=7, intent=1, manifest=DIGEST, num_samples=4, num_shards=2, num_bytes=8192,
+    kept_from=5, holds={"best": 3}, open_intent=1, open_shard=0, write_id=new_write_id(), created=now(),
+)  # fmt: skip
+INTENT = Intent(
+    number=3, plan=DIGEST, base=0, first=10, count=2, shards=(4, 10, 11), digests=(DIGEST,) * 3, created=now(),
+    write_id=new_write_id(),
+)  # fmt: skip
+
+NO_NUMBERS = [None, "1", 1.0, True, -1, 10**30, [1], {}, float("nan")]
+NO_TEXTS = [None, 1, ["a"], "\ud800"]
+NO_DIGESTS = [*NO_TEXTS, "", "../../../../etc/passwd", "AB" * 16, DIGEST + "\n"]
+
+
+def with_values(record: Any, changes: Mapping[str, object]) -> bytes:
+    """The JSON of a record with other values at some paths such as `shards/0/number`; `...` removes what is there."""
+    values = json.loads(json.dumps({"format": 1, **asdict(record)}))
+    for path, value in changes.items():
+        *parents, last = [int(step) if step.isdecimal() else step for step in path.split("/")]
+        place = values
+        for step in parents:
+            place = place[step]
+        place[last] = value
+        if value is ...:
+            del place[last]
+    return json.dumps(values).encode()
+
+
+def numbers_of(*paths: str) -> dict[str, list[Any]]:
+    return dict.fromkeys(paths, NO_NUMBERS)
+
+
+HOSTILE_MANIFEST: Mapping[str, list[Any]] = {
+    **numbers_of("intent", "accounting/inputs", "accounting/packed", "accounting/skipped", "accounting/quarantined"),
+    **numbers_of("shards/0/number", "shards/0/num_bytes", "shards/0/num_samples", "shards/0/parts/cls"),
+    **numbers_of("sources/0/num_rows", "sources/0/intent", "left_out/num_rows"),
+    **dict.fromkeys(("prefix", "source_url"), NO_TEXTS),
+    **dict.fromkeys(("shards/0/digest", "shards/1/index_digest", "sources/0/digest", "left_out/digest"), NO_DIGESTS),
+    "format": [2, None, "1", [1]],
+    "unknown": [1],
+    "shards": [None, [], {}, "", [None], [[]]],
+    "sources": [None, [], {}],
+    "left_out": [None, [], 0, {}],
+    "accounting": [None, {}, {"inputs": 5}],
+    "shards/0/unknown": [1],
+    "shards/1/number": [0, 10**18],
+    "recipe": [None, {}, [], "x"],
+    "recipe/suffixes": [None, [], "cls", [1], ["a/b"], ["x", "X"], [".."], [["x"]]],
+    "recipe/transform": [1, [], False],
+    "recipe/num_shards": ["1", 0, -1, True, 1.0],
+    "recipe/shard_bytes": [None, 0, True, "1"],
+    "recipe/shard_samples": [None, 0, 1.5],
+    "recipe/shuffle_seed": ["1", 1.0, False],
+    "recipe/encode": [None, 1, ["json"], {"cls": 1}],
+    "recipe/allow": [None, "a", [1]],
+    "recipe/allow_pickle": [None, 1],
+    "recipe/later": [float("inf"), float("nan"), {"a": ["\ud800"]}],
+}
+# The tar of a shard has room for its samples and is at most 4 GiB; every count agrees with the others.
+IMPOSSIBLE_COUNTS = [
+    {"shards/0/num_samples": 10**10, "accounting/packed": 10**10 + 2},
+    {"shards/0/num_samples": 2**63 - 1},
+    {"shards/0/num_samples": 7, "accounting/packed": 9, "accounting/inputs": 10, "sources/0/num_rows": 9},
+    {"shards/0/num_samples": 0, "accounting/packed": 2, "accounting/inputs": 3, "sources/0/num_rows": 2},
+    {"shards/0/num_bytes": 2**32 + 512},
+    {"sources/0/num_rows": 3},
+    {"left_out/num_rows": 2},
+]
+HOSTILE_COMMIT: Mapping[str, list[Any]] = {
+    **numbers_of("number", "version", "intent", "num_samples", "num_shards", "num_bytes", "kept_from"),
+    **numbers_of("open_intent", "open_shard", "holds/best"),
+    "number": [*NO_NUMBERS, 6, 8],
+    "version": [*NO_NUMBERS, 0, 8],
+    "kept_from": [*NO_NUMBERS, 0, 8],
+    "holds": [None, [], {"": 3}, {"a/b": 3}, {"\x1b[2J": 3}, {"best": 8}],
+    "manifest": [*NO_TEXTS, "../x", "ab"],
+    "operation": [*NO_TEXTS, "", "\x1b[2J", "a" * 33],
+    "created": [*NO_TEXTS, "", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01", "9999999-01-01T00:00:00Z"],
+    "write_id": NO_TEXTS,
+}
+HOSTILE_INTENT: Mapping[str, list[Any]] = {
+    **numbers_of("base", "first", "count", "shards/0"),
+    "number": [*NO_NUMBERS, 2],
+    "count": [*NO_NUMBERS, 3, 4, 10**10],
+    "first": [*NO_NUMBERS, 9, 2**63 - 1],
+    "shards": [None, [], {}, [4, 10], [4, 10, 10], [4, 10, 12]],
+    "digests": [None, [], [DIGEST] * 2, [DIGEST] * 4, [1] * 3, DIGEST],
+    "plan": NO_TEXTS,
+    "created": [*NO_TEXTS, "yesterday"],
+}
+
+
+def put(store: Store, name: str, body: bytes) -> Store:
+    store.put_new(name, body)
+    return store
+
+
+def test_what_the_cases_start_from_is_good() -> None:
+    """Else they would be refused for another reason."""
+    assert Manifest.from_bytes(MANIFEST.to_bytes(), "x") == MANIFEST
+    for record, name, read in ((COMMIT, LAYOUT.commit(7), read_commit), (INTENT, LAYOUT.intent(3), read_intent)):
+        store = put(Store(f"memory://{new_write_id()}"), name, with_values(record, {}))
+        assert read(store, LAYOUT, record.number) == record
+
+
+@pytest.mark.parametrize("path", HOSTILE_MANIFEST)
+def test_a_hostile_manifest_is_damage(path: str) -> None:
+    """The error names it and the way out."""
+    for value in HOSTILE_MANIFEST[path]:
+        body = with_values(MANIFEST, {path: value})
+        with pytest.raises(DamagedError, match=r"at/x.json: not a readable manifest \(.*\): dray log .* dray rollback"):
+            Manifest.from_bytes(body, "at/x.json")
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE_COUNTS, ids=repr)
+def test_counts_that_cannot_be_are_damage(changes: Mapping[str, int]) -> None:
+    """A number of samples decides how much memory a loader takes: it is held against the bytes of the tars."""
+    with pytest.raises(DamagedError, match=r"at/x\.json: not a readable manifest"):
+        Manifest.from_bytes(with_values(MANIFEST, changes), "at/x.json")
+
+
+@pytest.mark.parametrize("path", HOSTILE_COMMIT)
+def test_a_hostile_commit_is_damage(path: str) -> None:
+    """The error names it and the way out."""
+    for value in HOSTILE_COMMIT[path]:
+        store = put(Store(f"memory://{new_write_id()}"), LAYOUT.commit(7), with_values(COMMIT, {path: value}))
+        with pytest.raises(DamagedError, match=r"/0000000007.json: not a readable commit \(.*\): restore it from a co"):
+            read_commit(store, LAYOUT, 7)
+
+
+@pytest.mark.parametrize("path", HOSTILE_INTENT)
+def test_a_hostile_intent_is_damage(path: str) -> None:
+    """The error names it and the way out."""
+    for value in HOSTILE_INTENT[path]:
+        store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
+        with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
+            read_intent(store, LAYOUT, 3)
+
+
+def test_what_may_be_left_out_has_its_default() -> None:
+    """A commit without holds holds nothing; one without a required value names what it lacks."""
+    optional = dict.fromkeys(("kept_from", "holds", "open_intent", "open_shard"), ...)
+    found = read_record(Commit, with_values(COMMIT, optional))
+    assert found == replace(COMMIT, kept_from=1, holds={}, open_intent=1, open_shard=0)
+    with pytest.raises(ValueError, match="Commit without manifest, version"):
+        read_record(Commit, with_values(COMMIT, {"version": ..., "manifest": ...}))
+
+
+@pytest.mark.parametrize("path", ["prefix", "shards", *(f"recipe/{name}" for name in recipe_of("x"))])
+def test_what_a_manifest_lacks_is_damage(path: str) -> None:
+    """Also what may be null, as the number of shards."""
+    with pytest.raises(DamagedError, match=r"at/x\.json: not a readable manifest"):
+        Manifest.from_bytes(with_values(MANIFEST, {path: ...}), "at/x.json")
+
+
+NO_JSON = [b"", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"format": 1, "number": ' + b"9" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:30]))
+def test_bytes_that_are_no_record_are_damage(body: bytes) -> None:
+    """Not a RecursionError, nor any other error of the JSON reader."""
+    store = Store(f"memory://{new_write_id()}")
+    put(put(store, LAYOUT.commit(7), body), LAYOUT.intent(3), body)
+    readers: list[Callable[[], object]] = [
+        lambda: Manifest.from_bytes(body, "x"),
+        lambda: read_commit(store, LAYOUT, 7),
+        lambda: read_intent(store, LAYOUT, 3),
+    ]
+    for read in readers:
+        with pytest.raises(DamagedError, match="not a readable"):
+            read()

@@ -1,0 +1,414 @@
+"""Which parts a loader reads: parts that samples lack, forms of encoded parts, letter case, shapes that differ."""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import default_collate
+
+from dray.cluster.quickstart.seaweed import SeaweedServer
+from dray.loaders import Dataset, PickledDataWDS, ShardLoader, Split, WebDataModule
+from dray.loaders.batching.collate import collate
+from dray.pipelines import pickles_to_tars
+from dray.shards import CallError, Snapshot, Store
+from dray.shards.index import digest_of
+from dray.shards.parsing.records import canonical_json
+from tests.conftest import Dray
+from tests.support import datasets
+
+FLOAT = torch.ones(2)
+Parts = Callable[[int], Mapping[str, Any]]
+
+
+def files(parts: Mapping[str, Any]) -> dict[str, bytes]:
+    return {suffix: pickle.dumps(value) if suffix.lower().endswith(("pyd", "pkl")) else str(value).encode()
+            for suffix, value in parts.items()}  # fmt: skip
+
+
+def build(folder: Path, parts_of: Parts, num_samples: int = 6, num_shards: int = 3, **options: Any) -> str:
+    """The URL of a dataset whose samples have what a function gives for their number."""
+    inputs, names = folder / "in", [f"s{number}" for number in range(num_samples)]
+    inputs.mkdir(parents=True)
+    for name in names:
+        (inputs / f"{name}.n").write_bytes(b"")
+    make = lambda key, _: files(parts_of(int(key[1:])))  # noqa: E731
+    options = {"transform_version": "1", "progress": False, **options}
+    pickles_to_tars(inputs, names, "n", folder / "out", "wdshards", make, num_shards, **options)
+    return str(folder / "out")
+
+
+def encode(folder: Path, values: list[Any], encode: Any = "auto", **more: Any) -> str:
+    """The URL of a dataset of two samples a shard, whose parts image.pyd are these values."""
+    parts = {"image.pyd": lambda number: pickle.dumps(values[number])} | more
+    return datasets.pack(folder, len(values), -(-len(values) // 2), parts=parts, encode=encode)
+
+
+def forget_counts(url: str) -> str:
+    """Let the manifest record no counts, as older versions of dray did for the parts that a function makes."""
+    snapshot = Snapshot.open(url)
+    store, layout, old = snapshot.store, snapshot.layout, snapshot.commit
+    manifest = json.loads(store.get(layout.manifest(old.intent, old.manifest)))
+    for shard in manifest["shards"]:
+        shard.pop("parts", None)
+    body = canonical_json(manifest)
+    store.put_new(layout.manifest(old.intent, digest_of(body)), body)
+    commit = json.loads(store.get(layout.commit(old.version)))
+    datasets.overwrite(store, layout.commit(old.version), canonical_json({**commit, "manifest": digest_of(body)}))
+    return url
+
+
+def only(url: str, size: int, **options: Any) -> dict[str, Any]:
+    """The one batch of a dataset of that size."""
+    (batch,) = ShardLoader(url, batch_size=size, **options)
+    assert isinstance(batch, dict)
+    return batch
+
+
+# Parts that samples lack
+
+
+def some(number: int) -> dict[str, Any]:
+    """Sample 4, in the last shard, has no label; the last shard alone has notes."""
+    parts: dict[str, Any] = {"x.pyd": torch.full((2,), float(number))}
+    return parts | ({"label.cls": number} if number != 4 else {}) | ({"note.txt": "n"} if number > 3 else {})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_named_part_that_a_sample_lacks_is_an_error(tmp_path: Path, on_error: str, num_workers: int) -> None:
+    """It names shard, key, suffix and the way out; it is no damage to be skipped. Batches before it are good."""
+    url = build(tmp_path, some)
+    bad = tmp_path / "bad"
+    loader = ShardLoader(
+        url, batch_size=2, parts=["x.pyd", "label.cls"], on_error=on_error, bad_samples=bad, num_workers=num_workers
+    )
+    batches = iter(loader)
+    assert [next(batches)["label.cls"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(
+        CallError, match=r"wdshards-000002\.tar', key 's4': no part with suffix 'label\.cls'.*missing='none'"
+    ):
+        next(batches)
+    assert not bad.exists()
+    fine = ShardLoader(url, batch_size=2, parts="x.pyd", num_workers=num_workers)
+    assert len(list(fine)) == 3
+
+
+def test_missing_none_gives_none_in_a_list(tmp_path: Path) -> None:
+    """In the batches where a sample lacks it; every part has its key in every batch, and in what functions get."""
+    url = build(tmp_path, some)
+    first, second = ShardLoader(url, batch_size=3, missing="none", with_keys=True)
+    assert list(first) == list(second) == ["label.cls", "x.pyd", "note.txt", "__key__"]
+    assert (first["label.cls"].tolist(), first["note.txt"]) == ([0, 1, 2], [None] * 3)
+    assert (second["label.cls"], second["note.txt"]) == ([3, None, 5], [None, "n", "n"])
+    rows: list[dict[str, Any]] = []
+    list(ShardLoader(url, batch_size=6, missing="none", transform=lambda row: rows.append(dict(row)) or {"a": 1}))
+    assert [row["label.cls"] for row in rows] == [0, 1, 2, 3, None, 5]
+    ((kept, *_),) = ShardLoader(url, batch_size=6, missing="none", collate=list)
+    assert kept["note.txt"] is None
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_all_parts_must_be_in_all_samples(tmp_path: Path, is_recorded: bool) -> None:
+    """Said when the loader is opened, or where nothing was recorded at the batch whose sample differs."""
+    url = build(tmp_path, some)
+    if not is_recorded:
+        forget_counts(url)
+        batches = iter(ShardLoader(url, batch_size=2))
+        assert list(next(batches)) == ["x.pyd", "label.cls"]
+        next(batches)
+        with pytest.raises(CallError, match=r"key 's4': no part with suffix 'label\.cls'"):
+            next(batches)
+        with pytest.raises(CallError, match=r"key 's5': the sample has a part 'note\.txt', which others lack.*parts="):
+            list(ShardLoader(url, batch_size=1, shuffle=True, seed=2))
+    else:
+        with pytest.raises(CallError, match=r"000000\.tar lack 'note\.txt': name the parts with parts=, or give miss"):
+            ShardLoader(url, batch_size=2)
+    assert only(url, 6, missing="none").keys() == {"x.pyd", "label.cls", "note.txt"}
+    assert only(url, 4, limit=4).keys() == {"x.pyd", "label.cls"}
+
+
+def test_first_sample_of_first_shard_lacks(tmp_path: Path) -> None:
+    """Without counts this is said when the loader is opened, from the first index."""
+    url = forget_counts(build(tmp_path, lambda number: {"x.pyd": FLOAT} | ({"n.cls": 1} if number else {})))
+    with pytest.raises(CallError, match=r"parts=None reads all parts, but 1 of the 2 samples of .* lack 'n\.cls'"):
+        ShardLoader(url, batch_size=2)
+
+
+@pytest.mark.parametrize("missing", ["error", "none"])
+def test_a_rank_without_samples_has_every_part(tmp_path: Path, missing: str) -> None:
+    """Of no rows, and stacked where it can be, whatever the first sample of the dataset lacks."""
+    url = build(tmp_path, lambda number: {"x.pyd": FLOAT} | ({"n.cls": number} if number else {}), num_samples=7)
+    parts = ["x.pyd", "n.cls"] if missing == "none" else ["x.pyd"]
+    loader = ShardLoader(url, batch_size=2, remainder="keep", rank=0, num_ranks=3, parts=parts, missing=missing)
+    *_, last = loader
+    assert [tuple(last[part].shape) for part in parts] == [(0, 2), (0,)][: len(parts)]
+
+
+def test_a_transform_that_leaves_out_a_part_is_an_error(tmp_path: Path) -> None:
+    """Not a silent None; with missing="none" it is one."""
+    url = build(tmp_path, lambda number: {"n.cls": number})
+
+    def odd(row: dict[str, Any]) -> dict[str, Any]:
+        return {"n": row["n.cls"]} if row["n.cls"] % 2 else {}
+
+    with pytest.raises(CallError, match=r"transform gave no 'n' for shard .*000000.tar', key 's0'"):
+        list(ShardLoader(url, batch_size=2, transform=odd))
+    assert only(url, 6, transform=odd, missing="none")["n"] == [None, 1, None, 3, None, 5]
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    """As they were given."""
+    url = build(tmp_path, some)
+    with pytest.raises(CallError, match=r"stack names 'y': a batch has the parts x\.pyd"):
+        ShardLoader(url, batch_size=1, parts="x.pyd", stack={"y"})
+    for options in ({"missing": "skip"}, {"stack": "x.pyd"}, {"stack": [1]}, {"missing": None}):
+        (name,) = options
+        with pytest.raises(CallError, match=f"{name}="):
+            ShardLoader(url, batch_size=1, parts="x.pyd", **options)  # type: ignore[arg-type]
+    with pytest.raises(CallError, match="missing="):
+        WebDataModule(None, "x", {}, 1, missing="skip")
+
+
+def test_tuples_of_the_data_module_have_none_where_they_may(tmp_path: Path) -> None:
+    """Else the error of a loader."""
+    url = build(tmp_path, some)
+    data = module(url, ["x.pyd", "LABEL.cls"])
+    with pytest.raises(
+        CallError, match=r"key 's4': no part with suffix 'LABEL\.cls'; it has \['x\.pyd', 'note\.txt'\]"
+    ):
+        list(data.val_dataloader())
+    labels = [label for _, label in module(url, ["x.pyd", "label.cls"], missing="none").val_dataloader()]
+    assert labels == [0, 1, 2, 3, None, 5]
+
+
+def test_no_other_part_stands_for_one_that_is_missing(tmp_path: Path) -> None:
+    """The end of a suffix is enough only where no sample has a part of that very name."""
+    url = build(tmp_path, lambda number: {"other.x.cls": 9, "n.txt": "n"} | ({"x.cls": number} if number else {}))
+    with pytest.raises(
+        CallError, match=r"key 's0': no part with suffix 'x\.cls'; it has \['other\.x\.cls', 'n\.txt'\]"
+    ):
+        list(module(url, "x.cls").val_dataloader())
+    found = module(url, ["x.cls", "txt"], missing="none")
+    assert [value for value, _ in found.val_dataloader()] == [None, 1, 2, 3, 4, 5]
+
+
+def module(url: str, suffixes: Any, **options: Any) -> WebDataModule:
+    data = WebDataModule(None, suffixes, {Split.val: url}, None, **options)
+    data.setup("validate")
+    return data
+
+
+# Forms of encoded parts
+
+VALUES: list[Any] = [FLOAT, (1, 2), FLOAT * 2, FLOAT * 3, {"a": 1}, 2 * FLOAT]  # stored as .npy, .pyd and .json
+
+
+def values_in(column: Any) -> list[Any]:
+    return [value if isinstance(value, dict) else torch.as_tensor(value).tolist() for value in column]
+
+
+@pytest.mark.parametrize("name", ["image.pyd", "image.npy", "image.json", "image", "IMAGE.Npy"])
+def test_every_name_of_an_encoded_part_gives_it(tmp_path: Path, name: str) -> None:
+    """Under the name that was asked for, whatever the form is; from the loader, the DataModule and the Dataset."""
+    url = encode(tmp_path, VALUES)
+    for stack in (True, False):
+        batch = only(url, 6, parts=name, stack=stack)
+        assert list(batch) == [name]
+        assert values_in(batch[name]) == values_in(VALUES)
+    for wanted in (name, f"jpg;{name}", "npy"):
+        found = [value for (value,) in module(url, wanted).val_dataloader()]
+        assert values_in(found) == values_in(VALUES)
+    dataset = Dataset(url)
+    assert values_in([dataset[key][name] for key in dataset]) == values_in(VALUES)
+
+
+def test_an_encoded_part_stands_under_the_suffix_of_its_source(tmp_path: Path) -> None:
+    """With parts=None, whatever the values became; so samples of a Dataset can be collated."""
+    url = encode(tmp_path, [FLOAT, FLOAT.bfloat16().float(), FLOAT, 2 * FLOAT])
+    batch = only(url, 4)
+    assert list(batch) == ["image.pyd"]
+    assert batch["image.pyd"].tolist() == [[1, 1], [1, 1], [1, 1], [2, 2]]
+    dataset = Dataset(url)
+    assert default_collate([dataset[key] for key in dataset])["image.pyd"].shape == (4, 2)
+    with pytest.raises(KeyError, match="image\\.jpg"):
+        dataset["s0000"]["image.jpg"]
+
+
+def test_mixed_forms_are_stacked_where_they_agree(tmp_path: Path) -> None:
+    """A number is stored as .json, a numpy number as .npy; another dtype is an error that names both samples."""
+    url = encode(tmp_path, [1, np.int64(2), 3, 0.5])
+    (first, *_) = ShardLoader(url, batch_size=3)
+    assert first["image.pyd"].tolist() == [1, 2, 3]
+    with pytest.raises(CallError, match=r"int64 \(\) in .*'s0000', but float64 \(\) in .*'s0003'"):
+        only(url, 4)
+
+
+def test_only_what_the_build_recorded_is_one_part(tmp_path: Path) -> None:
+    """meta.json beside meta.pyd are two parts where nothing was encoded, or where only the other was."""
+    meta = {"meta.pyd": lambda number: pickle.dumps((number,)), "meta.json": b"%d".__mod__}
+    plain = datasets.pack(tmp_path / "plain", 4, 2, parts=meta)
+    assert list(only(plain, 4, stack=False)) == ["meta.pyd", "meta.json"]
+    with pytest.raises(CallError, match="no sample has a part 'meta'"):
+        ShardLoader(plain, batch_size=1, parts="meta")
+    other = encode(tmp_path / "other", [FLOAT] * 4, {"image.pyd": "npy"}, **meta)
+    assert list(only(other, 4)) == ["image.pyd", "meta.pyd", "meta.json"]
+    assert only(other, 4, parts=["image.npy", "meta.pyd", "meta.json"])["meta.json"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_two", [True, False])
+def test_the_parts_of_a_function_are_one_where_each_sample_has_one(tmp_path: Path, is_two: bool) -> None:
+    """By the counts that the build recorded: with encode="auto" the recipe does not name what a function makes."""
+
+    def make(number: int) -> dict[str, Any]:
+        return {"meta.pyd": (number,) if number % 2 else FLOAT} | ({"meta.json": number} if is_two else {})
+
+    url = build(tmp_path, make, encode="auto")
+    if is_two:
+        with pytest.raises(CallError, match=r"1 of the 2 samples of .* lack 'meta\.npy'"):
+            ShardLoader(url, batch_size=2)
+        assert only(url, 6, parts="meta.json")["meta.json"].tolist() == [0, 1, 2, 3, 4, 5]
+    else:
+        found = only(url, 6, stack=False)["meta.pyd"]
+        assert values_in(found) == values_in([FLOAT, (1,), FLOAT, (3,), FLOAT, (5,)])
+
+
+def test_the_pickled_data_module_reads_what_it_encoded(tmp_path: Path) -> None:
+    """By the names of its pickles, also where the end of another part's suffix is the same."""
+    (tmp_path / "in").mkdir()
+    for number, value in enumerate(VALUES):
+        (tmp_path / f"in/s{number}.image.pyd").write_bytes(pickle.dumps(value))
+        (tmp_path / f"in/s{number}.other.image.pyd").write_bytes(pickle.dumps(number))
+    names = {Split.val: [f"s{number}" for number in range(len(VALUES))]}
+    data = PickledDataWDS(
+        tmp_path / "in", names, ["image.pyd", "other.image.pyd"], {Split.val: str(tmp_path / "out")}, None,
+        encode="auto", progress=False,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("validate")
+    found = list(data.val_dataloader())
+    assert values_in([value for value, _ in found]) == values_in(VALUES)
+    assert [int(number) for _, number in found] == list(range(len(VALUES)))
+
+
+def test_loadtest_takes_any_name_of_a_part(tmp_path: Path, dray: Dray) -> None:
+    """And reads datasets whose samples differ."""
+    url = encode(tmp_path, VALUES)
+    for more in (["--part", "image"], ["--part", "image.npy"], []):
+        assert dray("loadtest", url, "--batch-size", 2, "--steps", 3, *more).code == 0
+    ragged = encode(tmp_path / "ragged", [torch.ones(1), torch.ones(2)])
+    failed = dray("loadtest", ragged, "--batch-size", 2, "--steps", 1)
+    assert (failed.code, "Give --no-stack for lists" in failed.err) == (1, True)
+    assert dray("loadtest", ragged, "--batch-size", 2, "--steps", 1, "--no-stack").code == 0
+
+
+# Letter case
+
+
+def test_suffixes_compare_without_case(tmp_path: Path) -> None:
+    """A part is decoded whatever its case, and is one part whatever the case of the next sample's."""
+    url = build(tmp_path, lambda number: {"x.PYD" if number % 2 else "x.pyd": torch.full((2,), float(number))})
+    for names in (None, "X.Pyd"):
+        batch = only(url, 6, parts=names)
+        (name,) = batch
+        assert name == (names or "x.PYD")
+        assert batch[name][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [float(x[0]) for (x,) in module(url, "x.PYD").val_dataloader()] == [0, 1, 2, 3, 4, 5]
+    assert float(Dataset(url)["s3"]["x.pyd"][0]) == 3.0
+    assert only(url, 6, parts="x.pyd", decoders={"PYD": lambda data: 7})["x.pyd"].tolist() == [7] * 6
+
+
+def plain_tar(members: list[str]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in members:
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"7"))
+    return stream.getvalue()
+
+
+def test_two_parts_that_differ_in_case_are_named(tmp_path: Path) -> None:
+    """Tars of other makers may have both in one sample."""
+    (tmp_path / "wdshards-0.tar").write_bytes(plain_tar(["a.cls", "b.cls", "b.CLS", "b.n.txt"]))
+    data = module(str(tmp_path), "cls")
+    with pytest.raises(CallError, match=r"key 'b': several parts with suffix 'cls': 'cls' and 'CLS'"):
+        list(data.val_dataloader())
+
+
+def test_streamed_tars_follow_the_same_rules(s3: SeaweedServer) -> None:
+    """Tars of other makers on object storage."""
+    store = Store(s3.url("parts-streamed"), s3.storage_options)
+    store.put_new("wdshards-0.tar", plain_tar(["a.X.CLS", "a.n.txt", "b.n.txt"]))
+    for missing, found in (("none", [7, None]), ("error", None)):
+        with pytest.warns(UserWarning, match="streamed whole"):
+            data = module(store.url, "x.cls", missing=missing, storage_options=s3.storage_options)
+        if found is None:
+            with pytest.raises(CallError, match=r"key 'b': no part with suffix 'x\.cls'; it has \['n\.txt'\]"):
+                list(data.val_dataloader())
+        else:
+            assert [value for (value,) in data.val_dataloader()] == found
+
+
+# Shapes that differ
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_shapes_that_differ_are_an_error_or_lists(tmp_path: Path, num_workers: int) -> None:
+    """The error names both samples, what differs and the way out; a list is one also where shapes agree."""
+    url = build(tmp_path, lambda number: {"x.pyd": torch.ones(2 + (number == 5)), "y.pyd": FLOAT, "t.txt": "t"})
+    options: dict[str, Any] = {"batch_size": 3, "num_workers": num_workers}
+    batches = iter(ShardLoader(url, **options))
+    assert next(batches)["x.pyd"].shape == (3, 2)
+    with pytest.raises(
+        CallError,
+        match=r"'x\.pyd' cannot be stacked: it is float32 \(2,\) in shard .*, key 's3', but float32 \(3,\) in "
+        r"shard .*000002\.tar', key 's5'\. Give stack=False",
+    ):
+        next(batches)
+    for batch in ShardLoader(url, stack=False, **options):
+        assert [type(batch[part]) for part in batch] == [list, list, list]
+        assert batch["y.pyd"][2].tolist() == [1, 1]
+    for batch in ShardLoader(url, stack={"y.pyd"}, **options):
+        assert (type(batch["x.pyd"]), batch["y.pyd"].shape) == (list, (3, 2))
+
+
+SCALARS = [1, True, 0.5, np.float32(2), np.int64(3), FLOAT, np.ones(2), np.ones(2, ">f8"), torch.ones(3), "text", b"b",
+           {"a": 1}, [1], None, 2**63, np.array("x"), torch.ones(2).to_sparse()]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(range(len(SCALARS))), min_size=1, max_size=4))
+def test_what_can_be_stacked_does_not_depend_on_luck(chosen: list[int]) -> None:
+    """A list, if a value is no tensor; a tensor, if all have the same dtype and shape; else an error."""
+    values = [SCALARS[number] for number in chosen]
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, str | bytes | dict | list) or value is None or (type(value) is int and value >= 2**63):
+            return None
+        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            return None
+        try:
+            tensor = torch.as_tensor(np.asarray(value).astype(np.asarray(value).dtype.newbyteorder("=")))
+        except TypeError:
+            return None
+        return (torch.float64 if type(value) is float else tensor.dtype), tuple(tensor.shape)
+
+    kinds = {kind(value) for value in values}
+    assert type(collate([{"a": value} for value in values], stack=False)["a"]) is list
+    if len(kinds) > 1 and None not in kinds:
+        with pytest.raises(CallError, match=r"part 'a' cannot be stacked: .* sample 0 of the batch"):
+            collate([{"a": value} for value in values])
+        return
+    found = collate([{"a": value} for value in values])["a"]
+    assert isinstance(found, list) == (None in kinds)
+    if isinstance(found, torch.Tensor):
+        assert [(found.dtype, tuple(found.shape[1:]))] == list(kinds)
