@@ -55,6 +55,6 @@ def test_the_readme_python_blocks_run(folder: Path) -> None:
 
 def test_links_of_the_documents_lead_somewhere() -> None:
     """Relative links name files that exist."""
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), (document.name, target)
