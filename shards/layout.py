@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dray.shards.errors import CallError
 
 DRAY_FOLDER = "__dray__"  # in a dataset's directory; holds everything but the shards
+OLD_FOLDER = "_dray"  # where format 1 kept it
 MOST_SHARDS = 10**18  # numbers of shards are smaller
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")

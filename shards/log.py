@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, DamagedError, NotFoundError, StoreError
-from dray.shards.layout import MOST_SHARDS, Layout, record_number
-from dray.shards.parsing.records import check_digests, read_record, write_record
+from dray.shards.layout import MOST_SHARDS, OLD_FOLDER, Layout, record_number
+from dray.shards.parsing.records import FormatError, check_digests, read_record, write_record
 from dray.shards.storage.store import Store
 
 MAX_COMMIT_BYTES = 4096
@@ -130,9 +130,19 @@ def numbers_in(store: Store, folder: str) -> list[int]:
 
 
 def read_head(store: Store, layout: Layout) -> Commit | None:
-    """The last commit, which tells what is true now; None where nothing was ever committed."""
-    number = max(numbers_in(store, layout.commits), default=0)
-    return read_commit(store, layout, number) if number else None
+    """The last commit, which tells what is true now; None where nothing was ever committed.
+
+    Raises:
+        DamagedError: An older dray wrote this dataset.
+    """
+    if number := max(numbers_in(store, layout.commits), default=0):
+        return read_commit(store, layout, number)
+    if (old := f"{OLD_FOLDER}/{layout.prefix}") in store.list_folders(OLD_FOLDER):
+        raise DamagedError(
+            f"{store.url_of(old)} was written by an older dray; rebuild it: build into an empty folder, or delete "
+            f"{store.url_of(old)} and {store.url_of(layout.prefix)}-*.tar first"
+        )
+    return None
 
 
 def read_commit(store: Store, layout: Layout, number: int) -> Commit:
@@ -314,6 +324,8 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
             raise ValueError(f"created is {record.created!r:.80}")
         unix_time(record.created)
         _check_commit(record) if isinstance(record, Commit) else _check_intent(record)
+    except FormatError as exc:
+        raise DamagedError(f"{store.url_of(name)}: {exc}") from exc
     except (ValueError, OverflowError) as exc:
         raise DamagedError(
             f"{store.url_of(name)}: not a readable {kind.__name__.lower()} ({exc}): restore it from a copy, or build "

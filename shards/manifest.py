@@ -7,7 +7,7 @@ from typing import Any
 
 from dray.shards.errors import DamagedError
 from dray.shards.layout import MOST_SHARDS, check_suffixes
-from dray.shards.parsing.records import FORMAT, canonical_json, check_digests, read_record
+from dray.shards.parsing.records import HEADER, FormatError, canonical_json, check_digests, read_record
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES
 
 CHUNK_ROWS = 1_000_000  # largest number of rows of a table of sources
@@ -84,7 +84,7 @@ class Manifest:
         for shard in values["shards"]:
             if shard["parts"] is None:
                 del shard["parts"]
-        return canonical_json({"format": FORMAT, **values})
+        return canonical_json({**HEADER, **values})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Manifest":
@@ -98,6 +98,8 @@ class Manifest:
             _check_recipe(manifest.recipe)
             _check_shards(manifest.shards)
             _check_counts(manifest)
+        except FormatError as exc:
+            raise DamagedError(f"{where}: {exc}") from exc
         except (ValueError, TypeError) as exc:
             raise DamagedError(
                 f"{where}: not a readable manifest ({exc}): dray log lists the versions, dray rollback goes back to one"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dray.shards.errors import CallError, NotFoundError
-from dray.shards.layout import DRAY_FOLDER, Layout, some
+from dray.shards.layout import DRAY_FOLDER, OLD_FOLDER, Layout, some
 from dray.shards.log import numbers_in
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
@@ -136,6 +136,8 @@ def _what_is_there(store: Store, prefix: str | None, options: StorageOptions) ->
     if prefix is not None and (others := _found_from(store, None, options)):
         there = "; ".join(map(str, others[:MOST_NAMED]))
         return f"{missing}; there is: {there}: leave --prefix out, or {_ls(url)} shows all"
+    if old := store.list_folders(OLD_FOLDER):
+        return f"{missing}: {store.url_of(old[0])} was written by an older dray; rebuild it"
     if begun := _begun(store):
         return f"{missing}: a build of {some(begun)} began there and made no version yet: run the same dray build again"
     return missing + _content(store, options)

@@ -1,7 +1,10 @@
 """JSON records of a dataset, read strictly: whoever can write to the store may have made them.
 
-Every value must be of its field's type. Whole numbers are not negative and fit 64 bits, so that no sum, range or array
-made of them can surprise; text can be encoded. What a field means beyond that, its record checks.
+Every value must be of its field's type. Integers are not negative and fit 64 bits, so that no sum, range or array made
+of them can overflow; text can be encoded. Each record checks what its fields mean beyond that.
+
+Later versions of dray can add to a record without a new format. A field that this dray does not know is ignored. An
+addition that must not be ignored is listed under `features`, and a dray that does not know it asks for an upgrade.
 """
 
 import json
@@ -13,7 +16,8 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
-FORMAT = 1
+FORMAT = 2
+HEADER: Mapping[str, Any] = {"format": FORMAT, "features": []}  # of every record: no features are defined yet
 MOST = (1 << 63) - 1
 Record = TypeVar("Record")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -26,25 +30,49 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
 
 
 def write_record(record: Any) -> bytes:
-    """Returns a dataclass as canonical JSON with the number of the format."""
-    return canonical_json({"format": FORMAT, **asdict(record)})
+    """Returns a dataclass as canonical JSON, after the header of every record."""
+    return canonical_json({**HEADER, **asdict(record)})
 
 
 def read_record(kind: type[Record], body: bytes) -> Record:
-    """Read a dataclass from JSON.
+    """Returns the dataclass that a JSON object holds; unknown fields are ignored.
 
     Raises:
-        ValueError: The JSON is not one of this format, or a value is not of its field's type.
+        FormatError: See `check_format`.
+        ValueError: It is not a JSON object, lacks a field, or a value is not of its field's type.
     """
     try:
         values = json.loads(body, parse_constant=_refuse)
         if not isinstance(values, dict):
             raise ValueError(f"an object expected, found {type(values).__name__}")
-        if (found := values.pop("format", None)) != FORMAT:
-            raise ValueError(f"its format is {found!r:.40}, this dray reads {FORMAT}: upgrade dray")
+        check_format(values)
         return cast(Record, _reader_of(cast(Any, kind))(values))
     except RecursionError as exc:
         raise ValueError("its values lie too deep") from exc
+
+
+class FormatError(ValueError):
+    """A record that another version of dray wrote; the message says what to do."""
+
+
+def check_format(values: Mapping[str, Any], expected: int = FORMAT) -> None:
+    """Check that this version of dray can read a record: its format, and every feature that it lists.
+
+    Raises:
+        FormatError: Its format is another one, or it lists a feature that this dray does not know.
+        ValueError: Its format or its features are not of the right type.
+    """
+    try:
+        found = _number(values.get("format"))
+        features = _names(values.get("features")) if found == expected else []
+    except _UnexpectedError as exc:
+        raise ValueError(f"its format or features are {exc}") from exc
+    if found < expected:
+        raise FormatError(f"format {found} was written by an older dray; rebuild it, as this one reads {expected}")
+    if found > expected:
+        raise FormatError(f"format {found} was written by a newer dray, and this one reads {expected}: upgrade dray")
+    if features:
+        raise FormatError(f"unknown features {', '.join(map(repr, features))}: upgrade dray")
 
 
 def check_digests(digests: Iterable[str]) -> None:
@@ -89,12 +117,10 @@ def _object_reader(kind: type[Any]) -> _Reader:
         names = _expect(value, dict).keys()
         if missing := required - names:
             raise ValueError(f"{kind.__name__} without {', '.join(sorted(missing))}")
-        if unknown := names - readers.keys():
-            raise ValueError(f"{kind.__name__} with the unknown {', '.join(sorted(unknown))!r:.80}")
         values = {}
-        for name, held in value.items():
+        for name in names & readers.keys():
             try:
-                values[name] = readers[name](held)
+                values[name] = readers[name](value[name])
             except _UnexpectedError as exc:
                 raise ValueError(f"{name} of {kind.__name__} is {exc}") from exc
         return kind(**values)
@@ -125,6 +151,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not (value.isascii() or _can_be_encoded(value)):
         raise _UnexpectedError(value)
     return value
+
+
+def _names(value: Any) -> list[str]:
+    names = [_text(name) for name in _expect(value, list)]
+    if names != sorted(set(names)):
+        raise _UnexpectedError(value)
+    return names
 
 
 def _can_be_encoded(value: str) -> bool:

@@ -23,7 +23,7 @@ from dray.shards.log import (
     read_head,
     read_intent,
 )
-from dray.shards.parsing.records import canonical_json, write_record
+from dray.shards.parsing.records import HEADER, canonical_json, write_record
 from dray.shards.storage.store import Store
 from tests.conftest import Place
 
@@ -212,7 +212,7 @@ def test_reading_no_record_is_not_found(store: Store) -> None:
 
 
 def _changed(**values: object) -> bytes:
-    return json.dumps({"format": 1, **asdict(a_commit()), **values}).encode()
+    return json.dumps({**HEADER, **asdict(a_commit()), **values}).encode()
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,12 @@ def _changed(**values: object) -> bytes:
         b'"text"',
         b"{}",
         b"[" * 4096,
-        b'{"format": 1}',
+        b'{"format": 2, "features": []}',
         _changed()[:-1],
-        _changed(more=1),
+        _changed(features=None),
+        _changed(features=[1]),
+        _changed(features=["b", "a"]),
+        _changed(format="2"),
         _changed(version="1"),
         _changed(number=2),
         _changed(manifest=None),
@@ -253,12 +256,37 @@ def _assert_damaged(act: Callable[[], object], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_a_newer_format_says_so() -> None:
-    """An old dray must not guess: upgrade."""
-    store = Store("memory://log-newer")
-    store.put_new(LAYOUT.commit(1), _changed(format=2))
-    with pytest.raises(DamagedError, match="its format is 2, this dray reads 1: upgrade dray"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 1}, "format 1 was written by an older dray; rebuild it, as this one reads 2"),
+        ({"format": 3}, "format 3 was written by a newer dray, and this one reads 2: upgrade dray"),
+        ({"features": ["columns", "packs"]}, "unknown features 'columns', 'packs': upgrade dray"),
+    ],
+)
+def test_a_record_of_another_version_of_dray_says_what_to_do(changes: dict[str, object], message: str) -> None:
+    """Also where the rest of the record could not be read."""
+    store = Store(f"memory://{new_write_id()}")
+    store.put_new(LAYOUT.commit(1), _changed(**changes, version="none"))
+    with pytest.raises(DamagedError, match=f"commits/0000000001.json: {message}$"):
         read_commit(store, LAYOUT, 1)
+
+
+def test_an_unknown_field_is_ignored() -> None:
+    """What a reader must understand is a feature."""
+    store = Store(f"memory://{new_write_id()}")
+    store.put_new(LAYOUT.commit(1), _changed(write_id="a", created="2026-01-01T00:00:00Z", later={"a": [1]}))
+    expected = replace(a_commit(), write_id="a", created="2026-01-01T00:00:00Z")
+    assert read_commit(store, LAYOUT, 1) == expected
+
+
+def test_a_dataset_of_format_1_must_be_rebuilt() -> None:
+    """Its records were in another folder; a dataset with another prefix beside it is free to begin."""
+    store = Store(f"memory://{new_write_id()}")
+    store.put_new("_dray/wdshards/commits/0000000001.json", b"{}")
+    with pytest.raises(DamagedError, match=r"_dray/wdshards was written by an older dray; rebuild it: build into"):
+        read_head(store, LAYOUT)
+    assert read_head(store, Layout("other")) is None
 
 
 def test_a_commit_is_no_intent() -> None:

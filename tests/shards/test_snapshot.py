@@ -201,7 +201,7 @@ def test_a_manifest_is_the_same_bytes_for_the_same_build(manifest: Manifest) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [(b'"format": 1', b'"format": 2'), (b'"shards"', b'"shard"'), (b"{", b"["), (b"}", b"")]
+    "change", [(b'"format": 2', b'"format": "2"'), (b'"shards"', b'"shard"'), (b"{", b"["), (b"}", b"")]
 )
 def test_a_broken_manifest_is_damage(manifest: Manifest, change: tuple[bytes, bytes]) -> None:
     """Where its digest was made to fit, what it says is still checked."""

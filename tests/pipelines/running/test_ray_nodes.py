@@ -102,7 +102,7 @@ def without_dray(folder: Path) -> dict[str, str]:
 
 def with_another_dray(folder: Path) -> dict[str, str]:
     records = package(folder) / "dray/shards/parsing/records.py"
-    records.write_text(records.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
+    records.write_text(records.read_text().replace("FORMAT = 2\n", "FORMAT = 3\n"))
     return {"PYTHONPATH": str(folder)}
 
 
@@ -116,8 +116,8 @@ def with_changed_code(folder: Path) -> dict[str, str]:
     ("unfit", "found"),
     [
         (without_dray, r"cannot import dray \(ModuleNotFoundError: No module named 'dray'\)"),
-        (with_another_dray, r"has dray .* \(format 2, code \w{8}\)"),
-        (with_changed_code, r"has dray .* \(format 1, code \w{8}\)"),
+        (with_another_dray, r"has dray .* \(format 3, code \w{8}\)"),
+        (with_changed_code, r"has dray .* \(format 2, code \w{8}\)"),
     ],
 )
 def test_a_node_with_another_dray_or_none_is_refused_before_a_byte_is_written(
@@ -128,7 +128,7 @@ def test_a_node_with_another_dray_or_none_is_refused_before_a_byte_is_written(
     environment = unfit(tmp_path / "node")
     with node(cluster):
         with node(cluster, environment) as node_id:
-            expected = rf"node .*id {node_id[:8]}\) {found}; this process has dray .*format 1.*py_modules"
+            expected = rf"node .*id {node_id[:8]}\) {found}; this process has dray .*format 2.*py_modules"
             with pytest.raises(ClusterError, match=expected):
                 build(inputs, tmp_path / "out", on_error="quarantine", max_bad="100%")
             assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from dray.shards.errors import DamagedError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
-from dray.shards.parsing.records import read_record
+from dray.shards.parsing.records import HEADER, read_record
 from dray.shards.storage.store import Store
 from tests.support.datasets import recipe_of
 
@@ -43,7 +43,7 @@ NO_DIGESTS = [*NO_TEXTS, "", "../../../../etc/passwd", "AB" * 16, DIGEST + "\n"]
 
 def with_values(record: Any, changes: Mapping[str, object]) -> bytes:
     """The JSON of a record with other values at some paths such as `shards/0/number`; `...` removes what is there."""
-    values = json.loads(json.dumps({"format": 1, **asdict(record)}))
+    values = json.loads(json.dumps({**HEADER, **asdict(record)}))
     for path, value in changes.items():
         *parents, last = [int(step) if step.isdecimal() else step for step in path.split("/")]
         place = values
@@ -59,19 +59,21 @@ def numbers_of(*paths: str) -> dict[str, list[Any]]:
     return dict.fromkeys(paths, NO_NUMBERS)
 
 
+HOSTILE_HEADER: Mapping[str, list[Any]] = {
+    "format": [None, "2", [2], True, -1],
+    "features": [None, "a", {}, [1], [["a"]], ["b", "a"], ["a", "a"], ["\ud800"]],
+}
 HOSTILE_MANIFEST: Mapping[str, list[Any]] = {
     **numbers_of("intent", "accounting/inputs", "accounting/packed", "accounting/skipped", "accounting/quarantined"),
     **numbers_of("shards/0/number", "shards/0/num_bytes", "shards/0/num_samples", "shards/0/parts/cls"),
     **numbers_of("sources/0/num_rows", "sources/0/intent", "left_out/num_rows"),
     **dict.fromkeys(("prefix", "source_url"), NO_TEXTS),
     **dict.fromkeys(("shards/0/digest", "shards/1/index_digest", "sources/0/digest", "left_out/digest"), NO_DIGESTS),
-    "format": [2, None, "1", [1]],
-    "unknown": [1],
+    **HOSTILE_HEADER,
     "shards": [None, [], {}, "", [None], [[]]],
     "sources": [None, [], {}],
     "left_out": [None, [], 0, {}],
     "accounting": [None, {}, {"inputs": 5}],
-    "shards/0/unknown": [1],
     "shards/1/number": [0, 10**18],
     "recipe": [None, {}, [], "x"],
     "recipe/suffixes": [None, [], "cls", [1], ["a/b"], ["x", "X"], [".."], [["x"]]],
@@ -96,6 +98,7 @@ IMPOSSIBLE_COUNTS = [
     {"left_out/num_rows": 2},
 ]
 HOSTILE_COMMIT: Mapping[str, list[Any]] = {
+    **HOSTILE_HEADER,
     **numbers_of("number", "version", "intent", "num_samples", "num_shards", "num_bytes", "kept_from"),
     **numbers_of("open_intent", "open_shard", "holds/best"),
     "number": [*NO_NUMBERS, 6, 8],
@@ -108,6 +111,7 @@ HOSTILE_COMMIT: Mapping[str, list[Any]] = {
     "write_id": NO_TEXTS,
 }
 HOSTILE_INTENT: Mapping[str, list[Any]] = {
+    **HOSTILE_HEADER,
     **numbers_of("base", "first", "count", "shards/0"),
     "number": [*NO_NUMBERS, 2],
     "count": [*NO_NUMBERS, 3, 4, 10**10],
@@ -175,6 +179,20 @@ def test_what_may_be_left_out_has_its_default() -> None:
         read_record(Commit, with_values(COMMIT, {"version": ..., "manifest": ...}))
 
 
+@pytest.mark.parametrize("changes", [{"format": 1}, {"format": 3}, {"features": ["x"]}], ids=repr)
+def test_a_manifest_of_another_version_of_dray_says_what_to_do(changes: Mapping[str, object]) -> None:
+    """It is not called damaged."""
+    body = with_values(MANIFEST, changes)
+    with pytest.raises(DamagedError, match=r"^at/x\.json: (?:format|unknown features) .*(?:upgrade dray|rebuild it)"):
+        Manifest.from_bytes(body, "at/x.json")
+
+
+def test_unknown_fields_are_ignored_at_every_level() -> None:
+    """Later versions of dray may add some."""
+    body = with_values(MANIFEST, {"later": 1, "shards/0/later": [{}], "accounting/later": None})
+    assert Manifest.from_bytes(body, "x") == MANIFEST
+
+
 @pytest.mark.parametrize("path", ["prefix", "shards", *(f"recipe/{name}" for name in recipe_of("x"))])
 def test_what_a_manifest_lacks_is_damage(path: str) -> None:
     """Also what may be null, as the number of shards."""
@@ -182,7 +200,7 @@ def test_what_a_manifest_lacks_is_damage(path: str) -> None:
         Manifest.from_bytes(with_values(MANIFEST, {path: ...}), "at/x.json")
 
 
-NO_JSON = [b"", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"format": 1, "number": ' + b"9" * 5000 + b"}"]
+NO_JSON = [b"", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"format": 2, "number": ' + b"9" * 5000 + b"}"]
 
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:30]))
