@@ -1,22 +1,25 @@
 """Where every part of one shard lies: offset, size, checksum and key, as an uncompressed Arrow file.
 
 The fixed-width columns come first, part by part, so that the rows of a block of samples are a range read; the keys
-follow. 20 bytes a part without the keys. A sample that lacks a part has offset 0 there (no data starts at 0 in a tar).
+follow. 24 bytes a part without the keys. A sample that lacks a part has offset 0 there (no data starts at 0 in a tar).
+docs/format.md has the format.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from xxhash import xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_128_hexdigest
 
 from dray.shards.errors import DamagedError
-from dray.shards.parsing.columns import FORMAT, Columns, damaged
+from dray.shards.parsing.arrays import ArrayLayout, constant_layouts
+from dray.shards.parsing.columns import ABOUT, DIGEST, PART_COLUMNS, Column, Columns, content_digest, damaged
+from dray.shards.parsing.records import HEADER
 from dray.shards.tar import Member
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
@@ -36,37 +39,40 @@ class ShardIndex:
         keys: n keys in the shard's order.
         suffixes: s suffixes.
         offsets: (n, s) uint64: start of a part's data in the tar; 0 where the sample lacks the part.
-        sizes: (n, s) uint32, bytes.
-        xxh3_64: (n, s) uint64, of the part's data.
+        sizes: (n, s) uint64, bytes; 0 where the sample lacks the part.
+        xxh3_64: (n, s) uint64, of the part's data; 0 where the sample lacks the part.
         shard_bytes: Size of the tar.
+        arrays: Suffix -> layout of its parts, where all of them are `.npy` arrays of one dtype and shape.
+        sources: (n,) uint64, number of the source that each sample was made of; None if not recorded.
+        fingerprints: (n,) uint64, fingerprint of that source; given if `sources` is.
     """
 
     keys: Sequence[str]
     suffixes: tuple[str, ...]
     offsets: NDArray[np.uint64]
-    sizes: NDArray[np.uint32]
+    sizes: NDArray[np.uint64]
     xxh3_64: NDArray[np.uint64]
     shard_bytes: int
+    arrays: Mapping[str, ArrayLayout] = field(default_factory=dict)
+    sources: Column | None = None
+    fingerprints: Column | None = None
 
     def to_bytes(self) -> bytes:
         """The Arrow file; the same bytes for the same index."""
-        columns: dict[str, pa.Array] = {}
-        for column, suffix in enumerate(self.suffixes):
-            columns[f"{suffix}/offset"] = pa.array(self.offsets[:, column])
-            columns[f"{suffix}/size"] = pa.array(self.sizes[:, column])
-            columns[f"{suffix}/xxh3_64"] = pa.array(self.xxh3_64[:, column])
+        columns: dict[str, Any] = {}
+        for number, suffix in enumerate(self.suffixes):
+            of_suffix = (matrix[:, number] for matrix in (self.offsets, self.sizes, self.xxh3_64))
+            columns |= {f"{suffix}/{what}": column for what, column in zip(PART_COLUMNS, of_suffix, strict=True)}
+        if self.sources is not None:
+            columns |= {"source": self.sources, "fingerprint": self.fingerprints}
         columns["key"] = pa.array(self.keys, pa.string())
         about = {
-            "format": FORMAT,
+            **HEADER,
             "suffixes": self.suffixes,
             "shard_bytes": self.shard_bytes,
-            "digest": self._digest(),
+            "arrays": {suffix: layout.to_json() for suffix, layout in self.arrays.items()},
         }
-        batch = pa.record_batch(columns).replace_schema_metadata({"dray": json.dumps(about, sort_keys=True)})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return bytes(sink.getvalue())
+        return _arrow_file(pa.record_batch(columns), json.dumps(about, sort_keys=True).encode())
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, expected: tuple[int, int] | None = None) -> "ShardIndex":
@@ -76,28 +82,23 @@ class ShardIndex:
             DamagedError: See `Columns.read`; or one byte of what the index says has changed.
         """
         columns = Columns.read(data, where, expected)
-        index = cls(
+        if columns.digest != content_digest(*columns.content):
+            raise damaged(where, "its checksum does not match")
+        return cls(
             keys=columns.keys.to_pylist(),
             suffixes=tuple(columns.offsets),
-            offsets=_matrix(columns, columns.offsets, np.uint64),
-            sizes=_matrix(columns, columns.sizes, np.uint32),
-            xxh3_64=_matrix(columns, columns.hashes, np.uint64),
+            offsets=_matrix(columns.offsets, len(columns.keys)),
+            sizes=_matrix(columns.sizes, len(columns.keys)),
+            xxh3_64=_matrix(columns.hashes, len(columns.keys)),
             shard_bytes=columns.shard_bytes,
+            arrays=columns.arrays,
+            sources=columns.sources,
+            fingerprints=columns.fingerprints,
         )
-        if columns.digest != index._digest():
-            raise damaged(where, "its checksum does not match")
-        return index
 
     def parts(self) -> dict[str, int]:
         """Returns suffix -> number of samples that have that part."""
         return dict(zip(self.suffixes, (self.offsets > 0).sum(axis=0).tolist(), strict=True))
-
-    def _digest(self) -> str:
-        """Of all that the index says."""
-        hasher = xxh3_128(json.dumps([self.suffixes, self.shard_bytes, list(self.keys)]).encode())
-        for matrix in (self.offsets, self.sizes, self.xxh3_64):
-            hasher.update(matrix.tobytes())
-        return hasher.hexdigest()
 
     @classmethod
     def of_members(cls, members: Iterable[Member], *, shard_bytes: int, where: str) -> "ShardIndex":
@@ -119,7 +120,11 @@ class ShardIndex:
             if suffix in samples[-1][1]:
                 raise DamagedError(f"{where} at offset {member.offset}: key {key!r} has {suffix!r} twice")
             samples[-1][1][suffix] = member
-        suffixes = tuple(dict.fromkeys(suffix for _, parts in samples for suffix in parts))
+        layouts: dict[str, set[ArrayLayout | None]] = {}
+        for _, parts in samples:
+            for suffix, part in parts.items():
+                layouts.setdefault(suffix, set()).add(part.array)
+        suffixes = tuple(layouts)
         absent = Member("", 0, 0, 0)
         rows = [[parts.get(suffix, absent) for suffix in suffixes] for _, parts in samples]
         shape = (len(samples), len(suffixes))
@@ -127,18 +132,26 @@ class ShardIndex:
             keys=[key for key, _ in samples],
             suffixes=suffixes,
             offsets=np.array([[part.offset for part in row] for row in rows], np.uint64).reshape(shape),
-            sizes=np.array([[part.size for part in row] for row in rows], np.uint32).reshape(shape),
+            sizes=np.array([[part.size for part in row] for row in rows], np.uint64).reshape(shape),
             xxh3_64=np.array([[part.xxh3_64 for part in row] for row in rows], np.uint64).reshape(shape),
             shard_bytes=shard_bytes,
+            arrays=constant_layouts(layouts),
         )
 
 
-def _matrix(columns: Columns, by_suffix: Mapping[str, NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    """One kind of column, (n, s)."""
-    matrix = np.empty((len(columns.keys), len(by_suffix)), dtype)
-    for number, column in enumerate(by_suffix.values()):
-        matrix[:, number] = column
-    return matrix
+def _arrow_file(batch: pa.RecordBatch, about: bytes) -> bytes:
+    """Returns a record batch as an Arrow file whose metadata describes it and has the digest of both."""
+    columns = pa.ipc.read_message(batch.serialize()).body
+    batch = batch.replace_schema_metadata({ABOUT: about, DIGEST: content_digest(about, columns)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _matrix(by_suffix: Mapping[str, Column], num_samples: int) -> NDArray[np.uint64]:
+    """(n, s) the columns of n samples and s suffixes."""
+    return np.stack([*by_suffix.values()], axis=1) if by_suffix else np.empty((num_samples, 0), np.uint64)
 
 
 def _is_foreign(name: str) -> bool:

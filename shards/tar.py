@@ -13,9 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from dray.shards.errors import CallError, DamagedError
+from dray.shards.parsing.arrays import ArrayLayout, layout_of
 
 BLOCK = 512
 MAX_SHARD_BYTES = 4 << 30
@@ -23,6 +24,7 @@ END = bytes(2 * BLOCK)  # two zero blocks close an archive
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ZEROS = bytes(BLOCK)
+_PIECE_BYTES = 16 << 20  # of a member that are read at a time; a multiple of BLOCK
 _PADS = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size % 512
 
 
@@ -104,14 +106,14 @@ class TarWriter:
 
     Attributes:
         offsets: Start of each member's data, in the order of `add`, uint64.
-        sizes: Bytes of each member's data, uint32.
+        sizes: Bytes of each member's data, uint64.
         hashes: xxh3_64 of each member's data, uint64.
     """
 
     def __init__(self) -> None:
         self._tar = bytearray()
         self.offsets = array("Q")
-        self.sizes = array("I")
+        self.sizes = array("Q")
         self.hashes = array("Q")
 
     def add(self, name: bytes, data: bytes) -> None:
@@ -159,7 +161,7 @@ class TarWriter:
             tar += data
             tar += _PADS[size % BLOCK]
         self.offsets.frombytes((ends - (sizes + BLOCK - 1) // BLOCK * BLOCK).astype(np.uint64).tobytes())
-        self.sizes.frombytes(sizes.astype(np.uint32).tobytes())
+        self.sizes.frombytes(sizes.astype(np.uint64).tobytes())
 
     def finish(self) -> bytearray:
         """The whole archive; the writer is spent."""
@@ -175,6 +177,7 @@ class Member:
     offset: int  # of its data
     size: int  # bytes
     xxh3_64: int
+    array: ArrayLayout | None = None  # of a `.npy` part
 
 
 def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
@@ -195,17 +198,17 @@ def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
         elif info.type == tarfile.GNUTYPE_LONGNAME:
             overrides["path"] = reader.read(info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type in _REGULAR:
-            size = int(overrides.get("size") or info.size)
+            name, size = overrides.get("path", info.name), int(overrides.get("size") or info.size)
             offset = reader.offset
-            data = reader.read(size)
-            yield Member(overrides.get("path", info.name), offset, size, xxh3_64_intdigest(data))
+            digest, head = reader.digest(size)
+            yield Member(name, offset, size, digest, layout_of(name, head, size))
             overrides = {}
         elif info.type == tarfile.GNUTYPE_SPARSE:
             raise reader.damaged("a sparse member: write the tar anew")
         elif info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):  # a comment for all members, a link's target
             reader.read(info.size)
         else:  # a directory, a link, a device has no data; what nobody knows has; WebDataset passes all of them over
-            reader.read(0 if info.type in tarfile.SUPPORTED_TYPES else info.size)
+            reader.digest(0 if info.type in tarfile.SUPPORTED_TYPES else info.size)
             overrides = {}
 
 
@@ -222,14 +225,24 @@ class _Blocks:
 
     def read(self, size: int) -> bytes:
         """Data of that size; its padding is read too."""
-        if not 0 <= size < MAX_SHARD_BYTES:
-            raise self.damaged(f"a member of {size} bytes: a part stays below 4 GiB, or the header is damaged")
+        if not 0 <= size <= _PIECE_BYTES:
+            raise self.damaged(f"{size} bytes where at most {_PIECE_BYTES} expected: the header is damaged")
         padded = (size + BLOCK - 1) // BLOCK * BLOCK
         data = self._stream.read(padded)
         if len(data) != padded:
             raise self.damaged(f"{size} bytes of data expected, found {len(data)}: the tar was cut short")
         self.offset += padded
         return data[:size]
+
+    def digest(self, size: int) -> tuple[int, bytes]:
+        """Returns xxh3_64 of data of that size, and its beginning; memory holds one piece of it at a time."""
+        data = self.read(min(size, _PIECE_BYTES))
+        if len(data) == size:
+            return xxh3_64_intdigest(data), data
+        hasher = xxh3_64(data)
+        for start in range(_PIECE_BYTES, size, _PIECE_BYTES):
+            hasher.update(self.read(min(_PIECE_BYTES, size - start)))
+        return hasher.intdigest(), data
 
     def next_header(self) -> tarfile.TarInfo | None:
         """The next header, or None at a proper end of the archive."""

@@ -35,6 +35,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, Operation, no_dataset
 from dray.shards.manifest import Manifest, Shard, SourceChunk
 from dray.shards.messages import counted
+from dray.shards.parsing.arrays import constant_layouts
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
@@ -237,11 +238,15 @@ def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:
 def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
     """The index of the tars' members one after another: the same that reading that tar gives.
 
-    Suffixes stand in the order in which they first appear, as in each index.
+    Suffixes stand in the order in which they first appear, as in each index. The numbers of sources, which belong to
+    the build that wrote a shard, are not kept.
     """
     suffixes = tuple(dict.fromkeys(chain.from_iterable(index.suffixes for index in indexes)))
     shape = (sum(len(index.keys) for index in indexes), len(suffixes))
-    offsets, sizes, hashes = np.zeros(shape, np.uint64), np.zeros(shape, np.uint32), np.zeros(shape, np.uint64)
+    offsets, sizes, hashes = (np.zeros(shape, np.uint64) for _ in range(3))
+    layouts = {
+        suffix: {index.arrays.get(suffix) for index in indexes if suffix in index.suffixes} for suffix in suffixes
+    }
     row = start = 0
     for index in indexes:
         rows, columns = slice(row, row + len(index.keys)), [suffixes.index(suffix) for suffix in index.suffixes]
@@ -256,6 +261,7 @@ def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
         sizes=sizes,
         xxh3_64=hashes,
         shard_bytes=start + len(END),
+        arrays=constant_layouts(layouts),
     )
 
 

@@ -2,10 +2,9 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, compress, islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from dray.pipelines.inputs.sources import OMITTED, BadInput, Sources, read_files
 from dray.shards.errors import InputError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import key_of
+from dray.shards.parsing.arrays import layouts_in
 from dray.shards.tar import TarWriter
 
 WAITING_PARTS = 512  # before they are written together
@@ -61,14 +61,7 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
     tar.extend(files, task.sources.sizes.ravel(), read_files(job.inputs, task.sources))
     body = tar.finish()
     shape = task.sources.sizes.shape
-    index = ShardIndex(
-        keys=keys,
-        suffixes=suffixes,
-        offsets=np.array(tar.offsets, np.uint64).reshape(shape),
-        sizes=np.array(tar.sizes, np.uint32).reshape(shape),
-        xxh3_64=np.array(tar.hashes, np.uint64).reshape(shape),
-        shard_bytes=len(body),
-    )
+    index = _index(keys, suffixes, tar, body, lambda values: np.array(values, np.uint64).reshape(shape))
     return Filled(task, body, index, np.ones(len(keys), bool), index.xxh3_64)
 
 
@@ -86,7 +79,7 @@ def _fill_present(job: PackJob, task: PackTask, is_there: NDArray[np.bool_]) -> 
     body = tar.finish()
     hashes = np.zeros(is_there.shape, np.uint64)
     hashes[is_there] = tar.hashes
-    return Filled(task, body, _index_of(keys, suffixes, tar, len(body)), np.ones(len(keys), bool), hashes)
+    return Filled(task, body, _index_of(keys, suffixes, tar, body), np.ones(len(keys), bool), hashes)
 
 
 def _fill_each(job: PackJob, task: PackTask) -> Filled:
@@ -113,7 +106,7 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
             waiting.move_to(tar)
     waiting.move_to(tar)
     body = tar.finish()
-    index = _index_of(keys, suffixes, tar, len(body)) if keys else None
+    index = _index_of(keys, suffixes, tar, body) if keys else None
     source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
     return Filled(task, body, index, is_packed, source_hashes, tuple(bad), dict(stayed.most_common(MOST_REASONS)))
 
@@ -149,24 +142,37 @@ class _Waiting:
         self._num_bytes = 0
 
 
-def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, shard_bytes: int) -> ShardIndex:
+def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, body: bytearray) -> ShardIndex:
     """What reading the finished tar gives: suffixes stand in the order in which they first appear."""
     in_a_row = list(chain.from_iterable(suffixes))
     columns = {suffix: column for column, suffix in enumerate(dict.fromkeys(in_a_row))}
     cells = np.repeat(np.arange(len(keys)), list(map(len, suffixes))), np.array([columns[name] for name in in_a_row])
 
-    def matrix(values: "array[int]", dtype: type[Any]) -> NDArray[Any]:
-        filled = np.zeros((len(keys), len(columns)), dtype)
+    def place(values: "array[int]") -> NDArray[np.uint64]:
+        filled = np.zeros((len(keys), len(columns)), np.uint64)
         filled[cells] = values
         return filled
 
+    return _index(keys, tuple(columns), tar, body, place)
+
+
+def _index(
+    keys: list[str],
+    suffixes: tuple[str, ...],
+    tar: TarWriter,
+    body: bytearray,
+    place: Callable[["array[int]"], NDArray[np.uint64]],
+) -> ShardIndex:
+    """The index of a finished tar; `place` puts a value of each member into a row a sample, a column a suffix."""
+    offsets, sizes = place(tar.offsets), place(tar.sizes)
     return ShardIndex(
         keys=keys,
-        suffixes=tuple(columns),
-        offsets=matrix(tar.offsets, np.uint64),
-        sizes=matrix(tar.sizes, np.uint32),
-        xxh3_64=matrix(tar.hashes, np.uint64),
-        shard_bytes=shard_bytes,
+        suffixes=suffixes,
+        offsets=offsets,
+        sizes=sizes,
+        xxh3_64=place(tar.hashes),
+        shard_bytes=len(body),
+        arrays=layouts_in(body, suffixes, offsets, sizes),
     )
 
 

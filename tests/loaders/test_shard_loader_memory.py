@@ -45,7 +45,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys=[f"s{number:07d}" for number in range(PER_SHARD)],
         suffixes=("bin",),
         offsets=(np.arange(PER_SHARD, dtype=np.uint64) * STRIDE + 512).reshape(-1, 1),
-        sizes=np.full((PER_SHARD, 1), PART_BYTES, np.uint32),
+        sizes=np.full((PER_SHARD, 1), PART_BYTES, np.uint64),
         xxh3_64=np.full((PER_SHARD, 1), xxh3_64_intdigest(bytes(PART_BYTES)), np.uint64),
         shard_bytes=tar.stat().st_size,
     ).to_bytes()

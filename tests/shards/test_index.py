@@ -1,6 +1,7 @@
 """The index of a shard: it comes back as it was written, lies as the design says, and is refused once it is damaged."""
 
 import io
+import json
 import tarfile
 
 import hypothesis.extra.numpy as hnp
@@ -13,7 +14,9 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from dray.shards.errors import DamagedError
 from dray.shards.index import ShardIndex
+from dray.shards.parsing.arrays import ArrayLayout, layouts_in
 from dray.shards.tar import BLOCK, Member, TarWriter, scan
+from tests.support.datasets import npy
 
 
 @st.composite
@@ -23,10 +26,11 @@ def indexes(draw: st.DrawFn) -> ShardIndex:
     suffixes = draw(st.lists(st.text("abc.-é", min_size=1, max_size=4), unique=True, max_size=3))
     shape = (len(keys), len(suffixes))
     is_there = draw(hnp.arrays(bool, shape))
-    sizes = draw(hnp.arrays(np.uint32, shape)) * is_there
-    blocks = (is_there * (1 + -(-sizes.astype(np.uint64) // BLOCK))).ravel()
+    sizes = draw(hnp.arrays(np.uint64, shape, elements=st.integers(0, 1 << 58))) * is_there
+    blocks = (is_there * (1 + (sizes + np.uint64(BLOCK - 1)) // BLOCK)).ravel()
     ends = np.cumsum(blocks * BLOCK, dtype=np.uint64)
     starts = (ends - (blocks - is_there.ravel()) * np.uint64(BLOCK)).reshape(shape)
+    has_sources, of_source = draw(st.booleans()), hnp.arrays(np.uint64, len(keys))
     return ShardIndex(
         keys=keys,
         suffixes=tuple(suffixes),
@@ -34,14 +38,31 @@ def indexes(draw: st.DrawFn) -> ShardIndex:
         sizes=sizes,
         xxh3_64=draw(hnp.arrays(np.uint64, shape)) * is_there,
         shard_bytes=int(ends.max(initial=0)) + draw(st.integers(0, 1 << 40)),
+        arrays=draw(arrays_of(suffixes, sizes, is_there)),
+        sources=draw(of_source) if has_sources else None,
+        fingerprints=draw(of_source) if has_sources else None,
     )
+
+
+@st.composite
+def arrays_of(draw: st.DrawFn, suffixes: list[str], sizes: np.ndarray, is_there: np.ndarray) -> dict[str, ArrayLayout]:
+    """Layouts for some of the suffixes whose parts have one size."""
+    found = {}
+    for column, suffix in enumerate(suffixes):
+        only = set(sizes[is_there[:, column], column].tolist())
+        if len(only) == 1 and draw(st.booleans()):
+            data_offset = draw(st.integers(0, min(only)))
+            found[suffix] = ArrayLayout(dtype="|u1", shape=(1, min(only) - data_offset), data_offset=data_offset)
+    return found
 
 
 def same(one: ShardIndex, two: ShardIndex) -> bool:
     """True if they say the same in the same types."""
-    matrices = [(one.offsets, two.offsets), (one.sizes, two.sizes), (one.xxh3_64, two.xxh3_64)]
-    return (list(one.keys), one.suffixes, one.shard_bytes) == (list(two.keys), two.suffixes, two.shard_bytes) and all(
-        np.array_equal(a, b) and a.dtype == b.dtype for a, b in matrices
+    said = [(list(index.keys), index.suffixes, index.shard_bytes, index.arrays) for index in (one, two)]
+    names = ("offsets", "sizes", "xxh3_64", "sources", "fingerprints")
+    columns = [(getattr(one, name), getattr(two, name)) for name in names]
+    return said[0] == said[1] and all(
+        a is b is None or (np.array_equal(a, b) and a.dtype == b.dtype) for a, b in columns
     )
 
 
@@ -95,11 +116,11 @@ def test_any_arrow_reader_opens_it(index: ShardIndex) -> None:
     assert table["key"][99].as_py() == "key-099"
 
 
-def test_a_sample_takes_20_bytes_a_part_and_its_key() -> None:
+def test_a_sample_takes_24_bytes_a_part_and_its_key() -> None:
     """What one more sample adds, measured over many."""
     small, large = ([f"{number:08d}.x" for number in range(count)] for count in (1000, 2000))
     added = len(of_tar(tar_of(large)).to_bytes()) - len(of_tar(tar_of(small)).to_bytes())
-    assert added / 1000 == pytest.approx(20 + 8 + 4, abs=0.5)  # Arrow keeps four bytes of place a key
+    assert added / 1000 == pytest.approx(24 + 8 + 4, abs=0.5)  # Arrow keeps four bytes of place a key
 
 
 # Tars of others
@@ -161,11 +182,68 @@ def test_a_tar_without_samples_has_an_empty_index() -> None:
     assert (found.keys, found.suffixes, found.offsets.shape, found.shard_bytes) == ([], (), (0, 0), 1024)
 
 
-def test_the_largest_part_fits() -> None:
-    """Offsets up to 4 GiB and sizes just below."""
-    member = Member("a.x", (4 << 30) - 1024, (1 << 32) - 1, (1 << 64) - 1)
-    found = ShardIndex.of_members([member], shard_bytes=4 << 30, where="x")
-    assert (found.offsets[0, 0], found.sizes[0, 0], found.xxh3_64[0, 0]) == (member.offset, member.size, member.xxh3_64)
+def test_a_part_of_more_than_4_gib_fits() -> None:
+    """Offsets and sizes have 64 bits, and so has the sum of two parts that lie one after the other."""
+    members = [Member("a.x", 512, 5 << 30, (1 << 64) - 1), Member("b.x", (5 << 30) + 1024, 1 << 40, 0)]
+    shard_bytes = (5 << 30) + (1 << 40) + 2048
+    index = ShardIndex.of_members(members, shard_bytes=shard_bytes, where="x")
+    found = ShardIndex.from_bytes(index.to_bytes(), "x", (2, shard_bytes))
+    assert found.offsets.tolist() == [[512], [(5 << 30) + 1024]]
+    assert found.sizes.tolist() == [[5 << 30], [1 << 40]]
+
+
+# Arrays of one dtype and shape
+
+
+def tar_with(parts: dict[str, bytes]) -> bytes:
+    """A tar of members with these names and data."""
+    writer = TarWriter()
+    for name, data in parts.items():
+        writer.add(name.encode(), data)
+    return bytes(writer.finish())
+
+
+npy_arrays = hnp.arrays(
+    st.sampled_from(["?", "u1", "<i8", "<f2", "<c16", "S3", "<U2", "<M8[ns]", "<m8[25us]"]),
+    hnp.array_shapes(min_dims=0),
+)
+
+
+@given(npy_arrays)
+@settings(max_examples=100, deadline=None)
+def test_the_layout_of_constant_arrays_is_noted(array: np.ndarray) -> None:
+    """A reader finds dtype, shape and elements by it, without a look at the header."""
+    tar = tar_with({"a.x.npy": npy(array), "b.x.npy": npy(array), "b.cls": b"5"})
+    index = of_tar(tar)
+    layout = index.arrays["x.npy"]
+    assert (index.arrays.keys(), layout.shape) == ({"x.npy"}, array.shape)
+    for row in range(2):
+        start = int(index.offsets[row, 0]) + layout.data_offset
+        end = int(index.offsets[row, 0] + index.sizes[row, 0])
+        assert np.frombuffer(tar[start:end], layout.dtype).tobytes() == array.tobytes()
+    assert layouts_in(tar, index.suffixes, index.offsets, index.sizes) == index.arrays
+    assert ShardIndex.from_bytes(index.to_bytes(), "x").arrays == index.arrays
+
+
+@pytest.mark.parametrize(
+    "parts",
+    {
+        "two shapes": [npy(np.zeros(2)), npy(np.zeros(3))],
+        "two dtypes": [npy(np.zeros(2, "<f4")), npy(np.zeros(1, "<f8"))],
+        "big-endian": [npy(np.zeros(2, ">f4"))],
+        "Fortran order": [npy(np.zeros((2, 3), order="F"))],
+        "structures": [npy(np.zeros(2, [("a", "<f4")]))],
+        "bytes that follow": [npy(np.zeros(2)) + b"1"],
+        "bytes that lack": [npy(np.zeros(2))[:-1]],
+        "no array": [b"", b"text"],
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_other_parts_have_no_layout(parts: tuple[str, list[bytes]]) -> None:
+    """What is not the same plain array in each sample is left to the decoder."""
+    index = of_tar(tar_with({f"{row}.npy": part for row, part in enumerate(parts[1])}))
+    assert index.arrays == {}
+    assert of_tar(tar_with({"a.pyd": npy(np.zeros(2))})).arrays == {}
 
 
 # Damage
@@ -208,10 +286,10 @@ def test_bytes_that_are_no_index_are_damage(data: bytes) -> None:
         ({"key": ["a"]}, {}),
         ({"key": ["a"]}, {"dray": "[]"}),
         ({"key": ["a"]}, {"dray": "not json"}),
-        ({"key": ["a"]}, {"dray": '{"format": 1}'}),
-        ({"key": ["a"]}, {"dray": '{"format": 1, "suffixes": 5, "shard_bytes": 1, "digest": ""}'}),
-        ({"key": ["a"]}, {"dray": '{"format": 1, "suffixes": ["x"], "shard_bytes": 1, "digest": ""}'}),
-        ({"other": ["a"]}, {"dray": '{"format": 1, "suffixes": [], "shard_bytes": 1, "digest": ""}'}),
+        ({"key": ["a"]}, {"dray": '{"format": 2, "features": []}'}),
+        ({"key": ["a"]}, {"dray": '{"format": 2, "features": [], "suffixes": 5, "shard_bytes": 1, "digest": ""}'}),
+        ({"key": ["a"]}, {"dray": '{"format": 2, "features": [], "suffixes": ["x"], "shard_bytes": 1, "digest": ""}'}),
+        ({"other": ["a"]}, {"dray": '{"format": 2, "features": [], "suffixes": [], "shard_bytes": 1, "digest": ""}'}),
     ],
 )
 def test_another_arrow_file_is_no_index(columns: dict[str, list[str]], metadata: dict[str, str]) -> None:
@@ -224,8 +302,22 @@ def test_another_arrow_file_is_no_index(columns: dict[str, list[str]], metadata:
         ShardIndex.from_bytes(sink.getvalue().to_pybytes(), "x")
 
 
-def test_a_newer_format_says_so(index: ShardIndex) -> None:
-    """An old dray must not guess: upgrade."""
-    data = index.to_bytes().replace(b'"format": 1', b'"format": 2')
-    with pytest.raises(DamagedError, match="its format is 2, this dray reads 1: upgrade"):
-        ShardIndex.from_bytes(data, "x")
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (b'"format": 2', b'"format": 3', "^x: format 3 .* this one reads 2: upgrade dray"),
+        (b'"format": 2', b'"format": 1', "^x: format 1 .* rebuild it"),
+        (b'"features": []', b'"features": ["x"]', "^x: unknown features 'x': upgrade dray"),
+    ],
+)
+def test_another_format_says_what_to_do(index: ShardIndex, before: bytes, after: bytes, message: str) -> None:
+    """An old dray must not guess, and a new one does not read what nobody has."""
+    about = json.loads(pa.ipc.open_file(index.to_bytes()).schema.metadata[b"dray"])
+    batch = pa.ipc.open_file(index.to_bytes()).get_batch(0)
+    about = json.dumps(about).encode().replace(before, after)
+    sink = pa.BufferOutputStream()
+    batch = batch.replace_schema_metadata({"dray": about, "dray.digest": ""})
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(DamagedError, match=message):
+        ShardIndex.from_bytes(sink.getvalue().to_pybytes(), "x")

@@ -273,6 +273,43 @@ def test_a_type_that_nobody_knows_is_passed_over_with_its_data() -> None:
     assert [member.name for member in scanned(tar)] == ["a.txt"]
 
 
+class Zeros(io.RawIOBase):
+    """A stream of some bytes, many zeros, and some bytes; the zeros take no memory."""
+
+    def __init__(self, before: bytes, num_zeros: int, after: bytes) -> None:
+        self._ends = io.BytesIO(before), io.BytesIO(after)
+        self._num_zeros = num_zeros
+        self._piece = bytes(16 << 20)
+
+    def read(self, size: int = -1) -> bytes:
+        if found := self._ends[0].read(size):
+            return found
+        if count := min(size, self._num_zeros):
+            self._num_zeros -= count
+            return self._piece[:count]
+        return self._ends[1].read(size)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_part_of_more_than_8_gib_is_scanned_piece_by_piece(kind: int) -> None:
+    """Its size has more digits than an octal field: GNU tar writes it in base 256, others in a PAX header."""
+    info = tarfile.TarInfo("a.x")
+    info.size = (8 << 30) + BLOCK
+    start = info.tobuf(kind)
+    found = list(scan(Zeros(start, info.size, write([("b.y", b"data")])), "x.tar"))  # type: ignore[arg-type]
+    assert [(member.name, member.offset, member.size) for member in found] == [
+        ("a.x", len(start), info.size),
+        ("b.y", len(start) + info.size + BLOCK, 4),
+    ]
+
+
+def test_the_checksum_of_a_part_is_that_of_all_its_pieces() -> None:
+    """Also where the last piece is shorter, and not a multiple of a block."""
+    data = os.urandom((32 << 20) + 700)
+    (member,) = scanned(write([("a.x", data)]))
+    assert (member.size, member.xxh3_64) == (len(data), xxh3_64_intdigest(data))
+
+
 # The scanner, on damage
 
 

@@ -1,11 +1,13 @@
 """Datasets that tests build, read and spoil."""
 
+import io
 import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dray.pipelines import BuildReport, pickles_to_tars
@@ -19,6 +21,13 @@ Part = Callable[[int], bytes]
 def tensor_of(*shape: int) -> Part:
     """A pickled tensor, all elements of which are the number."""
     return lambda number: pickle.dumps(torch.full(shape, float(number)))
+
+
+def npy(array: Any) -> bytes:
+    """An array as numpy saves it."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def number_as_text(number: int) -> bytes:

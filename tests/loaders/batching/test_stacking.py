@@ -1,6 +1,5 @@
 """Parts that are alike: a batch made at once is what decoding each part gives; what is not alike is left to that."""
 
-import io
 import pickle
 from typing import Any
 
@@ -14,14 +13,9 @@ from dray.loaders.batching.buffers import BufferPool
 from dray.loaders.batching.collate import stacked as stacked_values
 from dray.loaders.batching.stacking import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
 from dray.shards.codecs.decode import decode_part
+from tests.support.datasets import npy
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "bool", "complex64"]
-
-
-def npy(array: Any) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def parts_of(values: list[np.ndarray[Any, Any]], how: str, protocol: int = 5) -> tuple[str, list[bytes]]:

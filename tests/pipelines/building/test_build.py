@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 
@@ -19,17 +20,20 @@ from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.building.announce import announce
 from dray.pipelines.building.fill import WAITING_BYTES, WAITING_PARTS
 from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.pack import read_index
 from dray.pipelines.inputs.sources import FETCH_FILES, find_sources
 from dray.pipelines.planning.plan import Recipe, plan
 from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout
+from dray.shards.parsing.arrays import ArrayLayout
 from dray.shards.tar import TarWriter
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.chaos import Chaos
-from tests.support.datasets import build, latest, stored
+from tests.support.datasets import build, latest, npy, pack, stored, tensor_of
 
 SUFFIX = "tensor.pyd"
 TWO_SUFFIXES = ("image.pyd", "label.cls")
+PYD = tensor_of(5)
 
 
 def parts_of(snapshot: Snapshot) -> Iterator[tuple[str, str, bytes]]:
@@ -50,6 +54,20 @@ def test_every_part_is_its_file_in_the_order_given(make_inputs: MakeInputs, plac
     expected = [(n.replace(".", "-"), s, inputs.part(n, s)) for n in inputs.names for s in inputs.suffixes]
     assert list(parts_of(latest(place))) == expected
     assert (report.version, report.num_samples, report.num_shards, report.num_reused) == (1, 23, 4, 0)
+
+
+def test_an_index_notes_the_layout_of_arrays_that_are_alike(tmp_path: Path) -> None:
+    """Of files that are packed as they are and of encoded pickles; and it is the index that reading the tar gives."""
+    parts = {"same.npy": lambda _: npy(np.zeros((2, 3), "<f4")), "other.npy": lambda n: npy(np.zeros(n)), "x.pyd": PYD}
+    snapshot = Snapshot.open(pack(tmp_path, 6, 2, parts=parts, encode={"x.pyd": "npy"}))
+    for shard in snapshot.shards:
+        index = snapshot.index(shard)
+        assert index.arrays == {
+            "same.npy": ArrayLayout(dtype="<f4", shape=(2, 3), data_offset=128),
+            "x.npy": ArrayLayout(dtype="<f4", shape=(5,), data_offset=128),
+        }
+        read = read_index(snapshot.store, snapshot.layout.shard(shard.number))
+        assert read.to_bytes() == index.to_bytes()
 
 
 def test_an_empty_file_is_an_empty_part(make_inputs: MakeInputs, tmp_path: Path) -> None:

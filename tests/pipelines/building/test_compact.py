@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from dray.shards.tar import END, MAX_SHARD_BYTES, TarWriter
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.pipelines.building.test_build import SUFFIX
-from tests.support.datasets import build, latest, overwrite, store_at, stored
+from tests.support.datasets import build, latest, npy, overwrite, store_at, stored
 
 LAYOUT = Layout("wds")
 
@@ -177,7 +178,8 @@ def test_a_group_holds_no_more_samples_than_a_shard_may() -> None:
     assert [len(group) for group in plan_merges(shards, 1 << 20, 12)] == [3, 2]
 
 
-PARTS = st.dictionaries(st.sampled_from(["a", "b.c", "dd"]), st.binary(max_size=600), min_size=1)
+NPY = st.sampled_from([npy(np.zeros(shape, dtype)) for shape in (2, 3) for dtype in ("<f4", "<i8")])
+PARTS = st.dictionaries(st.sampled_from(["a", "b.npy", "dd"]), st.binary(max_size=600) | NPY, min_size=1)
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,0 +1,127 @@
+"""Where the elements of `.npy` parts lie: what an index notes of parts that all have one dtype and shape."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HEAD_BYTES = 256  # a header in which a plain dtype and a shape fit; longer ones are not noted
+_DTYPE = re.compile(r"[<|][biufcSUMm][0-9]{1,9}(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?")
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{2,40})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
+    re.DOTALL,
+)
+_MOST_AXES = 64  # as numpy has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayLayout:
+    """The dtype and shape of an array in a part, and where its elements begin: in C order, up to the part's end.
+
+    Attributes:
+        dtype: As `numpy.dtype.str` has it, little-endian: "<f4", "|u1", "<M8[ns]".
+        shape: Elements along each axis; () for a scalar.
+        data_offset: Bytes of the part before the elements.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole part."""
+        return self.data_offset + prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as an index stores it."""
+        return {"dtype": self.dtype, "shape": list(self.shape), "data_offset": self.data_offset}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "ArrayLayout":
+        """Read a layout; entries with other names are ignored.
+
+        Raises:
+            ValueError: The dtype, the shape or the offset is none.
+            LookupError: One of them is missing.
+            TypeError: It is no mapping, or the dtype or the shape has another type.
+        """
+        found = cls(dtype=values["dtype"], shape=tuple(values["shape"]), data_offset=values["data_offset"])
+        numbers = (*found.shape, found.data_offset)
+        if len(numbers) > _MOST_AXES or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
+            raise ValueError(f"an array of the shape {found.shape!r:.80} at {found.data_offset!r:.40}")
+        _check_dtype(found.dtype)
+        return found
+
+
+@lru_cache(1024)
+def _check_dtype(dtype: str) -> None:
+    if not _DTYPE.fullmatch(dtype) or np.dtype(dtype).str != dtype:
+        raise ValueError(f"an array of the dtype {dtype!r:.80}")
+
+
+def _is_npy(name: str) -> bool:
+    return name.lower().rpartition(".")[2] == "npy"
+
+
+def layout_of(name: str, head: bytes | memoryview, size: int) -> ArrayLayout | None:
+    """Returns the layout of a `.npy` part; None for other parts, and for elements that are not numbers, text or times.
+
+    Args:
+        name: The suffix of the part, or the name of the member.
+        head: The first bytes of the part, `HEAD_BYTES` at least, or the whole part.
+        size: The size of the part in bytes.
+    """
+    if not _is_npy(name):
+        return None
+    end = 10 + int.from_bytes(head[8:10], "little")
+    found = _parse(bytes(head[:end])) if end <= min(len(head), HEAD_BYTES) else None
+    return found if found is not None and found.num_bytes == size else None
+
+
+@lru_cache(1024)
+def _parse(header: bytes) -> ArrayLayout | None:
+    """The layout that a header of format 1.0 states, as numpy and dray write it."""
+    found = _HEADER.fullmatch(header)
+    if found is None:
+        return None
+    try:
+        shape = [int(size) for size in found[2].decode().split(",") if size.strip()]
+        return ArrayLayout.from_json({"dtype": found[1].decode(), "shape": shape, "data_offset": len(header)})
+    except (ValueError, TypeError):
+        return None
+
+
+def constant_layouts(layouts: Mapping[str, Collection[ArrayLayout | None]]) -> dict[str, ArrayLayout]:
+    """Returns the layout of each suffix for which all of its distinct layouts are one."""
+    only = {suffix: next(iter(found)) for suffix, found in layouts.items() if len(found) == 1}
+    return {suffix: layout for suffix, layout in only.items() if layout is not None}
+
+
+def layouts_in(
+    tar: bytes | bytearray, suffixes: Sequence[str], offsets: NDArray[np.uint64], sizes: NDArray[np.uint64]
+) -> dict[str, ArrayLayout]:
+    """Returns the layouts of a tar's parts that are constant, by suffix.
+
+    Args:
+        tar: The whole tar.
+        suffixes: s suffixes.
+        offsets: (n, s) the start of each part; 0 where the sample lacks it.
+        sizes: (n, s) in bytes.
+    """
+    view, found = memoryview(tar), dict[str, set[ArrayLayout | None]]()
+    for column, suffix in enumerate(suffixes):
+        if not _is_npy(suffix):
+            continue
+        found[suffix] = set()
+        for start, size in zip(offsets[:, column].tolist(), sizes[:, column].tolist(), strict=True):
+            if start:
+                found[suffix].add(layout_of(suffix, view[start : start + size], size))
+            if len(found[suffix]) > 1:
+                break
+    return constant_layouts(found)
