@@ -8,11 +8,12 @@ from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 
-from dray.loaders.batching.batches import BatchMaker, Collate, Pass, Transform
+from dray.loaders.batching.batches import BatchMaker, Collate, Transform
 from dray.loaders.batching.collate import check_stack
 from dray.loaders.batching.skipping import OnBad, Skipper
 from dray.loaders.lightning.epoch_loader import EpochLoader
 from dray.loaders.order.cursor import Cursor, Remainder
+from dray.loaders.order.passes import Pass
 from dray.loaders.order.permutation import choose_block
 from dray.loaders.order.position import Position
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank

@@ -21,7 +21,7 @@ from dray.loaders.batching.buffers import BufferPool, Buffers
 from dray.loaders.batching.collate import collate, is_stacked, no_rows, stacked
 from dray.loaders.batching.skipping import UNREADABLE, Skipper
 from dray.loaders.batching.stacking import Stacker
-from dray.loaders.order.cursor import PASSES, Cursor, Rest, Share
+from dray.loaders.order.passes import Pass, Step
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import CallError, DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog
@@ -32,7 +32,6 @@ from dray.shards.reading.samples import Column, Reader, Run, Samples, Stats, wan
 from dray.shards.reading.suffixes import Missing, WantedParts, first_complete
 from dray.shards.snapshot import Snapshot
 
-CHUNK_SAMPLES = 8192  # whose order is worked out at once
 LOOK_AHEAD = 64  # steps whose samples are fetched meanwhile, as far as the reader has room
 THREADS = 4  # that copy large parts
 GROUP_STEPS = 16  # made together at the most,
@@ -41,47 +40,6 @@ KEY, VALID = "__key__", "__valid__"
 
 Transform = Callable[[dict[str, Any]], Any]
 Collate = Callable[[list[Any]], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One rank's way through the rest of an epoch."""
-
-    start: Cursor
-    rest: Rest
-    rank: int
-
-    @property
-    def epoch(self) -> int:
-        """Epoch, from 0, that it belongs to."""
-        return self.start.epoch % PASSES
-
-    def steps(self, first: int = 0, stride: int = 1, *, with_runs: bool = True) -> Iterator["Step"]:
-        """Every so many-th step; the order is worked out for many of them at once."""
-        numbers = iter(range(first, len(self.rest), stride))
-        order = self.start.order()
-        at_once = max(1, CHUNK_SAMPLES * self.rest.num_ranks // self.rest.batch)
-        while chunk := list(islice(numbers, at_once)):
-            shares = [self.rest.share(number, self.rank) for number in chunk]
-            positions = np.concatenate([share.positions for share in shares])
-            samples, runs = order.at(positions), list[Run]()
-            if with_runs:
-                firsts, sizes = order.runs(positions)
-                runs = list(zip(firsts.tolist(), sizes.tolist(), strict=True))
-            end = 0
-            for number, share in zip(chunk, shares, strict=True):
-                start, end = end, end + len(share.positions)
-                yield Step(number, share, samples[start:end], runs[start:end])
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one rank takes in one step."""
-
-    number: int  # from the start of the pass
-    share: Share
-    samples: NDArray[np.int64]
-    runs: Sequence[Run]  # of each sample; none where they are not asked for
 
 
 @dataclass(frozen=True, kw_only=True)

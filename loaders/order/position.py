@@ -5,8 +5,8 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from dray.loaders.batching.batches import Pass
 from dray.loaders.order.cursor import PASSES, Cursor, Remainder, Rest
+from dray.loaders.order.passes import Pass
 from dray.shards.arguments import as_int
 
 

@@ -19,10 +19,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.compat import FluidInterface
 from webdataset.pipeline import DataPipeline
 
-from dray.loaders.batching.batches import LOOK_AHEAD, THREADS, Pass, Step, open_reader
+from dray.loaders.batching.batches import LOOK_AHEAD, THREADS, open_reader
 from dray.loaders.batching.buffers import BufferPool
 from dray.loaders.batching.skipping import UNREADABLE, Skipper
 from dray.loaders.batching.stacking import Stacker
+from dray.loaders.order.passes import Pass, Step
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog

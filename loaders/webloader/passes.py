@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dray.loaders.batching.batches import Pass
+from dray.loaders.order.passes import Pass
 from dray.loaders.webloader.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.webloader.progress import Progress
 from dray.loaders.webloader.tar_stream import Portable

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dray.loaders.batching.batches import Pass
 from dray.loaders.order.cursor import PASSES, Cursor
 from dray.loaders.order.epochs import Epochs
+from dray.loaders.order.passes import Pass
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 

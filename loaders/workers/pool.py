@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dray.loaders.batching.batches import BatchMaker, Pass
+from dray.loaders.batching.batches import BatchMaker
+from dray.loaders.order.passes import Pass
 from dray.loaders.workers.processes import WorkerProcesses
 from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
