@@ -1,6 +1,6 @@
-"""What becomes of each keyword in `kwargs_wds` and `kwargs_wld`: the one table, told in docs/data-modules.md.
+"""How each keyword in `kwargs_wds` and `kwargs_wld` is treated: the table that docs/data-modules.md shows.
 
-The keywords are those of `webdataset.WebDataset` and of torch's `DataLoader`, which these dictionaries were made for.
+The keywords are those of `webdataset.WebDataset` and of torch's `DataLoader`.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from dray.shards.errors import CallError
 
 
 class Fate(StrEnum):
-    """What becomes of a keyword."""
+    """How a keyword is treated."""
 
     HONOURED = "honoured"
     IGNORED = "ignored"
@@ -24,7 +24,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """One keyword: its fate, and how or why."""
+    """A keyword's fate, with what it does or why it does nothing."""
 
     fate: Fate
     note: str
@@ -33,49 +33,53 @@ class Keyword:
 _H, _I, _R = Fate.HONOURED, Fate.IGNORED, Fate.REFUSED
 
 KWARGS_WDS: Mapping[str, Keyword] = {
-    "shardshuffle": Keyword(_H, "anything true: each epoch has an order of its own over all samples, not shards alone"),
-    "seed": Keyword(_H, "an integer, of that order, the same on every rank; 0 by default"),
+    "shardshuffle": Keyword(_H, "any true value: each epoch has its own order of all samples, not only of shards"),
+    "seed": Keyword(_H, "seed of that order, an integer; must be equal on all ranks; 0 by default"),
     "handler": Keyword(
         _H,
-        "`reraise_exception` (the default), or one that goes on (`ignore_and_continue`, `warn_and_continue`, your "
-        "own): a sample that cannot be read is replaced by a later one of the epoch, the same on any number of ranks",
+        "`reraise_exception` (the default), or one that continues (`ignore_and_continue`, `warn_and_continue`, your "
+        "own): a sample that cannot be read is replaced by a later one of the epoch, the same for any number of ranks",
     ),
     "cache_dir": Keyword(
         _H,
-        "a folder that keeps what is read from object storage for later epochs; files of a local disk need none, tars "
-        "that are streamed cannot have one",
+        "folder that keeps what is read from object storage for later epochs; local files need none, streamed tars "
+        "cannot have one",
     ),
-    "cache_size": Keyword(_H, "bytes in it at the most, 64 GiB by default; 0: no cache"),
-    "nodesplitter": Keyword(_I, "the order shares the samples of each step out by ranks"),
+    "cache_size": Keyword(_H, "maximum size of the cache in bytes, 64 GiB by default; 0: no cache"),
+    "nodesplitter": Keyword(_I, "the order divides the samples of each step among the ranks"),
     "workersplitter": Keyword(_I, "the workers of a rank take its chunks in turn"),
     "detshuffle": Keyword(_I, "the order follows from `seed` and the epoch"),
-    "repeat": Keyword(_I, "`global_batch_size` says how long an epoch is; a pass follows the other"),
+    "repeat": Keyword(_I, "`global_batch_size` sets the length of an epoch; one pass follows another"),
     "empty_check": Keyword(_I, "a worker without samples is no error"),
-    "url_to_name": Keyword(_I, "what is cached is named by its content"),
-    "verbose": Keyword(_I, "there is nothing to say"),
-    "resampled": Keyword(_R, "samples drawn with replacement make no epoch; leave it out"),
+    "url_to_name": Keyword(_I, "cached bytes are named by their content"),
+    "verbose": Keyword(_I, "there is nothing to print"),
+    "resampled": Keyword(_R, "samples drawn with replacement do not form an epoch; leave it out"),
     "mode": Keyword(_R, "as `resampled`"),
-    "select_files": Keyword(_R, "`suffix_keys_wds` says which parts are read"),
-    "rename_files": Keyword(_R, "parts are found under the names that they were packed by"),
+    "select_files": Keyword(_R, "`suffix_keys_wds` decides which parts are read"),
+    "rename_files": Keyword(_R, "parts are found under the names with which they were packed"),
 }
 
 KWARGS_WLD: Mapping[str, Keyword] = {
     "num_workers": Keyword(_H, "any number; the stream is the same for all"),
-    "persistent_workers": Keyword(_H, "true by default: workers live on and take the next epoch"),
-    "prefetch_factor": Keyword(_H, "messages that a worker is ahead, each of one chunk or several small ones; 2"),
-    "timeout": Keyword(_H, "seconds to wait for a worker, then an error names it; without, a long wait is warned of"),
-    "worker_init_fn": Keyword(_H, "called in each worker when it starts; a lambda will do"),
+    "persistent_workers": Keyword(_H, "true by default: workers stay alive for the next epoch"),
+    "prefetch_factor": Keyword(
+        _H, "messages that a worker prepares ahead, each with one chunk or several small ones; 2 by default"
+    ),
+    "timeout": Keyword(
+        _H, "seconds to wait for a worker before an error names it; without it, a long wait causes a warning"
+    ),
+    "worker_init_fn": Keyword(_H, "called in each worker when it starts; may be a lambda"),
     "multiprocessing_context": Keyword(_H, "`fork` over a local disk, `spawn` over object storage by default"),
-    "generator": Keyword(_H, "of the workers' seeds"),
-    "pin_memory": Keyword(_H, "where there is a GPU: what the workers give is copied to page-locked memory"),
-    "batch_size": Keyword(_H, "outputs of `pipeline_wds` that a worker makes one; None by default"),
-    "collate_fn": Keyword(_H, "makes that batch, or without `batch_size` converts each output; as torch does"),
-    "drop_last": Keyword(_H, "with `batch_size`: leave out a worker's last, shorter batch of a pass"),
+    "generator": Keyword(_H, "source of the workers' seeds"),
+    "pin_memory": Keyword(_H, "if there is a GPU: outputs of the workers are copied to page-locked memory"),
+    "batch_size": Keyword(_H, "number of outputs of `pipeline_wds` that a worker collates into one; None by default"),
+    "collate_fn": Keyword(_H, "collates them, or without `batch_size` converts each output, as in torch"),
+    "drop_last": Keyword(_H, "with `batch_size`: leaves out a worker's last, shorter batch of a pass"),
     "pin_memory_device": Keyword(_I, "torch pins for the current device"),
     "in_order": Keyword(_I, "chunks come in order"),
     "shuffle": Keyword(_R, "`kwargs_wds` has `shardshuffle`"),
-    "sampler": Keyword(_R, "the order says which samples come"),
-    "batch_sampler": Keyword(_R, "the order says which samples come"),
+    "sampler": Keyword(_R, "the order decides which samples come"),
+    "batch_sampler": Keyword(_R, "the order decides which samples come"),
 }
 
 _KINDS: Mapping[str, Callable[[str, Any], object]] = {
@@ -90,12 +94,12 @@ _DEFAULTS = {"empty_check": True, "in_order": True, "pin_memory_device": ""}
 
 
 def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, table: Mapping[str, Keyword]) -> None:
-    """Refuse keywords that are unknown or mean what no epoch can keep; warn once of those that change nothing.
+    """Refuse keywords that are unknown or that no exact epoch can honour; warn once about those without effect.
 
     Args:
-        name: Of the argument, for messages.
+        name: Name of the argument, for messages.
         by_split: Split -> keywords.
-        table: Of those that there are.
+        table: The known keywords.
 
     Raises:
         CallError: Names the keyword, and why it is refused or what its value should be.
