@@ -58,3 +58,10 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_files_that_the_design_names_exist() -> None:
+    """So that a reader finds the room of which the design speaks."""
+    for document in (ROOT / "docs" / "design.md", *(ROOT / "docs" / "decisions").glob("*.md")):
+        for path in re.findall(r"`((?:shards|pipelines|loaders|cluster|benchmarks|docs)/[^`]+)`", document.read_text()):
+            assert list(ROOT.glob(path)), (document.name, path)
