@@ -14,6 +14,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from dray.shards.codecs.unfit import UnfitError
 from dray.shards.errors import CallError, InputError, RefusedError
 from dray.shards.parts import AUTO, PICKLES, TARGETS, encoded_suffixes, is_pickled, stem_of
 
@@ -137,16 +138,14 @@ class Encoder:
 
     def _encoded(self, suffix: str, target: str, data: bytes, stayed: Counter[str] | None) -> tuple[str, bytes]:
         """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
-        loads, find_layout, formats = _tools()
-        if target in ("npy", AUTO) and (layout := find_layout(data)) is not None:  # most are: their elements are copied
-            npy = formats.npy_around(memoryview(data)[layout.start : layout.stop], layout.dtype, layout.shape)
-            if npy is not None:
-                return f"{stem_of(suffix)}npy", npy
+        loads, formats = _tools()
+        if target in ("npy", AUTO) and (npy := formats.pickle_as_npy(data)) is not None:
+            return f"{stem_of(suffix)}npy", npy
         try:
             value = self._opened(loads, data)
             extension = formats.format_of(value) if target == AUTO else target
             encoded = formats.FORMATS[extension](value, _GROWTH * len(data) + _SMALL_BYTES)
-        except (RefusedError, formats.UnfitError) as exc:
+        except (RefusedError, UnfitError) as exc:
             if missing := _missing_module(exc):
                 raise InputError(
                     f"{suffix!r} needs the module {missing!r}, which is missing where it was opened "
@@ -172,13 +171,12 @@ class Encoder:
 
 
 @cache
-def _tools() -> tuple[Callable[..., Any], Callable[..., Any], ModuleType]:
-    """The safe unpickler, its look at tensors and arrays, and the formats: all load torch."""
+def _tools() -> tuple[Callable[..., Any], ModuleType]:
+    """Return the safe unpickler and the formats; both load torch."""
     from dray.shards.codecs import encode as formats
-    from dray.shards.codecs.pickles.layout import find_layout
     from dray.shards.codecs.pickles.unpickle import loads
 
-    return loads, find_layout, formats
+    return loads, formats
 
 
 def _missing_module(exc: BaseException) -> str | None:

@@ -1,36 +1,30 @@
-"""From a part's bytes to its value, by the last extension of its suffix: what WebDataset's `.decode()` gives, safely.
+"""From a part's bytes to its value, by the last extension of its suffix, as WebDataset's `.decode()`, but safely.
 
-The table is WebDataset's: pickles, numpy, text, numbers, JSON, msgpack, CBOR, tenbin, `.pth`, and `.gz` around any of
-them; and, beyond it, `.safetensors` and images (as its `.decode("rgb8")`). An extension that is not in it leaves the
-bytes as they are (so does a value of None, as in WebDataset). A caller's own decoders come before the table.
-Pickles go through the allow-list unpickler, `.pth` through torch's, and compressed parts may not grow past 4 GiB.
+The table is WebDataset's (pickles, numpy, text, numbers, JSON, msgpack, CBOR, tenbin, `.pth`, and `.gz` around any of
+them) plus `.safetensors` and images (as its `.decode("rgb8")`). Parts of other extensions stay bytes, and so do parts
+whose value is None, as in WebDataset. Decoders of the caller come before the table. Pickles are read by the allow-list
+unpickler, `.pth` by torch's, and a compressed part may not grow past 4 GiB. A new format is a module beside this one
+and an entry in `_READERS`.
 """
 
-import gzip
 import importlib
-import io
 import json
-import pickle
-import pkgutil
-import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
-import numpy as np
-import torch
-from webdataset import tenbin
 
+from dray.shards.codecs.compressed import gunzip
 from dray.shards.codecs.images import IMAGE_EXTENSIONS, read_image
+from dray.shards.codecs.npy import read_npy, read_npz
 from dray.shards.codecs.pickles import unpickle
 from dray.shards.codecs.pickles.stand_ins import MAX_BYTES
 from dray.shards.codecs.safetensors import read_safetensors
+from dray.shards.codecs.tenbin import read_tenbin
+from dray.shards.codecs.torch_file import read_torch_file
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
 Decoders = Mapping[str, Callable[[bytes], Any]]  # by suffix
@@ -47,16 +41,16 @@ def decode_part(
     max_bytes: int = MAX_BYTES,
     decoders: Decoders = MappingProxyType({}),
 ) -> Any:
-    """The value of a part, by the last extension of `suffix`; the bytes themselves where the extension is unknown.
+    """Return the value of a part by the last extension of `suffix`, or its bytes if the extension is unknown.
 
     Args:
         suffix: The part's suffix in lower case, with or without a leading dot: `tensor.pyd`, `json.gz`.
         data: The part's bytes.
         allow: Full names that a pickle may use besides the safe list.
         allow_pickle: Let pickles run any code.
-        max_bytes: What a compressed part, or the pixels of an image, may grow to.
+        max_bytes: Maximum size of a decompressed part, or of an image's pixels.
         decoders: Functions of the caller, by suffix in lower case, from the part's bytes to its value. They come before
-            the table, and of several that fit the longest counts: `tensor.npy` before `npy`.
+            the table, and the longest suffix that fits wins: `tensor.npy` before `npy`.
 
     Raises:
         RefusedError: The part holds, or claims to hold, something that is not on the safe list.
@@ -66,13 +60,15 @@ def decode_part(
     if decoders and (own := _longest(decoders, suffix)):
         return _by_own(own, decoders[own], data)
     try:
-        packed, (suffix, data) = suffix, _gunzip(f".{suffix}", data, max_bytes)
-        if decoders and packed.endswith(".gz") and (own := _longest(decoders, suffix)):
-            return _by_own(own, decoders[own], data)
-        decode = _DECODERS.get(suffix.rpartition(".")[2])
-        if decode is not _pickle:
+        stem = f".{suffix}"
+        if stem.endswith(".gz"):
+            stem, data = stem.removesuffix(".gz"), gunzip(data, max_bytes)
+            if decoders and (own := _longest(decoders, stem)):
+                return _by_own(own, decoders[own], data)
+        read = _READERS.get(stem.rpartition(".")[2])
+        if read is not _read_pickle:
             data = bytes(data)
-        value = None if decode is None else decode(data, _Trust(unpickle.check_allow(allow), allow_pickle, max_bytes))
+        value = None if read is None else read(data, _Trust(unpickle.check_allow(allow), allow_pickle, max_bytes))
     except (RefusedError, CallError, DamagedError, ModuleNotFoundError):
         raise
     except Exception as exc:
@@ -81,7 +77,7 @@ def decode_part(
 
 
 def _longest(decoders: Mapping[str, Any], suffix: str) -> str | None:
-    """The longest of the names, which are lower-case, that the suffix is or ends in after a dot."""
+    """Return the longest decoder name (in lower case) that the suffix equals, or ends with after a dot."""
     suffix = suffix.lstrip(".").lower()
     while suffix not in decoders:
         _, dot, suffix = suffix.partition(".")
@@ -100,7 +96,7 @@ def _by_own(name: str, decode: Callable[[bytes], Any], data: bytes | memoryview)
 
 
 class _Functions(dict[str, Callable[[bytes], Any]]):
-    """Decoders that cross to worker processes as cloudpickle writes them, lambdas too."""
+    """Decoders that are sent to worker processes by cloudpickle, lambdas included."""
 
     def __reduce__(self) -> Any:
         return _functions, (cloudpickle.dumps(dict(self)),)
@@ -123,14 +119,14 @@ def _check_decoders(decoders: Decoders) -> _Functions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """Decodes a whole sample; it pickles, so that worker processes can have it."""
+    """Decodes whole samples; can be pickled, for worker processes."""
 
     allow: Collection[str] = ()
     """Full names (`pkg.module.Class`) that pickles may use besides the safe list."""
     allow_pickle: bool = False
     """Let pickles run any code: only for data that you made yourself."""
     decoders: Decoders = field(default_factory=dict, hash=False)
-    """Functions of your own, by suffix, from a part's bytes to its value; they come before the table."""
+    """Your own functions from a part's bytes to its value, by suffix; they come before the built-in formats."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allow", unpickle.check_allow(self.allow))
@@ -139,7 +135,7 @@ class Decoder:
             warnings.warn("allow_pickle=True: pickled parts run any code that they name", stacklevel=3)
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The sample with every part decoded; entries whose name begins with two underscores stay, as text.
+        """Return the sample with every part decoded; entries whose name starts with two underscores are kept, as text.
 
         Raises:
             RefusedError: A part holds something that is not on the safe list; the message names shard, key and suffix.
@@ -148,11 +144,11 @@ class Decoder:
         return {name: self._decode(sample, name, value) for name, value in sample.items()}
 
     def is_own(self, suffix: str) -> bool:
-        """Whether a decoder of the user's reads parts of that suffix."""
+        """Whether one of the user's decoders reads parts with this suffix."""
         return bool(self.decoders) and _longest(self.decoders, suffix) is not None
 
     def part(self, suffix: str, data: bytes | memoryview) -> Any:
-        """The value of one part; see `decode_part`. Suffixes compare without case."""
+        """Return the value of one part; see `decode_part`. Suffixes compare without case."""
         return decode_part(
             suffix.lower(), data, allow=self.allow, allow_pickle=self.allow_pickle, decoders=self.decoders
         )
@@ -171,7 +167,7 @@ class Decoder:
 
 
 def _note(value: Any) -> Any:
-    """An entry that is no part: bytes become text where they are UTF-8."""
+    """Return an entry that is not a part; as text if it is UTF-8."""
     try:
         return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
@@ -184,127 +180,32 @@ def _place(sample: Mapping[str, Any], name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """What a decoder may do with the bytes that it gets."""
+    """What a reader may do with the bytes of a part."""
 
     allow: frozenset[str]
     allow_pickle: bool
     max_bytes: int
 
 
-def _gunzip(suffix: str, data: bytes | memoryview, max_bytes: int) -> tuple[str, bytes | memoryview]:
-    """Suffix and bytes without their compression, if they have one."""
-    if not suffix.endswith(".gz"):
-        return suffix, data
-    content = bytearray()
-    with gzip.open(io.BytesIO(data)) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            content += chunk
-            if len(content) > max_bytes:
-                raise ValueError(f"it grows past {max_bytes} bytes when decompressed")
-    return suffix.removesuffix(".gz"), bytes(content)
-
-
-def _text(data: bytes, _: _Trust) -> str:
-    return data.decode("utf-8")
-
-
-def _number(data: bytes, _: _Trust) -> int:
-    return int(data)
-
-
-def _json(data: bytes, _: _Trust) -> Any:
-    return json.loads(data)
-
-
-def _pickle(data: bytes | memoryview, trust: _Trust) -> Any:
+def _read_pickle(data: bytes | memoryview, trust: _Trust) -> Any:
     return unpickle.loads(data, allow=trust.allow, allow_pickle=trust.allow_pickle)
 
 
-_REFUSED_BY_TORCH = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+def _read_torch_file(data: bytes, trust: _Trust) -> Any:
+    return read_torch_file(data, allow=trust.allow, allow_pickle=trust.allow_pickle, max_bytes=trust.max_bytes)
 
 
-def _torch_file(data: bytes, trust: _Trust) -> Any:
-    """What torch.save wrote, on the CPU; allowed names count for this call alone."""
-    if trust.allow_pickle:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        _check_zip(data, trust.max_bytes)
-    known = [pkgutil.resolve_name(name) for name in sorted(trust.allow)]
-    try:
-        with torch.serialization.safe_globals(known) if known else nullcontext():
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
-        refused = _REFUSED_BY_TORCH.search(str(exc))
-        if refused is None:
-            raise RefusedError(f"torch reads only tensors and plain values here: {exc!s:.200}") from exc
-        raise unpickle.refusal(refused[1]) from exc
-
-
-def _check_zip(data: bytes, max_bytes: int) -> None:
-    """Refuse an archive whose members would grow past `max_bytes`; no reader gives more than a member announces."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        total = sum(member.file_size for member in archive.infolist())
-    if total > max_bytes:
-        raise ValueError(f"it grows to {total} bytes when decompressed; at most {max_bytes} are read")
-
-
-def _npy(data: bytes, _: _Trust) -> Any:
-    return _without_objects(lambda: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
-
-
-def _npz(data: bytes, trust: _Trust) -> Any:
-    _check_zip(data, trust.max_bytes)
-    return _without_objects(lambda: dict(np.load(io.BytesIO(data), allow_pickle=False)))
-
-
-def _without_objects(read: Callable[[], Any]) -> Any:
-    """What `read` gives; RefusedError where numpy would have to unpickle an array of objects."""
-    try:
-        return read()
-    except ValueError as exc:
-        if "allow_pickle" not in str(exc):
-            raise
-        raise RefusedError("an array of objects, which numpy would unpickle; write it as .pyd instead") from exc
-
-
-def _safetensors(data: bytes, _: _Trust) -> Any:
-    return read_safetensors(data)
-
-
-def _image(data: bytes, trust: _Trust) -> Any:
-    return read_image(data, trust.max_bytes)
-
-
-def _msgpack(data: bytes, _: _Trust) -> Any:
-    return importlib.import_module("msgpack").unpackb(data)
-
-
-def _cbor(data: bytes, _: _Trust) -> Any:
-    return importlib.import_module("cbor").loads(data)
-
-
-def _tenbin(data: bytes, _: _Trust) -> Any:
-    """A list of arrays; lengths are checked first, as a negative one would send WebDataset's reader in circles."""
-    offset = 0
-    while offset < len(data):
-        (num_bytes,) = struct.unpack_from("<q", data, offset + 8)
-        offset += 16 + (num_bytes + 63) // 64 * 64
-        if num_bytes < 0 or offset > len(data):
-            raise ValueError(f"a chunk of {num_bytes} bytes does not fit")
-    return tenbin.decode_buffer(data)
-
-
-_DECODERS: dict[str, Callable[[Any, _Trust], Any]] = {
-    **dict.fromkeys(("txt", "text", "transcript"), _text),
-    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), _number),
-    **dict.fromkeys(("json", "jsn"), _json),
-    **dict.fromkeys(("pyd", "pickle", "pkl"), _pickle),
-    **dict.fromkeys(("ten", "tb"), _tenbin),
-    **dict.fromkeys(("mp", "msg"), _msgpack),
-    **dict.fromkeys(IMAGE_EXTENSIONS, _image),
-    "safetensors": _safetensors,
-    "pth": _torch_file,
-    "npy": _npy,
-    "npz": _npz,
-    "cbor": _cbor,
+_READERS: dict[str, Callable[[Any, _Trust], Any]] = {
+    **dict.fromkeys(("txt", "text", "transcript"), lambda data, _: data.decode("utf-8")),
+    **dict.fromkeys(("cls", "cls2", "index", "inx", "id"), lambda data, _: int(data)),
+    **dict.fromkeys(("json", "jsn"), lambda data, _: json.loads(data)),
+    **dict.fromkeys(("pyd", "pickle", "pkl"), _read_pickle),
+    **dict.fromkeys(("ten", "tb"), lambda data, _: read_tenbin(data)),
+    **dict.fromkeys(("mp", "msg"), lambda data, _: importlib.import_module("msgpack").unpackb(data)),
+    **dict.fromkeys(IMAGE_EXTENSIONS, lambda data, trust: read_image(data, trust.max_bytes)),
+    "cbor": lambda data, _: importlib.import_module("cbor").loads(data),
+    "npy": lambda data, _: read_npy(data),
+    "npz": lambda data, trust: read_npz(data, trust.max_bytes),
+    "pth": _read_torch_file,
+    "safetensors": lambda data, _: read_safetensors(data),
 }

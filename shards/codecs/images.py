@@ -1,7 +1,7 @@
-"""Image parts, by Pillow: what WebDataset's `.decode("rgb8")` gives.
+"""Image parts, read by Pillow: the pixels that WebDataset's `.decode("rgb8")` returns.
 
-Each part is opened as one of a few formats that Pillow reads by itself, never as one that starts a program
-(PostScript), and its size is checked before its pixels are made.
+Pillow may open a part only as one of a few formats that it reads itself, never as one that starts a program
+(PostScript). The size is checked before the pixels are decoded.
 """
 
 import io
@@ -14,13 +14,13 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "
 
 
 def read_image(data: bytes, max_bytes: int) -> "np.ndarray[Any, Any]":
-    """The pixels: uint8, shape (height, width, 3), red, green and blue, writable.
+    """Return the pixels: uint8, shape (height, width, 3), RGB, writable.
 
-    Grey images are repeated in all three, transparency is dropped, and of several pictures the first is read.
+    Grey images become RGB, transparency is dropped, and only the first frame of an animation is read.
 
     Raises:
         ModuleNotFoundError: Pillow is not installed.
-        Exception: The part is no whole image, or its pixels would take more than `max_bytes`.
+        Exception: The image is damaged, or its pixels would take more than `max_bytes`.
     """
     try:
         from PIL import Image

@@ -104,7 +104,7 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
     ("suffix", "data", "expected"),
     [
         ("image.pyd", pickle.dumps(torch.zeros(2, 3)), r"tensor float32 \(2, 3\)"),
-        ("a.npy", b"", "not decoded: part '.a.npy' is not what its extension says"),
+        ("a.npy", b"", "not decoded: part 'a.npy' is not what its extension says"),
         ("pyd", pickle.dumps({"x": np.zeros((4,), np.int16)}), r"{'x': array int16 \(4,\)}"),
         ("pyd", pickle.dumps(OrderedDict(w=torch.ones(1))), r"{'w': tensor float32 \(1,\)}"),
         ("pyd", pickle.dumps(Evil()), "refused: pickle names .*system, which is not on the safe list; nothing of it"),

@@ -22,7 +22,9 @@ from dray.pipelines.building.compact import compact
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.planning.plan import Last, Recipe, changes_of
 from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
-from dray.shards.codecs.encode import UnfitError, as_npy, as_safetensors
+from dray.shards.codecs.npy import as_npy
+from dray.shards.codecs.safetensors import as_safetensors
+from dray.shards.codecs.unfit import UnfitError
 from dray.shards.layout import Layout
 from tests.conftest import Inputs, Place
 from tests.support.datasets import stored
@@ -169,9 +171,9 @@ def test_auto_takes_what_gives_the_value_back_and_else_leaves_the_pickle(extensi
 @pytest.mark.parametrize(
     ("target", "value", "why"),
     [
-        ("npy", [1], "list is no tensor"),
+        ("npy", [1], "list is neither a tensor"),
         ("npy", FLOAT32.bfloat16(), "no dtype for torch.bfloat16"),
-        ("safetensors", 1, "int is no tensor"),
+        ("safetensors", 1, "int is not a tensor"),
         ("safetensors", {"a": 1}, "'a' in the dict is int"),
         ("safetensors", {1: FLOAT32}, "a name in it is int, not text"),
         ("json", FLOAT32, "torch.Tensor would come back as something else"),
@@ -491,7 +493,7 @@ def test_a_bad_value_fails_the_build_and_mending_it_packs_only_its_shard(tmp_pat
     inputs = write(tmp_path / "in", [FLOAT32 * n for n in range(20)])
     good = inputs.path(inputs.names[7], SUFFIX).read_bytes()
     inputs.path(inputs.names[7], SUFFIX).write_bytes(pickle.dumps("text"))
-    with pytest.raises(InputError, match=r"'s0007'.*cannot become 'npy': str is no tensor"):
+    with pytest.raises(InputError, match=r"'s0007'.*cannot become 'npy': str is neither a tensor"):
         build(inputs, tmp_path / "out", encode={SUFFIX: "npy"})
     inputs.path(inputs.names[7], SUFFIX).write_bytes(good)
     assert build(inputs, tmp_path / "out", encode={SUFFIX: "npy"}).num_reused == 3

@@ -89,7 +89,7 @@ def test_a_value_is_stored_as_its_suffix_stores_it(inputs: Inputs, suffix: str, 
     [
         (
             {"a.npy": [1, 2]},
-            r"part 'a\.npy' is builtins\.list, which \.npy cannot hold \(list is no tensor",
+            r"part 'a\.npy' is builtins\.list, which \.npy cannot hold \(list is neither a tensor",
         ),
         ({"a.npy": torch.ones(2, dtype=torch.bfloat16)}, r"torch\.Tensor of torch\.bfloat16, which \.npy cannot hold"),
         ({"a.npy": torch.eye(2).to_sparse()}, r"'a\.npy' is torch\.Tensor .*not dense"),

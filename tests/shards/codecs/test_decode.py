@@ -245,7 +245,7 @@ def test_an_image_is_decoded_as_webdataset_decodes_rgb8(suffix: str) -> None:
 
 def test_an_image_of_another_format_is_not_opened() -> None:
     """PostScript in disguise starts no program."""
-    with pytest.raises(DamagedError, match=r"part '\.png'.*cannot identify"):
+    with pytest.raises(DamagedError, match=r"part 'png'.*cannot identify"):
         decode_part("png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 
@@ -329,7 +329,7 @@ LIES = {
 @pytest.mark.parametrize("case", LIES)
 def test_lies_in_safetensors_are_damage(case: str) -> None:
     """Sizes, offsets, dtypes and notes are checked against each other and the bytes that are there."""
-    with pytest.raises(DamagedError, match=r"part '\.x\.safetensors'"):
+    with pytest.raises(DamagedError, match=r"part 'x\.safetensors'"):
         decode_part("x.safetensors", LIES[case])
 
 
