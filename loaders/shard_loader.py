@@ -12,10 +12,10 @@ from dray.loaders.batching.batches import BatchMaker, Collate, Transform
 from dray.loaders.batching.collate import check_stack
 from dray.loaders.batching.skipping import OnBad, Skipper
 from dray.loaders.lightning.epoch_loader import EpochLoader
-from dray.loaders.order.cursor import Cursor, Remainder
+from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
-from dray.loaders.order.permutation import choose_block
-from dray.loaders.order.position import Position
+from dray.loaders.order.position import BatchPosition
+from dray.loaders.order.shares import Remainder
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.workers.forks import check_process, check_worker
 from dray.loaders.workers.pool import WorkerPool
@@ -149,13 +149,18 @@ class ShardLoader(EpochLoader):
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
             blocks=blocks,
         )
-        self._position = Position(
-            self._first_cursor(batch, shuffle=shuffle, seed=seed, window_rows=window_rows),
+        epochs = Epochs(
+            snapshot=self._snapshot,
+            num_samples=len(self._maker.catalog),
             batch=batch,
-            rank=self.rank,
+            lanes=batch,
             num_ranks=self.num_ranks,
             remainder=Remainder(remainder),
+            shuffle=shuffle,
+            seed=seed,
+            window_rows=window_rows,
         )
+        self._position = BatchPosition(epochs, self.rank)
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
         self._wait_s = 0.0
         self._lookahead: Lookahead[list[Any]] | None = None
@@ -175,7 +180,7 @@ class ShardLoader(EpochLoader):
         return self._snapshot
 
     @property
-    def position(self) -> Position:
+    def position(self) -> BatchPosition:
         """Where the loader is in its epochs."""
         return self._position
 
@@ -197,17 +202,14 @@ class ShardLoader(EpochLoader):
         """
         check_worker(self._num_workers, "ShardLoader(num_workers=)")
         process, position = os.getpid(), self._position
-        way, turn = position.begin(), position.turn
+        turn = position.begin()
+        way = position.epochs.pass_from(position.start, self.rank)
         self._end_batches()
         self._batches = batches = self._in_workers(way) if self._num_workers else self._in_thread(way)
         with closing(batches):
             for step in range(1, len(way.rest) + 1):
                 check_process(process)
-                if position.turn != turn:
-                    raise CallError(
-                        f"this iterator of epoch {way.epoch} ended when a newer one of its loader began, or when it "
-                        "was told to go on elsewhere"
-                    )
+                position.check(turn)
                 asked = perf_counter()
                 batch = next(batches)
                 self._wait_s += perf_counter() - asked
@@ -216,7 +218,7 @@ class ShardLoader(EpochLoader):
 
     def close(self) -> None:
         """End worker processes and the iterator that runs. The next `iter()` starts others."""
-        self._position.turn += 1
+        self._position.end()
         self._end_batches()
         self._end_workers()
 
@@ -234,8 +236,8 @@ class ShardLoader(EpochLoader):
             CallError: The epoch has no such step, or took it before it was resumed here.
         """
         epoch, step, position = as_int("epoch", epoch), as_int("step", step), self._position
-        start = position.start if epoch == position.start.epoch else position.start_of(epoch)
-        rest = position.rest(start)
+        start = position.start if epoch == position.start.epoch else position.epochs.start(epoch)
+        rest = position.epochs.rest(start)
         of_rank = self.rank if rank is None else as_int("rank", rank)
         if not (0 <= step - start.steps < len(rest) and 0 <= of_rank < self.num_ranks):
             raise CallError(
@@ -262,21 +264,6 @@ class ShardLoader(EpochLoader):
         all_stats = told if self._num_workers else [self._maker.stats]
         total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
         return {**total, "samples": self._position.num_samples, "wait_s": self._wait_s}
-
-    def _first_cursor(self, batch: int, *, shuffle: bool, seed: int, window_rows: int) -> Cursor:
-        """The start of epoch 0, laid out for a global batch size."""
-        snapshot, num_samples = self._snapshot, len(self._maker.catalog)
-        return Cursor(
-            dataset=snapshot.commit.manifest,
-            version=snapshot.version,
-            num_samples=num_samples,
-            shuffle=shuffle,
-            seed=seed,
-            epoch=0,
-            lanes=batch,
-            block=choose_block(num_samples, batch, snapshot.num_bytes / max(1, snapshot.num_samples)),
-            window_rows=window_rows,
-        )
 
     def _in_thread(self, way: Pass) -> Generator[Any, None, None]:
         if self._lookahead is None:

@@ -7,51 +7,11 @@ loaded state waits, and is used if it belongs to the epoch that the Trainer asks
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import SequentialSampler
 
-
-class EpochPosition(Protocol):
-    """Where a loader is in its epochs."""
-
-    is_loaded: bool
-    repeats_epoch: bool
-
-    @property
-    def shuffles(self) -> bool:
-        """Whether the order is permuted."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """Epoch, from 0, of the pass at hand, or of the next one where none has begun since the last change."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the epoch that the trainer has got, those before a resume included."""
-        ...
-
-    def length(self) -> int | None:
-        """Returns the number of steps of the epoch at hand; None if it is unknown."""
-        ...
-
-    def go_to(self, epoch: int) -> None:
-        """Let the next pass be the start of an epoch."""
-        ...
-
-    def state(self, *, unfinished: int = 0) -> dict[str, Any]:
-        """Returns the state after the steps that the trainer got, but for the last `unfinished` (0 or 1) of them."""
-        ...
-
-    def state_at(self, epoch: int) -> dict[str, Any]:
-        """Returns the state at the start of an epoch."""
-        ...
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass be the rest of the one that was saved."""
-        ...
+from dray.loaders.order.position import EpochPosition
 
 
 class EpochSampler:
@@ -100,7 +60,7 @@ class EpochLoader:
         position, keeper = self.position, self._keeper
         if position.length() is None:
             return None
-        kind = EpochSampler if position.shuffles else SequentialEpochSampler
+        kind = EpochSampler if position.epochs.shuffle else SequentialEpochSampler
         return kind(position, None if keeper is None else lambda: keeper(self))
 
     def set_epoch(self, epoch: int) -> None:

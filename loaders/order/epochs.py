@@ -1,120 +1,136 @@
-"""The epochs of a DataModule's stream: where each pass begins, and how its steps are shared out by the ranks."""
+"""The epochs of a loader: where each pass begins, and how its steps are shared out by the ranks."""
 
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import numpy as np
-
-from dray.loaders.order.cursor import PASSES, Cursor, Remainder, Rest, Share
+from dray.loaders.order.cursor import PASSES, Cursor
+from dray.loaders.order.passes import Pass
 from dray.loaders.order.permutation import BLOCK_BYTES, choose_block
+from dray.loaders.order.shares import Remainder, Rest
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
-LANES = 64  # where no global batch size tells how many
-MOST_SAMPLES = 64  # of a chunk, likewise
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvenRest(Rest):
-    """The rest of an epoch in which no rank is ever without a sample.
-
-    A short last step is shared out evenly; if it has fewer samples than there are ranks, the epoch's first ones follow.
-    """
-
-    def share(self, step: int, rank: int) -> Share:
-        """What a rank takes in a step of the rest, from 0."""
-        first = self.consumed + step * self.batch
-        size = max(min(self.batch, self.num_samples - first), self.num_ranks)
-        start, stop = first + rank * size // self.num_ranks, first + (rank + 1) * size // self.num_ranks
-        return Share(np.arange(start, stop) % self.num_samples, max(0, min(stop, self.num_samples) - start))
+LANES = 64  # number of lanes if there is no global batch size
+MAX_CHUNK_SAMPLES = 64  # most samples that a rank takes in a step if there is no global batch size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epochs:
-    """What all epochs of a stream have in common.
+    """What all epochs of a loader have in common.
 
     Attributes:
-        snapshot: What is read.
-        batch: Samples a step over all ranks, laid out so in every new epoch.
-        lanes: Of the order.
-        num_ranks: That share a step.
-        is_even: Whether every rank has a sample in every step; else each sample comes once, whatever a rank has.
+        snapshot: Version that is read.
+        num_samples: Number of samples in an epoch.
+        batch: Number of samples in a step, over all ranks.
+        lanes: Number of lanes in the order of a new epoch.
+        num_ranks: Number of ranks that share a step.
+        remainder: What happens to the last samples if they do not fill a step.
+        serves_every_rank: See `Rest`.
         shuffle: Whether the order is permuted.
-        seed: Of the permutation.
+        seed: Seed of the permutation.
+        window_rows: See `Order`.
     """
 
     snapshot: Snapshot
+    num_samples: int
     batch: int
     lanes: int
     num_ranks: int
-    is_even: bool
+    remainder: Remainder
+    serves_every_rank: bool = False
     shuffle: bool
     seed: int
+    window_rows: int = 1
 
     @classmethod
-    def of(cls, snapshot: Snapshot, global_batch_size: int | None, num_ranks: int, *, shuffle: bool, seed: int) -> Self:
-        """Those of a global batch size; without one, a rank's chunks are as large as make a good read.
+    def of_chunks(
+        cls, snapshot: Snapshot, global_batch_size: int | None, num_ranks: int, *, shuffle: bool, seed: int
+    ) -> Self:
+        """Returns epochs in steps of a global batch or, if it is None, of chunks that are large enough to read well.
 
         Raises:
-            CallError: It is no multiple of the number of ranks: their batches could not be equal.
+            CallError: The global batch size is not a multiple of the number of ranks.
         """
         if global_batch_size is not None and global_batch_size % num_ranks:
             raise CallError(
                 f"global_batch_size={global_batch_size} on {num_ranks} ranks: batches of one size need a multiple of "
                 f"{num_ranks}, such as {-(-global_batch_size // num_ranks) * num_ranks}"
             )
-        chunk = max(1, min(MOST_SAMPLES, int(BLOCK_BYTES // max(1.0, _sample_bytes(snapshot)))))
+        chunk = max(1, min(MAX_CHUNK_SAMPLES, int(BLOCK_BYTES // max(1.0, _sample_bytes(snapshot)))))
         return cls(
             snapshot=snapshot,
+            num_samples=snapshot.num_samples,
             batch=global_batch_size or chunk * num_ranks,
             lanes=global_batch_size or LANES,
             num_ranks=num_ranks,
-            is_even=global_batch_size is not None,
+            remainder=Remainder.KEEP,
+            serves_every_rank=global_batch_size is not None,
             shuffle=shuffle,
             seed=seed,
         )
 
     @property
     def sample_bytes(self) -> float:
-        """The mean size of a sample in its tar."""
+        """Mean size of a sample in its tar, in bytes."""
         return _sample_bytes(self.snapshot)
 
-    def start(self, epoch: int, number: int = 0, steps: int = 0) -> Cursor:
-        """The start of a pass of an epoch, all counted from 0, after so many steps of the epoch."""
-        snapshot, num_samples = self.snapshot, self.snapshot.num_samples
+    def start(self, epoch: int) -> Cursor:
+        """Returns the start of an epoch.
+
+        Raises:
+            CallError: The epoch is not an integer >= 0.
+        """
         return Cursor(
-            dataset=snapshot.commit.manifest,
-            version=snapshot.version,
-            num_samples=num_samples,
+            dataset=self.snapshot.commit.manifest,
+            version=self.snapshot.version,
+            num_samples=self.num_samples,
             shuffle=self.shuffle,
             seed=self.seed,
-            epoch=as_int("epoch", epoch) + number * PASSES,
+            epoch=as_int("epoch", epoch),
             lanes=self.lanes,
-            block=choose_block(num_samples, self.lanes, self.sample_bytes),
-            window_rows=1,
-            steps=steps,
+            block=choose_block(self.num_samples, self.lanes, self.sample_bytes),
+            window_rows=self.window_rows,
         )
 
     def next_pass(self, cursor: Cursor) -> Cursor:
-        """The start of the pass that follows in the same epoch."""
-        number, epoch = divmod(cursor.epoch, PASSES)
-        return self.start(epoch, number + 1, cursor.steps)
+        """Returns the start of the next pass of the same epoch, which has an order of its own."""
+        return self.start(cursor.epoch + PASSES)
 
     def next_epoch(self, cursor: Cursor) -> Cursor:
-        """The start of the epoch after."""
+        """Returns the start of the next epoch."""
         return self.start(cursor.epoch % PASSES + 1)
 
+    def resumed(self, saved: Mapping[str, Any]) -> Cursor:
+        """Returns the cursor that a checkpoint holds.
+
+        Raises:
+            CallError: It is not a cursor, or was saved over other data or in another order; names the difference.
+        """
+        cursor = Cursor.from_dict(saved)
+        if differing := cursor.differences(self.start(0)):
+            raise CallError(
+                f"the checkpoint was saved over other data or in another order ({'; '.join(differing)}): open "
+                f"'{self.snapshot.store.url}?version={cursor.version}' with the options of that run, or do not load "
+                "its state"
+            )
+        return replace(cursor, version=self.snapshot.version)
+
     def rest(self, cursor: Cursor) -> Rest:
-        """The rest of a pass, in steps."""
-        kind = EvenRest if self.is_even else Rest
-        return kind(
+        """Returns the steps from a cursor to the end of its pass."""
+        return Rest(
             num_samples=cursor.num_samples,
             consumed=cursor.consumed,
             batch=self.batch,
             num_ranks=self.num_ranks,
-            remainder=Remainder.KEEP,
+            remainder=self.remainder,
+            serves_every_rank=self.serves_every_rank,
         )
+
+    def pass_from(self, cursor: Cursor, rank: int) -> Pass:
+        """Returns a rank's steps from a cursor to the end of its pass."""
+        return Pass(cursor, self.rest(cursor), rank)
 
 
 def _sample_bytes(snapshot: Snapshot) -> float:

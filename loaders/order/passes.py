@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from dray.loaders.order.cursor import PASSES, Cursor, Rest, Share
+from dray.loaders.order.cursor import PASSES, Cursor
+from dray.loaders.order.shares import Rest, Share
 from dray.shards.reading.samples import Run
 
 CHUNK_SAMPLES = 8192  # number of positions that are permuted in one call

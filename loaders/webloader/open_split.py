@@ -145,7 +145,7 @@ class ChunkSplit:
     def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> ChunkLoader:
         """See `OpenSplit`."""
         rank, num_ranks = own_rank()
-        progress = Progress(Epochs.of(self._snapshot, batch, num_ranks, **self._order), rank, told)
+        progress = Progress(Epochs.of_chunks(self._snapshot, batch, num_ranks, **self._order), rank, told)
         shaping = Shaping(
             batch_size=options.get("batch_size"),
             drop_last=bool(options.get("drop_last")),
@@ -184,9 +184,8 @@ def _blocks(options: Options, num_workers: int) -> BlockStore | None:
 
 def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any]) -> Pass:
     rank, num_ranks = own_rank()
-    epochs = Epochs.of(snapshot, batch, num_ranks, **order)
-    start = epochs.start(0)
-    return Pass(start, epochs.rest(start), rank)
+    epochs = Epochs.of_chunks(snapshot, batch, num_ranks, **order)
+    return epochs.pass_from(epochs.start(0), rank)
 
 
 class TarLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types

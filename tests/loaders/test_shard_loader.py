@@ -180,7 +180,7 @@ def test_an_iterator_that_was_left_ends_when_another_begins(urls: Mapping[int, s
     old, new = iter(loader), iter(loader)
     next(old)
     assert numbers(next(new)) == [0, 1, 2, 3]
-    with pytest.raises(CallError, match="this iterator of epoch 0 ended"):
+    with pytest.raises(CallError, match="this iterator has ended"):
         next(old)
     assert numbers(next(new)) == [4, 5, 6, 7]
 
@@ -317,7 +317,7 @@ def test_a_version_is_kept_while_others_are_built(tmp_path: Path) -> None:
         assert len(list(pinned)) == 6
         pinned.load_state_dict(loader.state_dict())
     assert len(list(ShardLoader(url, batch_size=1))) == 1
-    with pytest.raises(CallError, match=r"dataset: .* open the loader with version=1"):
+    with pytest.raises(CallError, match=r"dataset: .*open .*\?version=1"):
         ShardLoader(url, batch_size=1).load_state_dict(loader.state_dict())
     with pytest.raises(CallError, match="seed: 0 in the checkpoint, 1 here"):
         ShardLoader(url, version=1, batch_size=2, seed=1).load_state_dict(loader.state_dict())
@@ -543,7 +543,7 @@ def test_ranks_of_a_named_group_agree_where_a_version_is_named(tmp_path: Path) -
     pickles_to_tars(tmp_path / "inputs", ["s0000"], ["x.pyd", "cls", "txt"], url, "wdshards", progress=False)
     late = ShardLoader(url, batch_size=2, rank=1, num_ranks=2)
     assert (early.snapshot.version, late.snapshot.version) == (1, 2)
-    with pytest.raises(CallError, match="open the loader with version=1"):
+    with pytest.raises(CallError, match=r"open .*\?version=1"):
         late.load_state_dict(early.state_dict())
     named = ShardLoader(url, batch_size=2, rank=1, num_ranks=2, version=1)
     named.load_state_dict(early.state_dict())
@@ -568,7 +568,7 @@ def test_an_iterator_ends_when_the_loader_is_told_another_place(urls: Mapping[in
     old = iter(loader)
     next(old)
     loader.set_epoch(5)
-    with pytest.raises(CallError, match="told to go on elsewhere"):
+    with pytest.raises(CallError, match="this iterator has ended"):
         next(old)
     assert loader.state_dict()["consumed"] == 0
 

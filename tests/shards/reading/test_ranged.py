@@ -16,8 +16,9 @@ import pytest
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardLoader
 from dray.loaders import shard_loader as loader_module
-from dray.loaders.order.cursor import Cursor, Remainder, Rest
+from dray.loaders.order.cursor import Cursor
 from dray.loaders.order.passes import Pass
+from dray.loaders.order.shares import Remainder, Rest
 from dray.shards import DamagedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore, Kept
