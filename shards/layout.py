@@ -56,6 +56,11 @@ class Layout:
         return f"{self.folder}/manifests"
 
     @property
+    def holds(self) -> str:
+        """The folder of the lists of holds."""
+        return f"{self.folder}/holds"
+
+    @property
     def indexes(self) -> str:
         """The folder of the indexes."""
         return f"{self.folder}/index"
@@ -89,6 +94,10 @@ class Layout:
     def intent(self, number: int) -> str:
         """An intent."""
         return f"{self.intents}/{number:010d}.json"
+
+    def hold_list(self, digest: str) -> str:
+        """A list of holds, by the digest of its content."""
+        return f"{self.holds}/{digest}.json"
 
     def manifest(self, intent: int, digest: str) -> str:
         """A manifest: the intent under which it was written, and the digest of its content."""

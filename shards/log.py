@@ -10,20 +10,17 @@ are in one order, and each sees what those before it did. A commit that makes no
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
 
-from dray.shards.arguments import as_int
-from dray.shards.errors import CallError, DamagedError, NotFoundError, StoreError
+from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.layout import MOST_SHARDS, OLD_FOLDER, Layout, record_number
 from dray.shards.parsing.records import FormatError, check_digests, read_record, write_record
 from dray.shards.storage.store import Store
 
-MAX_COMMIT_BYTES = 4096
-ROOM_BYTES = 256  # that holds leave in a commit: the numbers of later ones, of builds as well, may be longer
 MOST_RECORDS = 10**10 - 2  # in a log: the next one's name has ten digits too
 HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _OPERATION = re.compile(r"[a-z]{1,32}")
@@ -44,7 +41,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What is true of a dataset from now on. At most 4 KiB on storage.
+    """What is true of a dataset from now on. Less than 4 KiB on storage.
 
     Attributes:
         number: Of this record; one that makes a version gives it its number.
@@ -56,7 +53,8 @@ class Commit:
         num_shards: Of that version.
         num_bytes: Of that version's tars.
         kept_from: Versions before this one are dropped, unless they are held.
-        holds: Name -> version that is kept under it.
+        holds: Digest of the list of all holds; None where there are none.
+        hold: Name -> version that this record holds or releases.
         open_intent: Intents before this one are closed: what they reserved, and no kept version names, is deleted.
         open_shard: The first shard number of that intent.
         write_id: That no other write has.
@@ -72,7 +70,8 @@ class Commit:
     num_shards: int
     num_bytes: int
     kept_from: int = 1
-    holds: dict[str, int] = field(default_factory=dict)
+    holds: str | None = None
+    hold: dict[str, int] = field(default_factory=dict)
     open_intent: int = 1
     open_shard: int = 0
     write_id: str
@@ -83,9 +82,11 @@ class Commit:
         """Whether this record is a version of its own."""
         return self.version == self.number
 
-    def keeps(self, version: int) -> bool:
-        """Whether a version up to this record's is kept."""
-        return version >= self.kept_from or version in self.holds.values()
+    def follow(self, operation: Operation) -> "Commit":
+        """Returns the next commit, which changes nothing yet."""
+        return replace(
+            self, number=self.number + 1, operation=operation, hold={}, write_id=new_write_id(), created=now()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,37 +172,6 @@ def check_log(store: Store, layout: Layout, first: int, stop: int) -> range:
     return range(first, stop)
 
 
-def read_version(store: Store, layout: Layout, version: int | str | None = None) -> Commit:
-    """The commit that made a version.
-
-    Args:
-        store: Where the dataset lies.
-        layout: Its names.
-        version: A number, also as text; the name of a hold; None: the last.
-
-    Raises:
-        CallError: It is neither a number nor text.
-        NotFoundError: Nothing was ever committed, or there is no such version or hold.
-    """
-    if version is not None and not isinstance(version, str):
-        return _numbered(store, layout, as_int("version", version, 1))
-    if version is not None and version.isdecimal():
-        return _numbered(store, layout, int(version))
-    head = read_head(store, layout)
-    if head is None:
-        raise no_dataset(store, layout)
-    number = head.version if version is None else _held(store, layout, head, version)
-    return head if number == head.number else _numbered(store, layout, number)
-
-
-def no_dataset(store: Store, layout: Layout) -> NotFoundError:
-    """The error for a place where nothing was ever committed."""
-    return NotFoundError(
-        f"no dataset with prefix {layout.prefix!r} under {store.url}: "
-        "check the URL and the prefix, or build one with `dray build`"
-    )
-
-
 def read_intent(store: Store, layout: Layout, number: int) -> Intent:
     """An intent by its number."""
     return _read(store, layout.intent(number), Intent)
@@ -223,7 +193,6 @@ def append_commit(
         The commit that was added; None where `next_of` gave up.
 
     Raises:
-        CallError: The commit would pass 4 KiB: too many holds.
         StoreError: The store did not take it, and nothing stands there.
     """
     while (commit := next_of(head)) is not None:
@@ -237,15 +206,8 @@ def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
     """Create-only, durable: returns the commit that now stands under that number, this one or another's.
 
     Raises:
-        CallError: It would pass 4 KiB, or a hold would leave no room for later commits: too many holds.
         StoreError: Nothing stands there and the store did not take ours.
     """
-    most = MAX_COMMIT_BYTES - (ROOM_BYTES if commit.operation == Operation.HOLD else 0)
-    if (size := len(write_record(commit))) > most:
-        raise CallError(
-            f"{len(commit.holds)} holds make a commit of {size} bytes, and it may have {most}: release some, or give "
-            "them shorter names (dray log shows them, dray release gives one up)"
-        )
     return _create(store, layout.commit(commit.number), commit)
 
 
@@ -267,31 +229,34 @@ def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
     return standing
 
 
-def _numbered(store: Store, layout: Layout, version: int) -> Commit:
+def put_content(store: Store, name: str, data: bytes) -> None:
+    """Create an object whose name tells its content, durably; one that is there already is the same.
+
+    Raises:
+        StoreError: The store did not take it.
+        DamagedError: What lies there is not what its name says.
+    """
     try:
-        commit = read_commit(store, layout, version)
-    except NotFoundError as exc:
-        head = read_head(store, layout)
-        raise NotFoundError(
-            f"no version {version} of prefix {layout.prefix!r} under {store.url}; the last one there is "
-            f"{head.version if head else 'none'}: check the URL, the prefix and the version"
-        ) from exc
-    if not commit.makes_version:
-        raise NotFoundError(
-            f"number {version} of {layout.prefix!r} under {store.url} is a {commit.operation}, which makes no version: "
-            f"the last one then was {commit.version}"
-        )
-    return commit
+        store.put_new(name, data)
+    except StoreError as exc:  # there already, or a lost reply: what lies there tells
+        try:
+            standing = store.get(name)
+        except NotFoundError:
+            raise exc from None
+        if standing != data:
+            raise DamagedError(f"{store.url_of(name)}: not the content that its name says: delete it") from exc
+    store.sync([name])
 
 
-def _held(store: Store, layout: Layout, head: Commit, name: str) -> int:
-    if name not in head.holds:
-        names = ", ".join(sorted(head.holds)) or "none"
-        raise NotFoundError(
-            f"no hold {name!r} of prefix {layout.prefix!r} under {store.url}; there are: {names}. "
-            "A version is a number or the name of a hold: dray log shows them"
-        )
-    return head.holds[name]
+def check_holds(holds: Mapping[str, int], head: int) -> None:
+    """Check what a record says of holds.
+
+    Raises:
+        ValueError: A name cannot be one, or a version is later than the commit `head`.
+    """
+    for name, version in holds.items():
+        if not HOLD_NAME.fullmatch(name) or not 1 <= version <= head:
+            raise ValueError(f"a hold {name!r:.80} of version {version}")
 
 
 def _create(store: Store, name: str, record: Record) -> Record:
@@ -336,16 +301,14 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
 
 def _check_commit(commit: Commit) -> None:
     """Raises ValueError where no commit can be so."""
-    check_digests([commit.manifest])
+    check_digests([commit.manifest, *([commit.holds] if commit.holds is not None else [])])
     if not _OPERATION.fullmatch(commit.operation):
         raise ValueError(f"operation is {commit.operation!r:.80}")
     if not 1 <= commit.kept_from <= commit.version <= commit.number <= MOST_RECORDS:
         raise ValueError(
             f"number {commit.number} makes {commit.version} the last version, and {commit.kept_from} the first"
         )
-    for name, version in commit.holds.items():
-        if not HOLD_NAME.fullmatch(name) or not 1 <= version <= commit.number:
-            raise ValueError(f"a hold {name!r:.80} of version {version}")
+    check_holds(commit.hold, commit.number)
 
 
 def _check_intent(intent: Intent) -> None:

@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.errors import DamagedError, NotFoundError, StoreError
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
-from dray.shards.log import Commit, read_head, read_version
+from dray.shards.log import Commit, read_head
 from dray.shards.manifest import Manifest, Shard, SourceChunk
 from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import split_version
+from dray.shards.versions import keeps, read_holds, read_version
 
 DEFAULT_PREFIX = "wdshards"
 
@@ -284,17 +285,14 @@ def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: 
         return store.get(name)
     except NotFoundError as exc:
         head = read_head(store, layout)
-        if head is not None and not head.keeps(commit.version):
+        if head is not None and not keeps(store, layout, head, commit.version):
+            holds = read_holds(store, layout, head)
+            held = "".join(f", {version} as {name!r}" for name, version in sorted(holds.items()))
             raise NotFoundError(
                 f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
-                f"{head.kept_from} on{_held_names(head)}; dray log {store.url} shows them"
+                f"{head.kept_from} on{held}; dray log {store.url} shows them"
             ) from exc
         raise DamagedError(f"{store.url_of(name)}: the {what} of version {commit.version} is missing") from exc
-
-
-def _held_names(head: Commit) -> str:
-    held = [f"{version} as {name!r}" for name, version in sorted(head.holds.items())]
-    return f", and {', '.join(held)}" if held else ""
 
 
 def place_of(keys: pa.ChunkedArray, key: str) -> int:
@@ -308,22 +306,3 @@ def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
     near = keys[max(0, place - 1) : place + 1].to_pylist()
     dots = f"; dots of a name became dashes: {key_of(key)!r}?" if key_of(key) != key else ""
     return f"near it lie {' and '.join(map(repr, near)) or 'none'}{dots}"
-
-
-def put_content(store: Store, name: str, data: bytes) -> None:
-    """Create an object whose name tells its content, durably; one that is there already is the same.
-
-    Raises:
-        StoreError: The store did not take it.
-        DamagedError: What lies there is not what its name says.
-    """
-    try:
-        store.put_new(name, data)
-    except StoreError as exc:  # there already, or a lost reply: what lies there tells
-        try:
-            standing = store.get(name)
-        except NotFoundError:
-            raise exc from None
-        if standing != data:
-            raise DamagedError(f"{store.url_of(name)}: not the content that its name says: delete it") from exc
-    store.sync([name])

@@ -20,11 +20,11 @@ from xxhash import xxh3_64
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import Layout
-from dray.shards.log import read_version
 from dray.shards.manifest import Shard
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, header
+from dray.shards.versions import read_version
 
 RANGES_FROM_BYTES = 1 << 20  # a mean member's; the client reads through smaller gaps between two ranges anyway
 RANGES_AT_ONCE = 64

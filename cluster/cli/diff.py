@@ -9,8 +9,8 @@ import typer
 from dray.cluster.cli.datasets import find_dataset, without_version
 from dray.shards import Snapshot
 from dray.shards.diff import Diff, diff
-from dray.shards.log import read_version
 from dray.shards.storage.client import StorageOptions
+from dray.shards.versions import read_version
 
 MOST_KEYS = 20  # of each kind, unless all are asked for
 

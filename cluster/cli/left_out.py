@@ -8,10 +8,10 @@ import typer
 from dray.cluster.cli.datasets import find_datasets
 from dray.cluster.cli.group import BUILD_OPTIONS, in_words
 from dray.shards import Snapshot
-from dray.shards.log import read_version
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import split_version
+from dray.shards.versions import read_version
 
 _FIELDS = ("name", "fate", "stage", "file", "error")
 

@@ -1,6 +1,7 @@
 """What `dray log` prints: everything that was done to a dataset, the newest first, and what became of each version."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -8,8 +9,11 @@ import typer
 
 from dray.cluster.cli.datasets import find_datasets, without_version
 from dray.pipelines.versions.holds import history
+from dray.shards.layout import Layout
 from dray.shards.log import Commit, Operation
 from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.versions import read_holds
 
 _HEADINGS = ("number", "when", "what", "version", "samples", "shards", "MB", "state")
 _TO_THE_RIGHT = {"number", "version", "samples", "shards", "MB"}
@@ -52,7 +56,7 @@ def print_log(url: str, *, prefix: str | None, as_json: bool, storage_options: S
     Raises:
         NotFoundError: There is no such dataset.
     """
-    logs = [(found, entries(history(*found))) for found in find_datasets(without_version(url), prefix, storage_options)]
+    logs = [(found, _entries(*found)) for found in find_datasets(without_version(url), prefix, storage_options)]
     if as_json:
         facts = [
             {"url": found.store.url, "prefix": found.layout.prefix, **asdict(entry)}
@@ -67,18 +71,17 @@ def print_log(url: str, *, prefix: str | None, as_json: bool, storage_options: S
             typer.echo(line)
 
 
-def entries(commits: Sequence[Commit]) -> list[Entry]:
-    """The log as a reader wants it: the newest first.
+def _entries(store: Store, layout: Layout) -> list[Entry]:
+    """The log, newest first."""
+    commits = history(store, layout)
+    names = defaultdict[int, list[str]](list)
+    for name, version in sorted(read_holds(store, layout, commits[-1]).items()):
+        names[version].append(name)
+    return [_entry(commits, place, names[commits[place].number]) for place in range(len(commits) - 1, -1, -1)]
 
-    Args:
-        commits: All of them, the first one first.
-    """
-    return [_entry(commits, place) for place in range(len(commits) - 1, -1, -1)]
 
-
-def _entry(commits: Sequence[Commit], place: int) -> Entry:
+def _entry(commits: Sequence[Commit], place: int, held_as: Sequence[str]) -> Entry:
     commit, head = commits[place], commits[-1]
-    held_as = sorted(name for name, version in head.holds.items() if version == commit.number)
     return Entry(
         number=commit.number,
         created=commit.created,
@@ -107,14 +110,8 @@ def _detail(commits: Sequence[Commit], place: int) -> str:
     if place == 0:
         return ""
     commit, before = commits[place], commits[place - 1]
-    if commit.operation == Operation.HOLD:
-        return ", ".join(
-            f"{commit.holds[name]} as {name}" for name in sorted(commit.holds.keys() - before.holds.keys())
-        )
-    if commit.operation == Operation.RELEASE:
-        return ", ".join(
-            f"{before.holds[name]} as {name}" for name in sorted(before.holds.keys() - commit.holds.keys())
-        )
+    if commit.hold:
+        return ", ".join(f"{version} as {name}" for name, version in sorted(commit.hold.items()))
     if commit.operation == Operation.ROLLBACK:
         same = [old.number for old in commits[:place] if old.makes_version and _content(old) == _content(commit)]
         return f"to {same[-1]}" if same else ""

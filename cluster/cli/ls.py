@@ -14,11 +14,11 @@ from rich.table import Table
 from dray.cluster.cli.datasets import find_datasets
 from dray.pipelines.inputs.encoder import Encoder
 from dray.shards import Snapshot
-from dray.shards.log import read_version
 from dray.shards.messages import counted
 from dray.shards.parts import is_pickled, stored_counts
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import split_version
+from dray.shards.versions import read_version
 
 Form = Literal["table", "all", "urls", "json"]
 

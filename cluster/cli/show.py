@@ -17,11 +17,11 @@ from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.codecs.decode import Decoder
 from dray.shards.index import ShardIndex
-from dray.shards.log import read_version
 from dray.shards.manifest import Shard
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import split_version
+from dray.shards.versions import read_version
 
 MOST_CHARS = 200  # of a value
 _MOST_BITS = 600  # of a whole number that is written out

@@ -18,11 +18,11 @@ from dray.cluster.cli.ls import parts_of
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
-from dray.shards.log import read_version
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import local_path, split_version
 from dray.shards.verify import Finding, Level, open_whole, verify
+from dray.shards.versions import read_version
 
 MOST_FINDINGS = 5  # printed of one object
 _SHOWN_OPTIONS = ("endpoint", "region")  # of the storage options, in a printed command: the others may be secret

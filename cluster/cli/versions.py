@@ -11,9 +11,10 @@ from dray.pipelines.running.ray_session import ray_session
 from dray.pipelines.versions import holds as versions
 from dray.pipelines.versions.gc import GcReport, gc
 from dray.pipelines.versions.retention import Retention
-from dray.shards.log import read_head, read_version
+from dray.shards.log import read_head
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
+from dray.shards.versions import keeps, read_version
 
 MOST_NAMES = 20  # of the objects that a gc would delete
 
@@ -42,7 +43,7 @@ def release_version(url: str, name: str, *, prefix: str | None, storage_options:
     found = store, layout = find_dataset(without_version(url), prefix, storage_options, ("release", name))
     number = versions.release(store, layout, name)
     head = read_head(store, layout)
-    is_kept = head is not None and head.keeps(number)
+    is_kept = head is not None and keeps(store, layout, head, number)
     then = "is among those that are kept" if is_kept else "is dropped: the next gc deletes what it alone names"
     typer.echo(f"{found}: {name} is released; version {number} {then}")
 

@@ -32,13 +32,14 @@ from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, Intent, Operation, no_dataset
+from dray.shards.log import Commit, Intent, Operation
 from dray.shards.manifest import Manifest, Shard, SourceChunk
 from dray.shards.messages import counted
 from dray.shards.parsing.arrays import constant_layouts
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, Member, header
+from dray.shards.versions import no_dataset
 
 PARTS_AT_ONCE = 4  # read by one task
 READ_BYTES = 8 << 20

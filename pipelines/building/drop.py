@@ -15,10 +15,11 @@ from dray.pipelines.versions.attempts import finish, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, no_dataset
+from dray.shards.log import Commit
 from dray.shards.manifest import Accounting
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
+from dray.shards.versions import no_dataset
 
 
 def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, progress: bool = True) -> BuildReport:

@@ -14,9 +14,8 @@ from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.plan import Recipe, compare, find_in, fingerprints_in
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
-from dray.shards.log import Intent
+from dray.shards.log import Intent, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
-from dray.shards.snapshot import put_content
 
 
 def next_manifest(

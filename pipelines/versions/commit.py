@@ -9,9 +9,9 @@ from dataclasses import replace
 from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, Operation, append_commit, new_write_id, now
+from dray.shards.log import Commit, Operation, append_commit, new_write_id, now, put_content
 from dray.shards.manifest import Manifest
-from dray.shards.snapshot import Snapshot, put_content
+from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 
 

@@ -1,12 +1,12 @@
 """Giving up old versions and what builds that never ended left; first committed, then deleted.
 
 Deleted are only objects that dray wrote: shards and indexes under numbers that an intent reserved, manifests and their
-tables, and on local disk what unfinished writes left. Commits and intents stay for ever.
+tables, and on local disk what unfinished writes left. Commits, intents and lists of holds are never deleted.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -18,9 +18,6 @@ from dray.shards.log import (
     Operation,
     append_commit,
     check_log,
-    new_write_id,
-    no_dataset,
-    now,
     numbers_in,
     read_commit,
     read_head,
@@ -29,6 +26,7 @@ from dray.shards.log import (
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import ObjectInfo, Store
+from dray.shards.versions import no_dataset, read_holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +90,12 @@ def _gc(store: Store, layout: Layout, before: Commit, retention: Retention, *, d
     else:
         last = append_commit(store, layout, before, next_of) or last
     doomed = (find_garbage if dry_run else sweep)(store, layout, last, retention.grace_s)
+    kept = kept_versions(store, layout, last)
     return GcReport(
         url=store.url,
         prefix=layout.prefix,
-        dropped=tuple(n for n in _versions(store, layout, before.kept_from, last) if not last.keeps(n)),
-        kept=tuple(kept_versions(store, layout, last)),
+        dropped=tuple(n for n in _versions(store, layout, before.kept_from, last) if n not in kept),
+        kept=tuple(kept),
         deleted=tuple(info.name for info in doomed),
         num_bytes=sum(info.size for info in doomed),
         is_dry_run=dry_run,
@@ -105,8 +104,7 @@ def _gc(store: Store, layout: Layout, before: Commit, retention: Retention, *, d
 
 def _next(store: Store, layout: Layout, head: Commit, retention: Retention) -> Commit | None:
     """The commit of a gc; None where it would change nothing."""
-    commit = replace(head, number=head.number + 1, operation=Operation.GC, write_id=new_write_id(), created=now())
-    commit = retain(store, layout, commit, retention)
+    commit = retain(store, layout, head.follow(Operation.GC), retention)
     if commit.kept_from != head.kept_from:
         return commit
     if commit.open_intent == head.open_intent:
@@ -124,7 +122,7 @@ def sweep(store: Store, layout: Layout, head: Commit, grace_s: float) -> list[Ob
 
 def kept_versions(store: Store, layout: Layout, head: Commit) -> list[int]:
     """The numbers of the versions that a commit keeps, ascending."""
-    return sorted({*_versions(store, layout, head.kept_from, head), *head.holds.values()})
+    return sorted({*_versions(store, layout, head.kept_from, head), *read_holds(store, layout, head).values()})
 
 
 def _versions(store: Store, layout: Layout, first: int, head: Commit) -> list[int]:
@@ -172,7 +170,7 @@ def _numbered_objects(store: Store, layout: Layout) -> Iterator[tuple[ObjectInfo
 
 def _unfinished(store: Store, layout: Layout, grace_s: float) -> Iterable[ObjectInfo]:
     """What writes that never ended left on local disk."""
-    folders = ("", layout.indexes, layout.manifests, layout.commits, layout.intents)
+    folders = ("", layout.indexes, layout.manifests, layout.commits, layout.intents, layout.holds)
     too_young = datetime.now(UTC) - timedelta(seconds=grace_s)
     for folder in folders:
         for info in store.leftovers(folder):

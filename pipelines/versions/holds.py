@@ -1,4 +1,7 @@
-"""Holding, releasing and going back to versions: one commit each, no shard is touched."""
+"""Holding, releasing and going back to versions: one commit each, which touches no shard.
+
+`dray.shards.versions` says why no garbage collection can take a version while it is held.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,16 +15,13 @@ from dray.shards.log import (
     Operation,
     append_commit,
     check_log,
-    new_write_id,
-    no_dataset,
-    now,
     read_commit,
     read_head,
-    read_version,
 )
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.verify import verify
+from dray.shards.versions import keeps, no_dataset, put_holds, read_holds, read_version
 
 READS_AT_ONCE = 16
 
@@ -45,11 +45,15 @@ def hold(store: Store, layout: Layout, name: str, version: int | str | None = No
 
     def next_of(head: Commit | None) -> Commit | None:
         head = _standing(store, layout, head)
-        if not head.keeps(number):
+        if not keeps(store, layout, head, number):
             raise NotFoundError(f"version {number} of {layout.prefix!r} under {store.url} was dropped: nothing to hold")
-        if head.holds.get(name, number) != number:
-            raise CallError(f"{name!r} holds version {head.holds[name]} already: dray release {store.url} {name}")
-        return None if name in head.holds else _follow(head, Operation.HOLD, holds={**head.holds, name: number})
+        holds = read_holds(store, layout, head)
+        if holds.get(name, number) != number:
+            raise CallError(f"{name!r} holds version {holds[name]} already: dray release {store.url} {name}")
+        if name in holds:
+            return None
+        digest = put_holds(store, layout, {**holds, name: number})
+        return replace(head.follow(Operation.HOLD), holds=digest, hold={name: number})
 
     append_commit(store, layout, read_head(store, layout), next_of)
     return number
@@ -67,8 +71,11 @@ def release(store: Store, layout: Layout, name: str) -> int:
 
     def next_of(head: Commit | None) -> Commit | None:
         head = _standing(store, layout, head)
-        holds = {held: version for held, version in head.holds.items() if held != name}
-        return None if name not in head.holds else _follow(head, Operation.RELEASE, holds=holds)
+        holds = read_holds(store, layout, head)
+        if (version := holds.pop(name, None)) is None:
+            return None
+        digest = put_holds(store, layout, holds)
+        return replace(head.follow(Operation.RELEASE), holds=digest, hold={name: version})
 
     append_commit(store, layout, read_head(store, layout), next_of)
     return number
@@ -92,25 +99,25 @@ def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
     """
     old = Snapshot.load(store, layout, read_version(store, layout, version))
     start = _standing(store, layout, read_head(store, layout))
-    if not start.keeps(old.version):
+    if not keeps(store, layout, start, old.version):
         raise NotFoundError(f"version {old.version} of {layout.prefix!r} under {store.url} was dropped")
     findings = list(verify(old, "quick"))
     last = _standing(store, layout, read_head(store, layout)) if findings else start
-    if findings and last.keeps(old.version):  # else it went while it was looked at
+    if findings and keeps(store, layout, last, old.version):  # else it went while it was looked at
         raise DamagedError(
             f"version {old.version} is not whole: {findings[0]}; dray verify shows all that is wrong with it"
         )
 
     def next_of(head: Commit | None) -> Commit | None:
         head = _standing(store, layout, head)
-        if not head.keeps(old.version) or head.version != start.version:
+        if head.version != start.version or not keeps(store, layout, head, old.version):
             raise ConflictError(
                 f"{store.url} {layout.prefix}: another writer committed {head.operation} {head.number} while this "
                 "rollback ran: look at dray log, then run it again"
             )
         if (head.intent, head.manifest) == (old.commit.intent, old.commit.manifest):
             return None
-        commit = _follow(head, Operation.ROLLBACK)
+        commit = head.follow(Operation.ROLLBACK)
         return replace(
             commit,
             version=commit.number,
@@ -142,15 +149,3 @@ def _standing(store: Store, layout: Layout, head: Commit | None) -> Commit:
     if head is None:
         raise no_dataset(store, layout)
     return head
-
-
-def _follow(head: Commit, operation: Operation, holds: dict[str, int] | None = None) -> Commit:
-    """The next commit, of the same version."""
-    return replace(
-        head,
-        number=head.number + 1,
-        operation=operation,
-        holds=head.holds if holds is None else holds,
-        write_id=new_write_id(),
-        created=now(),
-    )

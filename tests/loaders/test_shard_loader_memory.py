@@ -13,9 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, create_commit, new_write_id, now
+from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
-from dray.shards.snapshot import put_content
 from dray.shards.storage.store import Store
 from tests.support.datasets import number_as_text, pack, recipe_of, tensor_of
 

@@ -17,9 +17,8 @@ from dray.shards import Manifest, Shard, Snapshot, Store
 from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, new_write_id, now
+from dray.shards.log import Commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, SourceChunk
-from dray.shards.snapshot import put_content
 from tests.conftest import MakeInputs, Place
 from tests.support.datasets import build, latest
 

@@ -14,9 +14,9 @@ from dray.pipelines.inputs.sources import Sources
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
-from dray.shards.log import Commit, create_commit, new_write_id, now
+from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
-from dray.shards.snapshot import Snapshot, put_content
+from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import TarWriter, scan
 from tests.conftest import Place

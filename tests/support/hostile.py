@@ -24,7 +24,7 @@ from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from tests.support import processes
 
-KINDS = ("index", "manifest", "commit", "intent", "sources", "left_out")
+KINDS = ("index", "manifest", "commit", "intent", "holds", "sources", "left_out")
 LAYOUT = Layout("wds")
 MORE_BYTES = 1 << 30  # that a child may allocate beside what it has
 Objects = Mapping[str, bytes]
@@ -48,6 +48,7 @@ def mutated(objects: Objects, kind: str, seed: int) -> Objects:
         "manifest": (LAYOUT.manifests, ".json"),
         "commit": (LAYOUT.commits, ".json"),
         "intent": (LAYOUT.intents, ".json"),
+        "holds": (LAYOUT.holds, ".json"),
     }.get(kind, (LAYOUT.manifests, ".parquet"))
     names = [name for name in sorted(objects) if name.startswith(folder) and name.endswith(end)]
     if end == ".parquet":

@@ -12,8 +12,9 @@ import pytest
 from dray.pipelines.building.tables import parquet_of
 from dray.shards.errors import DamagedError
 from dray.shards.index import digest_of
+from dray.shards.log import put_content
 from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema
-from dray.shards.snapshot import Snapshot, put_content
+from dray.shards.snapshot import Snapshot
 from tests.conftest import MakeInputs, Place
 from tests.support.datasets import build, latest
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from dray.shards.errors import DamagedError
+from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
 from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
 from dray.shards.parsing.records import HEADER, read_record
 from dray.shards.storage.store import Store
+from dray.shards.versions import Holds, read_holds
 from tests.support.datasets import recipe_of
 
 LAYOUT, DIGEST = Layout("wdshards"), "ab" * 16
@@ -29,7 +31,7 @@ MANIFEST = Manifest(
 )
 COMMIT = Commit(
     number=7, operation="build", version=7, intent=1, manifest=DIGEST, num_samples=4, num_shards=2, num_bytes=8192,
-    kept_from=5, holds={"best": 3}, open_intent=1, open_shard=0, write_id=new_write_id(), created=now(),
+    kept_from=5, holds=DIGEST, hold={"best": 3}, open_intent=1, open_shard=0, write_id=new_write_id(), created=now(),
 )  # fmt: skip
 INTENT = Intent(
     number=3, plan=DIGEST, base=0, first=10, count=2, shards=(4, 10, 11), digests=(DIGEST,) * 3, created=now(),
@@ -97,14 +99,16 @@ IMPOSSIBLE_COUNTS = [
     {"sources/0/num_rows": 3},
     {"left_out/num_rows": 2},
 ]
+HOSTILE_HOLDS = [None, [], {"": 3}, {"a/b": 3}, {"\x1b[2J": 3}, {"best": 8}, {"best": 0}]
 HOSTILE_COMMIT: Mapping[str, list[Any]] = {
     **HOSTILE_HEADER,
     **numbers_of("number", "version", "intent", "num_samples", "num_shards", "num_bytes", "kept_from"),
-    **numbers_of("open_intent", "open_shard", "holds/best"),
+    **numbers_of("open_intent", "open_shard", "hold/best"),
     "number": [*NO_NUMBERS, 6, 8],
     "version": [*NO_NUMBERS, 0, 8],
     "kept_from": [*NO_NUMBERS, 0, 8],
-    "holds": [None, [], {"": 3}, {"a/b": 3}, {"\x1b[2J": 3}, {"best": 8}],
+    "hold": HOSTILE_HOLDS,
+    "holds": [value for value in NO_DIGESTS if value is not None],
     "manifest": [*NO_TEXTS, "../x", "ab"],
     "operation": [*NO_TEXTS, "", "\x1b[2J", "a" * 33],
     "created": [*NO_TEXTS, "", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01", "9999999-01-01T00:00:00Z"],
@@ -161,6 +165,17 @@ def test_a_hostile_commit_is_damage(path: str) -> None:
             read_commit(store, LAYOUT, 7)
 
 
+@pytest.mark.parametrize("holds", [*HOSTILE_HOLDS, *({"best": number} for number in NO_NUMBERS)], ids=repr)
+def test_a_hostile_list_of_holds_is_damage(holds: object) -> None:
+    """The error names it; a gc stops there."""
+    body = with_values(Holds(holds={}), {"holds": holds})
+    store = put(Store(f"memory://{new_write_id()}"), LAYOUT.hold_list(digest_of(body)), body)
+    with pytest.raises(
+        DamagedError, match=r"holds/\w{32}.json: not a readable list of the holds of commit 7 \(.*\): re"
+    ):
+        read_holds(store, LAYOUT, replace(COMMIT, holds=digest_of(body)))
+
+
 @pytest.mark.parametrize("path", HOSTILE_INTENT)
 def test_a_hostile_intent_is_damage(path: str) -> None:
     """The error names it and the way out."""
@@ -172,9 +187,9 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
 
 def test_what_may_be_left_out_has_its_default() -> None:
     """A commit without holds holds nothing; one without a required value names what it lacks."""
-    optional = dict.fromkeys(("kept_from", "holds", "open_intent", "open_shard"), ...)
+    optional = dict.fromkeys(("kept_from", "holds", "hold", "open_intent", "open_shard"), ...)
     found = read_record(Commit, with_values(COMMIT, optional))
-    assert found == replace(COMMIT, kept_from=1, holds={}, open_intent=1, open_shard=0)
+    assert found == replace(COMMIT, kept_from=1, holds=None, hold={}, open_intent=1, open_shard=0)
     with pytest.raises(ValueError, match="Commit without manifest, version"):
         read_record(Commit, with_values(COMMIT, {"version": ..., "manifest": ...}))
 
