@@ -17,8 +17,7 @@ from dray.loaders.order.passes import Pass
 from dray.loaders.webloader.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.webloader.progress import Progress
 from dray.loaders.webloader.tar_stream import Portable
-from dray.loaders.workers.packing import Folded, fold, unfold
-from dray.loaders.workers.pool import packed, unpacked
+from dray.loaders.workers.packing import Packed, pack, unpack
 from dray.loaders.workers.processes import WorkerProcesses
 from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
@@ -201,7 +200,7 @@ class StreamPool:
             patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
             while not coming[worker] and (sent := next(arriving, None)) is not None:
                 self.stats[sent.worker] = sent.stats
-                coming[sent.worker].extend(sent.given(self._buffers[sent.worker]))
+                coming[sent.worker].extend(unpack(sent.chunks, self._buffers[sent.worker]))
             num_missed = 0 if coming[worker] else num_missed + 1
             if coming[worker]:
                 step += 1
@@ -219,19 +218,7 @@ class Sent:
 
     worker: int
     stats: Stats  # of the worker since its start
-    is_exact: list[bool]
-    body: Any
-
-    @classmethod
-    def of(cls, worker: int, stats: Stats, chunks: list[Given], buffers: SendBuffers) -> "Sent":
-        """Chunks for the way."""
-        folded = [fold(chunk.outputs, buffers) for chunk in chunks]
-        return cls(worker, replace(stats), [chunk.is_exact for chunk in chunks], packed(folded, buffers))
-
-    def given(self, buffers: ReceiveBuffers) -> list[Given]:
-        """The chunks again."""
-        chunks: list[Folded] = unpacked(self.body, buffers)
-        return [Given(list(unfold(chunk)), exact) for chunk, exact in zip(chunks, self.is_exact, strict=True)]
+    chunks: Packed
 
 
 class WorkerStream(Portable):
@@ -278,7 +265,7 @@ class WorkerStream(Portable):
         for chunk in stream.given(way):
             held.append(chunk)
             if len(held) >= size:
-                yield Sent.of(worker.id, stream.source.stats, held, buffers)
+                yield Sent(worker.id, replace(stream.source.stats), pack(held, buffers))
                 held, size = [], min(2 * size, self._most_chunks)
         if held:
-            yield Sent.of(worker.id, stream.source.stats, held, buffers)
+            yield Sent(worker.id, replace(stream.source.stats), pack(held, buffers))

@@ -1,73 +1,268 @@
-"""What a chunk gave, on its way from a worker to the trainer: few large tensors in the place of many small ones."""
+"""Values on their way from a worker to the trainer: a few pickled bytes, and buffers in shared memory that they name.
 
+torch would pass each tensor by a file descriptor, which is slow, and a worker that has no more descriptors waits for
+ever; all other values it would pickle. Here lists, tuples and dicts are taken apart, and the values at one place in
+each of them are packed together, as a column: tensors and arrays of one dtype and shape become one, bytes of any sizes
+follow one another. All of these share one buffer, except tensors that were made in a buffer: these are not copied.
+"""
+
+import pickle
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
-from dray.loaders.batching.buffers import Buffers
-from dray.loaders.batching.stacking import LARGE_BYTES
+from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffers
 
-_ROWS, _COLUMNS, _VALUES = "rows", "columns", "values"
+ALIGN_BYTES = 64
+MIN_BYTES = 4 << 10  # a column of bytes that has fewer is pickled
 
-Folded = tuple[Any, ...]
+_BYTES = (bytes, bytearray, memoryview)
+_TAKEN = {torch.Tensor, np.ndarray, dict, list, tuple, *_BYTES}  # all other types are pickled
+
+Memory = Sequence[torch.Tensor]  # (n,) uint8 each
 
 
-def fold(values: Sequence[Any], buffers: Buffers) -> Folded:
-    """Values as few objects, of plain containers and tensors; `unfold` gives them back.
+class Packed(NamedTuple):
+    """Values on their way."""
 
-    Tensors of one dtype and shape become one; tuples, lists and dicts that are alike are taken apart, item by item.
+    pickled: bytes  # a column
+    handles: list[Handle | None]  # of the buffers that it names, the one that is shared first
+    gone: list[int]  # buffers that will not be used again
+
+
+def pack(values: list[Any], buffers: SendBuffers) -> Packed:
+    """Returns the values as few objects; `unpack` gives values of the same types back.
+
+    What does not consist of elements alone is pickled: sparse and quantized tensors, those with a gradient or on a
+    device, arrays of objects, and whatever is no tensor, array, bytes, list, tuple or dict.
 
     Args:
-        values: Any.
-        buffers: The memory for large tensors.
+        values: Batches, or what pipelines gave.
+        buffers: The worker's.
     """
-    first = values[0] if values else None
-    kind = type(first)
-    if any(type(value) is not kind for value in values):
-        return _VALUES, list(values)
-    if kind is torch.Tensor and _are_alike(values):
-        return _ROWS, _stacked(list(values), buffers)
-    if kind in (tuple, list) and first and len(set(map(len, values))) == 1:
-        return _COLUMNS, kind, None, [fold(column, buffers) for column in zip(*values, strict=True)]
-    if kind is dict and first and all(value.keys() == first.keys() for value in values):
-        return _COLUMNS, kind, list(first), [fold([value[name] for value in values], buffers) for name in first]
-    return _VALUES, list(values)
+    packing = _Packing(buffers)
+    pickled = pickle.dumps(packing.column(values), pickle.HIGHEST_PROTOCOL)
+    return Packed(pickled, packing.handles(), buffers.gone())
 
 
-def unfold(folded: Folded) -> Sequence[Any]:
-    """What was folded; tensors that were alike are rows of one."""
-    if folded[0] == _ROWS:
-        rows = folded[1]
-        return [rows[row] for row in range(len(rows))]
-    if folded[0] == _VALUES:
-        values: list[Any] = folded[1]
-        return values
-    _, kind, names, columns = folded
-    rows = zip(*map(unfold, columns), strict=True)
-    if kind is tuple:
-        return list(rows)
-    return [list(row) if kind is list else dict(zip(names, row, strict=True)) for row in rows]
+def unpack(packed: Packed, buffers: ReceiveBuffers) -> list[Any]:
+    """Returns the values that were packed; tensors, arrays and memoryviews are views of the buffers."""
+    buffers.forget(packed.gone)
+    memory = [
+        torch.empty(0, dtype=torch.uint8) if handle is None else buffers.open(handle) for handle in packed.handles
+    ]
+    column: _Column = pickle.loads(packed.pickled)  # noqa: S301  this loader's worker made it
+    return column.values(memory)
 
 
-def _stacked(tensors: list[torch.Tensor], buffers: Buffers) -> torch.Tensor:
-    dtype, shape = tensors[0].dtype, (len(tensors), *tensors[0].shape)
-    num_bytes = prod(shape) * dtype.itemsize
-    if num_bytes < LARGE_BYTES:
-        return torch.stack(tensors)
-    return torch.stack(tensors, out=buffers.take(num_bytes).view(dtype).view(shape))
+class _Column(Protocol):
+    """Values that are packed together."""
+
+    def values(self, memory: Memory) -> list[Any]:
+        """Returns them, from the buffers that were named beside them."""
+        ...
 
 
-def _are_alike(tensors: Sequence[torch.Tensor]) -> bool:
-    first = tensors[0]
-    if first.layout is not torch.strided or first.is_quantized:
-        return False
-    return all(
-        tensor.dtype == first.dtype
-        and tensor.shape == first.shape
-        and tensor.layout is first.layout
-        and tensor.device.type == "cpu"
-        and not tensor.requires_grad
-        for tensor in tensors
-    )
+class _Pickled(NamedTuple):
+    """Values as they are."""
+
+    items: list[Any]
+
+    def values(self, memory: Memory) -> list[Any]:  # noqa: ARG002
+        return self.items
+
+
+class _Single(NamedTuple):
+    """Values of different types or forms, each in a column of its own."""
+
+    columns: list[_Column]
+
+    def values(self, memory: Memory) -> list[Any]:
+        return [value for column in self.columns for value in column.values(memory)]
+
+
+class _Rows(NamedTuple):
+    """Tensors or arrays of one dtype and shape."""
+
+    kind: type
+    buffer: int
+    offset: int  # in bytes
+    dtype: Any
+    shape: tuple[int, ...]  # their number first
+
+    def values(self, memory: Memory) -> list[Any]:
+        end = self.offset + prod(self.shape) * self.dtype.itemsize
+        rows = _viewed(memory[self.buffer][self.offset : end], self.kind, self.dtype, self.shape)
+        if self.kind is torch.Tensor:
+            return [rows[row] for row in range(len(rows))]
+        return [rows[row, ...] for row in range(len(rows))]  # not a scalar where the shape is ()
+
+
+class _Bytes(NamedTuple):
+    """Bytes, one after another."""
+
+    kind: type
+    offset: int
+    sizes: list[int]
+
+    def values(self, memory: Memory) -> list[Any]:
+        view, start, found = memory[0].numpy().data, self.offset, []
+        for size in self.sizes:
+            found.append(self.kind(view[start : start + size]))
+            start += size
+        return found
+
+
+class _Lists(NamedTuple):
+    """Lists or tuples, the items of each in a column."""
+
+    kind: type
+    columns: list[_Column]
+
+    def values(self, memory: Memory) -> list[Any]:
+        return [_made(self.kind, column.values(memory)) for column in self.columns]
+
+
+class _Table(NamedTuple):
+    """Dicts with the same names, lists or tuples of one length: a column for each place in them."""
+
+    kind: type
+    names: list[Any]  # of a dict
+    columns: list[_Column]
+
+    def values(self, memory: Memory) -> list[Any]:
+        rows = zip(*(column.values(memory) for column in self.columns), strict=True)
+        if self.kind is dict:
+            return [dict(zip(self.names, row, strict=True)) for row in rows]
+        return [_made(self.kind, row) for row in rows]
+
+
+class _Packing:
+    """What was packed so far. Not a function that calls itself inside another: a cycle would hold tensors for long."""
+
+    def __init__(self, buffers: SendBuffers) -> None:
+        self._buffers = buffers
+        self._sent: list[Handle] = []
+        self._joined: list[tuple[int, Sequence[Any]]] = []  # what the shared buffer is to hold, by offset
+        self._num_bytes = 0
+
+    def handles(self) -> list[Handle | None]:
+        """Returns the buffers, filled."""
+        if not self._num_bytes:
+            return [None, *self._sent]
+        shared = self._buffers.take(self._num_bytes)
+        for offset, values in self._joined:
+            _copy(values, shared[offset:])
+        return [self._buffers.send(shared), *self._sent]
+
+    def column(self, values: Sequence[Any]) -> _Column:
+        """Returns the column of some values."""
+        kinds = set(map(type, values))
+        if not any(kind in _TAKEN or _is_named_tuple(kind) for kind in kinds):
+            return _Pickled(list(values))
+        kind = kinds.pop()
+        if kinds:
+            return self._single(values)
+        if kind is dict:
+            return self._dicts(values)
+        if kind in _BYTES:
+            return self._bytes(kind, values)
+        return self._numeric(kind, values) if kind in (torch.Tensor, np.ndarray) else self._lists(kind, values)
+
+    def _single(self, values: Sequence[Any]) -> _Column:
+        return _Single([self.column([value]) for value in values])
+
+    def _dicts(self, values: Sequence[dict[Any, Any]]) -> _Column:
+        names = list(values[0])
+        if any(list(value) != names for value in values):
+            return self._single(values)
+        if not names:
+            return _Pickled(list(values))
+        return _Table(dict, names, [self.column([value[name] for value in values]) for name in names])
+
+    def _lists(self, kind: type, values: Sequence[Sequence[Any]]) -> _Column:
+        """As few columns as possible: one for each list, or one for each place in them."""
+        sizes = set(map(len, values))
+        if len(sizes) > 1 or len(values) == 1 or not 0 < sizes.pop() <= len(values):
+            return _Lists(kind, [self.column(value) for value in values])
+        return _Table(kind, [], [self.column(items) for items in zip(*values, strict=True)])
+
+    def _bytes(self, kind: type, values: Sequence[Any]) -> _Column:
+        num_bytes = sum(map(len, values))
+        is_view = kind is memoryview
+        if (num_bytes < MIN_BYTES and not is_view) or (is_view and not all(map(_is_flat, values))):
+            return _Pickled(list(values))
+        return _Bytes(kind, self._join(values, num_bytes), list(map(len, values)))
+
+    def _numeric(self, kind: type, values: Sequence[Any]) -> _Column:
+        first, count = values[0], len(values)
+        if not _are_alike(values):
+            return _Pickled(list(values)) if count == 1 else self._single(values)
+        shape = (count, *first.shape)
+        if kind is torch.Tensor and self._buffers.holds(first):
+            if count > 1:
+                return self._single(values)
+            if handle := self._buffers.send(first):
+                self._sent.append(handle)
+                return _Rows(kind, len(self._sent), 0, first.dtype, shape)
+        return _Rows(kind, 0, self._join(values, count * first.nbytes), first.dtype, shape)
+
+    def _join(self, values: Sequence[Any], num_bytes: int) -> int:
+        """Returns where in the shared buffer values will be."""
+        if not num_bytes:
+            return 0
+        offset = self._num_bytes
+        self._joined.append((offset, values))
+        self._num_bytes += -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES
+        return offset
+
+
+def _is_named_tuple(kind: type) -> bool:
+    return kind.__bases__ == (tuple,) and hasattr(kind, "_make")
+
+
+def _made(kind: Any, items: Sequence[Any]) -> Any:
+    """Returns a list, a tuple or a named tuple."""
+    return kind._make(items) if _is_named_tuple(kind) else kind(items)
+
+
+def _are_alike(values: Sequence[Any]) -> bool:
+    """Returns whether elements of one dtype and shape are all there is to some tensors or arrays."""
+    dtype, shape = values[0].dtype, values[0].shape
+    return all(value.dtype == dtype and value.shape == shape and _is_plain(value) for value in values)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is np.ndarray:
+        return not (value.dtype.hasobject or value.flags.fnc)
+    is_here = value.layout is torch.strided and value.device.type == "cpu"
+    return is_here and not (value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg())
+
+
+def _is_flat(view: memoryview) -> bool:
+    return view.format == "B" and view.ndim == 1 and view.contiguous
+
+
+def _copy(values: Sequence[Any], memory: torch.Tensor) -> None:
+    """Copy the values of a column to the beginning of a buffer, one after another."""
+    first = values[0]
+    if type(first) in _BYTES:
+        view, start = memory.numpy().data, 0
+        for value in values:
+            view[start : start + len(value)] = value
+            start += len(value)
+        return
+    rows = _viewed(memory[: len(values) * first.nbytes], type(first), first.dtype, (len(values), *first.shape))
+    if type(first) is torch.Tensor:
+        torch.stack(list(values), out=rows)
+        return
+    for row, value in enumerate(values):
+        rows[row] = value
+
+
+def _viewed(memory: torch.Tensor, kind: type, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """Returns bytes as a tensor or an array."""
+    return (memory if kind is torch.Tensor else memory.numpy()).view(dtype).reshape(shape)

@@ -1,14 +1,8 @@
-"""Worker processes of a loader: each makes every so many-th batch, and sends several small ones at a time.
+"""Worker processes of a loader: each makes every so many-th batch, and sends several small ones at a time."""
 
-What a worker sends is a few bytes that name buffers in shared memory: torch would pass each tensor by a file
-descriptor, which is slow, and a worker that has no more descriptors waits for ever.
-"""
-
-import pickle
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,11 +12,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dray.loaders.batching.batches import BatchMaker
 from dray.loaders.order.passes import Pass
+from dray.loaders.workers.packing import Packed, pack, unpack
 from dray.loaders.workers.processes import WorkerProcesses
-from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffers
+from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
-
-ALIGN_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +24,7 @@ class Sent:
 
     worker: int
     stats: Stats  # of the worker since its start
-    batches: Any  # packed
+    batches: Packed
 
 
 class WorkerPool:
@@ -75,7 +68,7 @@ class WorkerPool:
                 patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
                 sent = next(arriving)
                 self.stats[sent.worker] = sent.stats
-                coming[sent.worker].extend(unpacked(sent.batches, self._buffers[sent.worker]))
+                coming[sent.worker].extend(unpack(sent.batches, self._buffers[sent.worker]))
             yield own.popleft()
 
     @property
@@ -120,97 +113,4 @@ class _WorkerBatches(IterableDataset[Sent]):
         buffers.begin(pass_number)
         self._maker.use(buffers)
         for batches in self._maker.groups(Pass(start, rest, self._way.rank), worker.id, worker.num_workers):
-            yield Sent(worker.id, replace(self._maker.stats), packed(batches, buffers))
-
-
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """A tensor inside the buffer that it shares with others, or in one of its own."""
-
-    buffer: int
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """Values on their way: tensors in buffers, and the rest as bytes."""
-
-    pickled: bytes
-    buffers: list[Handle | None]
-    gone: list[int]  # buffers that will not come again
-
-
-def packed(value: Any, buffers: SendBuffers) -> _Packed:
-    """Nested dicts, lists and tuples of tensors and other values as few objects; `unpacked` gives them back."""
-    packing = _Packing(buffers)
-    skeleton = pickle.dumps(packing.replaced(value), pickle.HIGHEST_PROTOCOL)
-    if packing.num_bytes:
-        packing.handles[0] = buffers.send(_joined(packing.joined, buffers.take(packing.num_bytes)))
-    return _Packed(skeleton, packing.handles, buffers.gone())
-
-
-class _Packing:
-    """What was packed so far. Not a function that calls itself inside another: a cycle would hold tensors for long."""
-
-    def __init__(self, buffers: SendBuffers) -> None:
-        self.handles: list[Handle | None] = [None]  # the first is of the buffer that is shared
-        self.joined: list[torch.Tensor] = []
-        self.num_bytes = 0  # of these
-        self._buffers = buffers
-
-    def replaced(self, value: Any) -> Any:
-        if type(value) is torch.Tensor and _is_plain(value):
-            return self._slice(value)
-        if type(value) is dict:
-            return {name: self.replaced(item) for name, item in value.items()}
-        return type(value)(map(self.replaced, value)) if type(value) in (list, tuple) else value
-
-    def _slice(self, tensor: torch.Tensor) -> _Slice:
-        if handle := self._buffers.send(tensor):
-            self.handles.append(handle)
-            return _Slice(len(self.handles) - 1, 0, tensor.dtype, tuple(tensor.shape))
-        found = _Slice(0, self.num_bytes, tensor.dtype, tuple(tensor.shape))
-        self.joined.append(tensor)
-        self.num_bytes += _aligned(tensor.numel() * tensor.itemsize)
-        return found
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether its elements, dtype and shape are all there is to it."""
-    is_here = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    return is_here and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES
-
-
-def _joined(tensors: list[torch.Tensor], buffer: torch.Tensor) -> torch.Tensor:
-    """The buffer, the tensors in it one after another, each aligned."""
-    offset = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.itemsize
-        if size:
-            buffer[offset : offset + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        offset += _aligned(size)
-    return buffer
-
-
-def unpacked(value: _Packed, buffers: ReceiveBuffers) -> Any:
-    """What was packed."""
-    buffers.forget(value.gone)
-    memory = [torch.empty(0) if handle is None else buffers.open(handle) for handle in value.buffers]
-    return _restored(pickle.loads(value.pickled), memory)  # noqa: S301  this loader's worker made it
-
-
-def _restored(item: Any, memory: Sequence[torch.Tensor]) -> Any:
-    if type(item) is _Slice:
-        num_bytes = prod(item.shape) * item.dtype.itemsize
-        if not num_bytes:
-            return torch.empty(item.shape, dtype=item.dtype)
-        return memory[item.buffer][item.offset : item.offset + num_bytes].view(item.dtype).view(item.shape)
-    if type(item) is dict:
-        return {name: _restored(inner, memory) for name, inner in item.items()}
-    return type(item)(_restored(inner, memory) for inner in item) if type(item) in (list, tuple) else item
+            yield Sent(worker.id, replace(self._maker.stats), pack(batches, buffers))

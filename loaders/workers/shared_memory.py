@@ -85,6 +85,10 @@ class SendBuffers:
         self._known.add(number)
         return Handle(number, None if is_known else self._memory[number])
 
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Returns whether a tensor begins where a buffer does."""
+        return tensor.data_ptr() in self._numbers
+
     def gone(self) -> list[int]:
         """The buffers that the trainer may forget, since it was last told."""
         gone, self._gone = self._gone, []

@@ -25,10 +25,8 @@ from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
 from dray.loaders import Split, WebDataModule
-from dray.loaders.batching.buffers import BufferPool
 from dray.loaders.webloader.chunks import Tally, by_chunk
 from dray.loaders.webloader.keywords import KWARGS_WDS, KWARGS_WLD
-from dray.loaders.workers.packing import fold, unfold
 from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
 from tests.support import datasets
@@ -437,20 +435,6 @@ def test_outputs_are_told_by_chunk(sizes: list[int], what: str) -> None:
         assert [len(given.outputs) for given in found] == sizes
     if what in ("last", "batched") and 0 not in sizes:
         assert all(n // 10 == number for number, given in enumerate(found) for n in given.outputs)
-
-
-def test_values_come_out_as_they_went_in() -> None:
-    """Tensors that are alike, ragged ones, nested containers, and everything else."""
-    leaf, half = torch.ones(2, requires_grad=True), torch.ones(3, dtype=torch.bfloat16)
-    for values in (
-        [], [half, half + 1], [torch.ones(()), torch.zeros(())], [torch.ones(2), torch.ones(3)], [leaf, leaf],
-        [(half, 1, "a"), (half, 2, "b")], [{"a": [half], "b": np.ones(2)}, {"a": [half + 1], "b": np.ones(3)}],
-        [(1,), (1, 2)], [(), ()], [{"a": 1}, {"b": 1}], [torch.ones(0, 3), torch.ones(0, 3)], [1, half], [{}, {}],
-        [torch.ones(2).to_sparse(), torch.ones(2).to_sparse()], [torch.ones(9000), torch.zeros(9000)],
-    ):  # fmt: skip
-        found = list(unfold(fold(values, BufferPool())))
-        assert list(map(str, found)) == list(map(str, values))
-        assert list(map(type, found)) == list(map(type, values))
 
 
 def test_parts_are_what_webdataset_would_decode(urls: Mapping[int, Path]) -> None:
