@@ -70,7 +70,6 @@ class ShardLoader(EpochLoader):
             build commits read different ones (a state of the one is refused by the other).
         limit: Only the first so many samples of the dataset.
         with_keys: Whether batches have `__key__`, a list.
-        window_rows: Permute positions among so many neighbouring global batches as well.
         on_error: What becomes of a sample that is damaged or refused, or whose shard or index is missing: "fail" raises
             an error that names it; "skip" replaces it, counts it (`stats()["skipped"]`) and lists it in a file. Where
             nothing can be read, as of a version that was dropped, that is an error all the same.
@@ -110,7 +109,6 @@ class ShardLoader(EpochLoader):
         version: int | str | None = None,
         limit: int | None = None,
         with_keys: bool = False,
-        window_rows: int = 1,
         on_error: str = OnBad.FAIL,
         bad_samples: str | os.PathLike[str] = BAD_SAMPLES,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -128,7 +126,6 @@ class ShardLoader(EpochLoader):
         self._num_workers = as_int("num_workers", num_workers)
         self._timeout_s = 0.0 if timeout_s is None else as_seconds("timeout_s", timeout_s)
         shuffle, seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
-        window_rows = as_int("window_rows", window_rows, 1)
         batch = as_int("batch_size", batch_size, 1) * self.num_ranks
         open_version = open_agreed if rank is None else Snapshot.open
         self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
@@ -158,7 +155,6 @@ class ShardLoader(EpochLoader):
             remainder=Remainder(remainder),
             shuffle=shuffle,
             seed=seed,
-            window_rows=window_rows,
         )
         self._position = BatchPosition(epochs, self.rank)
         self._batches: Generator[Any, None, None] | None = None  # of the pass that began last

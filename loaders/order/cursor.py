@@ -1,14 +1,14 @@
 """How far an epoch is consumed, and how the rest of it is shared out: arithmetic, the same on every rank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from dray.loaders.order.permutation import Order
+from dray.loaders.order.permutation import ALGORITHM, Order
 from dray.shards.arguments import as_bool, as_int, as_seed
 from dray.shards.errors import CallError
+from dray.shards.parsing.records import FORMAT, HEADER, FormatError, check_format
 
-FORMAT = 1
 PASSES = 1 << 32  # pass p of epoch e has the order of epoch e + p * PASSES: it does not disturb the next epoch
 
 
@@ -22,15 +22,14 @@ class Cursor:
     Attributes:
         dataset: Digest of the version's manifest.
         version: Its number, to open it again.
-        num_samples: Of an epoch.
+        num_samples: Number of samples in an epoch.
         shuffle: Whether the order is permuted.
-        seed: Of the order, as are
-        epoch: from 0,
-        lanes: kept to the epoch's end whatever the batch size is after a resume,
-        block: in samples, and
-        window_rows: of the permutation among neighbours.
-        consumed: Samples, over all ranks.
-        steps: Taken in this epoch.
+        seed: Seed of the order.
+        epoch: Number of the epoch, from 0, plus `PASSES` for each further pass over the data in it.
+        lanes: Lanes of the order; kept to the end of the epoch, whatever the batch size is after a resume.
+        block: Samples per block of the order; kept likewise.
+        consumed: Samples consumed in this pass, over all ranks.
+        steps: Steps taken in this epoch.
     """
 
     dataset: str
@@ -41,24 +40,27 @@ class Cursor:
     epoch: int
     lanes: int
     block: int
-    window_rows: int
     consumed: int = 0
     steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"format": FORMAT, **asdict(self)}
+        """Returns the cursor as JSON-able values for a checkpoint; docs/format.md specifies them."""
+        return {**HEADER, "order": ALGORITHM, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cursor":
         """Read one from a checkpoint.
 
         Raises:
-            CallError: It is no cursor of a format that this version of dray knows, or a value in it is impossible.
+            CallError: It is no cursor that this version of dray reads, or a value in it is impossible.
         """
         names = [field.name for field in fields(cls)]
-        if not isinstance(values, Mapping) or values.keys() != {"format", *names} or values["format"] != FORMAT:
-            raise CallError(f"not a cursor of format {FORMAT}: {values!r:.300}; was it saved by a newer dray?")
+        check_state("cursor", values, [*names, "order"])
+        if values["order"] != ALGORITHM:
+            raise CallError(
+                f"the cursor in the checkpoint is of the order {values['order']!r:.80}, and this dray knows only "
+                f"{ALGORITHM!r}: upgrade dray"
+            )
         try:
             found = cls(**{name: _CHECKS.get(name, _as_count)(name, values[name]) for name in names})
         except CallError as exc:
@@ -78,7 +80,6 @@ class Cursor:
             block=self.block,
             seed=self.seed,
             epoch=self.epoch,
-            window_rows=self.window_rows,
             shuffle=self.shuffle,
         )
 
@@ -91,13 +92,36 @@ class Cursor:
         """Returns what makes this cursor, of a checkpoint, unusable where `other` is: data and order must agree."""
         return [
             f"{name}: {getattr(self, name)!r} in the checkpoint, {getattr(other, name)!r} here"
-            for name in ("dataset", "num_samples", "shuffle", "seed", "window_rows")
+            for name in ("dataset", "num_samples", "shuffle", "seed")
             if getattr(self, name) != getattr(other, name)
         ]
 
 
+def check_state(what: str, values: object, names: Iterable[str]) -> None:
+    """Check that a loader's state from a checkpoint has these fields and is of a format that dray reads.
+
+    Raises:
+        CallError: It is not; the message says what to do.
+    """
+    if not isinstance(values, Mapping) or "format" not in values:
+        raise CallError(f"not a {what} that dray saved: {values!r:.300}")
+    try:
+        check_format(values)
+    except FormatError as exc:
+        if values["format"] >= FORMAT:
+            raise CallError(f"the {what} in the checkpoint: {exc}") from exc
+        raise CallError(
+            f"the {what} in the checkpoint has format {values['format']}, which an older dray saved; this one reads "
+            f"{FORMAT}: resume with that version of dray, or do not load its state and begin with a whole epoch"
+        ) from exc
+    except ValueError as exc:
+        raise CallError(f"not a {what} that dray saved: {exc}") from exc
+    if missing := {*names} - values.keys():
+        raise CallError(f"not a {what} that dray saved: it lacks {', '.join(sorted(missing))}; found {values!r:.300}")
+
+
 def _as_count(name: str, value: object) -> int:
-    return as_int(name, value, 1 if name in ("lanes", "block", "window_rows") else 0)
+    return as_int(name, value, 1 if name in ("lanes", "block") else 0)
 
 
 def _as_digest(name: str, value: object) -> str:

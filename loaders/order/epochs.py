@@ -30,7 +30,6 @@ class Epochs:
         serves_every_rank: See `Rest`.
         shuffle: Whether the order is permuted.
         seed: Seed of the permutation.
-        window_rows: See `Order`.
     """
 
     snapshot: Snapshot
@@ -42,7 +41,6 @@ class Epochs:
     serves_every_rank: bool = False
     shuffle: bool
     seed: int
-    window_rows: int = 1
 
     @classmethod
     def of_chunks(
@@ -91,7 +89,6 @@ class Epochs:
             epoch=as_int("epoch", epoch),
             lanes=self.lanes,
             block=choose_block(self.num_samples, self.lanes, self.sample_bytes),
-            window_rows=self.window_rows,
         )
 
     def next_pass(self, cursor: Cursor) -> Cursor:

@@ -7,8 +7,9 @@ and only one block of each lane is in use at a time. Each lane starts at its own
 lanes do not change blocks all at once; the part before it is a run of its own, read last. What does not fill a row is
 cut again into one equal shorter run a lane, and the last samples, fewer than lanes, follow singly.
 
-Integers only: the same order from every Python, numpy and machine. Cycle-walking Feistel networks: Black and Rogaway,
-"Ciphers with arbitrary finite domains" (2002); the mixer is the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+docs/format.md specifies every step. Integers only: the same order from every Python, numpy and machine. Cycle-walking
+Feistel networks: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002); the mixer is the finaliser of
+splitmix64 (Steele, Lea and Flood, 2014).
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dray.loaders.lazy import lazy
 
+ALGORITHM = "feistel-lanes-1"  # the id of this order in a cursor; another order needs another one
 ROUNDS = 4
 BLOCK_BYTES = 1 << 20  # of the parts that are read; what a request to object storage should fetch at least
 LIVE_FRACTION = 50  # at most one in so many samples lies in a block that is in use
@@ -50,7 +52,6 @@ class Order:
         block: Consecutive samples that are read together; less where so many do not fit each lane once.
         seed: Any integer.
         epoch: From 0; each has its own order.
-        window_rows: Positions are permuted among so many times `lanes` neighbours; 1 leaves them where they are.
         shuffle: Whether to permute at all: else position p is sample p.
     """
 
@@ -59,11 +60,10 @@ class Order:
     block: int = 1
     seed: int = 0
     epoch: int = 0
-    window_rows: int = 1
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.num_samples, self.epoch) < 0 or min(self.lanes, self.block, self.window_rows) < 1:
+        if min(self.num_samples, self.epoch) < 0 or min(self.lanes, self.block) < 1:
             raise ValueError(f"an order of no kind: {self}")
 
     def at(self, positions: ArrayLike) -> Ints:
@@ -97,20 +97,11 @@ class Order:
             raise IndexError(f"positions {found.min()} to {found.max()} of an epoch of {self.num_samples} samples")
         return found
 
-    def _in_window(self, positions: Ints) -> Ints:
-        """Positions after the permutation inside their window."""
-        width = min(self.window_rows * self.lanes, self.num_samples)
-        number, offset = np.divmod(positions, width)
-        size = np.minimum(width, self.num_samples - number * width)
-        return number * width + _permute(offset, size, _mix(self._salt(4) + number.astype(np.uint64)))
-
     def _in_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Before the shift, of each position's run the first sample and the size, and the sample's place in it.
 
         There are three kinds: those of whole rows of blocks, the shorter runs, and the last few samples.
         """
-        if self.window_rows > 1:
-            positions = self._in_window(positions)
         in_blocks = self._rows * self._block * self.lanes
         in_runs = in_blocks + self._run * self.lanes
         if positions.max() < in_blocks:

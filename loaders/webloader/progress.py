@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dray.loaders.order.cursor import Cursor
+from dray.loaders.order.cursor import Cursor, check_state
 from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
 from dray.loaders.order.position import EpochPosition
 from dray.shards.arguments import as_int
-from dray.shards.errors import CallError
+from dray.shards.parsing.records import HEADER
 
-FORMAT = 1
 LOOK_AHEAD = 1  # most samples that the last pipeline may take before an output for the state to be exact
 MAX_HELD = 1024  # most chunks without an output whose ends are kept: a pipeline that holds more is inexact anyway
 
@@ -34,7 +33,7 @@ class Place:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a state for a checkpoint, JSON-able and small."""
-        return {"format": FORMAT, "cursor": self.cursor.to_dict(), "outputs": self.outputs, "covered": self.covered}
+        return {**HEADER, "cursor": self.cursor.to_dict(), "outputs": self.outputs, "covered": self.covered}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], epochs: Epochs) -> "Place":
@@ -43,9 +42,7 @@ class Place:
         Raises:
             CallError: It is not such a state, or was saved over other data or in another order.
         """
-        names = {"format", "cursor", "outputs", "covered"}
-        if not isinstance(state, Mapping) or state.keys() != names or state["format"] != FORMAT:
-            raise CallError(f"not a state of format {FORMAT}: {state!r:.300}; was it saved by a newer dray?")
+        check_state("state", state, ("cursor", "outputs", "covered"))
         outputs, covered = (as_int(f"the state's {name}", state[name]) for name in ("outputs", "covered"))
         return cls(epochs.resumed(state["cursor"]), outputs, covered)
 

@@ -41,7 +41,6 @@ CALLS: Mapping[str, Callable[[str, Any], Any]] = {
     "batch_size": lambda url, value: ShardLoader(url, batch_size=value),
     "seed": lambda url, value: ShardLoader(url, batch_size=4, seed=value),
     "num_workers": lambda url, value: ShardLoader(url, batch_size=4, num_workers=value),
-    "window_rows": lambda url, value: ShardLoader(url, batch_size=4, window_rows=value),
     "limit": lambda url, value: ShardLoader(url, batch_size=4, limit=value),
     "cache_bytes": lambda url, value: ShardLoader(url, batch_size=4, cache_bytes=value),
     "rank": lambda url, value: ShardLoader(url, batch_size=4, rank=value, num_ranks=9),
@@ -133,9 +132,7 @@ def test_a_build_takes_numpy_integers_and_refuses_others(tmp_path: Path) -> None
     assert latest(Place(str(tmp_path / "out"))).manifest.recipe["shuffle_seed"] == 1
 
 
-CURSOR = Cursor(
-    dataset="ab" * 16, version=7, num_samples=1000, shuffle=True, seed=1, epoch=3, lanes=64, block=5, window_rows=2
-)
+CURSOR = Cursor(dataset="ab" * 16, version=7, num_samples=1000, shuffle=True, seed=1, epoch=3, lanes=64, block=5)
 values = st.one_of(
     st.none(), st.booleans(), st.text(), st.floats(), st.integers(), st.just([]), st.integers().map(lambda n: n << 70)
 )
@@ -160,11 +157,11 @@ def test_a_cursor_that_was_changed_is_refused_or_works(name: str, value: Any, at
 @pytest.mark.parametrize("state", [None, [], "state", 7, {}, {"format": 1}, {1: 2}])
 def test_what_is_no_state_is_refused(url: str, state: Any) -> None:
     """By both kinds of loader."""
-    with pytest.raises(CallError, match="not a cursor of format 1"):
+    with pytest.raises(CallError, match=r"cursor (that|.* an older) dray saved"):
         ShardLoader(url, batch_size=4).load_state_dict(state)
     data = module(url)
     data.setup("fit")
-    with pytest.raises(CallError, match="not a state of format 1"):
+    with pytest.raises(CallError, match=r"state (that|.* an older) dray saved"):
         data.train_dataloader().load_state_dict(state)
 
 

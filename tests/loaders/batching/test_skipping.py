@@ -152,9 +152,7 @@ def test_bad_samples_are_found_by_halves(tmp_path: Path) -> None:
         if {9, 200} & set(positions.tolist()):
             raise DamagedError("bad")
 
-    cursor = Cursor(
-        dataset="", version=1, num_samples=999, shuffle=True, seed=0, epoch=0, lanes=9, block=1, window_rows=1
-    )
+    cursor = Cursor(dataset="", version=1, num_samples=999, shuffle=True, seed=0, epoch=0, lanes=9, block=1)
     found = Skipper(str(tmp_path / "bad.jsonl")).replaced(np.arange(256), cursor, read)
     assert {position: other for position, other in enumerate(found.tolist()) if other != position} == {9: 18, 200: 209}
     assert len(reads) <= 2 * (2 * 8 + 1) + 2
@@ -173,9 +171,7 @@ def test_a_lone_good_sample_is_found_near_by_and_far_away(tmp_path: Path, distan
         return read
 
     skipper = Skipper(str(tmp_path / "bad.jsonl"))
-    cursor = Cursor(
-        dataset="", version=1, num_samples=4096, shuffle=True, seed=0, epoch=0, lanes=9, block=1, window_rows=1
-    )
+    cursor = Cursor(dataset="", version=1, num_samples=4096, shuffle=True, seed=0, epoch=0, lanes=9, block=1)
     good = (300 + distance) % 4096
     assert skipper.replaced(np.array([300]), cursor, only(good)).tolist() == [good]
     if distance not in (9, 18):  # those are strides of a lane

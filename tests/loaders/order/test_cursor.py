@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,7 @@ from dray.loaders.order.cursor import Cursor
 from dray.loaders.order.shares import Remainder, Rest
 from dray.shards.errors import CallError
 
-CURSOR = Cursor(
-    dataset="ab" * 16, version=7, num_samples=1000, shuffle=True, seed=1, epoch=3, lanes=64, block=5, window_rows=1
-)
+CURSOR = Cursor(dataset="ab" * 16, version=7, num_samples=1000, shuffle=True, seed=1, epoch=3, lanes=64, block=5)
 
 counts = st.integers(1, 400)
 ranks = st.integers(1, 9)
@@ -112,17 +111,48 @@ def test_a_cursor_goes_through_json_and_is_small() -> None:
     assert len(text) < 300
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"more": 1}])
-def test_another_format_is_refused(change: dict[str, int]) -> None:
-    """By name, and nothing is guessed."""
-    with pytest.raises(CallError, match="not a cursor of format 1"):
+def test_what_a_later_dray_adds_to_a_cursor_is_ignored() -> None:
+    """An addition that must not be ignored is a feature."""
+    assert Cursor.from_dict({**CURSOR.to_dict(), "later": 1}) == CURSOR
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"format": 1},
+            "cursor in the checkpoint has format 1, which an older dray saved; .*: resume with",
+        ),
+        ({"format": 3}, "format 3 was written by a newer dray, .*: upgrade dray"),
+        ({"features": ["later"]}, "unknown features 'later': upgrade dray"),
+        (
+            {"order": "later-2"},
+            "the order 'later-2', and this dray knows only 'feistel-lanes-1': upgrade dray",
+        ),
+        ({"order": None}, "the order None, .*: upgrade dray"),
+        ({"format": "2"}, "not a cursor that dray saved: its format or features are '2'"),
+        ({"features": {}}, "not a cursor that dray saved: its format or features are {}"),
+    ],
+)
+def test_a_cursor_of_another_dray_is_refused(change: dict[str, Any], message: str) -> None:
+    """The message says which part is unknown and what to do; nothing is guessed."""
+    with pytest.raises(CallError, match=message):
         Cursor.from_dict({**CURSOR.to_dict(), **change})
+
+
+@pytest.mark.parametrize("name", ["order", "lanes", "consumed"])
+def test_a_cursor_that_lacks_a_field_is_refused(name: str) -> None:
+    """The message names the field."""
+    values = CURSOR.to_dict()
+    del values[name]
+    with pytest.raises(CallError, match=f"not a cursor that dray saved: it lacks {name}"):
+        Cursor.from_dict(values)
 
 
 def test_a_checkpoint_of_other_data_or_order_is_refused_by_name() -> None:
     """Lanes, block and epoch are taken from the checkpoint; the rest must agree."""
     assert CURSOR.differences(replace(CURSOR, lanes=1, block=9, epoch=0, consumed=5, version=9)) == []
-    for change in ({"dataset": "cd"}, {"num_samples": 1}, {"shuffle": False}, {"seed": 2}, {"window_rows": 4}):
+    for change in ({"dataset": "cd"}, {"num_samples": 1}, {"shuffle": False}, {"seed": 2}):
         (difference,) = CURSOR.differences(replace(CURSOR, **change))  # type: ignore[arg-type]
         assert difference.startswith(f"{next(iter(change))}: ")
 

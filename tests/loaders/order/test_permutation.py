@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_hexdigest
 
 from dray.loaders.order.permutation import BLOCK_BYTES, Order, choose_block
 
@@ -14,7 +15,6 @@ orders = st.builds(
     block=st.integers(1, 64),
     seed=st.integers(),
     epoch=st.integers(0, 10**6),
-    window_rows=st.integers(1, 5),
     shuffle=st.booleans(),
 )
 
@@ -58,10 +58,28 @@ def test_golden_values() -> None:
     """Integers only: no Python, numpy or machine may give another order, for a resumed epoch would repeat samples."""
     assert Order(100, 4, 5, seed=1, epoch=0).at(np.arange(8)).tolist() == [17, 63, 78, 27, 18, 64, 79, 26]
     assert Order(100, 4, 5, seed=1, epoch=1).at(np.arange(8)).tolist() == [11, 61, 38, 97, 10, 64, 39, 99]
-    last = Order(103, 4, 5, seed=1, epoch=0, window_rows=3).at(np.arange(95, 103))
-    assert last.tolist() == [45, 53, 13, 100, 43, 54, 65, 52]
+    last = Order(103, 4, 5, seed=1, epoch=0).at(np.arange(95, 103))
+    assert last.tolist() == [70, 43, 100, 13, 65, 54, 52, 53]
     last = Order(10**12, 256, 64, seed=-7).at(np.arange(10**12 - 4, 10**12))
     assert last.tolist() == [732916877004, 732916876284, 732916876108, 732916876675]
+
+
+@pytest.mark.parametrize(
+    ("order", "digests"),
+    [
+        (Order(1), ("c77b3abb6f87acd9", "0cfbaea74a8cc0e5")),
+        (Order(103, 4, 5, seed=1), ("be27b307888680cf", "04f2559d72065ad7")),
+        (Order(1000, 64, 7, seed=-7, epoch=3), ("86262521eac2fdb9", "3692f7cde3f1c600")),
+        (Order(4096, 16, 16, seed=2**70, epoch=2**33 + 5), ("1975ff18a818b50d", "73de49ad1a433892")),
+        (Order(100_003, 256, 64, seed=3, epoch=1), ("dfad6e6c4a71b648", "299ab4ad15fa4d26")),
+    ],
+    ids=lambda value: str(value.num_samples) if isinstance(value, Order) else "",
+)
+def test_golden_digests_of_whole_epochs(order: Order, digests: tuple[str, str]) -> None:
+    """xxh3_64 of all samples, and of all runs with their sizes, as 64-bit little-endian integers."""
+    positions = np.arange(order.num_samples)
+    found = (order.at(positions), np.stack(order.runs(positions)))
+    assert tuple(xxh3_64_hexdigest(values.astype("<i8").tobytes()) for values in found) == digests
 
 
 def test_epochs_and_seeds_differ() -> None:
