@@ -24,6 +24,7 @@ from dray.shards.storage.store import Store
 MOST_RECORDS = 10**10 - 2  # in a log: the next one's name has ten digits too
 HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _OPERATION = re.compile(r"[a-z]{1,32}")
+_BUILD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 Record = TypeVar("Record", bound="Commit | Intent")
 
@@ -91,15 +92,29 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """A plan that a builder announced, and the shard numbers that it reserved."""
+    """A plan that a builder announced, and the shard numbers that it reserved.
+
+    Attributes:
+        number: Of this record.
+        plan: Digest of the plan.
+        base: The version that the plan starts from; 0 for none.
+        first: The first shard number that it reserved.
+        count: How many numbers it reserved; at least those that it will use.
+        shards: The number of each planned shard, reserved here or adopted; empty where they are not known beforehand.
+        digests: The digest of the sources and the recipe of each of them.
+        build_id: By which a builder finds its intent after a failure; None where the plan's digest serves.
+        write_id: That no other write has.
+        created: UTC, ISO 8601.
+    """
 
     number: int
-    plan: str  # digest of the plan
-    base: int  # the version that the plan starts from; 0 for none
-    first: int  # the numbers first .. first + count - 1 belong to this intent
+    plan: str
+    base: int
+    first: int
     count: int
-    shards: tuple[int, ...]  # the number of each planned shard, reserved here or adopted
-    digests: tuple[str, ...]  # the digest (sources and recipe) of each
+    shards: tuple[int, ...]
+    digests: tuple[str, ...]
+    build_id: str | None = None
     write_id: str
     created: str
 
@@ -312,10 +327,12 @@ def _check_commit(commit: Commit) -> None:
 
 
 def _check_intent(intent: Intent) -> None:
-    """Raises ValueError where no intent can be so: its numbers are those of its shards."""
-    if not 1 <= intent.number <= MOST_RECORDS or intent.first > MOST_SHARDS:
-        raise ValueError(f"number {intent.number} reserves shards from {intent.first} on")
+    """Raises ValueError where no intent can be so."""
+    if not 1 <= intent.number <= MOST_RECORDS or intent.numbers.stop > MOST_SHARDS:
+        raise ValueError(f"number {intent.number} reserves {intent.count} shards from {intent.first} on")
+    if intent.build_id is not None and not _BUILD_ID.fullmatch(intent.build_id):
+        raise ValueError(f"build_id is {intent.build_id!r:.80}")
     if len(intent.digests) != len(intent.shards) or len(set(intent.shards)) != len(intent.shards):
         raise ValueError("a digest for each shard expected, and each shard once")
-    if intent.count > len(intent.shards) or not set(intent.numbers) <= set(intent.shards):
+    if intent.shards and not (intent.count <= len(intent.shards) and set(intent.numbers) <= set(intent.shards)):
         raise ValueError(f"it reserves {intent.count} numbers from {intent.first} on that are not its shards'")

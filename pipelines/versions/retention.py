@@ -1,6 +1,7 @@
 """Which versions and intents a dataset keeps: a rule, and the commit that follows from it."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -86,8 +87,11 @@ def retain(store: Store, layout: Layout, commit: Commit, retention: Retention) -
 
 def _with_signs_of_life(store: Store, layout: Layout, intents: Sequence[Intent]) -> list[tuple[Intent, float]]:
     """When each intent was announced, or the last shard of its numbers stored."""
-    stored = {layout.shard_number(info.name): info.modified.timestamp() for info in store.list_folder()}
-    return [
-        (intent, max([unix_time(intent.created), *(stored.get(number, 0.0) for number in intent.numbers)]))
-        for intent in intents
-    ]
+    infos = ((layout.shard_number(info.name), info.modified.timestamp()) for info in store.list_folder())
+    stored = sorted((number, time_s) for number, time_s in infos if number is not None)
+
+    def last_sign(intent: Intent) -> float:
+        first, stop = (bisect_left(stored, (number,)) for number in (intent.first, intent.numbers.stop))
+        return max([unix_time(intent.created), *(time_s for _, time_s in stored[first:stop])])
+
+    return [(intent, last_sign(intent)) for intent in intents]

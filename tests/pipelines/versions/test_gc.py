@@ -12,6 +12,7 @@ from dray.pipelines.versions.holds import hold
 from dray.pipelines.versions.retention import Retention
 from dray.shards import NotFoundError, Snapshot
 from dray.shards.layout import Layout
+from dray.shards.log import Intent, create_intent, now
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.datasets import build, latest, store_at
@@ -90,6 +91,24 @@ def test_shards_and_records_of_every_kept_version_stay(make_inputs: MakeInputs, 
     assert gone <= set(report.deleted)
     with pytest.raises(NotFoundError, match="dropped"):
         Snapshot.open(place.url, "wds", version=2, storage_options=place.storage_options)
+
+
+def test_shards_that_no_plan_lists_are_kept_for_the_grace(make_inputs: MakeInputs, place: Place) -> None:
+    """Their numbers were reserved, so no other build gets one; what was never committed is garbage."""
+    inputs, store = make_inputs(8), store_at(place)
+    build(inputs, place, min_num_shards=2)
+    intent = Intent(
+        number=2, plan="", base=1, first=2, count=98, shards=(), digests=(), build_id="job", write_id="", created=now()
+    )
+    create_intent(store, Layout("wds"), intent)
+    for name in ("wds-000002.tar", "wds-000007.tar"):
+        store.put_new(name, b"a shard")
+    change(inputs, 0)
+    build(inputs, place, min_num_shards=2)
+    assert [shard.number for shard in latest(place).shards] == [100, 1]
+    assert collect(place, Retention(keep=1)).deleted == ()
+    tars = {name for name in collect(place).deleted if name.endswith(".tar")}
+    assert tars == {"wds-000000.tar", "wds-000002.tar", "wds-000007.tar"}
 
 
 @pytest.mark.parametrize("has_version", [False, True])

@@ -124,6 +124,16 @@ def test_a_build_of_days_is_alive_while_it_stores_shards(
     assert (kept.open_intent, kept.open_shard) == (open_intent, 0 if open_intent == 1 else 2)
 
 
+@pytest.mark.parametrize(("number", "open_intent"), [(3, 2), (4, 1), (700_000, 1), (4 + 10**12, 2)])
+def test_any_shard_under_reserved_numbers_keeps_an_intent_open(tmp_path: Path, number: int, open_intent: int) -> None:
+    """Also where the intent does not say which shards there will be."""
+    store, created = Store(tmp_path), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 2 * DAY_S))
+    create_intent(store, LAYOUT, replace(intent(1, 4, 0, created), count=10**12, build_id="job"))
+    store.put_new(LAYOUT.shard(number), b"a shard")
+    kept = retain(store, LAYOUT, commit_of(1), Retention())
+    assert (kept.open_intent, kept.open_shard) == (open_intent, 4 if open_intent == 1 else 4 + 10**12)
+
+
 def manifest_of(intent_number: int, *shards: int) -> Manifest:
     entries = tuple(
         Shard(number=number, num_bytes=1, num_samples=1, digest=f"{number}", index_digest="") for number in shards

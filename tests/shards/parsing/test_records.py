@@ -35,7 +35,7 @@ COMMIT = Commit(
 )  # fmt: skip
 INTENT = Intent(
     number=3, plan=DIGEST, base=0, first=10, count=2, shards=(4, 10, 11), digests=(DIGEST,) * 3, created=now(),
-    write_id=new_write_id(),
+    build_id="job-7", write_id=new_write_id(),
 )  # fmt: skip
 
 NO_NUMBERS = [None, "1", 1.0, True, -1, 10**30, [1], {}, float("nan")]
@@ -123,6 +123,7 @@ HOSTILE_INTENT: Mapping[str, list[Any]] = {
     "shards": [None, [], {}, [4, 10], [4, 10, 10], [4, 10, 12]],
     "digests": [None, [], [DIGEST] * 2, [DIGEST] * 4, [1] * 3, DIGEST],
     "plan": NO_TEXTS,
+    "build_id": [1, [], "", "../x", "a b", "a" * 129, "\x1b[2J"],
     "created": [*NO_TEXTS, "yesterday"],
 }
 
@@ -183,6 +184,15 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
             read_intent(store, LAYOUT, 3)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 2**63 - 1), (10**18, 1), (10**18 - 2, 3)])
+def test_an_intent_cannot_reserve_numbers_that_no_shard_has(first: int, count: int) -> None:
+    """Also where it does not say what for."""
+    intent = replace(INTENT, first=first, count=count, shards=(), digests=())
+    store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(intent, {}))
+    with pytest.raises(DamagedError, match=rf"number 3 reserves {count} shards from {first} on"):
+        read_intent(store, LAYOUT, 3)
 
 
 def test_what_may_be_left_out_has_its_default() -> None:
