@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.loaders.batching.gather import MIN_BYTES, gather
 from dray.shards.codecs.pickles.scan import scan
-from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, WILD
+from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, UNKNOWN_PICKLES
 
 MAX_BYTES = 20_000
 PROT_NONE = 0
@@ -57,7 +57,7 @@ def scan_everywhere() -> int:
     """Every prefix of every pickle, at both edges."""
     memory, count = Guarded(), 0
     pickles = [data for name in GOOD for p in (2, 3, 4, 5) if len(data := pickle.dumps(GOOD[name], p)) < 1500]
-    pickles += [data for data in (*WILD.values(), *LIES.values()) if len(data) < 1500]
+    pickles += [data for data in (*UNKNOWN_PICKLES.values(), *LIES.values()) if len(data) < 1500]
     for data in pickles:
         for end in range(len(data) + 1):
             for cut in {data[:end], framed(data[:end])}:

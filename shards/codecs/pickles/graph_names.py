@@ -1,8 +1,7 @@
-"""Stand-ins for the names with which PyTorch Geometric's graphs are pickled: `Data` and `HeteroData`.
+"""Stand-ins for the names in pickled graphs of PyTorch Geometric: `Data` and `HeteroData`.
 
-A graph is an object with stores, a store an object with a dict of values. Both are made empty and are then given
-attributes that are checked one by one, so none of their methods runs. The classes are imported when a pickle names one,
-if the package is there.
+A graph is an object with stores, a store an object with a dict of values. Both are created empty, and their attributes
+are checked one by one and then set, so none of their methods runs. The classes are imported when a pickle names one.
 """
 
 import functools
@@ -17,7 +16,7 @@ from dray.shards.errors import RefusedError
 _PACKAGE = "torch_geometric"
 _GRAPHS = (f"{_PACKAGE}.data.data.Data", f"{_PACKAGE}.data.hetero_data.HeteroData")
 _STORES = tuple(f"{_PACKAGE}.data.storage.{kind}Storage" for kind in ("Base", "Global", "Node", "Edge"))
-_CLASSES = (  # values: a graph holds two of them, and nothing here calls them
+_CLASSES = (  # a graph holds two of these as values; they are never called
     f"{_PACKAGE}.data.data.DataEdgeAttr",
     f"{_PACKAGE}.data.data.DataTensorAttr",
     f"{_PACKAGE}.data.graph_store.EdgeAttr",
@@ -26,7 +25,7 @@ _CLASSES = (  # values: a graph holds two of them, and nothing here calls them
 _STAND_INS = {name: Global(name) for name in _GRAPHS + _STORES}
 
 GRAPH_NAMES = frozenset(_GRAPHS + _STORES + _CLASSES)
-"""What a pickle may name; names of the types that it may make, and of classes that are values."""
+"""Names that a pickle may use: types that it may create, and classes that are values."""
 
 
 @functools.cache
@@ -39,22 +38,22 @@ def _class(name: str) -> Any:
 
 
 def find_graph_name(name: str) -> Any:
-    """What a name of `GRAPH_NAMES` stands for: a stand-in, or one of the classes that are values."""
+    """Return the stand-in for a name of `GRAPH_NAMES`, or the class if it is a value."""
     found = _class(name)
     return found if name in _CLASSES else _STAND_INS[name]
 
 
 def new_graph_part(kind: Any, arguments: Any) -> Any:
-    """A graph or store without attributes; None where `kind` is no stand-in for one."""
+    """Return a graph or store without attributes; None if `kind` is not a stand-in for one."""
     if type(kind) is not Global or kind.name not in _STAND_INS:
         return None
-    require(arguments == (), "a graph that is made without arguments")
+    require(arguments == (), "a graph created without arguments")
     found = _class(kind.name)
     return object.__new__(found)
 
 
 def graph_builder(kind: type) -> Callable[[Any, Any], None] | None:
-    """What BUILD does to a graph or a store of just this type; None for any other type."""
+    """Return what BUILD does to a graph or a store of exactly this type; None for any other type."""
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name not in _STAND_INS or kind is not _class(name):
         return None
@@ -79,7 +78,7 @@ def _build_store(store: Any, state: Any) -> None:
 
 
 def _is_key(key: Any) -> bool:
-    """Whether it is the type of a node (text), of an edge (three texts), or nothing."""
+    """Whether a key is the type of a node (a string), the type of an edge (three strings), or None."""
     if type(key) is tuple:
         return len(key) == 3 and all(type(name) is str for name in key)
     return key is None or type(key) is str

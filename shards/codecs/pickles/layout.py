@@ -1,10 +1,9 @@
-"""The common case, read at once: a pickle that is one contiguous tensor or one plain numpy array.
+"""The common case, read at once: a pickle of one contiguous tensor or one plain numpy array.
 
-Such a pickle is the same few hundred bytes around the elements, but for a few numbers. Here all of it is matched
-against that layout, and the numbers against the bytes that are there; then the elements are copied, once. Whatever
-deviates by a byte is left to `pickles.unpickle`, which decides. So nothing is read here that it would refuse:
-the storage is matched by its own expression, each opcode of the layout means what it means there, and the tensor is
-made by the same call.
+Such pickles are the same few hundred bytes around the elements, but for a few numbers. Here all of a pickle is matched
+against that layout, and its numbers against its size; then the elements are copied, once. A pickle that deviates by a
+byte is left to `pickles.unpickle`. Nothing is read here that it would refuse: the storage is matched by the same
+expression, and each opcode of the layout means the same there.
 """
 
 import re
@@ -30,22 +29,30 @@ _HEAD_BYTES = 11  # protocol and the first frame's length, in protocols 4 and 5
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the elements lie in a pickle of one contiguous tensor or array.
+    """Where the elements are in a pickle of one contiguous tensor or array, and what they are.
 
-    The tensor or array depends on these elements alone and on the bytes around them but for `names`, which only have
-    to be digits, and the same in both places.
+    The value depends on the elements and on the bytes around them, except for `names`, which only have to be the same
+    digits in both places.
+
+    Attributes:
+        start: Offset of the first byte of the elements.
+        stop: Offset behind their last byte.
+        dtype: That of the tensor or array.
+        shape: That of the tensor or array.
+        names: The two places of the storage's name, an address that differs from pickle to pickle; None in arrays.
+        is_over_buffer: Whether the array is a view of a bytearray, as in protocol 5.
     """
 
     start: int
     stop: int
     dtype: "torch.dtype | np.dtype[Any]"
     shape: Shape
-    names: tuple[slice, slice] | None = None  # of the storage, an address: it differs from pickle to pickle
-    is_over_buffer: bool = False  # an array that numpy makes a view of a bytearray
+    names: tuple[slice, slice] | None = None
+    is_over_buffer: bool = False
 
 
 def read(data: bytes | memoryview) -> "torch.Tensor | np.ndarray[Any, Any] | None":
-    """The tensor or array, equal to what the unpickler gives; None where the pickle is anything else."""
+    """Return the tensor or array, equal to that of the unpickler; None for any other pickle."""
     layout = find_layout(data)
     if layout is None:
         return None
@@ -60,7 +67,7 @@ def read(data: bytes | memoryview) -> "torch.Tensor | np.ndarray[Any, Any] | Non
 
 
 def find_layout(data: bytes | memoryview) -> Layout | None:
-    """Where the elements of a tensor or array lie; None where the pickle is anything else."""
+    """Return where the elements of a tensor or array are; None for any other pickle."""
     if len(data) > MAX_BYTES or sys.byteorder != "little":
         return None
     for head, read_end in _TENSORS:
@@ -72,9 +79,9 @@ def find_layout(data: bytes | memoryview) -> Layout | None:
     return None
 
 
-# ---- pieces of a pickle: each begins with its opcode, so that bytes match in one way only ----
+# ---- pieces of a pickle: each starts with its opcode, so there is only one way to match ----
 
-_MEMO = rb"(?:\x94|q.)"  # nothing is ever taken out of the memo, so numbers do not matter
+_MEMO = rb"(?:\x94|q.)"  # numbers are ignored, as nothing is read from the memo
 _SIZE = rb"(?:K.|M..|J...[\x00-\x7f])"
 _TUPLE = rb"\)|%(n)b\x85%(m)b|%(n)b{2}\x86%(m)b|%(n)b{3}\x87%(m)b|\(%(n)b{4,64}t%(m)b" % {b"n": _SIZE, b"m": _MEMO}
 _BYTES = rb"(?P<code>C(?P<short>.)|B(?P<long>.{4}))"
@@ -82,7 +89,7 @@ _WIDTHS = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 
 
 def _name(module: str, attribute: str) -> tuple[bytes, bytes]:
-    """A global, as protocol 3 and as protocols 4 and 5 name it."""
+    """Return the opcodes of a global in protocol 3, and in protocols 4 and 5."""
     first, second = module.encode(), attribute.encode()
     return b"c%b\n%b\n" % (first, second), b"\x8c%c%b\x94\x8c%c%b\x94\x93" % (len(first), first, len(second), second)
 
@@ -92,7 +99,7 @@ def _any_of(choices: Any) -> bytes:
 
 
 def _numbers(code: bytes) -> Shape:
-    """The items of a tuple that `_TUPLE` matched."""
+    """Return the items of a tuple that `_TUPLE` matched."""
     found, at = [], int(code.startswith(b"("))
     while width := _WIDTHS.get(code[at]):
         found.append(int.from_bytes(code[at + 1 : at + 1 + width], "little"))
@@ -101,12 +108,12 @@ def _numbers(code: bytes) -> Shape:
 
 
 def _contiguous(size: Shape) -> Shape:
-    """The stride of a contiguous tensor."""
+    """Return the stride of a contiguous tensor."""
     return tuple(prod(max(n, 1) for n in size[axis + 1 :]) for axis in range(len(size)))
 
 
 def _frames_fit(data: bytes | memoryview, first: bytes | None, content: int, second: bytes | None, end: int) -> bool:
-    """Whether frames are whole: one around all, or one before a large `content` and one from `end` on, or none."""
+    """Whether the frames fit: one around all, one before a large `content` and one from `end` on, or none."""
     if first is None:
         return second is None
     length = len(data) if second is None else content
@@ -120,7 +127,7 @@ def _frames_fit(data: bytes | memoryview, first: bytes | None, content: int, sec
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """What the bytes after the elements tell."""
+    """Content of the bytes after the elements."""
 
     frame: bytes | None
     size: Shape
@@ -144,7 +151,7 @@ def _head(function: str) -> "re.Pattern[bytes]":
 
 
 def _end_reader(dtype: bytes) -> Callable[[bytes], _End | None]:
-    """A function that reads the end; datasets have few different ones, so it keeps them."""
+    """Return a function that parses the bytes after the elements; it caches, as a dataset has few different ones."""
     pattern = re.compile(
         rb"(?:\x95(?P<frame>.{8}))?%(m)b\x85%(m)bR%(m)bK\x00(?P<size>%(t)b)(?P<stride>%(t)b)\x89%(o)b\)R%(m)b"
         rb"%(d)bt%(m)bR%(m)b\."
@@ -202,7 +209,7 @@ def _tensor(
 
 
 def _dtype_code(dtype: "np.dtype[Any]") -> bytes:
-    """How protocols 4 and 5 write a plain dtype, after the name of numpy.dtype."""
+    """Return the opcodes that follow `numpy.dtype` for a plain dtype, in protocols 4 and 5."""
     name = dtype.str[1:].encode()
     order = dtype.str[:1].encode()
     made = b"\x8c%c%b\x94\x89\x88\x87\x94R\x94" % (len(name), name)
@@ -238,20 +245,20 @@ _array_shape = lru_cache(512)(_numbers)
 
 
 def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
-    """An array as numpy writes it up to protocol 4: made empty, then given its elements."""
+    """Match an array of protocol 4: created empty, then filled."""
     short, long, start = found["short"], found["long"], found.end()
     num_bytes = int.from_bytes(short or long, "little")
     end = _FILLED_END.fullmatch(data, start + num_bytes)
     if end is None or not _frames_fit(data, found["frame"], found.start("code"), end["frame"], end.start()):
         return None
     dtype, shape = _ARRAY_DTYPES[found["dtype"]], _array_shape(found["shape"])
-    if not 0 < num_bytes == prod(shape) * dtype.itemsize:  # the strides of an empty one are numpy's own affair
+    if not 0 < num_bytes == prod(shape) * dtype.itemsize:  # numpy chooses the strides of an empty array
         return None
     return Layout(start, start + num_bytes, dtype, shape)
 
 
 def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
-    """An array as numpy writes it in protocol 5: a view of a bytearray."""
+    """Match an array of protocol 5: a view of a bytearray."""
     num_bytes, start = int.from_bytes(found["length"], "little"), found.end()
     stop = start + num_bytes
     end = _OVER_BUFFER_END.fullmatch(data, stop) if stop < len(data) else None

@@ -1,7 +1,7 @@
-"""Stand-ins for the names with which numpy's arrays, scalars and dtypes are pickled.
+"""Stand-ins for the names in pickled numpy arrays, scalars and dtypes.
 
-Bytes become an array only where dtype and shape add up to exactly as many bytes as there are. Dtypes are numbers,
-text, times, plain objects (whose items are values of the safe list) and flat structures of numbers and text.
+Bytes become an array only if they have exactly the size that dtype and shape require. Dtypes may be numbers, text,
+times, objects (whose items are values of the safe list) and flat structures of numbers and text.
 """
 
 import re
@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from dray.shards.codecs.pickles.compat import make_scalar
 from dray.shards.codecs.pickles.stand_ins import MAX_BYTES, Global, require, shape_product
 
 _DTYPE_CODE = re.compile(r"b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SUV]\d{1,9}|O8|[Mm]8")
 _TIME_UNIT = re.compile(rb"Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as")
 _ALIGNED_STRUCT = 0x80  # numpy's flag of a dtype made with align=True
-_SCALAR: Any = np.float32(0).__reduce__()[0]  # numpy's own maker of scalars, wherever this version keeps it
 
 
 def _dtype(code: str, *_flags: Any) -> "np.dtype[Any]":
-    """A new dtype object, in native byte order; BUILD then tells order, unit or fields."""
+    """Return a new dtype object in native byte order; BUILD then sets order, unit or fields."""
     require(type(code) is str and _DTYPE_CODE.fullmatch(code) is not None, "a plain numpy dtype")
     return np.dtype(code, False, True)
 
 
 def _described_dtype(dtype: "np.dtype[Any]", state: tuple[Any, ...]) -> "np.dtype[Any]":
-    """The dtype that `state` describes, made by numpy's public constructor."""
+    """Return the dtype that `state` describes, made by numpy's public constructor."""
     order, subarray, names, fields, itemsize, flags = (*state[1:6], state[7])
     require(order in ("<", ">", "|") and subarray is None, "a byte order and no subarray")
     if dtype.kind in "Mm":
@@ -44,9 +44,9 @@ def _described_dtype(dtype: "np.dtype[Any]", state: tuple[Any, ...]) -> "np.dtyp
 
 
 def _build_dtype(dtype: "np.dtype[Any]", state: Any) -> None:
-    """Complete a dtype in place (a memo may hold it), where `state` is what numpy itself would write.
+    """Set a dtype's state in place, as the memo may hold it; refuse a state that numpy would not write.
 
-    Neither its kind nor its size may change: an array may be using it already.
+    Neither its kind nor its size may change: an array may use it already.
     """
     require(type(state) is tuple and len(state) in (8, 9), "the state of a dtype")
     described = _described_dtype(dtype, state)
@@ -57,17 +57,19 @@ def _build_dtype(dtype: "np.dtype[Any]", state: Any) -> None:
 
 
 def _check_extent(dtype: Any, shape: Any, num_bytes: int) -> None:
-    """Refuse an array whose dtype and shape do not add up to `num_bytes`."""
+    """Refuse an array whose dtype and shape do not require exactly `num_bytes`."""
     require(isinstance(dtype, np.dtype) and not dtype.hasobject, "a dtype without objects")
     count = shape_product(shape)
-    require(count * dtype.itemsize == num_bytes and count <= MAX_BYTES, "as many bytes as dtype and shape tell")
+    require(
+        count * dtype.itemsize == num_bytes and count <= MAX_BYTES, "the number of bytes that dtype and shape require"
+    )
 
 
 _NDARRAY = Global("numpy.ndarray")
 
 
 def _reconstruct(array_type: Any, shape: Any, code: Any) -> "np.ndarray[Any, Any]":
-    """An empty array that BUILD then fills."""
+    """Return an empty array, which BUILD then fills."""
     require(array_type is _NDARRAY and shape == (0,) and code == b"b", "numpy.ndarray, (0,), b'b'")
     return np.ndarray((0,), "b")
 
@@ -89,7 +91,7 @@ def _build_array(target: "np.ndarray[Any, Any]", state: Any) -> None:
 def _from_buffer(
     content: bytes | bytearray, dtype: "np.dtype[Any]", shape: tuple[int, ...], order: str, axes: Any = None
 ) -> "np.ndarray[Any, Any]":
-    """An array over bytes, as protocol 5 writes it; `axes` belongs to order "K"."""
+    """Return an array over bytes, as protocol 5 writes it; `axes` goes with order "K"."""
     require(type(content) in (bytes, bytearray) and order in ("C", "F", "K"), "bytes in order C, F or K")
     _check_extent(dtype, shape, len(content))
     array = np.frombuffer(content, dtype=dtype)
@@ -102,7 +104,7 @@ def _from_buffer(
 def _scalar(dtype: "np.dtype[Any]", content: bytes) -> Any:
     require(type(content) is bytes, "the bytes of a scalar")
     _check_extent(dtype, (1,), len(content))
-    return _SCALAR(dtype, content)
+    return make_scalar(dtype, content)
 
 
 def _globals() -> Iterator[Global]:
@@ -115,7 +117,7 @@ def _globals() -> Iterator[Global]:
 
 
 ARRAY_FUNCTIONS: dict[str, Any] = {found.name: found for found in _globals()}
-"""Makers of arrays: always ours, whatever a caller allows."""
+"""Functions that make arrays, always of this package, whatever the caller allows."""
 
 ARRAY_BUILDERS: dict[type, Callable[[Any, Any], None]] = {np.dtype: _build_dtype, np.ndarray: _build_array}
 """What BUILD does to a dtype or an array."""

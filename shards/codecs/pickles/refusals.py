@@ -3,12 +3,13 @@
 import json
 import pickletools
 import re
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
+
+from dray.shards.codecs.pickles.compat import python_3_modules, python_3_names
 
 MOST_OPCODES = 100_000  # looked at for names
 MOST_BYTES = 64 << 20  # of a pickle, likewise
@@ -207,4 +208,4 @@ def python_3_name(module: str, name: str, protocol: int) -> tuple[str, str]:
     """Returns a name as Python 3 knows it: pickles before protocol 3 may have those of Python 2."""
     if protocol >= 3:
         return module, name
-    return NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return python_3_names.get((module, name), (python_3_modules.get(module, module), name))

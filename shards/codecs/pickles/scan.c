@@ -1,65 +1,69 @@
-/* Which pickles the C unpickler may read: those whose every opcode is known beforehand to do no harm.
+/* Decides which pickles the C unpickler may read: those in which every opcode is known to be harmless.
 
-The C unpickler is fast, but it calls what a pickle tells it to call, and it hashes what a pickle makes a key: a tuple
-that holds another one twice, sixty levels deep, takes years. So all opcodes are read here first, once, with a stack and
-a memo as the unpickler would have them, which hold of each value no more than its kind (and of small ones what they
-say). Nothing is built and nothing is called. A pickle is
+The C unpickler is fast, but it calls whatever a pickle names, and it hashes whatever a pickle uses as a key: a tuple
+that holds another one twice, sixty levels deep, takes years. So this module first reads all opcodes once, with a stack
+and a memo like the unpickler's, which hold only the kind of each value (and the content of small ones). It builds and
+calls nothing. A pickle is
 
-PLAIN  where it names nothing: `pickle.loads` itself may read it,
-TAME   where it also names what numpy and torch write for arrays, scalars and tensors, and calls it just as they do:
-       each argument is of the one kind, number or length that it must have. The C unpickler may read it, given a
-       `find_class` that knows these names and no others,
-LONE   where besides it is no container but one array or tensor,
-WILD   otherwise, and then `pickles.unpickle` reads it by its own machine: it is malformed, or unusual.
+NO_NAMES      if it names nothing: `pickle.loads` may read it,
+KNOWN_NAMES   if it names only what numpy and torch write for arrays, scalars and tensors, and calls it exactly as they
+              do: each argument has the one kind, number or length that it must have. The C unpickler may read it, given
+              a `find_class` that knows these names and no others,
+SINGLE_ARRAY  if it is also not a container but one array or tensor,
+UNKNOWN       otherwise: it is malformed or of another form, and `pickles.machine` reads it.
 
-In all but the last keys of dicts and items of sets are text, bytes, numbers of at most 64 bits, bools or None; every
-length lies inside the input; elements of arrays stand in their place and serve one array; places of the memo are given
-in order, and none is used before what it holds is whole.
+In all but UNKNOWN, keys of dicts and items of sets are text, bytes, numbers of at most 64 bits, bools or None; every
+length lies inside the input; the elements of an array belong to that array alone; memo entries are numbered in order,
+and none is used before its value is complete.
 
-The price: some nanoseconds for each opcode, and 24 bytes for each thing on the stack and in the memo, at most 2**20 of
-each. */
+NEWOBJ is UNKNOWN on purpose. On the safe list only the graphs of torch_geometric use it, and in the C unpickler their
+BUILD would run the package's own `__setstate__`, where the machine checks and sets each attribute itself.
+
+The price: a few nanoseconds an opcode, and 24 bytes for each entry of the stack and the memo, at most 2**20 of each.
+
+long: one translation unit, so that the compiler inlines what runs for every opcode. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { WILD, PLAIN, TAME, LONE };
+enum { UNKNOWN, NO_NAMES, KNOWN_NAMES, SINGLE_ARRAY };
 
 enum {
-    MAX_ITEMS = 1 << 20, /* on the stack, and in the memo */
-    FIRST_ITEMS = 256,   /* of each without asking for memory; times a power of 4 that is the most */
-    MAX_DEPTH = 1000,
+    MAX_ITEMS = 1 << 20, /* entries of the stack, and of the memo */
+    FIRST_ITEMS = 256,   /* entries before memory is allocated; MAX_ITEMS is this times a power of 4 */
+    MAX_DEPTH = 1000,    /* of nested containers */
     MAX_DIMENSIONS = 64,
-    MAX_NAME = 64, /* bytes of a module's or a function's name, with the end of the line */
-    MAX_SHARED = 16, /* bytes: elements or texts as short as this may come from the memo; Python shares them */
+    MAX_NAME = 64,   /* bytes of a module's or function's name, newline included */
+    MAX_SHARED = 16, /* bytes of elements or text that may be used again from the memo; Python shares them as well */
 };
 
 typedef enum {
     NONE, FALSE_, TRUE_, INT, FLOAT, TEXT, BYTES, LAST_KEY = BYTES,
     LIST, DICT, SET, ORDERED, TUPLE, SHAPE, BYTEARRAY, ARRAY, OTHER, LAST_VALUE = OTHER, /* SHAPE: a tuple of sizes */
-    MARK, GLOBAL, OPAQUE, NEW_DTYPE, DTYPE, NEW_ARRAY, STORAGE, SPENT, /* OPAQUE: a tuple of more than values */
+    MARK, GLOBAL, OPAQUE, NEW_DTYPE, DTYPE, NEW_ARRAY, STORAGE, SPENT, /* OPAQUE: a tuple that holds more than values */
 } Kind;
 
-/* What the stack or the memo knows of a value. */
+/* What is known of a value on the stack or in the memo. */
 typedef struct {
     union {
         struct {
             uint8_t kind;
-            uint8_t fresh;  /* made here, not taken from the memo */
-            uint16_t depth; /* of containers inside it */
-            uint32_t place; /* in the memo, counted from 1; 0: it has none */
+            uint8_t fresh;  /* whether it was created here, not taken from the memo */
+            uint16_t depth; /* of the containers in it */
+            uint32_t place; /* its number in the memo, from 1; 0: it is not in the memo */
         };
-        uint64_t head; /* all of these */
+        uint64_t head; /* all four fields above */
     };
     union {
         struct {
-            uint32_t at, size; /* TEXT, BYTES, BYTEARRAY: where in the input it lies, and how many bytes it has */
+            uint32_t at, size; /* TEXT, BYTES, BYTEARRAY: offset in the input and number of bytes */
         };
-        int64_t number; /* INT: its value. DTYPE: its item's bytes. GLOBAL: its index. MARK: `first` before it */
-        uint64_t count; /* SHAPE: the number of elements, at most UINT64_MAX */
+        int64_t number; /* INT: its value. DTYPE: its itemsize. GLOBAL: its index. MARK: the previous `first` */
+        uint64_t count; /* SHAPE: the number of elements, UINT64_MAX if it overflows */
     };
-    uint32_t length; /* of a tuple. LIST: 0 while it could become a set. ORDERED: 0 while it is empty */
+    uint32_t length; /* tuple: its length. LIST: 0 while it could become a set. ORDERED: 0 while it is empty */
 } Item;
 
 typedef struct {
@@ -70,12 +74,12 @@ typedef struct {
 
 typedef struct {
     const uint8_t *data;
-    size_t size, pos, frame_end; /* frame_end 0: no frame is open */
+    size_t size, pos, frame_end; /* frame_end is 0 if no frame is open */
     Items stack, memo;
-    size_t first;          /* the index of the item above the topmost MARK; 0: there is no MARK */
-    int has_loose;         /* the items of the tuple on top still lie behind it */
-    int names;             /* a global was named */
-    uint64_t shared_bytes; /* of keys that were taken from the memo: comparing them may take as long */
+    size_t first;          /* index of the item above the topmost MARK; 0: there is no MARK */
+    int has_loose;         /* whether the items of the tuple on top are still behind it */
+    int names;             /* whether the pickle names anything */
+    uint64_t shared_bytes; /* total size of keys from the memo, as comparing them may take long */
 } Scan;
 
 /* ---- names ---- */
@@ -117,7 +121,7 @@ static int find_global(const uint8_t *module, size_t module_size, const uint8_t 
     return -1;
 }
 
-/* ---- stack and memo: each function returns 0 where the pickle is wild ---- */
+/* ---- stack and memo: from here on, functions return 0 if the pickle is UNKNOWN ---- */
 
 static void begin(Items *items) {
     items->items = items->first;
@@ -134,8 +138,7 @@ static int make_room(Items *items) {
     if (items->room >= MAX_ITEMS) return 0;
     size_t room = 4 * items->room, num_bytes = room * sizeof(Item);
     Item *grown = PyMem_Realloc(items->items == items->first ? NULL : items->items, num_bytes);
-    if (grown == NULL) /* the machine will say that there is no memory */
-        return 0;
+    if (grown == NULL) return 0; /* then the machine raises MemoryError */
     if (items->items == items->first)
         memcpy(grown, items->first, sizeof items->first);
     items->items = grown;
@@ -143,7 +146,7 @@ static int make_room(Items *items) {
     return 1;
 }
 
-/* A new item on top, where its other fields are then set; NULL: there is no room. */
+/* Pushes a new item, whose other fields the caller sets; NULL: there is no room. */
 static Item *push(Scan *scan, Kind kind) {
     Items *stack = &scan->stack;
     if (!make_room(stack)) return NULL;
@@ -162,14 +165,14 @@ static int push_number(Scan *scan, Kind kind, int64_t number) {
     return 1;
 }
 
-/* By fields: a processor waits where it is to read at once what was written in parts. */
+/* Copies field by field: reading at once what was just written in parts stalls the processor. */
 static void copy(Item *to, const Item *from) {
     to->head = from->head;
     to->number = from->number;
     to->length = from->length;
 }
 
-/* What is known of an item has changed; the memo learns it. */
+/* Updates the memo's copy of an item that has changed. */
 static void note(Scan *scan, const Item *item) {
     if (item->place)
         copy(&scan->memo.items[item->place - 1], item);
@@ -179,8 +182,7 @@ static int put(Scan *scan, size_t place) {
     Items *stack = &scan->stack;
     if (stack->length == 0 || place != scan->memo.length || !make_room(&scan->memo)) return 0;
     Item *item = &stack->items[stack->length - 1];
-    if (item->kind == MARK || item->place) /* one place, which tells when the item is whole */
-        return 0;
+    if (item->kind == MARK || item->place) return 0; /* one place, so that its state is kept once */
     item->place = (uint32_t)++scan->memo.length;
     note(scan, item);
     return 1;
@@ -194,14 +196,14 @@ static int get(Scan *scan, size_t place) {
     if (item == NULL) return 0;
     copy(item, kept);
     if (item->kind > LAST_KEY && item->kind <= LAST_VALUE && item->kind != SHAPE)
-        item->kind = OTHER; /* a value, but nothing more comes into it */
+        item->kind = OTHER; /* a value to which nothing can be added */
     item->fresh = 0;
     return 1;
 }
 
 /* ---- containers ---- */
 
-/* Whether text or bytes may be copied, kept or compared freely: they serve for nothing else, or are short. */
+/* Whether text or bytes may be copied, kept or compared without limit: they are used once, or short. */
 static int is_own(const Item *item) {
     return item->fresh || (item->kind != TEXT && item->kind != BYTES) || item->size <= MAX_SHARED;
 }
@@ -212,7 +214,7 @@ static int is_key(Scan *scan, const Item *item) {
     return item->kind <= LAST_KEY && scan->shared_bytes <= 64 * (uint64_t)scan->size + (1 << 20);
 }
 
-/* The items from `first` to the top come into the container at `target`; each `step`-th is a key, 0: none. */
+/* Moves the items from `first` to the top into the container at `target`; every `step`-th is a key, none if 0. */
 static int fill(Scan *scan, Kind kind, size_t target, size_t first, size_t step) {
     Item *stack = scan->stack.items, *filled = &stack[target];
     size_t num_items = scan->stack.length - first;
@@ -243,7 +245,7 @@ static int open_mark(Scan *scan) {
     return 1;
 }
 
-/* Forget the topmost MARK: the index of the item above it; 0: there is none. */
+/* Removes the topmost MARK; returns the index of the item above it, 0 if there is no MARK. */
 static size_t close_mark(Scan *scan) {
     size_t first = scan->first;
     if (first)
@@ -256,7 +258,7 @@ static int fill_marked(Scan *scan, Kind kind, size_t step) {
     return first >= 2 && fill(scan, kind, first - 2, first, step);
 }
 
-/* A tuple at the index `at`, of the items above it; they stay there, for a call that follows at once. */
+/* Makes a tuple at index `at` of the items above it; they stay there for a call that follows immediately. */
 static int make_tuple(Scan *scan, size_t at) {
     Item *items = &scan->stack.items[at], made = {.kind = SHAPE, .fresh = 1, .count = 1};
     size_t num_items = scan->stack.length - at - 1;
@@ -279,7 +281,7 @@ static int make_tuple(Scan *scan, size_t at) {
     return made.depth <= MAX_DEPTH;
 }
 
-/* TUPLE1, TUPLE2 and TUPLE3, which have no MARK that could make room for the tuple. */
+/* TUPLE1, TUPLE2 and TUPLE3: without a MARK whose place the tuple could take. */
 static int make_short_tuple(Scan *scan, size_t num_items) {
     Items *stack = &scan->stack;
     if (stack->length < num_items || !make_room(stack)) return 0;
@@ -304,7 +306,7 @@ static int is_int(const Item *item, int64_t number) { return item->kind == INT &
 
 static int is_bool(const Item *item) { return item->kind == FALSE_ || item->kind == TRUE_; }
 
-/* Whether `content` is as many bytes as `shape` and `dtype` tell; an array may keep them and change them. */
+/* Whether `content` has the size that `shape` and `dtype` require; the array may keep these bytes and change them. */
 static int takes_elements(Scan *scan, const Item *shape, const Item *dtype, const Item *content) {
     uint64_t num_bytes;
     if (shape->kind != SHAPE || dtype->kind != DTYPE || !is_own(content) ||
@@ -315,7 +317,7 @@ static int takes_elements(Scan *scan, const Item *shape, const Item *dtype, cons
     return 1;
 }
 
-/* The size of the item that a dtype's code tells; 0: it is no number's. */
+/* Returns the itemsize for the code of a numeric dtype, 0 for any other. */
 static int64_t itemsize(Scan *scan, const Item *code) {
     static const char *const CODES[] = {"b1", "i1", "i2", "i4", "i8", "u1", "u2",
                                         "u4", "u8", "f2", "f4", "f8", "c8", "c16"};
@@ -325,13 +327,13 @@ static int64_t itemsize(Scan *scan, const Item *code) {
     return 0;
 }
 
-/* The characters of UTF-8: bytes but those that continue one, 8 at a time. What is no UTF-8 is never decoded. */
+/* Counts the characters of UTF-8: all bytes that do not continue one, 8 at a time. */
 static uint32_t num_chars(const uint8_t *text, uint32_t size) {
     const uint64_t ones = UINT64_MAX / 255; /* 1 in each byte */
     uint32_t found = size, at = 0;
     while (size - at >= 8) {
         uint64_t word, sums = 0;
-        uint32_t num_words = (size - at) / 8 < 255 ? (size - at) / 8 : 255; /* each byte of `sums` counts so far */
+        uint32_t num_words = (size - at) / 8 < 255 ? (size - at) / 8 : 255; /* before a byte of `sums` overflows */
         for (uint32_t n = 0; n < num_words; n++, at += 8) {
             memcpy(&word, text + at, 8);
             sums += word >> 7 & ~word >> 6 & ones;
@@ -344,14 +346,14 @@ static uint32_t num_chars(const uint8_t *text, uint32_t size) {
     return found;
 }
 
-/* Text that becomes bytes, one for each character (or an error, where there are others than those of Latin-1). */
+/* Text that becomes bytes, one a character (or an error if one is not in Latin-1). */
 static int encode(Scan *scan, const Item *text, Item *made) {
     if (text->kind != TEXT || !is_own(text)) return 0;
     *made = (Item){.kind = BYTES, .fresh = 1, .at = text->at, .size = num_chars(scan->data + text->at, text->size)};
     return 1;
 }
 
-/* What lies behind a call's arguments; each case is a phrase of numpy, torch or pickle. */
+/* Whether a call's arguments are exactly those that numpy, torch or pickle write; `made` is its result. */
 static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_args, Item *made) {
     *made = (Item){.kind = OTHER, .fresh = 1};
     switch (function) {
@@ -374,10 +376,10 @@ static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_arg
     case ORDERED_DICT: /* () */
         made->kind = ORDERED;
         return num_args == 0;
-    case TORCH_STORAGE: /* (what torch.save wrote,) */
+    case TORCH_STORAGE: /* (bytes of torch.save,) */
         made->kind = STORAGE;
         return num_args == 1 && args[0].kind == BYTES && args[0].fresh;
-    case TORCH_TENSOR: /* (storage, offset, size, stride, requires_grad, hooks): our own function, which checks them */
+    case TORCH_TENSOR: /* (storage, offset, size, stride, requires_grad, hooks), which our function checks again */
         made->kind = ARRAY;
         return num_args == 6 && args[0].kind == STORAGE && args[0].fresh && args[1].kind == INT &&
                args[2].kind == SHAPE && args[3].kind == SHAPE && is_bool(&args[4]) && args[5].kind == ORDERED &&
@@ -385,7 +387,7 @@ static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_arg
     case SET_TYPE: /* (list,): before protocol 4 */
     case OLD_SET:
         return num_args == 1 && args[0].kind == LIST && !args[0].length;
-    case OLD_BYTES: /* (): none, in protocol 2 */
+    case OLD_BYTES: /* (): empty bytes in protocol 2 */
         made->kind = BYTES;
         return num_args == 0;
     case ENCODE: /* (text, "latin1"): bytes in protocol 2 */
@@ -395,7 +397,7 @@ static int call(Scan *scan, int64_t function, const Item *args, uint32_t num_arg
     }
 }
 
-/* REDUCE: the tuple on top holds the arguments of the function below it. */
+/* REDUCE: calls the function below the tuple of its arguments. */
 static int reduce(Scan *scan) {
     size_t length = scan->stack.length;
     if (!scan->has_loose || length < 2) return 0;
@@ -407,7 +409,7 @@ static int reduce(Scan *scan) {
     return 1;
 }
 
-/* BUILD: the tuple on top tells the dtype or array below it what it lacks. */
+/* BUILD: gives the dtype or array below it the state in the tuple on top. */
 static int build(Scan *scan) {
     size_t length = scan->stack.length;
     if (!scan->has_loose || length < 2) return 0;
@@ -435,7 +437,7 @@ static int build(Scan *scan) {
 
 /* ---- opcodes ---- */
 
-/* The next bytes of the input, as many as told; NULL: they are not there. */
+/* Returns the next `num_bytes` bytes of the input and skips them; NULL if there are fewer. */
 static const uint8_t *take(Scan *scan, size_t num_bytes) {
     const uint8_t *found = scan->data + scan->pos;
     if (num_bytes > scan->size - scan->pos) return NULL;
@@ -443,7 +445,7 @@ static const uint8_t *take(Scan *scan, size_t num_bytes) {
     return found;
 }
 
-/* A little-endian number of that many bytes, at most 8. */
+/* Reads a little-endian number of `num_bytes` bytes, at most 8. */
 static int take_number(Scan *scan, size_t num_bytes, uint64_t *number) {
     const uint8_t *found = take(scan, num_bytes);
     *number = 0;
@@ -453,7 +455,7 @@ static int take_number(Scan *scan, size_t num_bytes, uint64_t *number) {
     return 1;
 }
 
-/* Text or bytes, behind a length of that many bytes. */
+/* Reads text or bytes after a length that takes `width` bytes. */
 static int take_sized(Scan *scan, size_t width, Kind kind) {
     uint64_t size;
     if (!take_number(scan, width, &size) || size > scan->size - scan->pos) return 0;
@@ -475,7 +477,7 @@ static int take_int(Scan *scan, size_t num_bytes, int is_signed) {
     return push_number(scan, INT, number);
 }
 
-/* LONG1: one of more than 64 bits is a value, but no key. */
+/* LONG1: an integer of more than 64 bits may be a value, but not a key. */
 static int take_long(Scan *scan) {
     uint64_t num_bytes;
     if (!take_number(scan, 1, &num_bytes)) return 0;
@@ -485,11 +487,11 @@ static int take_long(Scan *scan) {
 
 static int push_global(Scan *scan, int index) {
     scan->names = 1;
-    if ((index == OLD_SET || index == OLD_BYTES) && scan->data[1] > 2) return 0; /* not a module in Python 3 */
+    if ((index == OLD_SET || index == OLD_BYTES) && scan->data[1] > 2) return 0; /* not a module of Python 3 */
     return index >= 0 && push_number(scan, GLOBAL, index);
 }
 
-/* A line, without its end; NULL: it is longer than any name that is known. */
+/* Reads a line, without its newline; NULL if it is longer than any known name. */
 static const uint8_t *take_line(Scan *scan, size_t *size) {
     const uint8_t *line = scan->data + scan->pos;
     size_t rest = scan->size - scan->pos;
@@ -516,7 +518,7 @@ static int stack_global(Scan *scan) {
     return push_global(scan, find_global(scan->data + module->at, module->size, scan->data + name->at, name->size));
 }
 
-/* FRAME: a whole number of opcodes; not in another one. */
+/* FRAME: must end between two opcodes, and not be nested. */
 static int open_frame(Scan *scan) {
     uint64_t size;
     if (scan->frame_end || !take_number(scan, 8, &size) || size > scan->size - scan->pos) return 0;
@@ -570,24 +572,24 @@ static int take_opcode(Scan *scan, uint8_t opcode) {
 
 static int read_all(Scan *scan) {
     if (scan->size < 2 || scan->size > UINT32_MAX || scan->data[0] != 0x80 || scan->data[1] < 2 || scan->data[1] > 5)
-        return WILD;
+        return UNKNOWN;
     for (scan->pos = 2; scan->pos < scan->size;) {
         uint8_t opcode = scan->data[scan->pos++];
         if (opcode == '.') {
             const Item *value = scan->stack.items;
-            if (scan->pos < scan->size || scan->stack.length != 1 || value->kind > LAST_VALUE) return WILD;
-            return value->kind == ARRAY ? LONE : scan->names ? TAME : PLAIN;
+            if (scan->pos < scan->size || scan->stack.length != 1 || value->kind > LAST_VALUE) return UNKNOWN;
+            return value->kind == ARRAY ? SINGLE_ARRAY : scan->names ? KNOWN_NAMES : NO_NAMES;
         }
-        if (!take_opcode(scan, opcode) || (scan->frame_end && scan->pos > scan->frame_end)) return WILD;
+        if (!take_opcode(scan, opcode) || (scan->frame_end && scan->pos > scan->frame_end)) return UNKNOWN;
         if (scan->pos == scan->frame_end)
             scan->frame_end = 0;
     }
-    return WILD;
+    return UNKNOWN;
 }
 
 static PyObject *scan_pickle(PyObject *Py_UNUSED(module), PyObject *data) {
     Py_buffer view;
-    Scan scan; /* not set to zero as a whole: it is larger than most pickles */
+    Scan scan; /* not zeroed as a whole: it is larger than most pickles */
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) return NULL;
     scan.data = view.buf;
     scan.size = (size_t)view.len;
@@ -609,8 +611,8 @@ static PyMethodDef METHODS[] = {
 };
 
 static int add_names(PyObject *module) {
-    if (PyModule_AddIntMacro(module, WILD) || PyModule_AddIntMacro(module, PLAIN)) return -1;
-    return PyModule_AddIntMacro(module, TAME) || PyModule_AddIntMacro(module, LONE) ? -1 : 0;
+    if (PyModule_AddIntMacro(module, UNKNOWN) || PyModule_AddIntMacro(module, NO_NAMES)) return -1;
+    return PyModule_AddIntMacro(module, KNOWN_NAMES) || PyModule_AddIntMacro(module, SINGLE_ARRAY) ? -1 : 0;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, (void *)add_names}, {0, NULL}};

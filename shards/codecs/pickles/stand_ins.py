@@ -1,10 +1,10 @@
-"""Stand-ins for the names that a safe pickle may use; here those of plain Python.
+"""Stand-ins for the names that a safe pickle may use: those of Python itself.
 
-A pickle builds its values by naming functions and classes and calling them. Here every name of the safe list maps
-to a `Global`: an inert stand-in whose `call` is a function of ours. It checks its arguments (types, shapes, sizes
-against the bytes that are really there) and only then builds the value, so no argument that a pickle can write makes
-numpy or torch read outside a buffer. What a name does here is what it does in `pickle`, or a refusal.
-`pickles.numpy_names` and `pickles.torch_names` have the names of numpy and torch.
+A pickle builds its values by naming functions and classes and calling them. Here every name of the safe list maps to a
+`Global`, an inert stand-in whose `call` is a function of this package. It checks its arguments (types, shapes, and
+sizes against the bytes that are there) before it builds the value, so no pickle can make numpy or torch read outside a
+buffer. A call returns what it returns in `pickle`, or is refused. `pickles.numpy_names`, `pickles.torch_names` and
+`pickles.graph_names` have the names of numpy, torch and PyTorch Geometric.
 """
 
 import math
@@ -16,36 +16,36 @@ from typing import Any
 from dray.shards.errors import RefusedError
 
 MAX_BYTES = 4 << 30
-"""No part is larger than the largest shard: 4 GiB. Arrays and views that claim more are lies."""
+"""Maximum size of a part, which is that of a shard; arrays and views that claim more are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """An inert stand-in for a function or class: data can carry it about, but only the machine calls it."""
+    """An inert stand-in for a function or class; only the machine calls it."""
 
     name: str
-    """The full name, as a pickle writes it: `torch._utils._rebuild_tensor_v2`."""
+    """Full name as pickles write it: `torch._utils._rebuild_tensor_v2`."""
     call: Callable[..., Any] | None = None
-    """What REDUCE does with it; None: it only serves as an argument."""
+    """Function that REDUCE calls; None if the name is only an argument of calls."""
     hashes: bool = False
-    """Whether `call` hashes the items of its first argument; the machine checks them first."""
+    """Whether `call` hashes the items of its first argument, so that the machine must check them first."""
 
 
 def require(condition: bool, expected: str) -> None:
-    """Raise RefusedError unless `condition` holds; `expected` says what should have been there."""
+    """Raise RefusedError unless `condition` is true; `expected` says what the pickle should hold."""
     if not condition:
         raise RefusedError(f"refused pickle: expected {expected}")
 
 
 def shape_product(shape: Any) -> int:
-    """The number of elements of a checked `shape`: a tuple of up to 64 non-negative ints."""
+    """Return the number of elements of `shape`; refuse all but a tuple of up to 64 non-negative ints."""
     require(isinstance(shape, tuple) and len(shape) <= 64, "a shape of up to 64 dimensions")
     require(all(type(n) is int and n >= 0 for n in shape), "a shape of non-negative ints")
     return math.prod(shape)
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, as protocols 0 to 2 write them: text in Latin-1."""
+    """Return bytes from text in Latin-1, as protocols 0 to 2 write them."""
     require(type(text) is str and encoding in ("latin1", "latin-1"), "text in latin1")
     return text.encode("latin-1")
 
@@ -82,7 +82,7 @@ def _ordered_dict() -> "OrderedDict[Any, Any]":
 
 
 def _build_ordered_dict(target: "OrderedDict[Any, Any]", state: Any) -> None:
-    """Set the attributes of an OrderedDict: a state_dict has `_metadata`."""
+    """Set the attributes of an OrderedDict; a state_dict has `_metadata`."""
     require(type(state) is dict, "a dict of attributes")
     require(all(type(name) is str and not name.startswith("__") for name in state), "attribute names")
     vars(target).update(state)
@@ -96,10 +96,10 @@ PLAIN_TYPES: dict[str, Any] = {
     "builtins.frozenset": Global("builtins.frozenset", _frozenset, hashes=True),
     "collections.OrderedDict": Global("collections.OrderedDict", _ordered_dict),
 }
-"""Types of the language: a caller who allows one gets the real one, to use as a value."""
+"""Built-in types: `allow` makes the real type available as a value."""
 
 PLAIN_FUNCTIONS: dict[str, Any] = {"_codecs.encode": Global("_codecs.encode", _encode)}
-"""Functions of the language: always ours, whatever a caller allows."""
+"""Functions of the standard library, always replaced by those of this package, whatever the caller allows."""
 
 PLAIN_BUILDERS: dict[type, Callable[[Any, Any], None]] = {OrderedDict: _build_ordered_dict}
 """What BUILD does to a plain value, by its type."""

@@ -17,9 +17,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.shards.codecs.pickles import c_unpickler as fast_values
-from dray.shards.codecs.pickles import unpickle
-from dray.shards.codecs.pickles.c_unpickler import LEFT, LONE, PLAIN, TAME, read, scan
+from dray.shards.codecs.pickles.c_unpickler import (
+    _NAMES,
+    KNOWN_NAMES,
+    NO_NAMES,
+    NOT_READ,
+    SINGLE_ARRAY,
+    UNKNOWN,
+    read,
+    scan,
+)
+from dray.shards.codecs.pickles.machine import Machine
 from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import RefusedError
 from tests.support.values import VALUES
@@ -125,9 +133,8 @@ def told(value: Any, seen: tuple[int, ...] = ()) -> Any:
 
 def slow(data: bytes) -> Any:
     """What the machine alone makes of it: all that can be seen of the value, or that it is refused."""
-    machine = unpickle._Machine(io.BytesIO(data), allow=frozenset(), credit=64 * len(data) + (1 << 20))
     try:
-        return told(machine.load_whole())
+        return told(Machine(data, allow=frozenset()).load_whole())
     except Exception:
         return "refused"
 
@@ -139,7 +146,7 @@ def test_a_container_is_read_fast(name: str, protocol: int) -> None:
     data = pickle.dumps(GOOD[name], protocol)
     for given_data in (data, memoryview(data), memoryview(bytearray(data))):
         found = read(given_data)
-        assert found is not LEFT
+        assert found is not NOT_READ
         assert told(found) == told(pickle.loads(data)) == slow(data)
 
 
@@ -148,7 +155,7 @@ def test_a_container_is_read_fast(name: str, protocol: int) -> None:
 def test_the_oldest_protocols_are_left(name: str, protocol: int) -> None:
     """They have opcodes of their own, and nobody writes them."""
     data = pickle.dumps(GOOD[name], protocol)
-    assert read(data) is LEFT
+    assert read(data) is NOT_READ
     assert told(loads(data)) == told(pickle.loads(data))
 
 
@@ -156,7 +163,7 @@ def test_the_oldest_protocols_are_left(name: str, protocol: int) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_anything_else_is_left(name: str, protocol: int) -> None:
     """What the C unpickler could not be trusted with, or is rare, is for the machine."""
-    assert read(pickle.dumps(OTHERS[name], protocol)) is LEFT
+    assert read(pickle.dumps(OTHERS[name], protocol)) is NOT_READ
 
 
 def test_what_was_shared_is_shared() -> None:
@@ -200,7 +207,7 @@ def test_whatever_users_pickle_is_read_as_the_machine_reads_it(value: Any, proto
     """Law: the same of tensors and arrays of every kind, in dicts and alone."""
     data = pickle.dumps(value, protocol)
     assert told(loads(data)) == slow(data)
-    assert scan(data) == fast_values.WILD or check_alike(data)
+    assert scan(data) == UNKNOWN or check_alike(data)
 
 
 # ---- what it must not let through ----
@@ -213,7 +220,7 @@ def body(*pieces: bytes) -> bytes:
 
 
 ARRAY = pickle.dumps([np.ones(2)], 4)[11:-1]
-WILD = {
+UNKNOWN_PICKLES = {
     "nested key by DUP": body(DEEP_KEY),
     "nested key from the memo": body(
         b"]\x94K\x01\x85\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(1, 40)), b"0}(h\x28K\x01u"
@@ -336,75 +343,75 @@ WILD = {
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("case", WILD)
+@pytest.mark.parametrize("case", UNKNOWN_PICKLES)
 def test_what_could_do_harm_is_wild(case: str) -> None:
     """Composite keys, foreign opcodes and names, lies about lengths: none reaches the C unpickler."""
-    assert scan(WILD[case]) == fast_values.WILD
-    assert read(WILD[case]) is LEFT
+    assert scan(UNKNOWN_PICKLES[case]) == UNKNOWN
+    assert read(UNKNOWN_PICKLES[case]) is NOT_READ
 
 
-TAMED = {
-    "some depth": (body(b"]" * 101 + b"a" * 100), PLAIN),
-    "shared list": (body(b"]\x94(h\x00h\x00e"), PLAIN),
-    "list of ten PUTs": (body(b"(" + b"".join(b"K\x01q%c" % n for n in range(10)) + b"t"), PLAIN),
-    "tuple of nothing by a MARK": (body(b"(t"), PLAIN),
-    "items of nothing": (body(b"](}(u\x8f(\x90](ee"), PLAIN),
-    "frames of nothing": (body(b"\x95" + bytes(8) + b"K\x01"), PLAIN),
-    "frame amid": (body(b"]\x95" + struct.pack("<Q", 2) + b"K\x01a"), PLAIN),
+KNOWN_PICKLES = {
+    "some depth": (body(b"]" * 101 + b"a" * 100), NO_NAMES),
+    "shared list": (body(b"]\x94(h\x00h\x00e"), NO_NAMES),
+    "list of ten PUTs": (body(b"(" + b"".join(b"K\x01q%c" % n for n in range(10)) + b"t"), NO_NAMES),
+    "tuple of nothing by a MARK": (body(b"(t"), NO_NAMES),
+    "items of nothing": (body(b"](}(u\x8f(\x90](ee"), NO_NAMES),
+    "frames of nothing": (body(b"\x95" + bytes(8) + b"K\x01"), NO_NAMES),
+    "frame amid": (body(b"]\x95" + struct.pack("<Q", 2) + b"K\x01a"), NO_NAMES),
     "text by the memo as a name": (
         body(b"](\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94h\x00h\x01\x93)R\x93"[:-1] + b"e"),
-        TAME,
+        KNOWN_NAMES,
     ),
     "short text encoded again": (
         body(b"](\x8c\x01x\x94c_codecs\nencode\n\x94h\x00\x8c\x06latin1\x86Rh\x01h\x00\x8c\x06latin1\x86Re"),
-        TAME,
+        KNOWN_NAMES,
     ),
-    "set before protocol 4": (b"\x80\x03cbuiltins\nset\n](K\x01X\x01\x00\x00\x00xe\x85R.", TAME),
-    "set of protocol 2": (b"\x80\x02c__builtin__\nset\n](K\x01X\x01\x00\x00\x00xe\x85R.", TAME),
-    "array": (pickle.dumps(np.ones(2), 4), LONE),
-    "array in protocol 2": (pickle.dumps(np.ones(2), 2), LONE),
-    "tensor": (pickle.dumps(torch.ones(2)), LONE),
+    "set before protocol 4": (b"\x80\x03cbuiltins\nset\n](K\x01X\x01\x00\x00\x00xe\x85R.", KNOWN_NAMES),
+    "set of protocol 2": (b"\x80\x02c__builtin__\nset\n](K\x01X\x01\x00\x00\x00xe\x85R.", KNOWN_NAMES),
+    "array": (pickle.dumps(np.ones(2), 4), SINGLE_ARRAY),
+    "array in protocol 2": (pickle.dumps(np.ones(2), 2), SINGLE_ARRAY),
+    "tensor": (pickle.dumps(torch.ones(2)), SINGLE_ARRAY),
 }
 
 
-@pytest.mark.parametrize("case", TAMED)
+@pytest.mark.parametrize("case", KNOWN_PICKLES)
 def test_what_does_no_harm_is_seen_to_do_none(case: str) -> None:
     """What is wild above is so for its one fault."""
-    data, kind = TAMED[case]
+    data, kind = KNOWN_PICKLES[case]
     assert scan(data) == kind
     assert told(read(data)) == slow(data) == told(pickle.loads(data))
 
 
 def test_depth_has_an_end() -> None:
     """Whatever it is made of."""
-    assert scan(body(b"]" * 1001 + b"a" * 1000)) == PLAIN
+    assert scan(body(b"]" * 1001 + b"a" * 1000)) == NO_NAMES
     for deep in (b"]" * 1002 + b"a" * 1001, b"]" + b"(]" * 1001 + b"e" * 1001, b")" + b"\x85" * 1001):
-        assert scan(body(deep)) == fast_values.WILD
+        assert scan(body(deep)) == UNKNOWN
     inside = [b"]\x94j%ba" % struct.pack("<I", place) for place in range(1001)]
-    assert scan(body(b"](]\x94", *inside[:900], b"e")) == PLAIN
-    assert scan(body(b"](]\x94", *inside, b"e")) == fast_values.WILD
+    assert scan(body(b"](]\x94", *inside[:900], b"e")) == NO_NAMES
+    assert scan(body(b"](]\x94", *inside, b"e")) == UNKNOWN
 
 
 def test_keys_from_the_memo_are_known_by_kind() -> None:
     """Tuples may be about: each place of the memo has its kind."""
     value = [{"a": 1}, (1, 2), {"a": (3, "a"), "b": {"a"}}, 2.5]
     data = pickle.dumps(value, 4)
-    assert scan(data) == PLAIN
+    assert scan(data) == NO_NAMES
     assert read(data) == value
     for place in range(12):
         changed = data.replace(b"h\x02", b"h%c" % place)
         found = read(changed)
-        assert (slow(changed) if found is LEFT else told(found)) == slow(changed), place
-        assert found is LEFT or all(type(key) is str for key in found[2]), place
+        assert (slow(changed) if found is NOT_READ else told(found)) == slow(changed), place
+        assert found is NOT_READ or all(type(key) is str for key in found[2]), place
 
 
 @pytest.mark.timeout(20)
 def test_a_long_key_is_not_compared_over_and_over() -> None:
     """Two equal texts of 1 MB, one of them a key a hundred thousand times: each time all of it would be compared."""
     text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"\x94"
-    assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 100_000, b"u\x87")) == fast_values.WILD
-    assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 10, b"u\x87")) == PLAIN
-    assert scan(body(text, text, b"\x8f(", b"h\x01h\x00" * 100_000, b"\x90\x87")) == fast_values.WILD
+    assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 100_000, b"u\x87")) == UNKNOWN
+    assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 10, b"u\x87")) == NO_NAMES
+    assert scan(body(text, text, b"\x8f(", b"h\x01h\x00" * 100_000, b"\x90\x87")) == UNKNOWN
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -413,7 +420,7 @@ def test_whatever_is_cut_is_wild(name: str) -> None:
     for protocol in (2, 3, 4, 5):
         data = pickle.dumps(GOOD[name], protocol)
         for end in range(0, len(data), max(1, len(data) // 2000)):
-            assert scan(data[:end]) == fast_values.WILD, (protocol, end)
+            assert scan(data[:end]) == UNKNOWN, (protocol, end)
 
 
 @pytest.mark.timeout(60)
@@ -422,8 +429,8 @@ def test_many_things_are_remembered() -> None:
     many = [str(n) for n in range(70_000)]
     assert read(pickle.dumps(many, 4)) == many
     assert read(pickle.dumps(tuple(many), 2)) == tuple(many)
-    assert scan(body(b"(" + b"N" * ((1 << 20) - 1) + b"t")) == PLAIN
-    assert scan(body(b"(" + b"N" * (1 << 20) + b"t")) == fast_values.WILD
+    assert scan(body(b"(" + b"N" * ((1 << 20) - 1) + b"t")) == NO_NAMES
+    assert scan(body(b"(" + b"N" * (1 << 20) + b"t")) == UNKNOWN
 
 
 def test_elements_serve_one_array() -> None:
@@ -433,7 +440,7 @@ def test_elements_serve_one_array() -> None:
     for number in range(place - 1, place + 3):
         changed = data.replace(b"K\x05", b"h%c" % number)
         found = read(changed)
-        assert found is LEFT or type(found[1]) is not bytes, number
+        assert found is NOT_READ or type(found[1]) is not bytes, number
 
 
 def test_no_other_kind_of_input_is_looked_at() -> None:
@@ -441,7 +448,7 @@ def test_no_other_kind_of_input_is_looked_at() -> None:
     for given_data in ("text", None, [1], memoryview(b"x" * 10)[::2]):
         with pytest.raises((TypeError, BufferError)):
             scan(given_data)  # type: ignore[arg-type]
-    assert scan(memoryview(b"x" + pickle.dumps(1))[1:]) == PLAIN
+    assert scan(memoryview(b"x" + pickle.dumps(1))[1:]) == NO_NAMES
 
 
 def lie(value: Any, old: bytes, new: bytes, protocol: int = 4) -> bytes:
@@ -481,8 +488,8 @@ LIES = {
 def test_a_lie_inside_a_container_is_refused(case: str) -> None:
     """The scan sees it, so the C unpickler never does; and the machine refuses it."""
     if not case.startswith(("tensor", "storage")):  # whose makers look again
-        assert scan(LIES[case]) == fast_values.WILD
-    assert read(LIES[case]) is LEFT
+        assert scan(LIES[case]) == UNKNOWN
+    assert read(LIES[case]) is NOT_READ
     with pytest.raises(RefusedError):
         loads(LIES[case])
 
@@ -497,7 +504,7 @@ def test_a_name_never_becomes_a_value() -> None:
                 changed = data[:at] + b"h%c" % place + data[at + 2 :]
                 found = read(changed)
                 whole = list, tuple, str, bytes, np.float64, np.ndarray, torch.Tensor, bytearray, OrderedDict
-                assert found is LEFT or type(found[1]) in whole, place
+                assert found is NOT_READ or type(found[1]) in whole, place
 
 
 def test_a_key_from_the_memo_is_plain_or_left() -> None:
@@ -510,12 +517,12 @@ def test_a_key_from_the_memo_is_plain_or_left() -> None:
             changed = bytearray(data)
             changed[places[-1] + 1] = number
             found = read(bytes(changed))
-            assert found is LEFT or set(map(type, found[2])) <= {str, bytes, int}, number
+            assert found is NOT_READ or set(map(type, found[2])) <= {str, bytes, int}, number
 
 
 def test_what_is_found_cannot_be_changed() -> None:
     """Types of the language and of numpy, their functions, and instances without attributes."""
-    for found in fast_values._NAMES.values():
+    for found in _NAMES.values():
         with pytest.raises((AttributeError, TypeError)):
             found.call = None
         assert not hasattr(found, "__setstate__") or isinstance(found, type)
@@ -550,11 +557,11 @@ def test_without_the_compiled_scan_everything_is_left_to_the_machine() -> None:
         import pickle, sys
         sys.modules["dray.shards.codecs.pickles.scan"] = None
         import numpy as np, torch
-        from dray.shards.codecs.pickles import c_unpickler as fast_values
+        from dray.shards.codecs.pickles.c_unpickler import NOT_READ, read
         from dray.shards.codecs.pickles.unpickle import loads
         value = [{"x": np.arange(3)}, torch.ones(2), (1, "a")]
-        assert fast_values.read(pickle.dumps(value)) is fast_values.LEFT
-        assert fast_values.read(pickle.dumps(torch.ones(2))).tolist() == [1, 1]
+        assert read(pickle.dumps(value)) is NOT_READ
+        assert read(pickle.dumps(torch.ones(2))).tolist() == [1, 1]
         print(loads(pickle.dumps(value)))
         loads(b"cos\\nsystem\\n(S'true'\\ntR.")
     """
@@ -581,12 +588,12 @@ class Watched(pickle._Unpickler):
         self.copied, self.limit = 0, 2 * len(data)  # twice in protocol 2, where bytes are text before
 
     def find_class(self, module: str, name: str) -> Any:
-        return fast_values._NAMES[module, name]
+        return _NAMES[module, name]
 
     def watch_reduce(self) -> None:
         function, arguments = self.stack[-2:]
         assert type(arguments) is tuple
-        names = [name[1] for name, found in fast_values._NAMES.items() if found is function]
+        names = [name[1] for name, found in _NAMES.items() if found is function]
         getattr(self, f"watch_{names[0]}")(*arguments)
         pickle._Unpickler.dispatch[pickle.REDUCE[0]](self)  # type: ignore[attr-defined]
 
@@ -700,22 +707,22 @@ for _opcode in (
 
 
 def check_left(data: bytes) -> bool:
-    assert read(data) is LEFT
+    assert read(data) is NOT_READ
     return False
 
 
 def check_alike(data: bytes) -> bool:
     """Whether a pickle is read here, which then keeps what the scan promises, and is what the machine gives."""
     kind = scan(data)
-    if kind == fast_values.WILD:
+    if kind == UNKNOWN:
         return False
     try:
         Watched(data).load()
     except (UnicodeError, RefusedError, RuntimeError):  # text that is none; what the makers of tensors refuse
         return check_left(data)
     found = read(data)
-    assert told(found) == slow(data) if found is not LEFT else slow(data) == "refused"
-    assert kind != PLAIN or told(found) == told(pickle.loads(data))
+    assert told(found) == slow(data) if found is not NOT_READ else slow(data) == "refused"
+    assert kind != NO_NAMES or told(found) == told(pickle.loads(data))
     return True
 
 
@@ -727,7 +734,7 @@ def test_the_scan_keeps_its_promises(name: str, protocol: int) -> None:
 
 
 PIECES = [data for name in GOOD for p in (2, 4, 5) if len(data := pickle.dumps(GOOD[name], p)) < 3000]
-PIECES += [data for data in (*WILD.values(), *LIES.values()) if 12 < len(data) < 3000]
+PIECES += [data for data in (*UNKNOWN_PICKLES.values(), *LIES.values()) if 12 < len(data) < 3000]
 OPCODES = b"KMJG()tq\x94\x85\x86\x87\x88\x89NBC\x95RX.hj]}aesu\x8c\x8f\x90\x91\x93b2c\x8a\x8b\x960"
 
 

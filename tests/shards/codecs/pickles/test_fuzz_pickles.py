@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from dray.shards.codecs.pickles.c_unpickler import scan
-from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, OTHERS, WILD, check_alike
+from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, OTHERS, UNKNOWN_PICKLES, check_alike
 from tests.shards.codecs.pickles.test_unpickle import ARRAYS, HOSTILE, PROTOCOLS, TENSORS
 
 SECONDS = 60
@@ -60,7 +60,9 @@ def sound() -> list[bytes]:
 
 def pool() -> list[bytes]:
     """Small pickles to damage."""
-    return sound() + [data for data in (*HOSTILE.values(), *WILD.values(), *LIES.values()) if 0 < len(data) < 4000]
+    return sound() + [
+        data for data in (*HOSTILE.values(), *UNKNOWN_PICKLES.values(), *LIES.values()) if 0 < len(data) < 4000
+    ]
 
 
 def damaged(rng: random.Random, samples: list[bytes]) -> bytes:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dray.shards.codecs.pickles import layout as fast_tensor
+from dray.shards.codecs.pickles import layout
 from dray.shards.codecs.pickles.layout import read
 from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import RefusedError
@@ -31,7 +31,7 @@ ARRAY_DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4",
 
 def slow(data: bytes) -> Any:
     """What the unpickler alone gives."""
-    with patch.object(fast_tensor, "read", return_value=None):
+    with patch.object(layout, "read", return_value=None):
         return loads(data)
 
 

@@ -21,7 +21,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.shards.codecs.pickles.unpickle import _FUNCTIONS, loads
+from dray.shards.codecs.pickles.machine import FUNCTIONS
+from dray.shards.codecs.pickles.unpickle import loads
 from dray.shards.errors import CallError, RefusedError
 
 PROTOCOLS = range(6)
@@ -581,7 +582,7 @@ def test_an_allowed_storage_loader_still_runs_nothing() -> None:
         loads(HOSTILE["array of pointers"], allow=["numpy.ndarray", "numpy.dtype"])
 
 
-@pytest.mark.parametrize("name_", sorted(_FUNCTIONS))
+@pytest.mark.parametrize("name_", sorted(FUNCTIONS))
 def test_to_allow_a_name_that_is_ours_changes_nothing(name_: str, events: list[str]) -> None:
     """A function that has a stand-in is never the real one: not as a call, not as a value, not by NEWOBJ."""
     module, _, function = name_.rpartition(".")
@@ -650,7 +651,8 @@ def test_the_unpickler_does_not_import_what_a_pickle_names() -> None:
     """In a fresh process, a refused name leaves its module unimported."""
     program = """
         import sys
-        from dray.shards.codecs.pickles.unpickle import _FUNCTIONS, loads
+        from dray.shards.codecs.pickles.machine import FUNCTIONS
+        from dray.shards.codecs.pickles.unpickle import loads
         try:
             loads(b"cthis\\ns\\n.")
         except Exception as exc:
