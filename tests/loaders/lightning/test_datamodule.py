@@ -22,7 +22,6 @@ from webdataset import batched, ignore_and_continue, shuffle
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
 from dray.loaders.webloader.tar_stream import Portable
-from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot, Store
 from tests.support.processes import call_at_once, meet
 
@@ -109,14 +108,6 @@ def test_the_documented_example_trains_on_every_sample(pickles: Path, tmp_path: 
     assert sorted(numbers_in(data.predict_dataloader())) == list(numbers_of(Split.test))
 
 
-def test_a_loader_has_the_length_that_it_yields(pickles: Path, tmp_path: Path) -> None:
-    """ceil(n_samples / global_batch_size) batches, in every pass."""
-    data = ready(pickles, tmp_path)
-    for loader, steps in ((data.train_dataloader(), 7), (data.val_dataloader(), 2), (data.test_dataloader(), 2)):
-        assert isinstance(loader, wds.WebLoader)
-        assert len(loader) == steps == len(list(loader)) == len(list(loader))
-
-
 class Model(lightning.LightningModule):
     """Learns nothing, but sees everything."""
 
@@ -201,54 +192,6 @@ def test_invoked_methods_come_last(pickles: Path, tmp_path: Path) -> None:
     assert min(numbers_in(data.val_dataloader())) == min(numbers_of(Split.val)) + 1
 
 
-@pytest.mark.parametrize(("num_shards", "num_workers"), [(1, 4), (3, 2), (2, 3), (11, 3)])
-def test_any_number_of_workers_shares_any_number_of_shards(
-    pickles: Path, tmp_path: Path, num_shards: int, num_workers: int
-) -> None:
-    """Each sample once, also where there are more workers than shards."""
-    data = ready(
-        pickles, tmp_path, n_tars_wds=num_shards, kwargs_wld={split: {"num_workers": num_workers} for split in Split}
-    )
-    assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
-
-
-def shares(data: WebDataModule, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """What each rank's dataset yields of val, set up as each rank does it for itself."""
-    found = []
-    monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
-    for rank in range(num_ranks):
-        monkeypatch.setenv("RANK", str(rank))
-        data.setup("validate")
-        found.append([int(sample[0, 0]) for sample in data._dataset[Split.val]])
-    return found
-
-
-@pytest.mark.parametrize("shuffle_shards", [False, True])
-@pytest.mark.parametrize(("num_shards", "num_ranks"), [(3, 4), (3, 2), (7, 3), (1, 5), (11, 11), (11, 16)])
-def test_ranks_share_the_samples_evenly_whatever_the_shards(
-    pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int, num_ranks: int,
-    shuffle_shards: bool,
-) -> None:  # fmt: skip
-    """In one pass each sample is on one rank, and their numbers differ by one at most."""
-    data = ready(pickles, tmp_path, n_tars_wds=num_shards, kwargs_wds={Split.val: {"shardshuffle": shuffle_shards}})
-    data._global_batch_size = None
-    found = shares(data, num_ranks, monkeypatch)
-    assert sorted(number for share in found for number in share) == list(numbers_of(Split.val))
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-
-
-def test_ranks_share_shards_of_very_different_sizes_evenly(
-    pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the last shard of a dataset that is packed by size is: no rank trains on a few samples again and again."""
-    val = names_of(Split.val)
-    for names in (val[:9], val):  # the second build adds a shard of two samples
-        pickles_to_tars(pickles, names, SUFFIX, tmp_path, "wdshards", progress=False)
-    assert [shard.num_samples for shard in Snapshot.open(tmp_path).shards] == [9, 2]
-    data = WebDataModule(None, SUFFIX, {Split.val: tmp_path}, None, pipeline_wds={Split.val: untuple})
-    assert [len(share) for share in shares(data, 3, monkeypatch)] == [3, 4, 4]
-
-
 def read_share(directory: Path, context: str, meeting: Path) -> list[int]:
     """What one of two ranks reads, by workers."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=meet(), world_size=2)
@@ -296,18 +239,6 @@ def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[:1536])
     with pytest.raises(DamagedError, match=r"myshards-000001\.tar"):
         list(data.val_dataloader())
-
-
-def test_object_storage_is_streamed_to_workers(pickles: Path, s3: SeaweedServer) -> None:
-    """Directories may be URLs; a read-only key trains; pipelines may be lambdas."""
-    pipeline = dict.fromkeys(Split, lambda source: (sample for (sample,) in source))
-    ready(pickles, s3.url("module"), storage_options=s3.storage_options)
-    options: Any = {"storage_options": s3.read_only_options, "pipeline_wds": pipeline}
-    for num_workers in (0, 2):
-        data = ready(
-            pickles, s3.url("module"), kwargs_wld={split: {"num_workers": num_workers} for split in Split}, **options
-        )
-        assert sorted(numbers_in(data.val_dataloader())) == list(numbers_of(Split.val))
 
 
 def test_tars_of_others_on_object_storage_are_dealt_out_to_workers(tmp_path: Path, s3: SeaweedServer) -> None:

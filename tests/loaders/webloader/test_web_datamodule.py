@@ -1,4 +1,4 @@
-"""The stream of a DataModule: laws 5 to 8 through real files, resumes, workers, keywords, and tars of others."""
+"""The loader of a WebDataModule: pipelines, workers, keywords, and tars of other tools."""
 
 import json
 import os
@@ -8,9 +8,7 @@ import re
 import signal
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -61,17 +59,6 @@ def lists(size: int) -> Callable[[Iterable[torch.Tensor]], Iterator[list[int]]]:
     return batch
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Lets this process be one rank of several."""
-
-    def be(rank: int, num_ranks: int) -> None:
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
-
-    return be
-
-
 def module(url: Path | str, batch: int | None, size: int, **options: Any) -> WebDataModule:
     """The training split of a dataset, batched in the trainer."""
     by_split = {"pipeline_wds": untuple, "pipeline_prebatch_wld": lists(size), **options}
@@ -103,22 +90,6 @@ def flat(nested: Iterable[Any]) -> list[int]:
 shuffles = st.sampled_from([{"shardshuffle": False}, {"shardshuffle": True, "seed": 4}])
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.sampled_from(SIZES), st.integers(1, 9), st.integers(1, 6), shuffles)
-def test_every_sample_comes_once_in_steps_that_are_equal(
-    urls: Mapping[int, Path], size: int, num_ranks: int, local: int, kwargs_wds: dict[str, Any]
-) -> None:
-    """Laws 5 and 6; where fewer samples than ranks are left, so many come again that no rank waits."""
-    batch = num_ranks * local
-    loaders = ranks_of(urls[size], num_ranks, batch, kwargs_wds=kwargs_wds)
-    steps = [list(loader) for _, loader in loaders]
-    assert {len(loader) for _, loader in loaders} == set(map(len, steps)) == {-(-size // batch)}
-    found = flat(steps)
-    last = size % batch or batch
-    assert set(found) == set(range(size))
-    assert len(found) == size + max(0, num_ranks - last)
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(SIZES), st.integers(1, 9), shuffles)
 def test_one_pass_gives_each_sample_to_one_rank(
@@ -131,99 +102,6 @@ def test_one_pass_gives_each_sample_to_one_rank(
     assert max(map(len, found)) - min(map(len, found)) <= 1
     with pytest.raises(TypeError, match="no length"):
         len(loaders[0][1])
-
-
-@settings(max_examples=30, deadline=None)
-@given(data=st.data(), kwargs_wds=shuffles)
-def test_stopping_anywhere_and_going_on_otherwise_takes_the_rest(
-    urls: Mapping[int, Path], data: st.DataObject, kwargs_wds: dict[str, Any]
-) -> None:
-    """Law 7: with other ranks and batches, twice in a row, before the first batch and after the last."""
-    state: dict[str, Any] | None = None
-    found: list[int] = []
-    for is_last in (False, False, True):
-        num_ranks, local = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
-        loaders = ranks_of(urls[MANY], num_ranks, num_ranks * local, state, kwargs_wds=kwargs_wds)
-        cursor = loaders[0][1].state_dict()["cursor"]
-        if cursor["epoch"]:  # the epoch was over
-            break
-        taken = cursor["steps"]
-        left = len(loaders[0][1]) - taken
-        assert left == -(-(MANY - cursor["consumed"]) // (num_ranks * local))
-        steps = left if is_last else data.draw(st.integers(0, left))
-        found += flat([list(islice(loader, steps)) for _, loader in loaders])
-        states = [module.state_dict() for module, _ in loaders]
-        assert all(other == states[0] for other in states)
-        state = states[0]
-        ends_here = steps == left
-        filler = (
-            max(0, num_ranks - ((MANY - cursor["consumed"]) % (num_ranks * local) or num_ranks)) if ends_here else 0
-        )
-    assert set(found) == set(range(MANY))
-    assert len(found) == MANY + filler
-
-
-@pytest.mark.parametrize("kwargs_wds", [{}, {"shardshuffle": True}])
-def test_the_stream_does_not_depend_on_ranks_or_workers(urls: Mapping[int, Path], kwargs_wds: dict[str, Any]) -> None:
-    """Law 8: global batches of 12, for every number of ranks that divides it; more workers than shards and chunks."""
-
-    def steps(num_ranks: int, num_workers: int = 0) -> list[list[list[int]]]:
-        workers = {"num_workers": num_workers}
-        loaders = ranks_of(urls[47], num_ranks, 12, kwargs_wds=kwargs_wds, kwargs_wld=workers)
-        ranks = [[*loader, *loader] for _, loader in loaders]
-        return [flat(step) for step in zip(*ranks, strict=True)]  # type: ignore[misc]
-
-    whole = steps(1)
-    assert [steps(num_ranks) for num_ranks in (2, 3, 4, 6)] == [whole] * 4
-    assert [steps(2, num_workers) for num_workers in (1, 3, 9)] == [whole] * 3
-    assert (whole[:4] == whole[4:]) != bool(kwargs_wds)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_each_iter_takes_the_next_epoch_and_a_state_another(urls: Mapping[int, Path], num_workers: int) -> None:
-    """Also after one that was abandoned, with workers that live on."""
-    options = {"kwargs_wds": {"shardshuffle": True}, "kwargs_wld": {"num_workers": num_workers}}
-    plain = module(urls[MANY], 8, 8, kwargs_wds={"shardshuffle": True}).train_dataloader()
-    epochs = [list(plain) for _ in range(3)]
-    assert len({str(epoch) for epoch in epochs}) == 3
-    loader = module(urls[MANY], 8, 8, **options).train_dataloader()
-    assert list(islice(loader, 5)) == epochs[0][:5]
-    state = loader.state_dict()
-    assert list(loader) == epochs[1]
-    loader.load_state_dict(state)
-    assert len(loader) == 8
-    assert list(loader) == epochs[0][5:]
-    assert list(loader) == epochs[1]
-    old, new = iter(loader), iter(loader)
-    assert [next(old), next(new)] == [epochs[2][0], next(iter(plain))]
-    with pytest.raises(CallError, match="this iterator has ended"):
-        next(old)
-    loader.load_state_dict(state)
-    with pytest.raises(CallError, match="this iterator has ended"):
-        next(new)
-    loader.set_epoch(1)
-    assert list(loader) == epochs[1]
-
-
-def test_a_resume_with_another_batch_size_counts_the_steps_that_were_taken(urls: Mapping[int, Path]) -> None:
-    """`len()` is what was done and what remains; after that epoch the usual length again."""
-    first = module(urls[MANY], 12, 12).train_dataloader()
-    taken = list(islice(first, 3))
-    second = module(urls[MANY], 10, 10).train_dataloader()
-    second.load_state_dict(first.state_dict())
-    assert len(second) == 3 + 3
-    assert sorted(flat([taken, list(second)])) == list(range(MANY))
-    assert len(second) == len(list(second)) == 7
-
-
-def test_a_state_of_other_data_is_refused(urls: Mapping[int, Path]) -> None:
-    """With the difference, and the version's URL."""
-    state = module(urls[MANY], 8, 8).train_dataloader().state_dict()
-    for other in (module(urls[47], 8, 8), module(urls[MANY], 8, 8, kwargs_wds={"shardshuffle": True})):
-        with pytest.raises(CallError, match=r"saved over other data or in another order.*\?version=1"):
-            other.train_dataloader().load_state_dict(state)
-    with pytest.raises(CallError, match="not a state that dray saved"):
-        other.train_dataloader().load_state_dict({"format": 2})
 
 
 def test_a_loader_that_was_closed_begins_anew(tmp_path: Path) -> None:
@@ -335,24 +213,6 @@ def test_after_an_error_in_a_worker_the_next_epoch_has_other_workers(
         list(loader)
     bad.unlink()
     assert epoch().isdisjoint(first | second)
-    data.teardown("fit")
-
-
-def test_a_worker_that_was_killed_between_two_passes_is_replaced(urls: Mapping[int, Path]) -> None:
-    """Torch raises its error wherever the trainer is then; the next epoch has other workers and every sample."""
-
-    def with_process(source: Iterable[tuple[torch.Tensor]]) -> Iterator[tuple[int, int]]:
-        return ((int(sample[0]), os.getpid()) for (sample,) in source)
-
-    data = module(urls[MANY], 8, 8, pipeline_wds=with_process, pipeline_prebatch_wld=[], kwargs_wld={"num_workers": 2})
-    loader = data.train_dataloader().with_epoch(MANY)
-    first = {process for _, process in loader}
-    with suppress(RuntimeError):  # from torch's handler of the signal that a child ended
-        os.kill(min(first), signal.SIGKILL)
-        time.sleep(1)
-    found = list(loader)
-    assert [number for number, _ in found] == list(range(MANY))
-    assert first.isdisjoint(process for _, process in found)
     data.teardown("fit")
 
 
