@@ -6,8 +6,10 @@ each of them are packed together, as a column: tensors and arrays of one dtype a
 follow one another. All of these share one buffer, except tensors that were made in a buffer: these are not copied.
 """
 
+import ctypes
 import pickle
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +20,8 @@ from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffe
 
 ALIGN_BYTES = 64
 MIN_BYTES = 4 << 10  # a column of bytes that has fewer is pickled
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 _BYTES = (bytes, bytearray, memoryview)
 _TAKEN = {torch.Tensor, np.ndarray, dict, list, tuple, *_BYTES}  # all other types are pickled
@@ -109,6 +113,7 @@ class _Bytes(NamedTuple):
     sizes: list[int]
 
     def values(self, memory: Memory) -> list[Any]:
+        _keep_freed_memory()
         view, start, found = memory[0].numpy().data, self.offset, []
         for size in self.sizes:
             found.append(self.kind(view[start : start + size]))
@@ -195,6 +200,7 @@ class _Packing:
         is_view = kind is memoryview
         if (num_bytes < MIN_BYTES and not is_view) or (is_view and not all(map(_is_flat, values))):
             return _Pickled(list(values))
+        _keep_freed_memory()
         return _Bytes(kind, self._join(values, num_bytes), list(map(len, values)))
 
     def _numeric(self, kind: type, values: Sequence[Any]) -> _Column:
@@ -218,6 +224,18 @@ class _Packing:
         self._joined.append((offset, values))
         self._num_bytes += -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES
         return offset
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory rather than return it at once: for large bytes fresh pages cost more than copying.
+
+    These are the thresholds that glibc itself comes to in a process that frees large blocks; some libraries fix them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _is_named_tuple(kind: type) -> bool:
