@@ -1,46 +1,55 @@
-"""What `dray diff` prints: the samples, shards, recipe and sources in which two versions differ."""
+"""`dray diff`: print the samples, shards, recipe and source in which two versions differ."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from dray.cluster.cli.datasets import find_dataset, without_version
+from dray.cluster.cli.options import DatasetOptions
 from dray.shards import Snapshot
-from dray.shards.diff import Diff, diff
-from dray.shards.storage.client import StorageOptions
+from dray.shards.diff import Diff
+from dray.shards.diff import diff as compare
 from dray.shards.versions import read_version
 
-MOST_KEYS = 20  # of each kind, unless all are asked for
+MAX_KEYS = 20  # of each kind, unless --all is given
 
 
-def print_diff(
-    url: str,
-    a: str,
-    b: str | None,
+def diff(
+    dataset: DatasetOptions,
+    a: Annotated[str, typer.Argument(metavar="A", help="Old version: a number, or the name of a hold.")],
+    b: Annotated[
+        str | None,
+        typer.Argument(metavar="B", help="New version: a number, or the name of a hold.", show_default="the last"),
+    ] = None,
     *,
-    prefix: str | None,
-    all_keys: bool,
-    as_json: bool,
-    storage_options: StorageOptions,
+    all_keys: Annotated[
+        bool, typer.Option("--all", help="List all keys and shards, not only the first 20 of each kind.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object.")] = False,
 ) -> None:
-    """What version B of a dataset has that A has not, and the other way round; B is the last where None.
+    """Show what differs between two versions: samples, shards, recipe, source.
 
-    Raises:
-        NotFoundError: There is no such dataset or version, or it was dropped.
-        DamagedError: A version's records are damaged.
+    Samples are compared by the content of their files: + was added, - removed, ~ changed. No shard is read.
+
+    [bold]Examples[/]
+
+    What the versions since 3 changed:
+
+    [cyan]dray diff shards/train 3[/]
+
+    [cyan]dray diff s3://lab/digits/train paper 7 --all[/]
     """
-    words = ("diff", a, *(() if b is None else (b,)))
-    found = store, layout = find_dataset(without_version(url), prefix, storage_options, words)
+    found = store, layout = dataset.find_one("diff", a, *(() if b is None else (b,)))
     old, new = (Snapshot.load(store, layout, read_version(store, layout, version)) for version in (a, b))
-    difference = diff(old, new)
+    difference = compare(old, new)
     if as_json:
         facts = {"url": store.url, "prefix": layout.prefix, "a": old.version, "b": new.version}
         typer.echo(json.dumps(facts | asdict(difference), indent=1))
         return
     typer.echo(f"{found} from version {old.version} to {new.version}")
-    for line in _lines(difference, old.version, new.version, None if all_keys else MOST_KEYS):
+    for line in _lines(difference, old.version, new.version, None if all_keys else MAX_KEYS):
         typer.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""What `dray log` prints: everything that was done to a dataset, the newest first, and what became of each version."""
+"""`dray log`: print the commits of a dataset, newest first, and the state of each version."""
 
 import json
 from collections import defaultdict
@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from dray.cluster.cli.datasets import find_datasets, without_version
+from dray.cluster.cli.options import AsJson, DatasetOptions
 from dray.pipelines.versions.holds import history
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Operation
-from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.versions import read_holds
 
 _HEADINGS = ("number", "when", "what", "version", "samples", "shards", "MB", "state")
-_TO_THE_RIGHT = {"number", "version", "samples", "shards", "MB"}
+_RIGHT_ALIGNED = {"number", "version", "samples", "shards", "MB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +23,17 @@ class Entry:
     """One commit of the log.
 
     Attributes:
-        number: Of the commit.
-        created: UTC, ISO 8601.
-        operation: What was done.
-        detail: To what, in words; may be empty.
-        version: The last version since then.
-        makes_version: Whether it is this commit's own.
-        num_samples: Of that version, as the two after it.
-        num_shards: Its shards.
-        num_bytes: Of its tars.
-        state: Of the version that it makes: "last", "kept", "held" or "dropped"; None where it makes none.
-        held_as: The names that the version that it makes is held under.
+        number: Number of the commit.
+        created: Time of the commit: UTC, ISO 8601.
+        operation: What was done, such as "build" or "hold".
+        detail: What it was done to, such as "3 as paper"; may be empty.
+        version: The last version after the commit.
+        makes_version: Whether the commit made that version.
+        num_samples: Number of samples in that version.
+        num_shards: Number of its shards.
+        num_bytes: Size of its tars in bytes.
+        state: State of the version that the commit made: "last", "kept", "held" or "dropped"; None if it made none.
+        held_as: Names under which that version is held.
     """
 
     number: int
@@ -50,29 +49,35 @@ class Entry:
     held_as: tuple[str, ...]
 
 
-def print_log(url: str, *, prefix: str | None, as_json: bool, storage_options: StorageOptions) -> None:
-    """A line a commit, or all of them as JSON.
+def log(dataset: DatasetOptions, *, as_json: AsJson = False) -> None:
+    """Show the history of a dataset, newest first, and which versions are kept.
 
-    Raises:
-        NotFoundError: There is no such dataset.
+    A version is the [bold]last[/], [bold]kept[/], [bold]held as NAME[/], or [bold]dropped[/]. Holds, releases and gcs
+    have numbers as well, but make no version.
+
+    [bold]Examples[/]
+
+    [cyan]dray log shards/train[/]
+
+    [cyan]dray log s3://lab/digits/train --json[/]
     """
-    logs = [(found, _entries(*found)) for found in find_datasets(without_version(url), prefix, storage_options)]
+    logs = [(found, _entries(*found)) for found in dataset.find_all()]
     if as_json:
         facts = [
             {"url": found.store.url, "prefix": found.layout.prefix, **asdict(entry)}
-            for found, log in logs
-            for entry in log
+            for found, log_entries in logs
+            for entry in log_entries
         ]
         typer.echo(json.dumps(facts, indent=1))
         return
-    for found, log in logs:
+    for found, log_entries in logs:
         typer.echo(str(found))
-        for line in _lines([_HEADINGS, *map(_row, log)]):
+        for line in _lines([_HEADINGS, *map(_row, log_entries)]):
             typer.echo(line)
 
 
 def _entries(store: Store, layout: Layout) -> list[Entry]:
-    """The log, newest first."""
+    """Returns the log, newest first."""
     commits = history(store, layout)
     names = defaultdict[int, list[str]](list)
     for name, version in sorted(read_holds(store, layout, commits[-1]).items()):
@@ -106,7 +111,7 @@ def _state(version: int, head: Commit, *, is_held: bool) -> str:
 
 
 def _detail(commits: Sequence[Commit], place: int) -> str:
-    """What a commit did, by what it changed."""
+    """Returns what a commit was done to, from its difference to the commit before."""
     if place == 0:
         return ""
     commit, before = commits[place], commits[place - 1]
@@ -142,11 +147,11 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 
 def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns, as wide as they need to be: no line is cut at the width of a terminal."""
+    """Returns the rows in aligned columns; lines are not cut at the width of the terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if heading in _TO_THE_RIGHT else cell.ljust(width)
+            cell.rjust(width) if heading in _RIGHT_ALIGNED else cell.ljust(width)
             for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
         ).rstrip()
         for row in rows

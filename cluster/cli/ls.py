@@ -1,66 +1,87 @@
-"""What `dray ls` shows: the datasets under a URL, their last or a given version, and the tars of it.
+"""`dray ls`: print one version of each dataset in a folder, its tars, or the inputs that it leaves out.
 
-The cost is a listing and three small reads a dataset, whatever the number of shards.
+It costs a listing and three small reads per dataset, whatever the number of shards.
 """
 
 import json
 import re
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.cli.datasets import find_datasets
+from dray.cluster.cli.options import AsJson, VersionOptions
+from dray.cluster.cli.wording import in_words
 from dray.pipelines.inputs.encoder import Encoder
 from dray.shards import Snapshot
 from dray.shards.messages import counted
 from dray.shards.parts import is_pickled, stored_counts
-from dray.shards.storage.client import StorageOptions
-from dray.shards.storage.urls import split_version
-from dray.shards.versions import read_version
 
-Form = Literal["table", "all", "urls", "json"]
+MAX_ROWS = 20  # of a table, unless --all is given
+_LEFT_OUT_FIELDS = ("name", "fate", "stage", "file", "error")
+_BUILD_OPTIONS = {  # which a stored reason may name
+    "allow": "--allow",
+    "allow_pickle": "--allow-pickle",
+    "encode": "--encode",
+    "max_bad": "--max-bad",
+    "on_error": "--on-error",
+}
 
-MOST_SHARDS = 20  # rows of a table unless all are asked for
 
-
-def list_datasets(
-    url: str, *, prefix: str | None, version: str | None, form: Form, storage_options: StorageOptions
+def ls(
+    dataset: VersionOptions,
+    *,
+    urls: Annotated[
+        bool,
+        typer.Option("--urls", help="Print only the tars' URLs, one per line, and on standard error their pattern."),
+    ] = False,
+    as_json: AsJson = False,
+    all_shards: Annotated[bool, typer.Option("--all", help="List all shards, not only the first 20.")] = False,
+    left_out: Annotated[
+        bool, typer.Option("--left-out", help="Print only the inputs that are left out, and why.")
+    ] = False,
 ) -> None:
-    """Print the datasets in a folder, one version of each, in the form asked for.
+    """Show the datasets in a folder: version, size, parts, shards.
 
-    Raises:
-        NotFoundError: There is none, or not that version.
+    [bold]Examples[/]
+
+    [cyan]dray ls dray-quickstart/shards/train[/]
+
+    [cyan]dray ls s3://lab/digits/train --prefix wdshards --version 3 --all[/]
+
+    The tars for another WebDataset reader:
+
+    [cyan]dray ls s3://lab/digits/train --urls > tars.txt[/]
+
+    Which inputs a build with --on-error skip left out:
+
+    [cyan]dray ls s3://lab/digits/train --left-out[/]
     """
-    directory, pinned = split_version(url, version)
-    found = find_datasets(directory, prefix, storage_options)
-    snapshots = [Snapshot.load(store, layout, read_version(store, layout, pinned)) for store, layout in found]
-    console = Console()
-    if form == "json":
-        _print(console, json.dumps([_facts(snapshot) for snapshot in snapshots], indent=1))
-        return
-    for snapshot in snapshots:
-        if form == "urls":
-            _print_urls(console, snapshot)
-        else:
-            _print_dataset(console, snapshot, most_shards=None if form == "all" else MOST_SHARDS)
+    snapshots = dataset.snapshots()
+    if left_out:
+        _print_left_out(snapshots, as_json=as_json)
+    elif urls:
+        for snapshot in snapshots:
+            _print_urls(snapshot)
+    elif as_json:
+        typer.echo(json.dumps([_facts(snapshot) for snapshot in snapshots], indent=1))
+    else:
+        for snapshot in snapshots:
+            _print_dataset(snapshot, max_rows=None if all_shards else MAX_ROWS)
 
 
-def _print_urls(console: Console, snapshot: Snapshot) -> None:
-    """The tars on standard output, for a pipe; their pattern on standard error, so that no reader takes both."""
-    _print(console, "\n".join(snapshot.urls()))
+def _print_urls(snapshot: Snapshot) -> None:
+    """Print the tars on standard output, for a pipe, and their pattern on standard error."""
+    typer.echo("\n".join(snapshot.urls()))
     if pattern := brace_pattern(snapshot):
-        _print(Console(stderr=True), f"as one pattern: {pattern}")
-
-
-def _print(console: Console, text: str) -> None:
-    """Plain text as it is: no markup, no colours, no line breaks of the console's own."""
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        typer.echo(f"as one pattern: {pattern}", err=True)
 
 
 def brace_pattern(snapshot: Snapshot) -> str | None:
-    """The URLs of all tars as one pattern, `.../wdshards-{000000..000009}.tar`; None where none exists."""
+    """Returns the URLs of all tars as one pattern, `.../wdshards-{000000..000009}.tar`; None if there is none."""
     if re.search("[{}]", snapshot.store.url):  # a reader would expand the folder's own braces
         return None
     pattern = snapshot.layout.brace_pattern([shard.number for shard in snapshot.shards])
@@ -92,8 +113,8 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | None) -> None:
-    """What it is, then a table of its shards."""
+def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
+    """Print a summary and a table of the shards."""
     size = f"{counted(snapshot.num_samples, 'sample')} in {counted(len(snapshot.shards), 'shard')}"
     lines = [
         f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
@@ -110,12 +131,12 @@ def _print_dataset(console: Console, snapshot: Snapshot, *, most_shards: int | N
         )
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
-    _print(console, "\n".join(lines))
-    console.print(_shard_table(snapshot, most_shards))
+    typer.echo("\n".join(lines))
+    Console().print(_shard_table(snapshot, max_rows))
 
 
 def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
-    """Suffix -> how many samples have that part; None where a function made the parts and nobody counted them."""
+    """Returns suffix -> number of samples with that part; None if a function made the parts, which are not counted."""
     total: Counter[str] = Counter()
     for shard in snapshot.shards:
         counts = stored_counts(snapshot.manifest, shard)
@@ -126,27 +147,21 @@ def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
 
 
 def pickles_of(snapshot: Snapshot) -> dict[str, int] | None:
-    """The same of the parts that are pickles."""
+    """Returns the counts of `parts_of` for the parts that are pickles."""
     parts = parts_of(snapshot)
     return None if parts is None else {suffix: count for suffix, count in parts.items() if is_pickled(suffix)}
 
 
 def _parts_line(snapshot: Snapshot) -> str:
-    """The parts; an encoded one with what it was: `tensor.npy (encoded from tensor.pyd)`."""
+    """Returns the list of parts, an encoded one with its source: `tensor.npy (encoded from tensor.pyd)`."""
     recipe, parts = snapshot.manifest.recipe, parts_of(snapshot) or {}
     encoder = Encoder.from_json(recipe)
     transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
     if encoder is None:
-        lacking = {} if transform else {suffix: parts.get(suffix, 0) for suffix in recipe["suffixes"]}
-        return (
-            ", ".join(
-                suffix
-                if lacking.get(suffix, snapshot.num_samples) == snapshot.num_samples
-                else f"{suffix} ({lacking[suffix]:,} of {snapshot.num_samples:,} samples)"
-                for suffix in recipe["suffixes"]
-            )
-            + transform
-        )
+        counts = {} if transform else {suffix: parts.get(suffix, 0) for suffix in recipe["suffixes"]}
+        total = snapshot.num_samples
+        partial = {suffix: f" ({count:,} of {total:,} samples)" for suffix, count in counts.items() if count < total}
+        return ", ".join(suffix + partial.get(suffix, "") for suffix in recipe["suffixes"]) + transform
     if transform:
         return f"{', '.join(sorted(parts))} (encoded, of {', '.join(recipe['suffixes'])}){transform}"
     shown = []
@@ -157,7 +172,7 @@ def _parts_line(snapshot: Snapshot) -> str:
 
 
 def _pickles_line(snapshot: Snapshot) -> list[str]:
-    """Which parts a reader has to unpickle, if that is known."""
+    """Returns which parts a reader has to unpickle; no line if that is unknown."""
     pickles = pickles_of(snapshot)
     if pickles is None:
         return []
@@ -166,8 +181,8 @@ def _pickles_line(snapshot: Snapshot) -> list[str]:
     return [f"  pickles: {counts or 'none'}"]
 
 
-def _shard_table(snapshot: Snapshot, most_shards: int | None) -> Table:
-    shown = snapshot.shards[:most_shards]
+def _shard_table(snapshot: Snapshot, max_rows: int | None) -> Table:
+    shown = snapshot.shards[:max_rows]
     table = Table(box=None, pad_edge=True)
     for heading in ("shard", "samples", "bytes"):
         table.add_column(heading, justify="right")
@@ -176,3 +191,32 @@ def _shard_table(snapshot: Snapshot, most_shards: int | None) -> Table:
     if more := len(snapshot.shards) - len(shown):
         table.add_row("...", f"{more:,} more", "--all")
     return table
+
+
+def _print_left_out(snapshots: Sequence[Snapshot], *, as_json: bool) -> None:
+    """Print the inputs that each snapshot leaves out."""
+    if as_json:
+        typer.echo(json.dumps([_left_out_facts(snapshot) for snapshot in snapshots], indent=1))
+        return
+    for snapshot in snapshots:
+        inputs = _left_out_inputs(snapshot)
+        what = f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}"
+        typer.echo(f"{what}: {counted(len(inputs), 'input is', 'inputs are')} left out")
+        for entry in inputs:
+            reason = in_words(" ".join(entry["error"].split()), _BUILD_OPTIONS)
+            typer.echo(f"  {entry['name']}  {entry['fate']}: {reason}")
+
+
+def _left_out_facts(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "url": snapshot.store.url,
+        "prefix": snapshot.layout.prefix,
+        "version": snapshot.version,
+        "left_out": _left_out_inputs(snapshot),
+    }
+
+
+def _left_out_inputs(snapshot: Snapshot) -> list[dict[str, str]]:
+    """Returns name, fate, stage, file and error of each input, sorted by name."""
+    table = snapshot.left_out()
+    return [] if table is None else table.select(_LEFT_OUT_FIELDS).to_pylist()

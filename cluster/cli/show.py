@@ -1,60 +1,58 @@
-"""What `dray show` prints: where one sample lies and what is in it, safely decoded.
+"""`dray show`: print the location and the safely decoded parts of one sample.
 
-Nothing that a sample holds reaches the terminal as it is: text is quoted and cut, arrays are told by type and shape,
-and no control character is printed.
+Values are never printed as they are: text is quoted and truncated, arrays are shown by dtype and shape, and control
+characters are replaced.
 """
 
 import reprlib
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from dray.cluster.cli.datasets import find_datasets
+from dray.cluster.cli.options import AllowList, AllowPickle, VersionOptions
 from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.codecs.decode import Decoder
 from dray.shards.index import ShardIndex
 from dray.shards.manifest import Shard
 from dray.shards.messages import counted
-from dray.shards.storage.client import StorageOptions
-from dray.shards.storage.urls import split_version
-from dray.shards.versions import read_version
 
-MOST_CHARS = 200  # of a value
-_MOST_BITS = 600  # of a whole number that is written out
+MAX_CHARS = 200  # of a printed value
+_MAX_BITS = 600  # of an integer that is printed with all of its digits
 
 
-def show_sample(
-    url: str,
-    key: str,
+def show(
+    dataset: VersionOptions,
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Key of the sample: its name with the dots replaced by dashes.")
+    ],
     *,
-    prefix: str | None,
-    version: str | None,
-    allow: Sequence[str] = (),
-    allow_pickle: bool = False,
-    storage_options: StorageOptions,
+    allow: AllowList = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
-    """Print one sample: shard, row, and of each part where it lies and what it holds.
+    """Show one sample: its shard, and the location and value of each part.
 
-    Raises:
-        NotFoundError: There is no such dataset, version or key.
-        DamagedError: Stored bytes are not what the snapshot says.
+    Parts are decoded safely: a pickle that names anything outside the safe list is refused, and the reason is shown.
+
+    [bold]Examples[/]
+
+    [cyan]dray show dray-quickstart/shards/train digit-0042[/]
+
+    As it was in version 3:
+
+    [cyan]dray show s3://lab/digits/train a7 --version 3[/]
     """
-    directory, pinned = split_version(url, version)
-    datasets = find_datasets(directory, prefix, storage_options)
-    missing: list[NotFoundError] = []
-    for store, layout in datasets:
-        snapshot = Snapshot.load(store, layout, read_version(store, layout, pinned))
+    snapshots, missing = dataset.snapshots(), list[NotFoundError]()
+    for snapshot in snapshots:
         try:
             place = snapshot.find(key)
         except NotFoundError as exc:
             missing.append(exc)
         else:
-            _print_sample(snapshot, key, *place, Decoder(allow=allow, allow_pickle=allow_pickle))
-    if len(missing) == len(datasets):
+            _print_sample(snapshot, key, *place, Decoder(allow=allow or (), allow_pickle=allow_pickle))
+    if len(missing) == len(snapshots):
         raise missing[0] if len(missing) == 1 else NotFoundError("; ".join(map(str, missing)))
 
 
@@ -74,7 +72,7 @@ def _print(line: str) -> None:
 
 
 def describe_part(suffix: str, data: bytes, decoder: Decoder | None = None) -> str:
-    """The value of a part in one line, or why there is none."""
+    """Returns the value of a part in one line, or why it cannot be decoded."""
     try:
         return describe((decoder or Decoder()).part(suffix, data))
     except RefusedError as exc:
@@ -84,19 +82,19 @@ def describe_part(suffix: str, data: bytes, decoder: Decoder | None = None) -> s
 
 
 def describe(value: Any) -> str:
-    """A value in at most 200 characters."""
+    """Returns a value in at most 200 characters."""
     text = _Short().repr(value)
-    return text if len(text) <= MOST_CHARS else f"{text[: MOST_CHARS - 3]}..."
+    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 3]}..."
 
 
 class _Short(reprlib.Repr):
-    """`repr` that cuts long and deep values; the methods are found by the name of a value's type."""
+    """A `repr` that truncates long and deep values; reprlib finds its methods by the name of the value's type."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = MOST_CHARS - 20
+        self.maxstring = self.maxother = MAX_CHARS - 20
 
-    def repr_Tensor(self, value: torch.Tensor, _: int) -> str:  # noqa: N802  reprlib asks for that name
+    def repr_Tensor(self, value: torch.Tensor, _: int) -> str:  # noqa: N802  reprlib looks for this name
         return f"tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
     def repr_ndarray(self, value: np.ndarray[Any, Any], _: int) -> str:
@@ -109,5 +107,5 @@ class _Short(reprlib.Repr):
         return f"{counted(len(value), 'byte')}, {value[:16]!r}{'...' if len(value) > 16 else ''}"
 
     def repr_int(self, x: int, level: int) -> str:
-        bits = x.bit_length()  # Python refuses to write out thousands of digits
-        return f"a whole number of {bits:,} bits" if bits > _MOST_BITS else super().repr_int(x, level)
+        bits = x.bit_length()  # Python refuses to format thousands of digits
+        return f"an integer of {bits:,} bits" if bits > _MAX_BITS else super().repr_int(x, level)

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does: in order, so that what is stored is kept and said."""
+"""SIGTERM ends a command as Ctrl-C does: completed work is kept, and a message says so."""
 
 import signal
 import sys
@@ -9,14 +9,14 @@ from types import FrameType
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Inside, the first SIGTERM is a KeyboardInterrupt in the main thread; the process then exits with 143.
+    """Turns the first SIGTERM into a KeyboardInterrupt of the main thread; the process then exits with 143.
 
-    Job systems stop programs by it: `ray job stop`, Kubernetes and Slurm, some seconds before they kill them.
+    `ray job stop`, Kubernetes and Slurm send it some seconds before they kill a program.
     """
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if not received:  # the end takes a moment, and is not to be interrupted by impatience
+        if not received:  # a second signal must not interrupt the clean-up
             received.append(number)
             raise KeyboardInterrupt
 

@@ -1,64 +1,85 @@
-"""What `dray hold`, `release`, `rollback`, `gc` and `compact` do to the versions of a dataset, and what they print."""
+"""`dray hold`, `release`, `rollback`, `gc` and `compact`: the versions that a dataset keeps."""
 
 import json
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from dray.cluster.cli.datasets import find_dataset, find_datasets, without_version
-from dray.pipelines.building.compact import compact
+from dray.cluster.cli.options import Address, AsJson, DatasetOptions, RetentionOptions, cluster_address
+from dray.pipelines.building.compact import compact as merge_shards
 from dray.pipelines.running.ray_session import ray_session
-from dray.pipelines.versions import holds as versions
-from dray.pipelines.versions.gc import GcReport, gc
-from dray.pipelines.versions.retention import Retention
+from dray.pipelines.versions import holds
+from dray.pipelines.versions.gc import GcReport
+from dray.pipelines.versions.gc import gc as collect_garbage
 from dray.shards.log import read_head
 from dray.shards.messages import counted
-from dray.shards.storage.client import StorageOptions
 from dray.shards.versions import keeps, read_version
 
-MOST_NAMES = 20  # of the objects that a gc would delete
+MAX_NAMES = 20  # of the objects that a gc would delete
 
 
-def hold_version(
-    url: str, name: str, *, prefix: str | None, version: str | None, storage_options: StorageOptions
+def hold(
+    dataset: DatasetOptions,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the hold: a letter, then letters, digits, '_', '.' and '-'.")
+    ],
+    *,
+    version: Annotated[
+        str | None,
+        typer.Option(help="Version to keep: a number, or the name of another hold.", show_default="the last"),
+    ] = None,
 ) -> None:
-    """Keep a version under a name, and say so.
+    """Keep a version under a name until it is released.
 
-    Raises:
-        CallError: The name cannot be one, or holds another version already.
-        NotFoundError: There is no such version, or it was dropped.
+    The name can be used instead of the number wherever a command or a reader takes a version.
+
+    [bold]Examples[/]
+
+    [cyan]dray hold shards/train paper[/]
+
+    [cyan]dray hold s3://lab/digits/train baseline --version 3[/]
     """
-    words = ("hold", name, *(("--version", version) if version else ()))
-    found = store, layout = find_dataset(without_version(url), prefix, storage_options, words)
-    number = versions.hold(store, layout, name, version)
-    typer.echo(f"{found}: version {number} is held as {name}, until it is released")
+    found = dataset.find_one("hold", name, *(("--version", version) if version else ()))
+    number = holds.hold(*found, name, version)
+    typer.echo(f"{found}: version {number} is held as {name} until it is released")
 
 
-def release_version(url: str, name: str, *, prefix: str | None, storage_options: StorageOptions) -> None:
-    """Give up a hold, and say what becomes of its version.
+def release(
+    dataset: DatasetOptions,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the hold; `dray log` lists them.")],
+) -> None:
+    """Remove a hold; a version that nothing else keeps is deleted by the next gc.
 
-    Raises:
-        NotFoundError: There is no such hold.
+    [bold]Examples[/]
+
+    [cyan]dray release shards/train paper[/]
     """
-    found = store, layout = find_dataset(without_version(url), prefix, storage_options, ("release", name))
-    number = versions.release(store, layout, name)
-    head = read_head(store, layout)
-    is_kept = head is not None and keeps(store, layout, head, number)
-    then = "is among those that are kept" if is_kept else "is dropped: the next gc deletes what it alone names"
+    found = dataset.find_one("release", name)
+    number = holds.release(*found, name)
+    head = read_head(*found)
+    is_kept = head is not None and keeps(*found, head, number)
+    then = "is still kept" if is_kept else "is dropped: the next gc deletes the files that only it uses"
     typer.echo(f"{found}: {name} is released; version {number} {then}")
 
 
-def roll_back(url: str, version: str, *, prefix: str | None, storage_options: StorageOptions) -> None:
-    """Make a new version equal to an old one, and say what that means.
+def rollback(
+    dataset: DatasetOptions,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or the name of a hold.")],
+) -> None:
+    """Make a new version equal to an old one; nothing is copied or deleted.
 
-    Raises:
-        NotFoundError: There is no such version, or it was dropped.
-        DamagedError: Something that it names is missing.
-        ConflictError: Another writer committed meanwhile.
+    The versions in between stay. The next build from the same sources repeats what the rollback undid.
+
+    [bold]Examples[/]
+
+    [cyan]dray rollback shards/train 3[/]
+
+    [cyan]dray rollback s3://lab/digits/train paper[/]
     """
-    found = store, layout = find_dataset(without_version(url), prefix, storage_options, ("rollback", version))
-    old, last = (read_version(store, layout, wanted).version for wanted in (version, None))
-    made = versions.rollback(store, layout, version)
+    found = dataset.find_one("rollback", version)
+    old, last = (read_version(*found, wanted).version for wanted in (version, None))
+    made = holds.rollback(*found, version)
     if made.version == last:
         typer.echo(f"{found}: nothing to do, version {last} is the same as version {old}")
         return
@@ -67,32 +88,35 @@ def roll_back(url: str, version: str, *, prefix: str | None, storage_options: St
         f"{counted(len(made.shards), 'shard')}, {made.num_bytes / 1e6:,.1f} MB; no shard was copied"
     )
     typer.echo(
-        f"The next build from the same sources will redo what this undid (dray diff shows that of {made.version} and "
-        f"{last}): mend the sources first."
+        f"The next build from the same sources will repeat what this undid (dray diff shows that of {made.version} and "
+        f"{last}): correct the sources first."
     )
 
 
-def collect_garbage(
-    url: str,
+def gc(
+    dataset: DatasetOptions,
+    retention: RetentionOptions,
     *,
-    prefix: str | None,
-    keep: int,
-    grace_s: float,
-    dry_run: bool,
-    as_json: bool,
-    storage_options: StorageOptions,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Drop old versions and delete what nothing names any more; print what was done, or would be.
+    """Drop old versions and delete the files that only they use; every build ends with this.
 
-    Raises:
-        NotFoundError: There is no such dataset.
-        DamagedError: The manifest of a version that is kept cannot be read: nothing of that dataset is deleted then.
+    Never deleted: the last version, versions under a hold, and files that dray did not write.
+
+    [bold]Examples[/]
+
+    [cyan]dray gc shards/train --dry-run[/]
+
+    Keep only the last version, if no trainer reads an older one and no build is running:
+
+    [cyan]dray gc s3://lab/digits/train --keep 1 --older-than 0[/]
     """
-    retention = Retention(keep=keep, grace_s=grace_s)
+    rule = retention.rule()
     reports: list[GcReport] = []
     try:
-        for store, layout in find_datasets(without_version(url), prefix, storage_options):
-            reports.append(gc(store, layout, retention, dry_run=dry_run))
+        for found in dataset.find_all():
+            reports.append(collect_garbage(*found, rule, dry_run=dry_run))
             if not as_json:
                 _print_gc(reports[-1])
     finally:
@@ -104,18 +128,25 @@ def _print_gc(report: GcReport) -> None:
     typer.echo(str(report))
     if not report.is_dry_run:
         return
-    for name in report.deleted[:MOST_NAMES]:
+    for name in report.deleted[:MAX_NAMES]:
         typer.echo(f"  {name}")
-    if (more := len(report.deleted) - MOST_NAMES) > 0:
-        typer.echo(f"  and {more:,} more (--json names all)")
+    if (more := len(report.deleted) - MAX_NAMES) > 0:
+        typer.echo(f"  and {more:,} more (--json lists all)")
 
 
-def compact_shards(
-    url: str, *, prefix: str | None, keep: int, grace_s: float, address: str | None, storage_options: StorageOptions
-) -> None:
-    """Merge small shards, and print what was done."""
-    found = find_datasets(without_version(url), prefix, storage_options)
-    retention = Retention(keep=keep, grace_s=grace_s)
-    with ray_session(address if len(found) > 1 else None):  # one alone connects by itself, and only if it has work
+def compact(dataset: DatasetOptions, retention: RetentionOptions, *, address: Address = None) -> None:
+    """Merge the small shards of many builds: a new version of the same samples in fewer tars.
+
+    No source is read. The samples of merged shards take the place of the first of these shards.
+
+    [bold]Examples[/]
+
+    [cyan]dray compact shards/train[/]
+
+    [cyan]dray compact s3://lab/digits/train --address local[/]
+    """
+    rule, ray_address = retention.rule(), cluster_address(address)
+    found = dataset.find_all()
+    with ray_session(ray_address if len(found) > 1 else None):  # a single dataset connects only if it has work
         for store, layout in found:
-            typer.echo(str(compact(store, layout, retention=retention, address=address)))
+            typer.echo(str(merge_shards(store, layout, retention=rule, address=ray_address)))

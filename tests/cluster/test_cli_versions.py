@@ -173,7 +173,7 @@ def test_a_held_version_outlives_every_gc(dray: Dray, out: Path) -> None:
     assert "version 1 is held as paper" in dray("hold", out, "paper", "--version", 1).out
     dray("gc", out, "--keep", 1, "--older-than", 0)
     assert "wdshards version 1, made" in dray("ls", out, "--version", "paper").out
-    assert "version 1: 39 samples in 4 shards, all whole" in dray("verify", f"{out}?version=paper").out
+    assert "version 1: 39 samples in 4 shards, no damage found" in dray("verify", f"{out}?version=paper").out
     with pytest.raises(NotFoundError, match="dropped"):
         Snapshot.open(out, version=2)
 
@@ -190,7 +190,7 @@ def test_a_released_version_goes_with_the_next_gc(dray: Dray, out: Path) -> None
     for name, version in (("old", 1), ("new", 3)):
         dray("hold", out, name, "--version", version)
     dray("gc", out, "--keep", 1, "--older-than", 0)
-    assert "version 3 is among those that are kept" in dray("release", out, "new").out
+    assert "version 3 is still kept" in dray("release", out, "new").out
     assert "version 1 is dropped" in dray("release", out, "old").out
     assert "wdshards-000000.tar" in tree(out)
     dray("gc", out, "--keep", 1, "--older-than", 0)
@@ -206,9 +206,9 @@ def test_a_rollback_makes_a_version_that_is_equal_to_an_old_one(dray: Dray, out:
     assert tree(out) - tars == {"__dray__/wdshards/commits/0000000004.json"}
 
 
-def test_a_rollback_says_that_the_next_build_redoes_what_it_undid(dray: Dray, out: Path, build: Build) -> None:
+def test_a_rollback_says_that_the_next_build_repeats_what_it_undid(dray: Dray, out: Path, build: Build) -> None:
     """And so it is."""
-    assert "next build from the same sources will redo what this undid" in dray("rollback", out, 1).out
+    assert "next build from the same sources will repeat what this undid" in dray("rollback", out, 1).out
     assert build().version == 5
     assert "  the same" not in dray("diff", out, 1).out
     assert json.loads(dray("diff", out, 3, "--json").out)["num_same"] == 40
@@ -247,7 +247,7 @@ def test_a_dry_run_names_twenty_objects_at_most(dray: Dray, out: Path, build: Bu
     rule = ("--keep", 1, "--older-than", 0, "--dry-run")
     shown = dray("gc", out, *rule).out.splitlines()
     (report,) = json.loads(dray("gc", out, *rule, "--json").out)
-    assert shown[-1] == f"  and {len(report['deleted']) - 20} more (--json names all)"
+    assert shown[-1] == f"  and {len(report['deleted']) - 20} more (--json lists all)"
     assert [line.strip() for line in shown[1:-1]] == report["deleted"][:20]
     assert report["dropped"] == [1, 2, 3, 4]
     assert report["is_dry_run"]

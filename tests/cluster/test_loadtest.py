@@ -28,7 +28,7 @@ def test_a_local_dataset_is_read_by_all_ranks(dray: Dray, make_inputs: MakeInput
     assert found["bytes_read_per_byte"] is None
     text = dray("loadtest", tmp_path / "out", "--no-shuffle", "--batch-size", 4, "--steps", 2).out
     assert "version 1, 1 rank x 4, 2 steps" in text
-    assert "1.0 of 6 shards in a global batch; drawn at random 3.1" in text
+    assert "1.0 of 6 shards in a global batch; a random draw has 3.1" in text
     text = dray("loadtest", tmp_path / "out", "--workers", 1, "--batch-size", 4, "--steps", 2).out
     assert "samples/s" in text
 

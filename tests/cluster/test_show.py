@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dray.cluster.cli.show import MOST_CHARS, describe, describe_part
+from dray.cluster.cli.show import MAX_CHARS, describe, describe_part
 from dray.pipelines import pickles_to_tars
 from dray.shards import DamagedError, NotFoundError, Snapshot
 from tests.conftest import Dray, Inputs, MakeInputs, Place
@@ -108,7 +108,7 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
         ("pyd", pickle.dumps({"x": np.zeros((4,), np.int16)}), r"{'x': array int16 \(4,\)}"),
         ("pyd", pickle.dumps(OrderedDict(w=torch.ones(1))), r"{'w': tensor float32 \(1,\)}"),
         ("pyd", pickle.dumps(Evil()), "refused: pickle names .*system, which is not on the safe list; nothing of it"),
-        ("pyd", pickle.dumps(1 << 40_000), "a whole number of 40,001 bits"),
+        ("pyd", pickle.dumps(1 << 40_000), "an integer of 40,001 bits"),
         ("txt", b"ab\n\x1b[31m", r"'ab\\n\\x1b\[31m'"),
         ("json.gz", gzip.compress(json.dumps([1, [2]]).encode(), mtime=0), r"\[1, \[2\]\]"),
         ("cls", b"7", "7"),
@@ -127,7 +127,7 @@ def test_a_description_is_short_whatever_the_value() -> None:
     for _ in range(10_000):
         deep = [deep]
     for value in ("x" * 9999, list(range(9999)), deep, dict.fromkeys(range(99), "y" * 99), datetime.date(2024, 1, 2)):
-        assert 0 < len(describe(value)) <= MOST_CHARS
+        assert 0 < len(describe(value)) <= MAX_CHARS
     assert describe("x" * 9999).count("x") > 100
 
 

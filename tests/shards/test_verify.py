@@ -250,7 +250,7 @@ def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path
     for level in Level:
         code, out, _ = dray("verify", tmp_path / "out", "--level", level)
         assert code == 0
-        assert out.endswith(f"version 1: 6 samples in 2 shards, all whole at level {level}\n")
+        assert out.endswith(f"version 1: 6 samples in 2 shards, no damage found at level {level}\n")
 
 
 @pytest.mark.parametrize("kind", ["missing shard", "missing index", "cut shard", "stale index", "data", "header"])
@@ -340,7 +340,7 @@ def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs
     inputs.path(inputs.names[0], inputs.suffixes[0]).write_bytes(b"changed")
     snapshot = build(inputs, place)
     snapshot.store.delete([snapshot.record_names()[1]])
-    assert "by dray rollback" in dray("verify", tmp_path / "out").out
+    assert "an intact version with\ndray rollback" in dray("verify", tmp_path / "out").out
     assert dray("rollback", tmp_path / "out", 1).code == 0
     assert build(inputs, place).version == 4
 
@@ -349,7 +349,7 @@ def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(dray: Dray, i
     """A group of a split must not be rebuilt with all samples."""
     names = split_by_hash(inputs.names, {"train": 0.5, "val": 0.5})["train"]
     damage_of("cut shard", build(replace(inputs, names=names), Place(str(tmp_path / "out"))))
-    assert "made of some (--names, --split)" in dray("verify", tmp_path / "out").out
+    assert "made from a part of them (--names, --split)" in dray("verify", tmp_path / "out").out
 
 
 def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from dray.cluster.cli.app import app
+from dray.cluster.cli.app import command_line
 from dray.loaders import Dataset, ShardLoader, WebDataModule
 from dray.loaders.split import Split
 from dray.shards import DrayError, Snapshot, Store
@@ -154,7 +154,7 @@ def _module(url: str) -> None:
 def _command(*words: str) -> Callable[[str], None]:
     def run(url: str) -> None:
         with suppress(typer.Exit):
-            typer.main.get_command(app)([words[0], url, "--prefix", LAYOUT.prefix, *words[1:]], standalone_mode=False)
+            command_line()([words[0], url, "--prefix", LAYOUT.prefix, *words[1:]], standalone_mode=False)
 
     return run
 

@@ -274,4 +274,4 @@ def test_a_list_of_names_in_another_encoding_is_named(dray: Dray, tmp_path: Path
     """Windows' UTF-16, say."""
     (tmp_path / "names.txt").write_text("s1", encoding="utf-16")
     done = dray("build", tmp_path / "in", tmp_path / "out", "--suffix", "pyd", "--names", tmp_path / "names.txt")
-    assert "names.txt: expected UTF-8 text, one name a line" in done.err
+    assert "names.txt: expected UTF-8 text, one name per line" in done.err

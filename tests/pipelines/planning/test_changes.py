@@ -283,7 +283,7 @@ def test_a_group_that_a_split_no_longer_names_is_a_leak(cli: Build, dray: Dray, 
     refused = cli(*words)
     assert refused.code == 1
     size = len(keys["test"])
-    assert f"out/test is no group of this --split, and {size} of its {size} samples are in the groups" in refused.err
+    assert f"out/test is not a group of this --split, and {size} of its {size} samples are in the groups" in refused.err
     assert split_keys(out) == keys
     assert "dray build would be refused: " in cli(*words, plan=True).out
     dropped = cli(*words, "--missing-groups", "drop")
@@ -314,11 +314,11 @@ def test_a_dataset_of_other_samples_beside_a_split_is_no_leak(cli: Build, dray: 
 def test_a_split_and_a_dataset_do_not_share_a_folder(cli: Build, dray: Dray, source: Path, tmp_path: Path) -> None:
     """One of all samples above the groups, or groups in one: both are refused, unless the prefix is another."""
     cli("--split", SPLIT)
-    assert "out is the folder of the datasets" in cli().err
+    assert "out is the parent folder of the datasets" in cli().err
     assert cli("--prefix", "all").code == 0
     words = ["build", source, tmp_path / "one", "--suffix", "pyd"]
     dray(*words)
-    assert "one is a dataset with the prefix 'wdshards' itself" in dray(*words, "--split", SPLIT).err
+    assert "one is itself a dataset with the prefix 'wdshards'" in dray(*words, "--split", SPLIT).err
     assert dray(*words).code == 0
 
 

@@ -1,52 +1,62 @@
-"""What `dray plan` does: work out what a build would do, and print it."""
+"""`dray plan`: print what a build would do."""
 
 import json
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from dray.cluster.cli.build import Survey
+from dray.cluster.cli.building.request import BuildRequest
+from dray.cluster.cli.building.survey import Survey, survey_datasets
+from dray.cluster.cli.options import AsJson
 from dray.pipelines.building.survey import BuildSpec, Work
 from dray.shards.messages import counted
 
 
-def print_plans(found: Survey, *, as_json: bool) -> None:
-    """A table a dataset, or all of them as JSON."""
-    urls = [spec.job.output.url for spec in found.specs]
+def plan(request: BuildRequest, *, as_json: AsJson = False) -> None:
+    """Show what `dray build` with the same arguments would do, and why; nothing is written.
+
+    [bold]Examples[/]
+
+    [cyan]dray plan pickles/ shards/ --suffix tensor.pyd[/]
+
+    [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
+    """
+    found = survey_datasets(request)
     if as_json:
-        plans = [
-            _as_json(spec, work) | {"refused": list(found.refusals)}
-            for spec, work in zip(found.specs, found.works, strict=True)
-        ]
-        print(json.dumps(plans, indent=1))  # noqa: T201
+        typer.echo(json.dumps(_facts(found), indent=1))
         return
-    for url, work in zip(urls, found.works, strict=True):
-        _print_plan(url, work)
+    for spec, work in zip(found.specs, found.works, strict=True):
+        _print_plan(spec.job.output.url, work)
     for refusal in found.refusals:
-        Console(highlight=False, soft_wrap=True).print(f"dray build would be refused: {refusal}", markup=False)
+        typer.echo(f"dray build would be refused: {refusal}")
 
 
-def _as_json(spec: BuildSpec, work: Work) -> dict[str, Any]:
-    shards = [
-        {
-            "fate": shard.fate,
-            "number": shard.number,
-            "samples": len(shard.rows),
-            "bytes": shard.num_bytes,
-            "reason": shard.reason,
-        }
-        for shard in work.planned.shards
-    ]
+def _facts(found: Survey) -> list[dict[str, Any]]:
+    plans = zip(found.specs, found.works, strict=True)
+    return [_plan_facts(spec, work) | {"refused": list(found.refusals)} for spec, work in plans]
+
+
+def _plan_facts(spec: BuildSpec, work: Work) -> dict[str, Any]:
     planned = work.planned
     return {
         "url": spec.job.output.url,
         "has_work": work.has_work,
         "samples": asdict(planned.changes),
         "unscanned": asdict(spec.scan.unscanned) if spec.scan else {},
-        "shards": shards,
+        "shards": [
+            {
+                "fate": shard.fate,
+                "number": shard.number,
+                "samples": len(shard.rows),
+                "bytes": shard.num_bytes,
+                "reason": shard.reason,
+            }
+            for shard in planned.shards
+        ],
         "dropped": [
             {"number": shard.number, "samples": shard.num_samples, "bytes": shard.num_bytes, "reason": reason}
             for shard, reason in planned.dropped
@@ -57,13 +67,13 @@ def _as_json(spec: BuildSpec, work: Work) -> dict[str, Any]:
 
 
 def _print_plan(url: str, work: Work) -> None:
-    """The shards that would be packed or dropped; those that stay are only counted."""
-    packed = [shard for shard in work.planned.shards if shard.fate != "reused"]
+    """Print a table of the shards to pack or drop; those that are reused are only counted."""
     table = Table("fate", "samples", "bytes", "why", box=None)
-    for shard in packed:
-        table.add_row(shard.fate, f"{len(shard.rows):,}", f"{shard.num_bytes:,}", shard.reason)
-    for gone, reason in work.planned.dropped:
-        table.add_row("dropped", f"{gone.num_samples:,}", f"{gone.num_bytes:,}", reason)
+    for shard in work.planned.shards:
+        if shard.fate != "reused":
+            table.add_row(shard.fate, f"{len(shard.rows):,}", f"{shard.num_bytes:,}", shard.reason)
+    for dropped, reason in work.planned.dropped:
+        table.add_row("dropped", f"{dropped.num_samples:,}", f"{dropped.num_bytes:,}", reason)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(f"{url}: {_summary(work)}")
     if table.rows:

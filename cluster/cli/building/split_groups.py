@@ -1,7 +1,7 @@
-"""The datasets of a split beside each other: what must not share a folder, and what moves between groups.
+"""The datasets of a split side by side: which must not share a folder, and which samples move between groups.
 
-A sample that is in two groups is trained on and tested on. The build of one group cannot see that, so all groups are
-looked at here before any of them is written.
+A sample that is in two groups is both trained and tested on. The build of one group cannot detect that, so all groups
+are compared before any of them is written.
 """
 
 from collections import Counter
@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from dray.cluster.cli.datasets import Found, datasets_below
+from dray.pipelines import split_by_hash
 from dray.pipelines.building.survey import BuildSpec, Work
 from dray.pipelines.planning.plan import find_in
+from dray.pipelines.progress import say
 from dray.shards.layout import Layout, some
 from dray.shards.log import numbers_in, read_head
 from dray.shards.snapshot import Snapshot
@@ -22,19 +24,31 @@ from dray.shards.storage.store import Store
 
 
 class Leak(NamedTuple):
-    """A dataset beside the groups of a split that is none of them, and holds samples that they hold too."""
+    """A dataset beside the groups of a split that shares samples with them."""
 
     dataset: Found
     num_samples: int
     num_shared: int
 
 
+def group_folders(
+    destination: str, names: list[str], fractions: Mapping[str, float] | None, seed: int
+) -> dict[str, list[str]]:
+    """Returns folder -> names of its samples, without the groups that get none, which a message names."""
+    if fractions is None:
+        return {destination: names}
+    groups = split_by_hash(names, fractions, seed)
+    for group in (group for group, members in groups.items() if not members):
+        say(f"group {group!r} of the split got none of the {len(names):,} samples: no dataset is made of it")
+    return {f"{destination.rstrip('/')}/{group}": members for group, members in groups.items() if members}
+
+
 def layout_refusal(destination: Store, layout: Layout, options: StorageOptions, *, is_split: bool) -> str:
-    """Returns why a split, or a dataset that is none, must not be built into a folder; empty where it may."""
+    """Returns why a split, or a dataset without one, must not be built into a folder; empty if it may."""
     is_dataset = bool(numbers_in(destination, layout.commits))
     if is_split and is_dataset:
         return (
-            f"{destination.url} is a dataset with the prefix {layout.prefix!r} itself, and the groups of --split would "
+            f"{destination.url} is itself a dataset with the prefix {layout.prefix!r}, and the groups of --split would "
             "be folders in it, with the same samples: choose another DEST or --prefix"
         )
     below = (
@@ -42,14 +56,14 @@ def layout_refusal(destination: Store, layout: Layout, options: StorageOptions, 
     )
     if below:
         return (
-            f"{destination.url} is the folder of the datasets {some(below, 5)}: give --split to build those, or "
+            f"{destination.url} is the parent folder of the datasets {some(below, 5)}: give --split to build those, or "
             "choose another DEST or --prefix for one dataset of all samples"
         )
     return ""
 
 
 def moved_between(works: Mapping[str, Work]) -> str:
-    """Returns how many samples move between the groups of a split, such as "12 from val to train"; empty for none.
+    """Returns how many samples move between the groups of a split, such as "12 from val to train"; empty if none do.
 
     Args:
         works: Group -> what a build of it would do.
@@ -69,7 +83,7 @@ def moved_between(works: Mapping[str, Work]) -> str:
 def leaks(
     destination: Store, options: StorageOptions, specs: Sequence[BuildSpec], works: Sequence[Work]
 ) -> Iterator[Leak]:
-    """Yields the datasets beside a split's groups that hold samples of the same input folder which the groups hold."""
+    """Yields the datasets beside a split's groups that hold samples of the groups, from the same input folder."""
     groups = {spec.job.output.url for spec in specs}
     origins = {spec.job.inputs.url for spec in specs} | {work.last.source_url for work in works if work.last}
     for found in datasets_below(destination, specs[0].job.layout.prefix, options):
@@ -86,13 +100,13 @@ def leaks(
 
 
 def leak_refusal(leak: Leak) -> str:
-    """Returns why a build that makes or keeps a leak is refused."""
+    """Returns why a build beside a leak is refused."""
     name = leak.dataset.store.url.rpartition("/")[2]
     return (
-        f"{leak.dataset.store.url} is no group of this --split, and {leak.num_shared:,} of its {leak.num_samples:,} "
-        f"samples are in the groups: who trains on those and tests on {name!r} tests on what was trained on. Name "
-        f"{name!r} in --split, or give --missing-groups drop (its next version is empty; the older ones stay for a "
-        "while, and dray rollback brings it back), or --missing-groups keep"
+        f"{leak.dataset.store.url} is not a group of this --split, and {leak.num_shared:,} of its {leak.num_samples:,} "
+        f"samples are in the groups: a model trained on the groups would be tested on training data by {name!r}. Name "
+        f"{name!r} in --split, or give --missing-groups drop (its next version is empty; dray rollback restores it as "
+        "long as its older versions are kept), or --missing-groups keep"
     )
 
 

@@ -1,0 +1,91 @@
+"""How commands are loaded and how they end.
+
+Importing numpy, pyarrow, Ray or torch takes longer than `dray --help` may take, so the module of a command is imported
+when the command is called.
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from functools import cached_property, partial
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from dray.cluster.cli.wording import in_words
+
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""Settings of typer that all commands share."""
+
+_RERUN_CONTINUES = "every shard that was stored is kept: run the same command again, and it does what is missing"
+_AFTER_INTERRUPT = {
+    "build": _RERUN_CONTINUES,
+    "compact": _RERUN_CONTINUES,
+    "gc": "all versions that are kept are intact: run the same command again, and it deletes the rest",
+    "quickstart": "its folder stays: run the same command again",
+    **dict.fromkeys(("hold", "release", "rollback"), "the change was made in full or not at all: dray log shows which"),
+}
+
+
+class LazyCommand(TyperCommand):
+    """A command whose module is imported when it is called; its name and summary are known before."""
+
+    def __init__(self, name: str, module: str, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self._module = module
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The command itself: that of the module's function with the same name."""
+        module = importlib.import_module(self._module)
+        from dray.cluster.cli.options import expand_options
+
+        app = typer.Typer(add_completion=False, **SETTINGS)
+        app.command(self.name)(expand_options(getattr(module, str(self.name))))
+        return typer.main.get_command(app)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the context of the command itself."""
+        return self.loaded.make_context(*args, **kwargs)
+
+
+class CommandGroup(TyperGroup):
+    """The commands of dray."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one; print an expected error as one line on standard error and exit with code 1."""
+        from dray.pipelines.progress import WORDS, say
+        from dray.shards.errors import DrayError
+
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+            token = WORDS.set(partial(self._in_words, ctx))
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                say(f"interrupted; {_AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'nothing was changed')}")
+                raise
+            except BrokenPipeError:  # `dray ls | head`: typer exits without a message
+                raise
+            except (DrayError, TypeError, ValueError, OSError) as exc:  # a wrong argument or a missing file
+                if os.environ.get("DRAY_TRACEBACK"):
+                    raise
+                hint = "" if isinstance(exc, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
+                print(f"dray: error: {WORDS.get()(str(exc))}{hint}", file=sys.stderr)  # noqa: T201
+                raise typer.Exit(1) from exc
+            finally:
+                WORDS.reset(token)
+
+    def _in_words(self, ctx: Any, text: str) -> str:
+        """Returns a message with the options of the command that runs in place of Python's keywords."""
+        command = self.commands.get(ctx.invoked_subcommand or "")
+        params = command.loaded.params if isinstance(command, LazyCommand) else ()
+        found = [param for param in params if isinstance(param, TyperOption)]
+        options = {param.name: max(param.opts, key=len) for param in found if param.name}
+        return in_words(text, options, {param.secondary_opts[0] for param in found if param.secondary_opts})
