@@ -1,9 +1,7 @@
-"""Parts that are alike, gathered by compiled code: see `gather.c`."""
+"""Fills a batch from parts that differ only in their elements; see `gather.c`."""
 
 import numpy as np
 from numpy.typing import NDArray
-
-MIN_BYTES: int  # a smaller part has its checksum worked out in another way
 
 def gather(
     addresses: NDArray[np.uint64],
@@ -19,23 +17,23 @@ def gather(
     digits: int,
     /,
 ) -> int:
-    """Copy the elements of n parts of one size; return how many are right, up to the first that is not.
+    """Copy the elements of n parts of one size; return the number of correct parts before the first wrong one.
 
-    The memory of the parts is read, and that of their elements written, as the addresses tell: it has to be there.
+    Reads and writes memory at the given addresses: the caller must keep it valid.
 
     Args:
-        addresses: (n,) where each part begins.
-        hashes: (n,) xxh3_64 of each.
-        targets: (n,) where its elements go.
-        size: Of a part, in bytes; at least MIN_BYTES.
-        start: Of the elements in a part.
-        stop: Their end.
-        edges: The bytes before and after the elements that every part has.
-        is_fixed: For each of them 1, or 0 where a part may have another.
-        first: Where a number of digits begins in the edges.
-        second: Where the same digits come again.
-        digits: How many there are; 0: none.
+        addresses: (n,) addresses of the parts.
+        hashes: (n,) their xxh3_64 checksums.
+        targets: (n,) addresses to which the elements go.
+        size: Bytes of a part.
+        start: Offset of the first byte of the elements in a part.
+        stop: Offset behind their last byte.
+        edges: The bytes before and after the elements, the same in every part.
+        is_fixed: For each of these bytes 1, or 0 if it may differ.
+        first: Offset of digits in the edges.
+        second: Offset in the edges where the same digits must occur again.
+        digits: Number of these digits; 0: none.
 
     Raises:
-        ValueError: Sizes and places do not belong together.
+        ValueError: Sizes and offsets are inconsistent.
     """

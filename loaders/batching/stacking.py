@@ -7,7 +7,6 @@ out for hundreds of parts at once. What is not alike is left to the decoder, par
 
 import io
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from dray.shards.codecs.pickles import layout as fast_tensor
 from dray.shards.reading.samples import Column, MappedParts
 
 try:
-    from dray.loaders.batching.gather import MIN_BYTES, gather
-except ImportError:  # dray was installed where nothing could be compiled
-    MIN_BYTES, gather = sys.maxsize, None  # type: ignore[assignment]
+    from dray.loaders.batching.gather import gather
+except ImportError:  # installed without a C compiler
+    gather = None  # type: ignore[assignment]
 
 Part = bytes | memoryview
 T = TypeVar("T")
@@ -173,10 +172,11 @@ class Stacker:
         return list(found)
 
     def _known(self, suffix: str, sizes: Sequence[int]) -> list[Kind]:
-        """The kinds of parts of these sizes; none unless all are known, and alike."""
+        """Return the kinds of parts of these sizes; none unless all are known and give equal rows."""
+        if gather is None:
+            return []
         kinds = [kind for size in sizes if (kind := self._kinds.get((suffix, size)))]
-        is_whole = len(kinds) == len(sizes) and min(sizes, default=0) >= MIN_BYTES
-        return kinds if is_whole and all(kind.is_like(kinds[0]) for kind in kinds) else []
+        return kinds if len(kinds) == len(sizes) and all(kind.is_like(kinds[0]) for kind in kinds) else []
 
     def _gather(
         self, kind: Kind, addresses: NDArray[np.uint64], hashes: NDArray[np.uint64], targets: NDArray[np.uint64]

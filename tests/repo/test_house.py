@@ -129,7 +129,7 @@ def test_the_source_package_holds_what_is_compiled(tmp_path: Path) -> None:
     (sdist,) = tmp_path.glob("dray-*.tar.gz")
     with tarfile.open(sdist) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
-    assert names >= {path for module in COMPILED for path in module["sources"]}
+    assert names >= {path for module in COMPILED for path in (*module["sources"], *module.get("depends", ()))}
 
 
 @pytest.mark.parametrize("name", [module["name"] for module in COMPILED])

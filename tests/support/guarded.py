@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from dray.loaders.batching.gather import MIN_BYTES, gather
+from dray.loaders.batching.gather import gather
 from dray.shards.codecs.pickles.scan import scan
 from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, UNKNOWN_PICKLES
 
@@ -73,10 +73,11 @@ def gather_everywhere() -> int:
     part_memory, edge_memory, fixed_memory, out_memory = (Guarded() for _ in range(4))
     number_memories = [Guarded() for _ in range(3)]
     count, random = 0, np.random.default_rng(7)
-    sizes = [*range(MIN_BYTES, MIN_BYTES + 70), 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 16_384, 19_999]
+    sizes = [*range(1, 300), 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 16_384, 19_999]
     for size in sizes:
         data = random.bytes(size)
-        for start, stop in ((0, size), (0, 1), (size - 1, size), (size // 3, size // 2), (7, size), (0, size - 7)):
+        ranges = {(0, size), (0, 1), (size - 1, size), (size // 3, size // 2), (7, size), (0, size - 7)}
+        for start, stop in sorted((start, stop) for start, stop in ranges if start < stop):
             edges = data[:start] + data[stop:]
             part, out = part_memory.at_end(data), out_memory.at_end(bytes(stop - start))
             numbers = (part_memory.end_address - size, xxh3_64_intdigest(data), out_memory.end_address - (stop - start))
