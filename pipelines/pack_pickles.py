@@ -62,7 +62,7 @@ def pickles_to_tars(
         func_output_data: `f(key, {suffix: bytes}) -> {suffix: value}`, what to store for a sample; the default stores
             the files as they are. Bytes are stored as they are, other values as their suffix does: arrays and tensors
             for `.npy`, dicts of them for `.safetensors`, plain values for `.json`, integers for `.cls`, text for
-            `.txt`, anything for `.pyd`. None leaves the sample out: the report counts it as omitted, and it is not
+            `.txt`, anything for `.pyd`. None leaves the sample out: the report counts it as empty, and it is not
             asked for again until its files or `transform_version` change.
         min_num_shards: Exactly so many shards (fewer if there are fewer samples), equal to one sample. None: by size,
             about 256 MiB and at most 100,000 samples each.

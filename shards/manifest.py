@@ -45,13 +45,13 @@ class SourceChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Where every input went: inputs = packed + skipped + quarantined + omitted."""
+    """Where every input went: inputs = packed + empty + skipped + quarantined."""
 
     inputs: int
     packed: int
+    empty: int = 0  # the user's function gave no sample
     skipped: int = 0
     quarantined: int = 0
-    omitted: int = 0  # by the user's function
 
     def __post_init__(self) -> None:
         if self.inputs != self.packed + self.num_left_out:
@@ -60,7 +60,7 @@ class Accounting:
     @property
     def num_left_out(self) -> int:
         """Inputs that the version does not hold."""
-        return self.skipped + self.quarantined + self.omitted
+        return self.empty + self.skipped + self.quarantined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +74,11 @@ class Manifest:
     accounting: Accounting
     shards: tuple[Shard, ...]
     sources: tuple[SourceChunk, ...]
-    left_out: SourceChunk | None = None  # the inputs that were skipped, quarantined or omitted
+    left_out: SourceChunk | None = None  # the inputs that were empty, skipped or quarantined
 
     def to_bytes(self) -> bytes:
         """Canonical JSON; what is only there for some datasets is left out elsewhere."""
         values = asdict(self)
-        if not self.accounting.omitted:
-            del values["accounting"]["omitted"]
         for shard in values["shards"]:
             if shard["parts"] is None:
                 del shard["parts"]

@@ -232,7 +232,8 @@ class Snapshot:
         table = self.left_out()
         for entry in table.to_pylist() if table is not None else ():
             if entry["key"] == key:
-                raise NotFoundError(f"sample {key!r} was {entry['fate']} by {self._name}: {entry['error']}")
+                fate = "gave no sample in" if entry["fate"] == "empty" else f"was {entry['fate']} by"
+                raise NotFoundError(f"sample {key!r} {fate} {self._name}: {entry['error']}")
 
     @property
     def _name(self) -> str:

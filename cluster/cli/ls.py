@@ -99,7 +99,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "num_shards": len(snapshot.shards),
         "num_skipped": snapshot.manifest.accounting.skipped,
         "num_quarantined": snapshot.manifest.accounting.quarantined,
-        "num_omitted": snapshot.manifest.accounting.omitted,
+        "num_empty": snapshot.manifest.accounting.empty,
         "left_out": snapshot.left_out_url(),
         "source_url": snapshot.manifest.source_url,
         "recipe": dict(snapshot.manifest.recipe),
@@ -125,10 +125,8 @@ def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
     ]
     if snapshot.manifest.left_out is not None:
         counts = snapshot.manifest.accounting
-        omitted = f", {counts.omitted:,} omitted" if counts.omitted else ""
-        lines.append(
-            f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined{omitted}: see --left-out"
-        )
+        empty = f", {counts.empty:,} empty" if counts.empty else ""
+        lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined{empty}: see --left-out")
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
     typer.echo("\n".join(lines))

@@ -95,7 +95,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         made = commit_version(job.output, job.layout, manifest, base, retention=retention)
         if made is None:
             return None
-        if unpacked := [left.bad for left in bad if not left.bad.is_omitted]:
+        if unpacked := [left.bad for left in bad if not left.bad.is_empty]:
             say(f"{tolerance.fate}: {named(unpacked)}", show=progress)
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
@@ -162,14 +162,14 @@ def _pack(
         InputError: More samples are bad than are borne. By then all other shards are stored, or 20 samples were bad.
     """
     packed: dict[int, PackedShard] = {}
-    bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_omitted]
+    bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_empty]
     most = tolerance.most(work.num_inputs) or NAMED
     tasks = _tasks(job, work, intent)
     with shard_progress(f"packing {job.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
         for shard in _packed_shards(job, tasks, intent, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
-            found = [entry for entry in shard.bad if not entry.is_omitted]
+            found = [entry for entry in shard.bad if not entry.is_empty]
             if found and not bad and not tolerance.leaves_out:
                 say("a sample cannot be packed: an error names it once the other shards are stored", show=progress)
             bad += found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.building.job import PackJob, PackTask
-from dray.pipelines.inputs.sources import OMITTED, BadInput, Sources, read_files, try_files
+from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, read_files, try_files
 from dray.shards.errors import InputError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import key_of
@@ -203,7 +203,7 @@ def _made_of(
         if job.transform is not None:
             made = job.transform(name, parts)
             if made is None:
-                return BadInput(name=name, file="", stage=OMITTED, error="func_output_data returned None")
+                return BadInput(name=name, file="", stage=EMPTY, error="func_output_data returned None")
             parts = made
         stage = "encode"
         return parts if job.encoder is None else job.encoder(parts, stayed)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dray.pipelines.building.job import PackedShard, PackJob
 from dray.pipelines.building.survey import Work, none_left
 from dray.pipelines.building.tables import LeftOut, left_out_table, source_chunks
-from dray.pipelines.inputs.sources import OMITTED
+from dray.pipelines.inputs.sources import EMPTY
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.plan import Recipe, compare, find_in, fingerprints_in
 from dray.shards.errors import InputError
@@ -82,7 +82,7 @@ def next_manifest(
             packed=sum(shard.num_samples for shard in shards),
             skipped=fates.count("skipped"),
             quarantined=fates.count("quarantined"),
-            omitted=fates.count(OMITTED),
+            empty=fates.count(EMPTY),
         ),
         shards=tuple(shards),
         sources=tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in tables),

@@ -77,7 +77,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         StoreError: The store failed; nothing half-written is visible.
     """
     unread = _unread(job, filled.task, filled.bad)
-    if filled.index is None or unread or not (job.leaves_out_bad or all(entry.is_omitted for entry in filled.bad)):
+    if filled.index is None or unread or not (job.leaves_out_bad or all(entry.is_empty for entry in filled.bad)):
         return PackedShard(
             number=filled.task.number,
             num_bytes=0,

@@ -29,7 +29,7 @@ class BuildReport:
     num_reused: int  # shards that lay there already, whole
     num_skipped: int  # inputs that the version leaves out
     num_quarantined: int
-    num_omitted: int  # inputs for which func_output_data returned None
+    num_empty: int  # inputs for which func_output_data gave no sample
     left_out_url: str | None  # the table of those, Parquet
     num_pickles: int  # parts of the version that stayed pickles although encode="auto" tried them
     pickle_reason: str | None  # the commonest reason among those that this build packed; None where it packed none
@@ -45,9 +45,9 @@ class BuildReport:
         unscanned = f"; not scanned: {self.unscanned}" if self.unscanned else ""
         left_out = ""
         if self.left_out_url:
-            omitted = f", {self.num_omitted:,} omitted" if self.num_omitted else ""
+            empty = f", {self.num_empty:,} empty" if self.num_empty else ""
             left_out = (
-                f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined{omitted}: "
+                f"; {self.num_skipped:,} skipped, {self.num_quarantined:,} quarantined{empty}: "
                 f"dray ls {self.url} --left-out"
             )
         pickles = ""
@@ -95,7 +95,7 @@ def report_of(
         num_reused=len(snapshot.shards) - num_packed,
         num_skipped=snapshot.manifest.accounting.skipped,
         num_quarantined=snapshot.manifest.accounting.quarantined,
-        num_omitted=snapshot.manifest.accounting.omitted,
+        num_empty=snapshot.manifest.accounting.empty,
         left_out_url=snapshot.left_out_url(),
         num_pickles=_num_pickles(snapshot),
         pickle_reason=max(sorted(reasons), key=reasons.__getitem__, default=None),

@@ -18,7 +18,7 @@ from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.tables import LeftOut
 from dray.pipelines.inputs.reading import check_unread, unhashed
 from dray.pipelines.inputs.scan import Scan
-from dray.pipelines.inputs.sources import OMITTED, BadInput, Sources, find_missing, find_sources, hash_files
+from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources, hash_files
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
 from dray.pipelines.planning.changes import Guard
 from dray.pipelines.planning.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
@@ -184,8 +184,8 @@ def _say_if_folders_are_new(spec: BuildSpec, sources: Sources, last: Last | None
 
 def none_left(num_inputs: int, url: str, left_out: Sequence[LeftOut]) -> str:
     """Returns the message for a build of which no sample is left."""
-    num_omitted = sum(left.bad.is_omitted for left in left_out)
-    why = f"; func_output_data returned None for {num_omitted:,}" if num_omitted else ""
+    num_empty = sum(left.bad.is_empty for left in left_out)
+    why = f"; func_output_data returned None for {num_empty:,}" if num_empty else ""
     return f"none of the {counted(num_inputs, 'sample')} of {url} can be packed{why}"
 
 
@@ -288,25 +288,25 @@ def _hashes(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
 def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: Tolerance) -> list[LeftOut]:
     """Inputs that the last version left out and this one leaves out again, as nothing about them changed.
 
-    Skipped and omitted ones are not looked at; quarantined ones are tried.
+    Skipped and empty ones are not read; quarantined ones are tried again.
     """
     table = snapshot.left_out()
     if table is None:
         return []
-    listed = [entry for entry in table.to_pylist() if tolerance.leaves_out or entry["fate"] == OMITTED]
+    listed = [entry for entry in table.to_pylist() if tolerance.leaves_out or entry["fate"] == EMPTY]
     then = {entry["name"]: entry for entry in listed if entry["stage"] != "find"}
     rows = np.array([row for row, name in enumerate(sources.names) if name in then], np.int64)
     known = sources.take(rows)
     stamps = _stamps(known)
     same = [row for row, name in enumerate(known.names) if then[name]["stamp"] == stamps[name]]
-    kept = {OMITTED, "skipped"} if tolerance.on_error == OnError.SKIP else {OMITTED}
+    kept = {EMPTY, "skipped"} if tolerance.on_error == OnError.SKIP else {EMPTY}
     tried = [row for row in same if then[known.names[row]]["fate"] not in kept]
     bad = {entry.name: entry for entry in find_bad(job, known.take(np.array(tried, np.int64)))} if tried else {}
     works = {known.names[row] for row in tried} - bad.keys()
     left = [name for row in same if (name := known.names[row]) not in works]
     entries = [
         bad[name]
-        if name in bad and bad[name].is_omitted
+        if name in bad and bad[name].is_empty
         else BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
         for name in left
     ]
@@ -318,8 +318,7 @@ def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance
     rows = np.array([row for row, name in enumerate(sources.names) if name in wanted], np.int64) if wanted else None
     stamps = _stamps(sources.take(rows)) if rows is not None else {}
     return [
-        LeftOut(bad=entry, fate=OMITTED if entry.is_omitted else tolerance.fate, stamp=stamps[entry.name])
-        for entry in bad
+        LeftOut(bad=entry, fate=EMPTY if entry.is_empty else tolerance.fate, stamp=stamps[entry.name]) for entry in bad
     ]
 
 

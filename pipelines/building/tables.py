@@ -19,7 +19,7 @@ class LeftOut:
     """An input that a version does not hold."""
 
     bad: BadInput
-    fate: str  # "skipped", "quarantined", or "omitted" by the user's function
+    fate: str  # "skipped", "quarantined", or "empty": the user's function gave no sample
     stamp: int  # xxh3_64 of the sizes and stamps of its files
 
 
@@ -68,7 +68,7 @@ def empty_like(sources: pa.Table) -> bytes:
 def left_out_table(bad: Sequence[LeftOut]) -> bytes:
     """What was left out and why, as Parquet, sorted by key: the same bytes for the same inputs.
 
-    Columns: key, name, file, stage, error, and fate, which is "skipped", "quarantined" or "omitted"; stamp tells a
+    Columns: key, name, file, stage, error, and fate, which is "skipped", "quarantined" or "empty"; stamp tells a
     changed one.
     """
     rows = sorted(bad, key=lambda left: left.bad.name)

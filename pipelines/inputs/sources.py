@@ -67,22 +67,22 @@ class Sources:
         return replace(self, names=names, sizes=self.sizes[rows], stamps=self.stamps[rows])
 
 
-OMITTED = "omitted"
+EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadInput:
-    """A sample that cannot be packed, or that the user's function leaves out."""
+    """An input that cannot be packed, or for which the user's function gave no sample."""
 
     name: str
     file: str  # which of its files; empty where it is none of them
-    stage: str  # "find", "read", "transform", "encode", or "omitted" where the function returned None
+    stage: str  # "find", "read", "transform", "encode", or "empty" where the function gave no sample
     error: str
 
     @property
-    def is_omitted(self) -> bool:
-        """Whether the user's function left it out: that is no error."""
-        return self.stage == OMITTED
+    def is_empty(self) -> bool:
+        """Whether the user's function gave no sample for it, which is not an error."""
+        return self.stage == EMPTY
 
 
 def check_sample_names(names: Sequence[str]) -> None:

@@ -69,7 +69,7 @@ class Tolerance:
             MissingInputError: Too many, and all of them were not found.
             InputError: Too many; names the first 20.
         """
-        bad = [entry for entry in bad if not entry.is_omitted]
+        bad = [entry for entry in bad if not entry.is_empty]
         if len(bad) <= self.most(num_inputs):
             return
         kind = MissingInputError if all(entry.stage == "find" for entry in bad) else InputError

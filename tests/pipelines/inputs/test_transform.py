@@ -127,8 +127,8 @@ def test_what_cannot_be_stored_is_an_error_that_names_sample_suffix_and_type(
 def test_none_leaves_a_sample_out(inputs: Inputs, place: Place, on_error: str) -> None:
     """Counted apart from bad inputs, listed, and never too many; a rerun writes nothing."""
     report = build(inputs, place, odd, on_error=on_error, max_bad=0)
-    assert (report.num_samples, report.num_omitted, report.num_skipped, report.num_quarantined) == (6, 6, 0, 0)
-    assert "0 skipped, 0 quarantined, 6 omitted: dray ls" in str(report)
+    assert (report.num_samples, report.num_empty, report.num_skipped, report.num_quarantined) == (6, 6, 0, 0)
+    assert "0 skipped, 0 quarantined, 6 empty: dray ls" in str(report)
     snapshot = latest(place)
     assert [key for shard in snapshot.shards for key in snapshot.index(shard).keys] == [
         f"sample-{number:04d}" for number in range(1, 12, 2)
@@ -136,13 +136,13 @@ def test_none_leaves_a_sample_out(inputs: Inputs, place: Place, on_error: str) -
     table = snapshot.left_out()
     assert table is not None
     assert [(entry["key"], entry["fate"]) for entry in table.to_pylist()] == [
-        (f"sample-{number:04d}", "omitted") for number in range(0, 12, 2)
+        (f"sample-{number:04d}", "empty") for number in range(0, 12, 2)
     ]
-    with pytest.raises(NotFoundError, match=r"'sample-0004' was omitted by version 1 .*returned None"):
+    with pytest.raises(NotFoundError, match=r"'sample-0004' gave no sample in version 1 .*returned None"):
         snapshot.read("sample-0004")
     before = stored(place)
     again = build(inputs, place, odd, on_error=on_error, max_bad=0)
-    assert (again.is_new, again.num_omitted) == (False, 6)
+    assert (again.is_new, again.num_empty) == (False, 6)
     assert stored(place) == before
 
 
@@ -158,7 +158,7 @@ def test_a_file_that_changes_is_asked_for_again(inputs: Inputs, place: Place) ->
 
     report = build(inputs, place, note)
     assert asked == ["sample-0004"]
-    assert (report.num_samples, report.num_omitted) == (7, 5)
+    assert (report.num_samples, report.num_empty) == (7, 5)
     assert latest(place).read("sample-0004") == {SUFFIX: b"71"}
 
 
@@ -166,25 +166,25 @@ def test_another_version_of_the_function_asks_for_all(inputs: Inputs, place: Pla
     """What one version left out the next may keep."""
     build(inputs, place, odd)
     report = build(inputs, place, lambda key, parts: parts, transform_version="2")
-    assert (report.num_samples, report.num_omitted, report.left_out_url) == (12, 0, None)
+    assert (report.num_samples, report.num_empty, report.left_out_url) == (12, 0, None)
 
 
 def test_a_shard_of_which_nothing_is_left_is_not_stored(inputs: Inputs, place: Place) -> None:
     """And a dataset of which nothing is left is an error that says why."""
     report = build(inputs, place, lambda key, parts: parts if int(parts[SUFFIX]) < 3 else None)
-    assert (report.num_shards, report.num_samples, report.num_omitted) == (1, 3, 9)
+    assert (report.num_shards, report.num_samples, report.num_empty) == (1, 3, 9)
     with pytest.raises(InputError, match=r"none of the 12 samples .*func_output_data returned None"):
         build(inputs, place, lambda key, parts: None, transform_version="2")
 
 
-def test_shards_that_lack_omitted_samples_serve_the_next_build(inputs: Inputs, place: Place) -> None:
+def test_shards_that_lack_empty_inputs_serve_the_next_build(inputs: Inputs, place: Place) -> None:
     """A build that fails for one bad sample leaves the others, and the accounting is right afterwards."""
     inputs.path(inputs.names[5], SUFFIX).write_bytes(b"bad")
     with pytest.raises(InputError, match=r"sample 'sample\.0005' .*ValueError"):
         build(inputs, place, odd)
     inputs.path(inputs.names[5], SUFFIX).write_bytes(b"5")
     report = build(inputs, place, odd)
-    assert (report.num_reused, report.num_samples, report.num_omitted) == (3, 6, 6)
+    assert (report.num_reused, report.num_samples, report.num_empty) == (3, 6, 6)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -192,7 +192,7 @@ def test_shards_that_lack_omitted_samples_serve_the_next_build(inputs: Inputs, p
     fates=st.lists(st.lists(st.sampled_from(["good", "none", "bad"]), min_size=6, max_size=6), min_size=1, max_size=4),
     on_error=st.lists(st.sampled_from(["skip", "quarantine"]), min_size=4, max_size=4),
 )
-def test_every_input_is_packed_omitted_or_listed(
+def test_every_input_is_packed_empty_or_listed(
     tmp_path_factory: pytest.TempPathFactory, fates: list[list[str]], on_error: list[str]
 ) -> None:
     """Over several builds, as files change: each version holds the good ones, and counts the others by their kind."""
@@ -215,7 +215,7 @@ def test_every_input_is_packed_omitted_or_listed(
                 build(inputs, place, by_content, **options)
             continue
         report = build(inputs, place, by_content, **options)
-        counts = (report.num_samples, report.num_omitted, report.num_skipped + report.num_quarantined)
+        counts = (report.num_samples, report.num_empty, report.num_skipped + report.num_quarantined)
         assert counts == (wanted.count("good"), wanted.count("none"), wanted.count("bad"))
         assert not build(inputs, place, by_content, **options).is_new
 
@@ -223,8 +223,8 @@ def test_every_input_is_packed_omitted_or_listed(
 def test_ls_lists_what_a_function_left_out(inputs: Inputs, tmp_path: Any, dray: Dray) -> None:
     """With its count and the reason."""
     build(inputs, Place(str(tmp_path / "out")), odd, prefix="wdshards")
-    assert "without 0 skipped, 0 quarantined, 6 omitted: see --left-out" in dray("ls", tmp_path / "out").out
-    assert "  sample.0004  omitted: func_output_data returned None\n" in dray("ls", tmp_path / "out", "--left-out").out
+    assert "without 0 skipped, 0 quarantined, 6 empty: see --left-out" in dray("ls", tmp_path / "out").out
+    assert "  sample.0004  empty: func_output_data returned None\n" in dray("ls", tmp_path / "out", "--left-out").out
     assert dray("verify", tmp_path / "out", "--level", "full").code == 0
 
 
