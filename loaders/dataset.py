@@ -19,10 +19,10 @@ from dray.loaders.batching.batches import open_reader
 from dray.loaders.lazy import lazy
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import PositionError
-from dray.shards.parts import PartForms, encoded_parts
+from dray.shards.parts import PartForms, part_of
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.samples import Reader
-from dray.shards.reading.suffixes import EVERY_PART, part_of, several_error
+from dray.shards.reading.suffixes import EVERY_PART, several_error
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
 from dray.shards.storage.client import StorageOptions
 
@@ -52,7 +52,7 @@ class Dataset:
     `dataset[7]`. Threads may share it. It pickles, and works in workers of torch's DataLoader: forked or spawned over
     a local disk, spawned (`multiprocessing_context="spawn"`) over object storage.
 
-    The table of sources is read at the first look-up by key and stays in memory (some 60 bytes a sample); indexes are
+    The table of samples is read at the first look-up by key and stays in memory (some 60 bytes a sample); indexes are
     read as they are needed, parts each time.
 
     Args:
@@ -148,19 +148,19 @@ class Dataset:
         found = Sample(self._encoded)
         for suffix in parts:
             part = part_of(suffix, self._encoded)
-            if twice := [other for other in parts if other != suffix and other.lower() in part.forms]:
+            if twice := [other for other in parts if other != suffix and other.lower() in part.suffixes]:
                 raise several_error(f"shard {url!r}, key {key!r}", part.name, [suffix, *twice])
             found[part.name] = sample[suffix]
         return found
 
     @lazy
     def _encoded(self) -> tuple[PartForms, ...]:
-        return encoded_parts(self.snapshot.manifest)
+        return tuple(part for part in self.snapshot.manifest.parts if part.is_encoded)
 
     @lazy
     def _table(self) -> pa.Table:
         """Key, shard and row of each sample, sorted by key."""
-        return self.snapshot.sources().select(["key", "shard", "row"]).combine_chunks()
+        return self.snapshot.samples().combine_chunks()
 
     @lazy
     def _numbers(self) -> NDArray[np.int64]:

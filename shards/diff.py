@@ -52,6 +52,7 @@ def diff(a: Snapshot, b: Snapshot) -> Diff:
     """Compare two versions. Reads their tables of sources, and no shard.
 
     Raises:
+        CallError: A version does not record its sources.
         NotFoundError: A table is missing: the version was dropped meanwhile.
         DamagedError: A table is not the one that its version names.
     """
@@ -77,10 +78,11 @@ def diff(a: Snapshot, b: Snapshot) -> Diff:
 
 
 def _compare(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray, int]:
-    if a.manifest.sources == b.manifest.sources:  # the same tables, of the same suffixes
+    chunks = a.manifest.sources
+    if chunks is not None and chunks == b.manifest.sources:  # the same tables, of the same suffixes
         nothing = pa.chunked_array([], pa.string())
-        return nothing, nothing, nothing, sum(chunk.num_rows for chunk in a.manifest.sources)
-    suffixes_a, suffixes_b = (set(snapshot.manifest.recipe["suffixes"]) for snapshot in (a, b))
+        return nothing, nothing, nothing, sum(chunk.num_rows for chunk in chunks)
+    suffixes_a, suffixes_b = (set(snapshot.manifest.recipe.get("suffixes", ())) for snapshot in (a, b))
     return compare_sources(a.sources(), b.sources(), suffixes_a if suffixes_a == suffixes_b else None)
 
 

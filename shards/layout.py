@@ -30,7 +30,7 @@ class Layout:
     prefix: str
 
     def __post_init__(self) -> None:
-        if not _is_path(self.prefix) or "/" in self.prefix or self.prefix == DRAY_FOLDER or "#" in self.prefix:
+        if not is_path(self.prefix) or "/" in self.prefix or self.prefix == DRAY_FOLDER or "#" in self.prefix:
             raise CallError(
                 f"prefix {self.prefix!r}: a dataset's prefix is a file name without '/', '#' or control characters"
             )
@@ -148,7 +148,7 @@ def check_names(names: Iterable[str]) -> None:
 def bad_names(names: Iterable[str]) -> list[str]:
     """Returns the names that no key can be made of, or that would leave the input directory."""
     unusual = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one look for each of millions
-    return [name for name in unusual if not _is_path(name) or _WEBDATASET_META.match(name)]
+    return [name for name in unusual if not is_path(name) or _WEBDATASET_META.match(name)]
 
 
 def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
     for suffix in found:
         if not isinstance(suffix, str):
             raise TypeError(f"a suffix is a string, not {type(suffix).__name__}: {suffix!r}")
-        if not _is_path(suffix) or "/" in suffix or suffix.startswith(".") or suffix.endswith("__"):
+        if not is_path(suffix) or "/" in suffix or suffix.startswith(".") or suffix.endswith("__"):
             raise CallError(
                 f"suffix {suffix!r}: give what follows the name's dot, such as 'tensor.pyd', without '/' "
                 "and not ending in '__'"
@@ -184,5 +184,6 @@ def some(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(repr(name) for name in listed[:most]) + more
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name is a relative path that stays below its folder, without control characters."""
     return _PATH.fullmatch(name) is not None and _STEP_OUT.search(name) is None and name.isprintable()

@@ -1,16 +1,21 @@
-"""What a version of a dataset holds: its recipe, its shards, its tables, and where every input went."""
+"""What a version of a dataset holds: its parts, shards and tables, how it was made, and where every input went."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from types import NoneType
 from typing import Any
 
 from dray.shards.errors import DamagedError
-from dray.shards.layout import MOST_SHARDS, check_suffixes
+from dray.shards.layout import MOST_SHARDS, check_suffixes, is_path
 from dray.shards.parsing.records import HEADER, FormatError, canonical_json, check_digests, read_record
+from dray.shards.parts import Counts, PartForms, main_forms, parts_of
+from dray.shards.storage.urls import normal_url
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES
 
-CHUNK_ROWS = 1_000_000  # largest number of rows of a table of sources
+CHUNK_ROWS = 1_000_000  # largest number of rows of a chunk of a table
+MAX_FOREIGN_BYTES = 1 << 40  # largest size of a tar that dray did not write
 _RECIPE: Mapping[str, tuple[type, ...]] = {
     "suffixes": (list,),
     "transform": (str, NoneType),
@@ -22,21 +27,45 @@ _RECIPE: Mapping[str, tuple[type, ...]] = {
 _ENCODING: Mapping[str, tuple[type, ...]] = {"encode": (str, dict), "allow": (list,), "allow_pickle": (bool,)}
 
 
+class Kind(StrEnum):
+    """How a version came about, which decides what it may hold."""
+
+    BUILD = "build"  # packed from files, one source a sample
+    WRITTEN = "written"  # written by a program
+    INDEXED = "indexed"  # tars that dray did not write
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A shard as its snapshot knows it."""
+    """A shard as its snapshot knows it.
+
+    Attributes:
+        number: Unique in the dataset; it names the index, and the tar where `name` is None.
+        num_bytes: Size of the tar.
+        num_samples: Samples in it.
+        digest: Digest of what it was made of: the sources and the recipe.
+        index_digest: xxh3_128 of the index, which holds the checksum of every part.
+        parts: Stored suffix -> number of samples that have it. None if every sample has each of the dataset's stored
+            parts once, in its main form.
+        name: Path of the tar below the manifest's base, for tars that dray did not write.
+        etag: ETag of such a tar when it was indexed, if the store has one.
+        mtime: Modification time of such a tar when it was indexed, in nanoseconds since 1970.
+    """
 
     number: int
-    num_bytes: int  # of the tar
+    num_bytes: int
     num_samples: int
-    digest: str  # of the sources and the recipe that made it
-    index_digest: str  # xxh3_128 of the index, which holds the checksum of every part
-    parts: Mapping[str, int] | None = None  # suffix -> how many samples have it, where a build encodes parts
+    digest: str
+    index_digest: str
+    parts: Counts | None = None
+    name: str | None = None
+    etag: str | None = None
+    mtime: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceChunk:
-    """A Parquet table of sources, sorted by key; the intent under which it was written and its digest name it."""
+class TableChunk:
+    """A chunk of a table, a Parquet file named by its digest and by the intent under which it was written."""
 
     intent: int
     digest: str
@@ -45,10 +74,10 @@ class SourceChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Where every input went: inputs = packed + empty + skipped + quarantined."""
+    """Where every input went: inputs = packed + empty + skipped + quarantined. All are 0 where no input is known."""
 
     inputs: int
-    packed: int
+    packed: int  # gave at least one sample
     empty: int = 0  # the user's function gave no sample
     skipped: int = 0
     quarantined: int = 0
@@ -59,29 +88,47 @@ class Accounting:
 
     @property
     def num_left_out(self) -> int:
-        """Inputs that the version does not hold."""
+        """Inputs without a sample in the version."""
         return self.empty + self.skipped + self.quarantined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The content of a snapshot as it lies on storage: no time, no id, so the same build gives the same bytes."""
+    """The content of a snapshot as it is stored: no time and no id, so the same build gives the same bytes.
 
+    Attributes:
+        kind: See `Kind`.
+        base: URL below which the tars are, for an indexed dataset whose tars are elsewhere. None: the dataset's own.
+        prefix: Prefix of the dataset.
+        source_url: Where the inputs were; empty where none are known.
+        recipe: What, besides the sources, decided the bytes.
+        intent: The last intent that the build knew: later ones may hold shards to adopt.
+        num_samples: Samples in all shards.
+        accounting: Where every input went.
+        parts: The parts of the samples.
+        shards: In the order of the samples.
+        sources: The table of sources, sorted by key; None where none are known.
+        samples: The table of samples, sorted by key. None: each source is one sample, and its row has the place.
+        left_out: The table of the inputs without a sample; None if there are none.
+    """
+
+    kind: str = Kind.BUILD
+    base: str | None = None
     prefix: str
-    source_url: str  # where the inputs lay
+    source_url: str
     recipe: Mapping[str, Any]
-    intent: int  # the last intent that the build knew: later ones may hold shards to adopt
+    intent: int
+    num_samples: int
     accounting: Accounting
+    parts: tuple[PartForms, ...]
     shards: tuple[Shard, ...]
-    sources: tuple[SourceChunk, ...]
-    left_out: SourceChunk | None = None  # the inputs that were empty, skipped or quarantined
+    sources: tuple[TableChunk, ...] | None = None
+    samples: tuple[TableChunk, ...] | None = None
+    left_out: TableChunk | None = None
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON; what is only there for some datasets is left out elsewhere."""
-        values = asdict(self)
-        for shard in values["shards"]:
-            if shard["parts"] is None:
-                del shard["parts"]
+        """Returns the manifest as canonical JSON; shards lack what is None."""
+        values = asdict(replace(self, shards=())) | {"shards": [_present(shard) for shard in self.shards]}
         return canonical_json({**HEADER, **values})
 
     @classmethod
@@ -93,8 +140,10 @@ class Manifest:
         """
         try:
             manifest = read_record(cls, data)
-            _check_recipe(manifest.recipe)
-            _check_shards(manifest.shards)
+            _check_kind(manifest)
+            _check_recipe(manifest.recipe, required=_RECIPE.keys() if manifest.kind == Kind.BUILD else ())
+            _check_shards(manifest)
+            _check_parts(manifest)
             _check_counts(manifest)
         except FormatError as exc:
             raise DamagedError(f"{where}: {exc}") from exc
@@ -104,15 +153,68 @@ class Manifest:
             ) from exc
         return manifest
 
+    def counts(self) -> list[Counts]:
+        """Returns for each shard: stored suffix -> number of samples that have it."""
+        main = main_forms(self.parts)
+        return [dict.fromkeys(main, shard.num_samples) if shard.parts is None else shard.parts for shard in self.shards]
 
-def _check_recipe(recipe: Mapping[str, Any]) -> None:
-    if missing := _RECIPE.keys() - recipe.keys():
+    def counted_shards(self) -> list[Shard]:
+        """Returns the shards, each with the counts of its parts."""
+        return [replace(shard, parts=counts) for shard, counts in zip(self.shards, self.counts(), strict=True)]
+
+    def chunks(self) -> list[TableChunk]:
+        """Returns the chunks of all tables."""
+        return [*(self.sources or ()), *(self.samples or ()), *([self.left_out] if self.left_out else [])]
+
+
+def part_table(
+    recipe: Mapping[str, Any], counted_shards: Sequence[Shard]
+) -> tuple[tuple[PartForms, ...], tuple[Shard, ...]]:
+    """Returns the parts of shards, and the shards as a manifest with these parts lists them.
+
+    Args:
+        recipe: What made the samples; empty if that is not known.
+        counted_shards: Shards of which each has the counts of its parts.
+    """
+    counts = [shard.parts or {} for shard in counted_shards]
+    parts = parts_of(recipe, [shard.num_samples for shard in counted_shards], counts)
+    main = main_forms(parts)
+    return parts, tuple(
+        replace(shard, parts=None) if shard.parts == dict.fromkeys(main, shard.num_samples) else shard
+        for shard in counted_shards
+    )
+
+
+_SHARD_FIELDS = tuple(field.name for field in fields(Shard))
+
+
+def _present(shard: Shard) -> dict[str, Any]:
+    return {name: value for name in _SHARD_FIELDS if (value := getattr(shard, name)) is not None}
+
+
+def _check_kind(manifest: Manifest) -> None:
+    """Check that a manifest has what its kind needs, and nothing that its kind has not."""
+    if manifest.kind not in list(Kind):
+        raise ValueError(f"kind is {manifest.kind!r:.80}")
+    if manifest.sources is None and (manifest.samples is None or manifest.kind == Kind.BUILD):
+        raise ValueError("it has no table of sources or samples")
+    if manifest.kind == Kind.INDEXED:
+        if manifest.base is not None and normal_url(manifest.base) != manifest.base:
+            raise ValueError(f"base is {manifest.base!r:.200}")
+        return
+    if manifest.base is not None or any(shard.name or shard.etag or shard.mtime for shard in manifest.shards):
+        raise ValueError(f"tars of a {manifest.kind} dataset are elsewhere, or have a name of their own")
+
+
+def _check_recipe(recipe: Mapping[str, Any], required: Collection[str]) -> None:
+    if missing := set(required) - recipe.keys():
         raise ValueError(f"the recipe lacks {', '.join(sorted(missing))}")
     for name, kinds in {**_RECIPE, **_ENCODING}.items():
         if name in recipe and type(recipe[name]) not in kinds:
             raise ValueError(f"{name} of the recipe is {recipe[name]!r:.80}")
-    check_suffixes(recipe["suffixes"])
-    sizes = recipe["num_shards"], recipe["shard_bytes"], recipe["shard_samples"]
+    if "suffixes" in recipe:
+        check_suffixes(recipe["suffixes"])
+    sizes = [recipe.get(name) for name in ("num_shards", "shard_bytes", "shard_samples")]
     if any(size is not None and size < 1 for size in sizes):
         raise ValueError("a number or a size of shards in the recipe is less than 1")
     encode = recipe.get("encode", {})
@@ -121,33 +223,69 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
         raise ValueError("encode or allow of the recipe holds what is not text")
 
 
-def _check_shards(shards: tuple[Shard, ...]) -> None:
+def _check_shards(manifest: Manifest) -> None:
+    shards, is_foreign = manifest.shards, manifest.kind == Kind.INDEXED
+    most_bytes, end = (MAX_FOREIGN_BYTES, 0) if is_foreign else (MAX_SHARD_BYTES, len(END))
     if len({shard.number for shard in shards}) != len(shards):
         raise ValueError("each shard expected once")
     check_digests(digest for shard in shards for digest in (shard.digest, shard.index_digest))
     for shard in shards:
-        fewest_bytes = shard.num_samples * BLOCK + len(END)  # each sample has a header at least
-        if not (shard.num_samples and fewest_bytes <= shard.num_bytes <= MAX_SHARD_BYTES):
+        fewest_bytes = shard.num_samples * BLOCK + end  # each sample has a header at least
+        if not (shard.num_samples and fewest_bytes <= shard.num_bytes <= most_bytes):
             raise ValueError(f"shard {shard.number} has {shard.num_samples} samples in {shard.num_bytes} bytes")
         if shard.number >= MOST_SHARDS:
             raise ValueError(f"a shard has the number {shard.number}")
         if shard.parts and max(shard.parts.values()) > shard.num_samples:
             raise ValueError(f"shard {shard.number} has more parts of a suffix than its {shard.num_samples} samples")
+        if shard.name is not None and not is_path(shard.name):
+            raise ValueError(f"shard {shard.number} has the name {shard.name!r:.200}")
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Check that each stored suffix is a form of one part, and that the counts of parts and shards agree."""
+    if not all(part.forms for part in manifest.parts):
+        raise ValueError("a part has no form")
+    suffixes = [suffix for part in manifest.parts for suffix in part.suffixes]
+    names = [part.name for part in manifest.parts]
+    if len(set(suffixes)) != len(suffixes) or len(set(names)) != len(names):
+        raise ValueError("a name or a form of a part appears twice")
+    num_plain = sum(shard.num_samples for shard in manifest.shards if shard.parts is None)
+    stored = Counter(dict.fromkeys(main_forms(manifest.parts), num_plain))
+    for counts in (shard.parts for shard in manifest.shards if shard.parts is not None):
+        stored.update(counts)
+    expected = {suffix: count for part in manifest.parts for suffix, count in part.forms.items()}
+    if +stored != +Counter(expected):
+        raise ValueError(f"the parts of its shards are {dict(stored)!r:.200}, not {expected!r:.200}")
 
 
 def _check_counts(manifest: Manifest) -> None:
     """Check that shards, tables and accounting agree."""
     counts, left_out = manifest.accounting, manifest.left_out
-    check_digests(chunk.digest for chunk in (*manifest.sources, *([left_out] if left_out else ())))
+    check_digests(chunk.digest for chunk in manifest.chunks())
+    tables = {"sources": (manifest.sources, counts.packed), "samples": (manifest.samples, manifest.num_samples)}
+    for name, (chunks, num_rows) in tables.items():
+        if chunks is not None:
+            _check_chunks(name, chunks, num_rows)
+    if manifest.sources is None and counts.inputs:
+        raise ValueError(f"without a table of sources no input expected, found {counts}")
     found = (
         sum(shard.num_samples for shard in manifest.shards),
-        sum(chunk.num_rows for chunk in manifest.sources),
+        counts.packed if manifest.samples is None else manifest.num_samples,
         left_out.num_rows if left_out else 0,
     )
-    if found != (counts.packed, counts.packed, counts.num_left_out):
-        raise ValueError("{} samples in shards, {} in sources and {} left out do not make {}".format(*found, counts))
-    if not manifest.shards:  # a version without samples has a table of no rows, for its columns
-        if len(manifest.sources) != 1:
-            raise ValueError("without shards, one empty table of sources expected")
-    elif not all(0 < chunk.num_rows <= CHUNK_ROWS for chunk in manifest.sources):
-        raise ValueError(f"a table of sources has no row, or more than {CHUNK_ROWS:,}")
+    if found != (manifest.num_samples, manifest.num_samples, counts.num_left_out):
+        raise ValueError(
+            "{} samples in shards, {} in tables and {} inputs left out do not make {} samples of {}".format(
+                *found, manifest.num_samples, counts
+            )
+        )
+
+
+def _check_chunks(name: str, chunks: Sequence[TableChunk], num_rows: int) -> None:
+    found = [chunk.num_rows for chunk in chunks]
+    if sum(found) != num_rows:
+        raise ValueError(f"{num_rows:,} rows in the table of {name} expected, found {sum(found):,}")
+    if found == [0]:  # a table without rows still has its columns
+        return
+    if not found or not all(0 < rows <= CHUNK_ROWS for rows in found):
+        raise ValueError(f"a chunk of the table of {name} has no row, or more than {CHUNK_ROWS:,}")

@@ -1,39 +1,61 @@
-"""Which parts the samples of a dataset have, as its builds recorded it; no index is read.
+"""The parts of a dataset's samples, as its manifest lists them; no index is read.
 
 A build with `encode` gives a part another suffix: `image.pyd` becomes `image.npy`. With "auto" it does so sample by
 sample, and the values that no format holds stay `image.pyd`. For a reader these suffixes are forms of one part.
 Suffixes compare without case, as in WebDataset.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-from dray.shards.manifest import Manifest, Shard
 
 PICKLES = ("pyd", "pkl", "pickle")
 """The extensions of pickled parts."""
 TARGETS = ("npy", "safetensors", "json")
 """The extensions that a pickled part may get."""
 AUTO = "auto"
+Counts = Mapping[str, int]
+"""Stored suffix -> number of samples of a shard that have it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartForms:
-    """One encoded part.
+    """One part and the forms in which it is stored.
 
     Attributes:
         name: The suffix of its source, such as "image.pyd".
-        forms: The suffixes under which it may be stored, in lower case; a sample has at most one of them.
+        forms: Stored suffix -> number of samples that have it, 0 for a form that no value needed.
     """
 
     name: str
-    forms: frozenset[str]
+    forms: Mapping[str, int]
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """The suffixes under which it may be stored, in lower case."""
+        return frozenset(map(str.lower, self.forms))
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a build may have stored it under another suffix than its source's."""
+        return self.suffixes != {self.name.lower()}
 
     @property
     def aliases(self) -> frozenset[str]:
-        """All names by which it may be asked for, in lower case: name, forms, and the name without its extension."""
-        return self.forms | {self.name.lower()} | {stem_of(self.name).lower().removesuffix(".")} - {""}
+        """The names by which it may be asked for, in lower case: for an encoded part also its name's stem."""
+        stem = {stem_of(self.name).lower().removesuffix(".")} - {""} if self.is_encoded else set()
+        return self.suffixes | {self.name.lower()} | stem
+
+    @property
+    def num_stored(self) -> int:
+        """The number of times that it is stored, in whatever form."""
+        return sum(self.forms.values())
+
+    @property
+    def main_form(self) -> str:
+        """The form of most samples; of equally frequent ones the first by name."""
+        return min(self.forms, key=lambda suffix: (-self.forms[suffix], suffix))
 
 
 def is_pickled(suffix: str) -> bool:
@@ -55,42 +77,76 @@ def encoded_suffixes(suffix: str, target: str | None) -> tuple[str, ...]:
     return (*(stem_of(suffix) + extension for extension in TARGETS), suffix)
 
 
-def stored_counts(manifest: Manifest, shard: Shard) -> Mapping[str, int] | None:
-    """Stored suffix -> number of samples of a shard that have it; None where the build did not record it."""
-    if shard.parts is not None:
-        return shard.parts
-    recipe = manifest.recipe
-    if recipe.get("transform") is not None or "encode" in recipe or not recipe.get("suffixes"):
-        return None
-    return dict.fromkeys(recipe["suffixes"], shard.num_samples)
+def main_forms(parts: Sequence[PartForms]) -> list[str]:
+    """Returns the main form of each part that some sample has."""
+    return [part.main_form for part in parts if part.num_stored]
 
 
-def encoded_parts(manifest: Manifest) -> tuple[PartForms, ...]:
-    """The parts that the build encoded, in the order of their sources.
+def parts_of(
+    recipe: Mapping[str, Any], shard_sizes: Sequence[int], shard_counts: Sequence[Counts]
+) -> tuple[PartForms, ...]:
+    """Returns the parts of a dataset, in the order of the recipe, then by shard and suffix.
+
+    Args:
+        recipe: What made the samples; empty if that is not known.
+        shard_sizes: Number of samples of each shard.
+        shard_counts: Of each shard, which parts its samples have.
+    """
+    totals = Counter[str]()
+    for counts in shard_counts:
+        for suffix in sorted(counts):
+            totals[suffix] += counts[suffix]
+    encoded = tuple(_encoded_forms(recipe, totals, shard_sizes, shard_counts))
+    parts: dict[frozenset[str], PartForms] = {}
+    stored: dict[frozenset[str], dict[str, int]] = {}
+    for suffix, count in totals.items():
+        part = part_of(suffix, encoded)
+        parts.setdefault(part.suffixes, part)
+        stored.setdefault(part.suffixes, {})[suffix] = count
+    for part in encoded:
+        parts.setdefault(part.suffixes, part)
+    found = [replace(part, forms=_with_counts(part.forms, stored.get(key, {}))) for key, part in parts.items()]
+    order = list(recipe.get("suffixes", ()))
+    return tuple(sorted(found, key=lambda part: order.index(part.name) if part.name in order else len(order)))
+
+
+def _with_counts(forms: Counts, counts: Counts) -> Counts:
+    """The counts of a part's stored forms, and 0 for its other forms."""
+    stored = {suffix.lower() for suffix in counts}
+    return {**{suffix: 0 for suffix in forms if suffix.lower() not in stored}, **counts}
+
+
+def part_of(suffix: str, parts: Sequence[PartForms]) -> PartForms:
+    """The part that a stored suffix is a form of; else one that has no other form."""
+    found = (part for part in parts if suffix.lower() in part.suffixes)
+    return next(found, PartForms(name=suffix, forms={suffix: 0}))
+
+
+def _encoded_forms(
+    recipe: Mapping[str, Any], totals: Counts, shard_sizes: Sequence[int], shard_counts: Sequence[Counts]
+) -> Iterator[PartForms]:
+    """Yields the parts that a build encoded, with the suffixes that they may have, in the order of their sources.
 
     The recipe names the sources, but not those that a user's function makes for "auto". Of these, the suffixes of a
-    pickle that stayed and of its encodings are one part where each sample has exactly one of them, by the counts.
+    pickle that stayed and of its encodings are one part only if each sample has exactly one of them, by the counts.
     """
-    recipe = manifest.recipe
-    encode = recipe.get("encode")
+    encode, is_made = recipe.get("encode"), recipe.get("transform") is not None
     if encode is None:
-        return ()
-    if recipe.get("transform") is None:
-        sources: Collection[str] = recipe["suffixes"]
-    elif encode == AUTO:
-        counts = [stored_counts(manifest, shard) or {} for shard in manifest.shards]
-        sources = dict.fromkeys(suffix for of_shard in counts for suffix in of_shard)
-    else:
-        sources = encode
+        return
+    sources: Collection[str] = recipe["suffixes"]
+    if is_made:
+        sources = totals if encode == AUTO else encode
     targets = {source: _target(encode, source) for source in sources}
     found = [
-        PartForms(source, frozenset(suffix.lower() for suffix in encoded_suffixes(source, target)))
+        PartForms(name=source, forms=dict.fromkeys(encoded_suffixes(source, target), 0))
         for source, target in targets.items()
         if target is not None
     ]
-    if recipe.get("transform") is not None:
-        found = [part for part in found if len(part.forms) == 1 or _is_one_part(manifest, part)]
-    return tuple(part for part in found if not any(part.forms & other.forms for other in found if other is not part))
+    if is_made:
+        found = [part for part in found if len(part.forms) == 1 or _is_one_part(part, shard_sizes, shard_counts)]
+    for part in found:
+        if not any(part.suffixes & other.suffixes for other in found if other is not part):
+            yield part
 
 
 def _target(encode: Any, source: str) -> str | None:
@@ -100,11 +156,9 @@ def _target(encode: Any, source: str) -> str | None:
     return target
 
 
-def _is_one_part(manifest: Manifest, part: PartForms) -> bool:
+def _is_one_part(part: PartForms, shard_sizes: Sequence[int], shard_counts: Sequence[Counts]) -> bool:
     """Whether every sample has exactly one of the forms, by the counts."""
-    counts: Sequence[Mapping[str, int] | None] = [stored_counts(manifest, shard) for shard in manifest.shards]
     return all(
-        of_shard is not None
-        and sum(count for suffix, count in of_shard.items() if suffix.lower() in part.forms) == shard.num_samples
-        for shard, of_shard in zip(manifest.shards, counts, strict=True)
+        sum(count for suffix, count in counts.items() if suffix.lower() in part.suffixes) == num_samples
+        for num_samples, counts in zip(shard_sizes, shard_counts, strict=True)
     )

@@ -7,19 +7,17 @@ never changes: while builders add versions, its shards and indexes stay as they 
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.errors import DamagedError, NotFoundError
+from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import Commit, read_head
-from dray.shards.manifest import Manifest, Shard, SourceChunk
-from dray.shards.parsing.parquet import LEFT_OUT, read_table, source_schema
+from dray.shards.manifest import Kind, Manifest, Shard, TableChunk
+from dray.shards.parsing.parquet import LEFT_OUT, check_keys, check_places, read_table, sample_schema, source_schema
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import split_version
@@ -33,12 +31,24 @@ class Snapshot:
     """One version of a dataset, opened for reading.
 
     Open one by `Snapshot.open(url, prefix)`.
+
+    Attributes:
+        store: Where the dataset is.
+        layout: Names of its objects.
+        commit: The commit that made the version.
+        manifest: Its content.
+        tars: Where the tars are: `store`, or a store of the manifest's base.
     """
 
     store: Store
     layout: Layout
     commit: Commit
     manifest: Manifest
+    tars: Store = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        base = self.manifest.base
+        object.__setattr__(self, "tars", self.store if base is None else self.store.at(base))
 
     @classmethod
     def open(
@@ -103,16 +113,29 @@ class Snapshot:
     @property
     def num_samples(self) -> int:
         """Over all shards."""
-        return sum(shard.num_samples for shard in self.shards)
+        return self.manifest.num_samples
 
     @property
     def num_bytes(self) -> int:
         """Of all tars."""
         return sum(shard.num_bytes for shard in self.shards)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the dataset and its tars are on a disk."""
+        return self.store.local_root is not None and self.tars.local_root is not None
+
+    def shard_name(self, shard: Shard) -> str:
+        """The name of a shard's tar."""
+        return self.layout.shard(shard.number) if shard.name is None else shard.name
+
+    def shard_url(self, shard: Shard) -> str:
+        """The URL of a shard's tar."""
+        return self.tars.url_of(self.shard_name(shard))
+
     def urls(self) -> list[str]:
         """The tars, in order."""
-        return [self.store.url_of(self.layout.shard(shard.number)) for shard in self.shards]
+        return [self.shard_url(shard) for shard in self.shards]
 
     def index(self, shard: Shard) -> ShardIndex:
         """The index of a shard.
@@ -127,21 +150,47 @@ class Snapshot:
         return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
-        """The sources, sorted by key: key, name, shard, row, and of each suffix size, stamp and xxh3_64.
+        """The sources, sorted by key: key, name, and of each suffix size, stamp and xxh3_64.
+
+        Where each source is one sample, the table has its shard and row as well.
 
         Raises:
+            CallError: The version does not record its sources.
             NotFoundError: The version was dropped.
             DamagedError: A table is missing, or is not the one that the snapshot names; or the tables do not give each
                 sample of the shards one key.
         """
-        schema = source_schema(self.manifest.recipe["suffixes"])
-        tables = [self._table(chunk, schema) for chunk in self.manifest.sources]
-        table = pa.concat_tables(tables)
-        try:
-            _check_places(table, self.shards)
-        except ValueError as exc:
-            raise self._damaged_table(self.manifest.sources[0], exc) from exc
-        return table
+        chunks, has_places = self.manifest.sources, self.manifest.samples is None
+        if chunks is None:
+            raise CallError(f"{self._name} is a dataset of kind {self.manifest.kind!r}, which records no sources")
+        schema = source_schema(self.manifest.recipe.get("suffixes", ()), has_places=has_places)
+        return self._checked_table(chunks, schema, self.shards if has_places else None)
+
+    def samples(self) -> pa.Table:
+        """The samples, sorted by key: key, shard, row.
+
+        Raises:
+            NotFoundError: The version was dropped.
+            DamagedError: See `sources`.
+        """
+        chunks = self.manifest.samples
+        if chunks is None:
+            return self.sources().select(["key", "shard", "row"])
+        schema = sample_schema(has_sources=self.manifest.sources is not None)
+        return self._checked_table(chunks, schema, self.shards)
+
+    def check_is_build(self) -> None:
+        """Check that each sample of the version was packed from one source.
+
+        Raises:
+            CallError: It was not.
+        """
+        kind = self.manifest.kind
+        if kind != Kind.BUILD or self.manifest.samples is not None:
+            raise CallError(
+                f"{self._name} is a dataset of kind {kind!r}; builds, compactions and drops work only on one that "
+                "`dray build` made of one source a sample: choose another prefix or directory"
+            )
 
     def left_out(self) -> pa.Table | None:
         """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp; None where none.
@@ -168,22 +217,21 @@ class Snapshot:
 
     def record_names(self) -> list[str]:
         """The objects that tell what this version is, besides its commit: the manifest and its tables."""
-        tables = [*self.manifest.sources, *([self.manifest.left_out] if self.manifest.left_out else [])]
         return [
             self.layout.manifest(self.commit.intent, self.commit.manifest),
-            *(self.layout.table(table.intent, table.digest) for table in tables),
+            *(self.layout.table(chunk.intent, chunk.digest) for chunk in self.manifest.chunks()),
         ]
 
     def find(self, key: str) -> tuple[Shard, ShardIndex, int]:
         """The shard that holds a sample, its index, and the sample's row there.
 
-        Reads the table of sources and one index.
+        Reads the table of samples and one index.
 
         Raises:
             NotFoundError: No sample has that key; names its neighbours.
             DamagedError: The table or the index is not what it should be.
         """
-        table = self.sources()
+        table = self.samples()
         keys = table["key"]
         row = place_of(keys, key)
         if row == len(keys) or keys[row].as_py() != key:
@@ -195,7 +243,7 @@ class Snapshot:
                 index = self.index(shard)
                 if key in index.keys:
                     return shard, index, list(index.keys).index(key)
-        raise DamagedError(f"{self._name}: shard {number} does not hold sample {key!r}, as the table of sources says")
+        raise DamagedError(f"{self._name}: shard {number} does not hold sample {key!r}, as the table of samples says")
 
     def read(self, key: str) -> dict[str, bytes]:
         """The parts of one sample, by suffix, checked.
@@ -213,11 +261,11 @@ class Snapshot:
             NotFoundError: The shard is missing.
             DamagedError: A part is not what the index says: names shard, key and suffix.
         """
-        name = self.layout.shard(shard.number)
+        name = self.shard_name(shard)
         columns = [column for column in range(len(index.suffixes)) if index.offsets[row, column]]
         starts, sizes = index.offsets[row, columns].tolist(), index.sizes[row, columns].tolist()
         parts: dict[str, bytes] = {}
-        for column, data in zip(columns, self.store.get_ranges(name, starts, sizes), strict=True):
+        for column, data in zip(columns, self.tars.get_ranges(name, starts, sizes), strict=True):
             suffix = index.suffixes[column]
             if xxh3_64_intdigest(data) != index.xxh3_64[row, column]:
                 raise DamagedError(
@@ -240,7 +288,20 @@ class Snapshot:
         """For messages."""
         return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
-    def _table(self, chunk: SourceChunk, schema: pa.Schema) -> pa.Table:
+    def _checked_table(
+        self, chunks: Sequence[TableChunk], schema: pa.Schema, shards: Sequence[Shard] | None
+    ) -> pa.Table:
+        """The chunks of a table whose keys ascend; its rows are the samples of the shards, unless these are None."""
+        table = pa.concat_tables([self._table(chunk, schema) for chunk in chunks])
+        try:
+            check_keys(table["key"])
+            if shards is not None:
+                check_places(table, {shard.number: shard.num_samples for shard in shards})
+        except ValueError as exc:
+            raise self._damaged_table(chunks[0], exc) from exc
+        return table
+
+    def _table(self, chunk: TableChunk, schema: pa.Schema) -> pa.Table:
         name = self.layout.table(chunk.intent, chunk.digest)
         body = _read_record(self.store, self.layout, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
@@ -250,29 +311,11 @@ class Snapshot:
         except ValueError as exc:
             raise self._damaged_table(chunk, exc) from exc
 
-    def _damaged_table(self, chunk: SourceChunk, why: object) -> DamagedError:
+    def _damaged_table(self, chunk: TableChunk, why: object) -> DamagedError:
         return DamagedError(
             f"{self.store.url_of(self.layout.table(chunk.intent, chunk.digest))}: not a readable table of version "
             f"{self.version} ({why}): dray log lists the versions, dray rollback goes back to one"
         )
-
-
-def _check_places(sources: pa.Table, shards: Sequence[Shard]) -> None:
-    """Check that the keys of a table of sources ascend, and that its samples are just those of the shards.
-
-    Raises:
-        ValueError: They are not.
-    """
-    keys = sources["key"]
-    if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
-        raise ValueError("its keys are not in order, or one is there twice")
-    numbers, counts = np.array(sorted((shard.number, shard.num_samples) for shard in shards), np.int64).reshape(-1, 2).T
-    found, rows = sources["shard"].to_numpy(), sources["row"].to_numpy()
-    places = np.searchsorted(numbers, found).clip(max=len(numbers) - 1)
-    if (numbers[places] != found).any() or (rows < 0).any() or (rows >= counts[places]).any():
-        raise ValueError("a sample lies in a shard or a row that the version does not have")
-    if np.bincount((np.cumsum(counts) - counts)[places] + rows).max(initial=0) > 1:
-        raise ValueError("two samples lie in one row of a shard")
 
 
 def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:

@@ -20,7 +20,7 @@ from xxhash import xxh3_64
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import Layout
-from dray.shards.manifest import Shard
+from dray.shards.manifest import Kind, Shard
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END, header
@@ -102,19 +102,21 @@ def verify(
         on_shard: Called with the bytes of each shard when it is done.
 
     Raises:
-        CallError: There is no such level.
+        CallError: There is no such level, or it is not "quick" and dray did not write the tars.
         StoreError: The store does not answer; damage never raises.
     """
     if level not in list(Level):
         raise CallError(f"level {level!r}: expected one of {', '.join(Level)}")
+    if level != Level.QUICK and snapshot.manifest.kind == Kind.INDEXED:
+        raise CallError(f"level {level!r}: dray did not write the tars of {snapshot.store.url}: expected 'quick'")
     return _findings(snapshot, Level(level), on_shard or (lambda _: None))
 
 
 def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None]) -> Iterator[Finding]:
     yield from _check_records(snapshot)
     store, layout = snapshot.store, snapshot.layout
-    folders = ("", layout.indexes)
-    stored = {info.name: info.size for folder in folders for info in store.list_folder(folder)}
+    listed = [*snapshot.tars.list_folder(), *store.list_folder(layout.indexes)]
+    stored = {info.name: info.size for info in listed}
     for shard in snapshot.shards:
         yield from _check_shard(snapshot, shard, stored, level)
         on_shard(shard.num_bytes)
@@ -132,7 +134,10 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
         yield now
     elif now is not None and now.commit != snapshot.commit:
         yield Finding(url=store.url_of(layout.commit(version)), what="the commit is another one than it was")
-    for read in (snapshot.sources, snapshot.left_out):
+    tables = [snapshot.samples, snapshot.left_out]
+    if snapshot.manifest.sources is not None and snapshot.manifest.samples is not None:
+        tables.append(snapshot.sources)
+    for read in tables:
         try:
             read()
         except (DamagedError, NotFoundError) as exc:
@@ -141,13 +146,14 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level: Level) -> Iterator[Finding]:
     """A shard and its index; a tar of another size is not looked into."""
-    store, name, index_name = snapshot.store, snapshot.layout.shard(shard.number), snapshot.layout.index(shard.number)
-    num_bytes, index_bytes = _size(store, name, stored), _size(store, index_name, stored)
+    store, index_name, url = snapshot.store, snapshot.layout.index(shard.number), snapshot.shard_url(shard)
+    num_bytes = _size(snapshot.tars, snapshot.shard_name(shard), stored)
+    index_bytes = _size(store, index_name, stored)
     if num_bytes is None:
-        yield Finding(url=store.url_of(name), shard=shard.number, what="the shard is missing")
+        yield Finding(url=url, shard=shard.number, what="the shard is missing")
     elif num_bytes != shard.num_bytes:
         yield Finding(
-            url=store.url_of(name),
+            url=url,
             shard=shard.number,
             what=f"{shard.num_bytes} bytes expected, found {num_bytes}: the shard was "
             f"{'cut short' if num_bytes < shard.num_bytes else 'written to'} or replaced",
@@ -177,7 +183,7 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
     if gap := _find_gap(index):
         yield Finding(url=url, shard=shard.number, what=gap)
     elif with_tar:
-        yield from _check_tar(snapshot.store, snapshot.layout.shard(shard.number), shard, index, full=full)
+        yield from _check_tar(snapshot.tars, snapshot.shard_name(shard), shard, index, full=full)
 
 
 def _members(index: ShardIndex) -> Iterator[_Expected]:

@@ -5,7 +5,6 @@ It costs a listing and three small reads per dataset, whatever the number of sha
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,8 +16,9 @@ from dray.cluster.cli.options import AsJson, VersionOptions
 from dray.cluster.cli.wording import in_words
 from dray.pipelines.inputs.encoder import Encoder
 from dray.shards import Snapshot
+from dray.shards.manifest import Kind
 from dray.shards.messages import counted
-from dray.shards.parts import is_pickled, stored_counts
+from dray.shards.parts import is_pickled
 
 MAX_ROWS = 20  # of a table, unless --all is given
 _LEFT_OUT_FIELDS = ("name", "fate", "stage", "file", "error")
@@ -82,7 +82,8 @@ def _print_urls(snapshot: Snapshot) -> None:
 
 def brace_pattern(snapshot: Snapshot) -> str | None:
     """Returns the URLs of all tars as one pattern, `.../wdshards-{000000..000009}.tar`; None if there is none."""
-    if re.search("[{}]", snapshot.store.url):  # a reader would expand the folder's own braces
+    is_indexed = snapshot.manifest.kind == Kind.INDEXED  # its tars have names of their own
+    if is_indexed or re.search("[{}]", snapshot.store.url):  # a reader would expand the folder's own braces
         return None
     pattern = snapshot.layout.brace_pattern([shard.number for shard in snapshot.shards])
     return None if pattern is None else snapshot.store.url_of(pattern)
@@ -93,6 +94,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "url": snapshot.store.url,
         "prefix": snapshot.layout.prefix,
         "version": snapshot.version,
+        "kind": snapshot.manifest.kind,
         "created": snapshot.commit.created,
         "num_samples": snapshot.num_samples,
         "num_bytes": snapshot.num_bytes,
@@ -120,9 +122,10 @@ def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
         f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
         f"  holds   {size}, {snapshot.num_bytes / 1e6:,.1f} MB",
         f"  parts   {_parts_line(snapshot)}",
-        *_pickles_line(snapshot),
-        f"  source  {snapshot.manifest.source_url}",
+        _pickles_line(snapshot),
     ]
+    if snapshot.manifest.source_url:
+        lines.append(f"  source  {snapshot.manifest.source_url}")
     if snapshot.manifest.left_out is not None:
         counts = snapshot.manifest.accounting
         empty = f", {counts.empty:,} empty" if counts.empty else ""
@@ -133,33 +136,28 @@ def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
     Console().print(_shard_table(snapshot, max_rows))
 
 
-def parts_of(snapshot: Snapshot) -> dict[str, int] | None:
-    """Returns suffix -> number of samples with that part; None if a function made the parts, which are not counted."""
-    total: Counter[str] = Counter()
-    for shard in snapshot.shards:
-        counts = stored_counts(snapshot.manifest, shard)
-        if counts is None:
-            return None
-        total.update(counts)
-    return dict(total)
+def parts_of(snapshot: Snapshot) -> dict[str, int]:
+    """Returns the suffix of each stored part -> number of samples that have it."""
+    forms = (item for part in snapshot.manifest.parts for item in part.forms.items())
+    return {suffix: count for suffix, count in forms if count}
 
 
-def pickles_of(snapshot: Snapshot) -> dict[str, int] | None:
-    """Returns the counts of `parts_of` for the parts that are pickles."""
-    parts = parts_of(snapshot)
-    return None if parts is None else {suffix: count for suffix, count in parts.items() if is_pickled(suffix)}
+def pickles_of(snapshot: Snapshot) -> dict[str, int]:
+    """Returns the same for the parts that are pickles."""
+    return {suffix: count for suffix, count in parts_of(snapshot).items() if is_pickled(suffix)}
 
 
 def _parts_line(snapshot: Snapshot) -> str:
     """Returns the list of parts, an encoded one with its source: `tensor.npy (encoded from tensor.pyd)`."""
-    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot) or {}
+    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot)
+    if snapshot.manifest.kind != Kind.BUILD:
+        return ", ".join(parts)
     encoder = Encoder.from_json(recipe)
     transform = f", transform {recipe['transform']}" if recipe["transform"] else ""
+    if encoder is None and transform:
+        return ", ".join(recipe["suffixes"]) + transform
     if encoder is None:
-        counts = {} if transform else {suffix: parts.get(suffix, 0) for suffix in recipe["suffixes"]}
-        total = snapshot.num_samples
-        partial = {suffix: f" ({count:,} of {total:,} samples)" for suffix, count in counts.items() if count < total}
-        return ", ".join(suffix + partial.get(suffix, "") for suffix in recipe["suffixes"]) + transform
+        return ", ".join(_with_count(suffix, parts, snapshot.num_samples) for suffix in recipe["suffixes"])
     if transform:
         return f"{', '.join(sorted(parts))} (encoded, of {', '.join(recipe['suffixes'])}){transform}"
     shown = []
@@ -169,14 +167,17 @@ def _parts_line(snapshot: Snapshot) -> str:
     return ", ".join(shown)
 
 
-def _pickles_line(snapshot: Snapshot) -> list[str]:
-    """Returns which parts a reader has to unpickle; no line if that is unknown."""
-    pickles = pickles_of(snapshot)
-    if pickles is None:
-        return []
+def _with_count(suffix: str, parts: dict[str, int], num_samples: int) -> str:
+    """Returns a suffix, and the number of samples that have that part if not all have."""
+    count = parts.get(suffix, 0)
+    return suffix if count == num_samples else f"{suffix} ({count:,} of {num_samples:,} samples)"
+
+
+def _pickles_line(snapshot: Snapshot) -> str:
+    """Returns which parts a reader has to unpickle."""
     of = f"of {counted(snapshot.num_samples, 'sample')}"
-    counts = ", ".join(f"{suffix} ({count:,} {of})" for suffix, count in pickles.items())
-    return [f"  pickles: {counts or 'none'}"]
+    counts = ", ".join(f"{suffix} ({count:,} {of})" for suffix, count in pickles_of(snapshot).items())
+    return f"  pickles: {counts or 'none'}"
 
 
 def _shard_table(snapshot: Snapshot, max_rows: int | None) -> Table:

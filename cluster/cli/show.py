@@ -59,7 +59,7 @@ def show(
 def _print_sample(snapshot: Snapshot, key: str, shard: Shard, index: ShardIndex, row: int, decoder: Decoder) -> None:
     parts = snapshot.read_row(shard, index, row)
     _print(f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, key {key!r}")
-    _print(f"  shard   {snapshot.store.url_of(snapshot.layout.shard(shard.number))}")
+    _print(f"  shard   {snapshot.shard_url(shard)}")
     _print(f"  sample  {row} of {shard.num_samples:,}, counted from 0")
     for column, suffix in enumerate(index.suffixes):
         if suffix in parts:

@@ -20,6 +20,7 @@ from dray.cluster.cli.options import AsJson, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.shards import Snapshot
+from dray.shards.manifest import Kind
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import local_path
@@ -156,6 +157,7 @@ def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str
 
 def names_in_order(snapshot: Snapshot) -> list[str]:
     """Returns the names of all samples in the order of packing, which makes a rebuild equal."""
+    snapshot.check_is_build()
     table = snapshot.sources()
     shard_positions = {shard.number: position for position, shard in enumerate(snapshot.shards)}
     shards, rows = (table[column].to_pylist() for column in ("shard", "row"))
@@ -169,7 +171,7 @@ def rebuild_command(
 ) -> str | None:
     """Returns the command line that packs what is missing; None if the dataset was made by a program's function."""
     recipe, prefix, counts = snapshot.manifest.recipe, snapshot.layout.prefix, snapshot.manifest.accounting
-    if recipe["transform"] is not None:
+    if snapshot.manifest.kind != Kind.BUILD or recipe["transform"] is not None:
         return None
     words = ["dray", "build", snapshot.manifest.source_url, snapshot.store.url]
     words += ["--prefix", prefix if _is_repairable(findings) else f"repaired-{prefix}"]
@@ -192,7 +194,7 @@ def rebuild_command(
 
 def _suffix_words(snapshot: Snapshot) -> list[str]:
     """Returns the options for the suffixes, in order; from the first that a sample lacks, all are optional."""
-    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot) or {}
+    recipe, parts = snapshot.manifest.recipe, parts_of(snapshot)
     encoder = Encoder.from_json(recipe)
     words, option = [], "--suffix"
     for suffix in recipe["suffixes"]:
@@ -266,7 +268,8 @@ def _advice(report: Report) -> Iterator[str]:
         return
     yield from _first_steps(report, snapshot)
     if report.rebuild is None:
-        yield f"Run the program that made it, with transform_version={snapshot.manifest.recipe['transform']!r}."
+        version = snapshot.manifest.recipe.get("transform")
+        yield f"Run the program that made it{f', with transform_version={version!r}' if version else ''}."
     else:
         yield f"  {report.rebuild}"
         if " --names " not in report.rebuild:

@@ -288,8 +288,7 @@ class _Tools:
 
 def open_reader(catalog: Catalog, wanted: WantedParts, blocks: BlockStore | None = None) -> Reader:
     """A reader for wherever the dataset lies."""
-    is_local = catalog.snapshot.store.local_root is not None
-    return MappedReader(catalog, wanted) if is_local else RangeReader(catalog, wanted, blocks)
+    return MappedReader(catalog, wanted) if catalog.snapshot.is_local else RangeReader(catalog, wanted, blocks)
 
 
 def _where(samples: Samples, first: int, row: int) -> str:

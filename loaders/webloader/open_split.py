@@ -152,7 +152,7 @@ class ChunkSplit:
             collate=options.get("collate_fn"),
         )
         workers = {name: options[name] for name in _OF_WORKERS if name in options}
-        if self._snapshot.store.local_root is None:  # connections do not live through a fork
+        if not self._snapshot.is_local:  # connections do not live through a fork
             workers.setdefault("multiprocessing_context", "spawn")
         return ChunkLoader(
             Passes(

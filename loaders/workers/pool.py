@@ -44,7 +44,7 @@ class WorkerPool:
         self._num_passes = 0
         self._source = _WorkerBatches(maker, [reading for reading, _ in pipes])
         # a store's connections do not live through a fork
-        context = "spawn" if maker.snapshot.store.local_root is None else "fork"
+        context = "fork" if maker.snapshot.is_local else "spawn"
         options = {"timeout": timeout_s, "multiprocessing_context": context}
         self._processes = WorkerProcesses(self._source, num_workers, options)
 

@@ -33,7 +33,7 @@ from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, Operation
-from dray.shards.manifest import Manifest, Shard, SourceChunk
+from dray.shards.manifest import Manifest, Shard, TableChunk, part_table
 from dray.shards.messages import counted
 from dray.shards.parsing.arrays import constant_layouts
 from dray.shards.snapshot import Snapshot
@@ -127,6 +127,7 @@ def compact(
         if head is None:
             raise no_dataset(store, layout)
         base = Snapshot.load(store, layout, head)
+        base.check_is_build()
         groups = plan_for(base.shards, base.manifest.recipe)
         merged = [group for group in groups if len(group) > 1]
         if not merged:
@@ -224,7 +225,7 @@ def _merge_shard(base: Snapshot, task: MergeTask) -> Shard:
         num_samples=len(index.keys),
         digest=_merged_digest(task.parts),
         index_digest=store_index(store, base.layout, task.number, index),
-        parts=None if all(shard.parts is None for shard in task.parts) else index.parts(),
+        parts=index.parts(),
     )
 
 
@@ -349,21 +350,20 @@ def _next_manifest(
     job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
 ) -> Manifest:
     """The last version's but for its shards, and where the table of sources says that samples lie."""
-    return Manifest(
-        prefix=base.manifest.prefix,
-        source_url=base.manifest.source_url,
-        recipe=base.manifest.recipe,
+    kept = {shard.number: shard for shard in base.manifest.counted_shards()}
+    parts, shown = part_table(base.manifest.recipe, [kept.get(shard.number, shard) for shard in shards])
+    return replace(
+        base.manifest,
         intent=intent.number,
-        accounting=base.manifest.accounting,
-        shards=tuple(shards),
+        parts=parts,
+        shards=shown,
         sources=_moved_sources(job, base, groups, shards, intent),
-        left_out=base.manifest.left_out,
     )
 
 
 def _moved_sources(
     job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
-) -> tuple[SourceChunk, ...]:
+) -> tuple[TableChunk, ...]:
     """The table of sources with each sample's new shard and row, stored durably; unchanged chunks stay."""
     moves: dict[int, tuple[int, int]] = {}  # old shard -> new shard, and the row where its samples start
     for group, shard in zip(groups, shards, strict=True):
@@ -382,7 +382,7 @@ def _moved_sources(
     moved = np.array([moves[number] for number in numbers.tolist()], np.int64)[place]
     rows = table["row"].to_numpy() + moved[:, 1]
     chunks = source_chunks(sources, moved[:, 0], rows, fingerprints_in(table, suffixes, "xxh3_64"))
-    known = {chunk.digest: chunk for chunk in base.manifest.sources}
+    known = {chunk.digest: chunk for chunk in base.manifest.sources or ()}
     return tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in chunks)
 
 

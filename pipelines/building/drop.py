@@ -17,6 +17,7 @@ from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Layout
 from dray.shards.log import Commit
 from dray.shards.manifest import Accounting
+from dray.shards.parts import parts_of
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.versions import no_dataset
@@ -45,12 +46,15 @@ def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, p
         if head is None:
             raise no_dataset(store, layout)
         base = Snapshot.load(store, layout, head)
+        base.check_is_build()
         if not base.shards:
             return report_of(base, None, {}, seconds=time.monotonic() - started)
         intent = announce(job, Plan(()), base, stored_sizes(job), progress=progress)
         manifest = replace(
             base.manifest,
             intent=intent.number,
+            num_samples=0,
+            parts=parts_of(base.manifest.recipe, (), ()),
             accounting=Accounting(inputs=0, packed=0),
             shards=(),
             sources=(put_table(job, intent, empty_like(base.sources()), 0, {}),),

@@ -10,6 +10,7 @@ from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import BadInput, Sources
 from dray.pipelines.inputs.transform import Transform
 from dray.shards.layout import Layout
+from dray.shards.parts import Counts
 from dray.shards.storage.store import Store
 
 
@@ -68,7 +69,7 @@ class PackedShard:
         bad: The samples that cannot be packed.
         unread: Those of them that this worker could not read; then the shard waits for the driver to try.
         node: Where it was packed, if there are any of those.
-        parts: Suffix -> how many samples have it; None where every sample has just the recipe's suffixes.
+        parts: Stored suffix -> number of samples that have it.
         stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
     """
 
@@ -79,7 +80,7 @@ class PackedShard:
     source_hashes: NDArray[np.uint64]
     adopted: bool
     bad: tuple[BadInput, ...]
-    parts: Mapping[str, int] | None = None
+    parts: Counts = field(default_factory=dict)
     stayed: Mapping[str, int] = field(default_factory=dict)
     unread: tuple[BadInput, ...] = ()
     node: str = ""

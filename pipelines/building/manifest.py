@@ -15,7 +15,7 @@ from dray.pipelines.planning.plan import Recipe, compare, find_in, fingerprints_
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent, put_content
-from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk, part_table
 
 
 def next_manifest(
@@ -40,66 +40,72 @@ def next_manifest(
         InputError: No sample is left.
     """
     sources = work.sources
-    kept = {shard.number: shard for shard in (work.last.shards if work.last else ())}
+    last = work.snapshot.manifest if work.snapshot else None
+    kept = {shard.number: shard for shard in (last.counted_shards() if last else ())}
     numbers, rows = np.full(len(sources), -1, np.int64), np.zeros(len(sources), np.int64)
     hashes = _hashes_of_kept(work)
     shards = []
     for planned, number in zip(work.planned.shards, intent.shards, strict=True):
-        held = planned.rows
-        if number not in packed:
-            shards.append(kept[number])
-        elif num_samples := packed[number].num_samples:
-            held = planned.rows[packed[number].is_packed]
-            hashes[held] = packed[number].source_hashes
-            shard = packed[number]
-            shards.append(
-                Shard(
-                    number=number,
-                    num_bytes=shard.num_bytes,
-                    num_samples=num_samples,
-                    digest=planned.digest,
-                    index_digest=shard.index_digest,
-                    parts=shard.parts,
-                )
-            )
-        else:
+        held, found = planned.rows, packed.get(number)
+        if found is not None and not found.num_samples:
             continue
+        if found is not None:
+            held = held[found.is_packed]
+            hashes[held] = found.source_hashes
+        shards.append(kept[number] if found is None else _made(found, planned.digest))
         numbers[held], rows[held] = number, np.arange(len(held))
     is_held = np.flatnonzero(numbers >= 0)
     if not len(is_held):
         raise InputError(none_left(work.num_inputs, job.inputs.url, left_out))
     held_sources, held_hashes = sources.take(is_held), hashes[is_held]
     tables = source_chunks(held_sources, numbers[is_held], rows[is_held], held_hashes)
-    known = {chunk.digest: chunk for chunk in (work.snapshot.manifest.sources if work.snapshot else ())}
-    fates = [left.fate for left in left_out]
+    known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
+    parts, shown = part_table(recipe.to_json(), shards)
     manifest = Manifest(
         prefix=job.layout.prefix,
         source_url=job.inputs.url,
         recipe=recipe.to_json(),
         intent=intent.number,
-        accounting=Accounting(
-            inputs=work.num_inputs,
-            packed=sum(shard.num_samples for shard in shards),
-            skipped=fates.count("skipped"),
-            quarantined=fates.count("quarantined"),
-            empty=fates.count(EMPTY),
-        ),
-        shards=tuple(shards),
+        num_samples=len(is_held),
+        accounting=_accounting(work.num_inputs, len(is_held), left_out),
+        parts=parts,
+        shards=shown,
         sources=tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in tables),
         left_out=put_table(job, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
     )
     return manifest, compare(work.last, held_sources, held_hashes)
 
 
-def put_table(
-    job: PackJob, intent: Intent, body: bytes, num_rows: int, known: Mapping[str, SourceChunk]
-) -> SourceChunk:
+def _made(packed: PackedShard, digest: str) -> Shard:
+    """A shard that was packed, with the counts of its parts."""
+    return Shard(
+        number=packed.number,
+        num_bytes=packed.num_bytes,
+        num_samples=packed.num_samples,
+        digest=digest,
+        index_digest=packed.index_digest,
+        parts=packed.parts,
+    )
+
+
+def _accounting(num_inputs: int, num_packed: int, left_out: Sequence[LeftOut]) -> Accounting:
+    fates = [left.fate for left in left_out]
+    return Accounting(
+        inputs=num_inputs,
+        packed=num_packed,
+        empty=fates.count(EMPTY),
+        skipped=fates.count("skipped"),
+        quarantined=fates.count("quarantined"),
+    )
+
+
+def put_table(job: PackJob, intent: Intent, body: bytes, num_rows: int, known: Mapping[str, TableChunk]) -> TableChunk:
     """Store a table of the manifest under the intent, durably; one that the last version has too stays where it is."""
     digest = digest_of(body)
     if digest in known:
         return known[digest]
     put_content(job.output, job.layout.table(intent.number, digest), body)
-    return SourceChunk(intent=intent.number, digest=digest, num_rows=num_rows)
+    return TableChunk(intent=intent.number, digest=digest, num_rows=num_rows)
 
 
 def _hashes_of_kept(work: Work) -> NDArray[np.uint64]:

@@ -100,7 +100,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         source_hashes=filled.source_hashes,
         adopted=False,
         bad=filled.bad,
-        parts=_parts_of(job, filled.index, filled.task.sources.suffixes),
+        parts=filled.index.parts(),
         stayed=filled.stayed,
     )
 
@@ -132,7 +132,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         source_hashes=hashes,
         adopted=True,
         bad=bad,
-        parts=_parts_of(job, index, task.sources.suffixes),
+        parts=index.parts(),
         unread=unread,
         node=node_name() if unread else "",
     )
@@ -144,13 +144,6 @@ def _unread(job: PackJob, task: PackTask, bad: Sequence[BadInput]) -> tuple[BadI
         return ()
     known = {entry.name for entry in task.unreadable}
     return tuple(entry for entry in bad if entry.stage == "read" and entry.name not in known)
-
-
-def _parts_of(job: PackJob, index: ShardIndex, suffixes: tuple[str, ...]) -> dict[str, int] | None:
-    """Suffix -> number of samples that have it; None where each part is a file and none is absent."""
-    if job.packs_files and index.suffixes == suffixes and index.offsets.all():
-        return None
-    return index.parts()
 
 
 def _of_files(index: ShardIndex, values: NDArray[Any], sources: Sources, absent: int = 0) -> NDArray[Any]:

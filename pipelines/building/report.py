@@ -109,5 +109,5 @@ def _num_pickles(snapshot: Snapshot) -> int:
     encoder = Encoder.from_json(snapshot.manifest.recipe)
     if encoder is None:
         return 0
-    counts = (item for shard in snapshot.shards for item in (shard.parts or {}).items())
+    counts = (item for part in snapshot.manifest.parts for item in part.forms.items())
     return sum(count for suffix, count in counts if encoder.may_stay(suffix))

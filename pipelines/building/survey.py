@@ -125,6 +125,8 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
     if spec.checksum:
         sources = _by_content(spec, sources)
     snapshot = Snapshot.load(job.output, job.layout, head) if head else None
+    if snapshot is not None:
+        snapshot.check_is_build()
     stored = stored_sizes(job)
     last = _last(job, snapshot, stored) if snapshot else None
     is_same = None

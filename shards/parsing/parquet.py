@@ -5,11 +5,13 @@ for a billion rows. So every page is looked at before it is read: its values are
 they take, and all pages together have no more than such a file can honestly hold. Price: 20 us a page of 20,000 values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MOST_RATIO = 1000  # of a table's bytes to those of its file: sorted names of much the same length shrink to a hundredth
@@ -28,11 +30,24 @@ LEFT_OUT = pa.schema(
 )
 
 
-def source_schema(suffixes: Sequence[str]) -> pa.Schema:
-    """Returns the columns of a table of sources whose samples have files of these suffixes."""
+PLACE = [("shard", pa.int64()), ("row", pa.int64())]  # of a sample
+
+
+def source_schema(suffixes: Sequence[str], *, has_places: bool = True) -> pa.Schema:
+    """Returns the columns of a table of sources.
+
+    Args:
+        suffixes: Suffixes of the files of a source.
+        has_places: Whether each source is one sample, and the table has its shard and row.
+    """
     kinds = {"size": pa.int64(), "stamp": pa.int64(), "xxh3_64": pa.uint64()}
     files = [(f"{suffix}/{what}", kind) for suffix in suffixes for what, kind in kinds.items()]
-    return pa.schema([("key", pa.string()), ("name", pa.string()), ("shard", pa.int64()), ("row", pa.int64()), *files])
+    return pa.schema([("key", pa.string()), ("name", pa.string()), *(PLACE if has_places else ()), *files])
+
+
+def sample_schema(*, has_sources: bool) -> pa.Schema:
+    """Returns the columns of a table of samples; `source`, if there are sources, is the key of a sample's source."""
+    return pa.schema([("key", pa.string()), *([("source", pa.string())] if has_sources else []), *PLACE])
 
 
 def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
@@ -55,6 +70,31 @@ def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
     if any(column.null_count for column in table.columns):
         raise ValueError("a column has nulls")
     return table
+
+
+def check_keys(keys: pa.ChunkedArray) -> None:
+    """Raises ValueError where the keys of a table do not ascend."""
+    if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
+        raise ValueError("its keys are not in order, or one is there twice")
+
+
+def check_places(table: pa.Table, shards: Mapping[int, int]) -> None:
+    """Check that the samples of a table are those of shards.
+
+    Args:
+        table: Has the columns shard and row.
+        shards: Number of samples of each shard, by its number.
+
+    Raises:
+        ValueError: They are not.
+    """
+    numbers, counts = np.array(sorted(shards.items()), np.int64).reshape(-1, 2).T
+    found, rows = table["shard"].to_numpy(), table["row"].to_numpy()
+    places = np.searchsorted(numbers, found).clip(max=len(numbers) - 1)
+    if (numbers[places] != found).any() or (rows < 0).any() or (rows >= counts[places]).any():
+        raise ValueError("a sample lies in a shard or a row that the version does not have")
+    if np.bincount((np.cumsum(counts) - counts)[places] + rows).max(initial=0) > 1:
+        raise ValueError("two samples lie in one row of a shard")
 
 
 def _check_pages(body: bytes, num_rows: int) -> None:

@@ -118,9 +118,11 @@ def _object_reader(kind: type[Any]) -> _Reader:
         if missing := required - names:
             raise ValueError(f"{kind.__name__} without {', '.join(sorted(missing))}")
         values = {}
-        for name in names & readers.keys():
+        for name, read_field in readers.items():
+            if name not in names:
+                continue
             try:
-                values[name] = readers[name](value[name])
+                values[name] = read_field(value[name])
             except _UnexpectedError as exc:
                 raise ValueError(f"{name} of {kind.__name__} is {exc}") from exc
         return kind(**values)

@@ -75,11 +75,11 @@ class Catalog:
 
     def shard_name(self, place: int) -> str:
         """The name of its tar."""
-        return self.snapshot.layout.shard(self.shard(place).number)
+        return self.snapshot.shard_name(self.shard(place))
 
     def shard_url(self, place: int) -> str:
         """The URL of its tar, for messages."""
-        return self.snapshot.store.url_of(self.shard_name(place))
+        return self.snapshot.shard_url(self.shard(place))
 
     def columns(self, place: int) -> Columns:
         """The index of a shard, checked against the snapshot; kept for the next time.

@@ -11,7 +11,7 @@ from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit
-from dray.shards.manifest import Accounting, Manifest, Shard
+from dray.shards.manifest import Accounting, Kind, Manifest, Shard, part_table
 from dray.shards.parsing.columns import Columns
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore
@@ -42,12 +42,10 @@ class PlainTars:
 
     Attributes:
         snapshot: What a build of these tars would have committed; it lies in memory alone.
-        names: Of the tars.
         indexes: One a tar, as they would lie on storage.
     """
 
     snapshot: Snapshot
-    names: Sequence[str]
     indexes: Sequence[bytes]
 
     @classmethod
@@ -68,10 +66,12 @@ class PlainTars:
                 num_samples=len(index.keys),
                 digest="",
                 index_digest=digest_of(body),
+                parts=index.parts(),
+                name=name,
             )
-            for number, (index, body) in enumerate(zip(indexes, bodies, strict=True))
+            for number, (name, index, body) in enumerate(zip(names, indexes, bodies, strict=True))
         )
-        return cls(_snapshot(store, prefix, shards), names, bodies)
+        return cls(_snapshot(store, prefix, shards), bodies)
 
 
 class PlainCatalog(Catalog):
@@ -86,10 +86,6 @@ class PlainCatalog(Catalog):
         super().__init__(tars.snapshot, blocks=blocks)
         self._tars = tars
 
-    def shard_name(self, place: int) -> str:
-        """The name of a tar."""
-        return self._tars.names[place]
-
     def _read(self, place: int) -> Columns:
         return Columns.read(self._tars.indexes[place], self.shard_url(place))
 
@@ -100,16 +96,19 @@ def _index(store: Store, name: str) -> ShardIndex:
         return ShardIndex.of_members(members, shard_bytes=stream.tell(), where=store.url_of(name))
 
 
-def _snapshot(store: Store, prefix: str, shards: tuple[Shard, ...]) -> Snapshot:
-    num_samples = sum(shard.num_samples for shard in shards)
+def _snapshot(store: Store, prefix: str, counted_shards: Sequence[Shard]) -> Snapshot:
+    num_samples = sum(shard.num_samples for shard in counted_shards)
+    parts, shards = part_table({}, counted_shards)
     manifest = Manifest(
+        kind=Kind.INDEXED,
         prefix=prefix,
         source_url="",
         recipe={},
         intent=0,
-        accounting=Accounting(inputs=num_samples, packed=num_samples),
+        num_samples=num_samples,
+        accounting=Accounting(inputs=0, packed=0),
+        parts=parts,
         shards=shards,
-        sources=(),
     )
     commit = Commit(
         number=0,

@@ -136,7 +136,7 @@ class MappedReader:
 
     def _map(self, place: int) -> memoryview:
         catalog = self._catalog
-        path = Path(str(catalog.snapshot.store.local_root), catalog.shard_name(place))
+        path = Path(str(catalog.snapshot.tars.local_root), catalog.shard_name(place))
         url, expected = catalog.shard_url(place), catalog.shard(place).num_bytes
         try:
             with path.open("rb") as file:

@@ -120,7 +120,7 @@ class RowFetcher:
                     with self._lock:
                         self.stats.requests += sum(size > 0 for size in sizes)
                         self.stats.bytes_read += sum(sizes)
-                    store = self._catalog.snapshot.store
+                    store = self._catalog.snapshot.tars
                     if not any(sizes) and store.head(name) is None:  # nothing of the shard would be asked for
                         raise NotFoundError(f"{store.url_of(name)}: the shard is missing")
                     bodies = store.get_ranges(name, starts, sizes, gap=0)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.errors import CallError, DamagedError
+from dray.shards.errors import DamagedError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 
@@ -207,8 +207,7 @@ def wanted_columns(samples: Samples, wanted: WantedParts) -> dict[str, Column]:
     """The wanted parts of some samples, by name.
 
     Raises:
-        CallError: A sample lacks a part that may not be missing, or has a part that others lack; names shard, key and
-            suffix.
+        CallError: A sample lacks a part that may not be missing; names shard, key and suffix.
     """
     columns = {part.name: samples.column(part) for part in wanted.parts}
     if wanted.missing == Missing.ERROR:
@@ -216,8 +215,6 @@ def wanted_columns(samples: Samples, wanted: WantedParts) -> dict[str, Column]:
             if None in (suffixes := columns[part.name].suffixes):
                 number = suffixes.index(None)
                 raise lacking_error(samples.where(number), part.name, stored_suffixes(samples, number))
-    if wanted.is_all:
-        _check_no_other(samples, wanted)
     return columns
 
 
@@ -225,19 +222,6 @@ def stored_suffixes(samples: Samples, number: int) -> list[str]:
     """The suffixes of all parts that one of some samples has, whether they are read or not."""
     columns = samples.catalog.columns(int(samples.places[number]))
     return [suffix for suffix, offsets in columns.offsets.items() if offsets[samples.rows[number]]]
-
-
-def _check_no_other(samples: Samples, wanted: WantedParts) -> None:
-    """Raise an error if a sample has a part that is not wanted, where all parts are."""
-    known = {suffix for part in wanted.parts for suffix in part.among(samples.parts)}
-    for suffix in samples.parts.keys() - known:
-        is_there = _is_there(samples.parts[suffix])
-        if is_there.any():
-            number = int(is_there.argmax())
-            raise CallError(
-                f"{samples.where(number)}: the sample has a part {suffix!r}, which others lack: name the parts to "
-                "read with parts=, or give missing='none' to get None where a sample lacks one"
-            )
 
 
 def _is_there(parts: Parts) -> NDArray[np.bool_]:

@@ -3,8 +3,7 @@
 A wanted suffix may name a part as it is stored, or an encoded part by any of its names (see `dray.shards.parts`).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,11 +13,10 @@ from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.layout import check_suffixes
 from dray.shards.manifest import Manifest
 from dray.shards.parsing.columns import Columns
-from dray.shards.parts import PartForms, encoded_parts, stored_counts
+from dray.shards.parts import Counts, PartForms
 from dray.shards.reading.catalog import Catalog
 
 FEW_SHARDS = 8  # whose samples are looked at to find one that has all parts
-INDEXES_AT_ONCE = 16  # that are read to learn which parts a dataset has
 
 
 class Missing(StrEnum):
@@ -71,8 +69,7 @@ class WantedParts:
     Attributes:
         parts: In the order of a batch.
         missing: What happens to a sample that lacks one.
-        is_all: Whether these are all parts that a sample may have: any other is an error. So it is where all parts
-            were asked for and nothing is recorded about what the samples have.
+        is_all: Whether every stored part is read, under its own suffix, whatever `parts` says.
     """
 
     parts: tuple[Part, ...]
@@ -126,37 +123,32 @@ def named_parts(
         by_ending: Whether a name may be just the end of a suffix, "pyd" for "tensor.pyd". Not if some sample is known
             to have a part of that name: another part must not stand for it where it is missing.
     """
-    encoded = () if manifest is None else encoded_parts(manifest)
-    stored = set[str]() if manifest is None else _stored(manifest)
+    known = () if manifest is None else manifest.parts
+    stored = {suffix.lower() for part in known for suffix, count in part.forms.items() if count}
     parts = []
     for name in names:
         alternatives = name.lower().split(";") if by_ending else [name.lower()]
-        choices = tuple(choice for wanted in alternatives for choice in _choices(wanted, encoded))
+        choices = tuple(choice for wanted in alternatives for choice in _choices(wanted, known))
         if by_ending and not any(choice & stored for choice in choices):
             endings = tuple(f".{wanted}" for wanted in alternatives)
-            parts.append(Part(name, choices, endings, _forms_ending(endings, encoded, stored)))
+            parts.append(Part(name, choices, endings, _forms_ending(endings, known, stored)))
         else:
             parts.append(Part(name, choices))
     return WantedParts(tuple(parts), missing)
 
 
-def _stored(manifest: Manifest) -> set[str]:
-    """The stored suffixes that some sample has, in lower case, as far as the build recorded them."""
-    counts = [stored_counts(manifest, shard) or {} for shard in manifest.shards]
-    return {suffix.lower() for of_shard in counts for suffix in of_shard}
-
-
-def _choices(wanted: str, encoded: Sequence[PartForms]) -> list[frozenset[str]]:
+def _choices(wanted: str, known: Sequence[PartForms]) -> list[frozenset[str]]:
     """The suffix itself, then all forms of the encoded part that it names."""
-    forms = [part.forms for part in encoded if wanted in part.aliases]
+    forms = [part.suffixes for part in known if part.is_encoded and wanted in part.aliases]
     return [frozenset({wanted}), *([frozenset().union(*forms)] if forms else [])]
 
 
-def _forms_ending(endings: tuple[str, ...], encoded: Sequence[PartForms], stored: set[str]) -> frozenset[str]:
+def _forms_ending(endings: tuple[str, ...], known: Sequence[PartForms], stored: set[str]) -> frozenset[str]:
     """All forms of the encoded parts of which some sample has a form that ends so; else of those whose name does."""
-    found = [part for part in encoded if any(form.endswith(endings) for form in part.forms & stored)]
+    encoded = [part for part in known if part.is_encoded]
+    found = [part for part in encoded if any(form.endswith(endings) for form in part.suffixes & stored)]
     found = found or [part for part in encoded if part.name.lower().endswith(endings)]
-    return frozenset().union(*(part.forms for part in found))
+    return frozenset().union(*(part.suffixes for part in found))
 
 
 def open_parts(catalog: Catalog, names: str | Iterable[str] | None, missing: str) -> WantedParts:
@@ -175,19 +167,17 @@ def open_parts(catalog: Catalog, names: str | Iterable[str] | None, missing: str
 def all_parts(catalog: Catalog, missing: Missing) -> WantedParts:
     """All parts of a dataset's samples, an encoded one under the suffix of its source.
 
-    What the manifest does not record is taken from the indexes: of the first shard, or if parts may be missing of all.
-
     Raises:
-        CallError: A part is not in all samples, as far as that is known, and may not be missing.
+        CallError: A part is not in all samples, and may not be missing.
     """
-    recorded = _recorded(catalog)
-    is_recorded = None not in recorded
-    known = recorded if is_recorded or missing == Missing.NONE else recorded[:1]
-    counts = _completed(catalog, known)
-    parts = tuple(Part(name, (forms,)) for name, forms in _named_forms(catalog.snapshot.manifest, counts))
+    counts = _counts(catalog)
+    stored = {suffix for of_shard in counts for suffix, count in of_shard.items() if count}
+    parts = tuple(
+        Part(part.name, (part.suffixes,)) for part in catalog.snapshot.manifest.parts if stored & part.forms.keys()
+    )
     if missing == Missing.ERROR:
         _check_all_have(catalog, parts, counts)
-    return WantedParts(parts, missing, is_all=not is_recorded and missing == Missing.ERROR)
+    return WantedParts(parts, missing)
 
 
 def first_complete(catalog: Catalog, wanted: WantedParts) -> int:
@@ -205,59 +195,26 @@ def first_complete(catalog: Catalog, wanted: WantedParts) -> int:
     return 0
 
 
-def _named_forms(manifest: Manifest, counts: Sequence[Mapping[str, int]]) -> list[tuple[str, frozenset[str]]]:
-    """Name and forms of each part that some sample has, in the order of the recipe where it names the parts."""
-    encoded = encoded_parts(manifest)
-    found: dict[frozenset[str], str] = {}
-    for suffix in dict.fromkeys(suffix for of_shard in counts for suffix in of_shard):
-        part = part_of(suffix, encoded)
-        found.setdefault(part.forms, part.name)
-    order = list(manifest.recipe.get("suffixes", ()))
-    parts = [(name, forms) for forms, name in found.items()]
-    return sorted(parts, key=lambda part: order.index(part[0]) if part[0] in order else len(order))
-
-
 def check_named(catalog: Catalog, wanted: WantedParts) -> None:
-    """Look for the wanted parts in the manifest, or where it does not record them in one index after another.
+    """Look for the wanted parts among those of the samples.
 
     Raises:
         CallError: A wanted part is in no sample; names those that are there.
     """
-    lacking, seen = list(wanted.parts), dict[str, None]()
-    for place, recorded in enumerate(_recorded(catalog)):
-        if not lacking:
-            return
-        counts = recorded or counts_of(catalog.columns(place))
-        stored = [suffix for suffix, count in counts.items() if count]
-        seen |= dict.fromkeys(stored)
-        lacking = [part for part in lacking if not part.among(stored)]
-    if lacking:
-        have = ", ".join(sorted(seen))
-        raise CallError(
-            f"{catalog.snapshot.store.url}: no sample has a part {lacking[0].name!r}; their parts are {have}"
-        )
+    stored = sorted({suffix for of_shard in _counts(catalog) for suffix, count in of_shard.items() if count})
+    for part in wanted.parts:
+        if not part.among(stored):
+            raise CallError(
+                f"{catalog.snapshot.store.url}: no sample has a part {part.name!r}; their parts are {', '.join(stored)}"
+            )
 
 
-def counts_of(columns: Columns) -> dict[str, int]:
-    """Stored suffix -> number of samples of a shard that have it."""
-    return {suffix: int((offsets > 0).sum()) for suffix, offsets in columns.offsets.items()}
+def _counts(catalog: Catalog) -> list[Counts]:
+    """The counts of each shard that has samples within the limit."""
+    return catalog.snapshot.manifest.counts()[: catalog.num_places]
 
 
-def _recorded(catalog: Catalog) -> list[Mapping[str, int] | None]:
-    """The counts of each shard that has samples within the limit, as the build recorded them."""
-    manifest = catalog.snapshot.manifest
-    return [stored_counts(manifest, shard) for shard in manifest.shards[: catalog.num_places]]
-
-
-def _completed(catalog: Catalog, recorded: Sequence[Mapping[str, int] | None]) -> list[Mapping[str, int]]:
-    """The counts of shards, from their indexes where they were not recorded."""
-    unread = [place for place, counts in enumerate(recorded) if counts is None]
-    with ThreadPoolExecutor(INDEXES_AT_ONCE) as threads:
-        read = dict(zip(unread, threads.map(lambda place: counts_of(catalog.columns(place)), unread), strict=True))
-    return [read[place] if counts is None else counts for place, counts in enumerate(recorded)]
-
-
-def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[Mapping[str, int]]) -> None:
+def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[Counts]) -> None:
     """Compare with the number of samples, but not in a shard of which the limit takes only some.
 
     Raises:
@@ -274,9 +231,3 @@ def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[
                     f"parts=None reads all parts, but {num_samples - have:,} of the {num_samples:,} samples of "
                     f"{catalog.shard_url(place)} lack {part.name!r}: name the parts with parts=, or give missing='none'"
                 )
-
-
-def part_of(suffix: str, encoded: Sequence[PartForms]) -> PartForms:
-    """The encoded part that a stored suffix is a form of; else one that has no other form."""
-    found = (part for part in encoded if suffix.lower() in part.forms)
-    return next(found, PartForms(suffix, frozenset({suffix.lower()})))

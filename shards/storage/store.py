@@ -93,6 +93,14 @@ class Store:
     def __reduce__(self) -> tuple[type["Store"], tuple[str, dict[str, Any]]]:
         return Store, (self.url, dict(self._access.options))
 
+    def at(self, url: str) -> "Store":
+        """Returns the store of another URL, with the same options.
+
+        Raises:
+            CallError: See `Store`.
+        """
+        return Store(url, dict(self._access.options))
+
     def url_of(self, name: str) -> str:
         """Returns the URL of one object or folder."""
         if not name:

@@ -14,7 +14,8 @@ from xxhash import xxh3_64_intdigest
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
-from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
+from dray.shards.parts import PartForms
 from dray.shards.storage.store import Store
 from tests.support.datasets import number_as_text, pack, recipe_of, tensor_of
 
@@ -70,9 +71,11 @@ def commit_shards(folder: Path, layout: Layout, shard_bytes: int, index_digest: 
         source_url="file:///in",
         recipe=recipe_of("bin"),
         intent=1,
+        num_samples=num_samples,
         accounting=Accounting(inputs=num_samples, packed=num_samples),
+        parts=(PartForms(name="bin", forms={"bin": num_samples}),),
         shards=shards,
-        sources=tuple(SourceChunk(intent=1, digest="cd" * 16, num_rows=1_000_000) for _ in range(num_samples // 10**6)),
+        sources=tuple(TableChunk(intent=1, digest="cd" * 16, num_rows=1_000_000) for _ in range(num_samples // 10**6)),
     ).to_bytes()
     put_content(store, layout.manifest(1, digest_of(manifest)), manifest)
     commit = Commit(

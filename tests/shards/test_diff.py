@@ -18,7 +18,7 @@ from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, new_write_id, now, put_content
-from dray.shards.manifest import Accounting, SourceChunk
+from dray.shards.manifest import Accounting, TableChunk
 from tests.conftest import MakeInputs, Place
 from tests.support.datasets import build, latest
 
@@ -44,14 +44,17 @@ def snapshot_of(
     for start in range(0, max(1, len(table)), rows):
         body = parquet_of(table[start : start + rows])
         put_content(STORE, LAYOUT.table(1, digest_of(body)), body)
-        chunks.append(SourceChunk(intent=1, digest=digest_of(body), num_rows=len(table[start : start + rows])))
+        chunks.append(TableChunk(intent=1, digest=digest_of(body), num_rows=len(table[start : start + rows])))
     shards = tuple(
         Shard(number=number, num_bytes=1, num_samples=len(samples), digest="", index_digest=str(number))
         for number in numbers
     )
     values = {"source_url": "file:///in", "recipe": {"suffixes": [suffix]}, **fields}
     accounting = Accounting(inputs=len(samples), packed=len(samples))
-    manifest = Manifest(prefix="wds", intent=1, accounting=accounting, shards=shards, sources=tuple(chunks), **values)
+    manifest = Manifest(
+        prefix="wds", intent=1, num_samples=len(samples), accounting=accounting, parts=(), shards=shards,
+        sources=tuple(chunks), **values,
+    )  # fmt: skip
     commit = Commit(
         number=1,
         operation="build",

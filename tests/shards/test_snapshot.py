@@ -15,7 +15,8 @@ from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
-from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
+from dray.shards.parts import PartForms
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 from dray.shards.tar import TarWriter, scan
@@ -54,11 +55,11 @@ def put_shard(store: Store, number: int, keys: list[str]) -> Shard:
     )
 
 
-def put_sources(store: Store, table: pa.Table) -> SourceChunk:
+def put_sources(store: Store, table: pa.Table) -> TableChunk:
     """Store a chunk of sources."""
     body = parquet_of(table)
     put_content(store, LAYOUT.table(1, digest_of(body)), body)
-    return SourceChunk(intent=1, digest=digest_of(body), num_rows=table.num_rows)
+    return TableChunk(intent=1, digest=digest_of(body), num_rows=table.num_rows)
 
 
 def put_version(store: Store, version: int, manifest: Manifest) -> None:
@@ -89,7 +90,9 @@ def manifest(place: Place) -> Manifest:
         source_url="file:///in",
         recipe={**recipe_of("cls"), "nested": {"ü": 1.5}},
         intent=1,
+        num_samples=3,
         accounting=Accounting(inputs=3, packed=3),
+        parts=(PartForms(name="cls", forms={"cls": 3}),),
         shards=(put_shard(store, 0, ["a", "b"]), put_shard(store, 1, ["c"])),
         sources=(put_sources(store, SOURCES[:2]), put_sources(store, SOURCES[2:])),
     )
@@ -118,8 +121,10 @@ def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> Non
     store = Store(place.url, place.storage_options)
     before = latest(place, "wdshards")
     shards, counts = (*manifest.shards, put_shard(store, 2, ["d"])), Accounting(inputs=4, packed=4)
-    sources = (*manifest.sources, put_sources(store, table_of({"d": (2, 0)})))
-    put_version(store, 2, replace(manifest, shards=shards, sources=sources, accounting=counts))
+    sources = (*(manifest.sources or ()), put_sources(store, table_of({"d": (2, 0)})))
+    parts = (PartForms(name="cls", forms={"cls": 4}),)
+    later = replace(manifest, shards=shards, sources=sources, num_samples=4, accounting=counts, parts=parts)
+    put_version(store, 2, later)
     assert (before.version, before.num_samples) == (1, 3)
     assert (latest(place, "wdshards").version, latest(place, "wdshards").num_samples) == (2, 4)
     first = Snapshot.open(place.url, "wdshards", version=1, storage_options=place.storage_options)

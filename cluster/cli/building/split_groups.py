@@ -91,7 +91,8 @@ def leaks(
         if head is None:
             continue
         snapshot = Snapshot.load(found.store, found.layout, head)
-        if not snapshot.shards or snapshot.manifest.source_url not in origins:
+        manifest = snapshot.manifest
+        if not manifest.shards or manifest.sources is None or manifest.source_url not in origins:
             continue
         table = snapshot.sources()
         shared = sum(int((find_in(table, work.sources) >= 0).sum()) for work in works)

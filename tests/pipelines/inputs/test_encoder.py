@@ -572,5 +572,5 @@ def test_a_merged_shard_counts_its_parts(tmp_path: Path) -> None:
         names = inputs.names[:number]
         build(Inputs(inputs.folder, names, inputs.suffixes), tmp_path / "out", min_num_shards=None)
     compact(Store(str(tmp_path / "out")), Layout("wds"), retention=None, progress=False)
-    (shard,) = Snapshot.open(tmp_path / "out", "wds").shards
-    assert shard.parts == {"value.npy": 18, "value.pyd": 6}
+    (counts,) = Snapshot.open(tmp_path / "out", "wds").manifest.counts()
+    assert counts == {"value.npy": 18, "value.pyd": 6}

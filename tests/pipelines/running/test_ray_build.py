@@ -114,7 +114,7 @@ def test_encoded_in_process_and_on_two_nodes_the_bytes_are_the_same(make_inputs:
     for folder, address in (("process", "none"), ("nodes", None)):
         build(inputs, tmp_path / folder, encode="auto", address=address)
     assert content(tmp_path / "process") == content(tmp_path / "nodes")
-    assert Snapshot.open(tmp_path / "nodes", "wds").shards[0].parts == {
+    assert Snapshot.open(tmp_path / "nodes", "wds").manifest.counts()[0] == {
         "image.pyd": 2, "label.cls": 5, "image.json": 3
     }  # fmt: skip
 

@@ -143,7 +143,9 @@ def manifest_of(intent_number: int, *shards: int) -> Manifest:
         source_url="",
         recipe={},
         intent=intent_number,
+        num_samples=len(shards),
         accounting=Accounting(inputs=len(shards), packed=len(shards)),
+        parts=(),
         shards=entries,
         sources=(),
     )

@@ -11,8 +11,9 @@ from dray.shards.errors import DamagedError
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
-from dray.shards.manifest import Accounting, Manifest, Shard, SourceChunk
+from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
 from dray.shards.parsing.records import HEADER, read_record
+from dray.shards.parts import PartForms
 from dray.shards.storage.store import Store
 from dray.shards.versions import Holds, read_holds
 from tests.support.datasets import recipe_of
@@ -24,10 +25,12 @@ MANIFEST = Manifest(
     source_url="file:///in",
     recipe={**recipe_of("cls"), "encode": {"cls": "json"}, "allow": ["a.B"], "allow_pickle": True, "later": [{}]},
     intent=1,
+    num_samples=4,
     accounting=Accounting(inputs=5, packed=4, skipped=1),
+    parts=(PartForms(name="cls", forms={"cls": 4, "cls.json": 0}),),
     shards=(SHARD, replace(SHARD, number=1, parts=None)),
-    sources=(SourceChunk(intent=1, digest=DIGEST, num_rows=4),),
-    left_out=SourceChunk(intent=1, digest=DIGEST, num_rows=1),
+    sources=(TableChunk(intent=1, digest=DIGEST, num_rows=4),),
+    left_out=TableChunk(intent=1, digest=DIGEST, num_rows=1),
 )
 COMMIT = Commit(
     number=7, operation="build", version=7, intent=1, manifest=DIGEST, num_samples=4, num_shards=2, num_bytes=8192,
@@ -66,14 +69,25 @@ HOSTILE_HEADER: Mapping[str, list[Any]] = {
     "features": [None, "a", {}, [1], [["a"]], ["b", "a"], ["a", "a"], ["\ud800"]],
 }
 HOSTILE_MANIFEST: Mapping[str, list[Any]] = {
-    **numbers_of("intent", "accounting/inputs", "accounting/packed", "accounting/skipped", "accounting/quarantined"),
+    **numbers_of("intent", *(f"accounting/{name}" for name in ("inputs", "packed", "empty", "skipped", "quarantined"))),
+    **numbers_of("parts/0/forms/cls", "num_samples"),
     **numbers_of("shards/0/number", "shards/0/num_bytes", "shards/0/num_samples", "shards/0/parts/cls"),
     **numbers_of("sources/0/num_rows", "sources/0/intent", "left_out/num_rows"),
     **dict.fromkeys(("prefix", "source_url"), NO_TEXTS),
     **dict.fromkeys(("shards/0/digest", "shards/1/index_digest", "sources/0/digest", "left_out/digest"), NO_DIGESTS),
     **HOSTILE_HEADER,
+    "kind": [*NO_TEXTS, "", "other"],
+    "base": [1, "", "s3://bucket/tars"],
+    "num_samples": [*NO_NUMBERS, 3, 5],
+    "parts": [None, [], {}, "", [None], [{"name": "cls"}], [{"name": "cls", "forms": {"cls": 4}}] * 2],
+    "parts/0/name": NO_TEXTS,
+    "parts/0/forms": [None, [], {}, {"CLS": 4}, {"cls": 3}, {"cls": 4, "other": 1}],
     "shards": [None, [], {}, "", [None], [[]]],
+    "shards/0/name": [1, "", "other.tar"],
+    "shards/0/etag": [1, "other"],
+    "shards/0/mtime": [-1, "1", 1.5, 7],
     "sources": [None, [], {}],
+    "samples": [1, [], {}, [{"intent": 1, "digest": DIGEST, "num_rows": 3}]],
     "left_out": [None, [], 0, {}],
     "accounting": [None, {}, {"inputs": 5}],
     "shards/1/number": [0, 10**18],
@@ -89,9 +103,24 @@ HOSTILE_MANIFEST: Mapping[str, list[Any]] = {
     "recipe/allow_pickle": [None, 1],
     "recipe/later": [float("inf"), float("nan"), {"a": ["\ud800"]}],
 }
+INDEXED = replace(
+    MANIFEST, kind="indexed", base="s3://bucket/tars", source_url="", recipe={},
+    accounting=Accounting(inputs=0, packed=0),
+    shards=(replace(SHARD, name="a/0.tar", etag="e", mtime=1), replace(SHARD, number=1, name="b.tar")),
+    sources=None, samples=MANIFEST.sources, left_out=None,
+)  # fmt: skip
+HOSTILE_INDEXED: Mapping[str, list[Any]] = {
+    "base": [1, "", "tars", "/tars", "file:///a/../b", "ftp://bucket/tars", "s3://bucket/tars/", "s3://user@bucket/x"],
+    "shards/0/name": [1, "", "/etc/passwd", "../x.tar", "a/../x.tar", "a//x.tar", "x\n.tar"],
+    "shards/0/etag": [1, "\ud800"],
+    "shards/0/mtime": NO_NUMBERS[1:],
+    "shards/0/num_bytes": [*NO_NUMBERS, 1023, 2**40 + 1],
+    "samples": [None, [], {}],
+    "accounting/inputs": [1],
+}
 # The tar of a shard has room for its samples and is at most 4 GiB; every count agrees with the others.
 IMPOSSIBLE_COUNTS = [
-    {"shards/0/num_samples": 10**10, "accounting/packed": 10**10 + 2},
+    {"shards/0/num_samples": 10**10, "accounting/packed": 10**10 + 2, "num_samples": 10**10 + 2},
     {"shards/0/num_samples": 2**63 - 1},
     {"shards/0/num_samples": 7, "accounting/packed": 9, "accounting/inputs": 10, "sources/0/num_rows": 9},
     {"shards/0/num_samples": 0, "accounting/packed": 2, "accounting/inputs": 3, "sources/0/num_rows": 2},
@@ -135,17 +164,21 @@ def put(store: Store, name: str, body: bytes) -> Store:
 
 def test_what_the_cases_start_from_is_good() -> None:
     """Else they would be refused for another reason."""
-    assert Manifest.from_bytes(MANIFEST.to_bytes(), "x") == MANIFEST
+    for manifest in (MANIFEST, INDEXED, replace(MANIFEST, kind="written")):
+        assert Manifest.from_bytes(manifest.to_bytes(), "x") == manifest
     for record, name, read in ((COMMIT, LAYOUT.commit(7), read_commit), (INTENT, LAYOUT.intent(3), read_intent)):
         store = put(Store(f"memory://{new_write_id()}"), name, with_values(record, {}))
         assert read(store, LAYOUT, record.number) == record
 
 
-@pytest.mark.parametrize("path", HOSTILE_MANIFEST)
-def test_a_hostile_manifest_is_damage(path: str) -> None:
+@pytest.mark.parametrize(
+    ("manifest", "path", "values"),
+    [(MANIFEST, *case) for case in HOSTILE_MANIFEST.items()] + [(INDEXED, *case) for case in HOSTILE_INDEXED.items()],
+)
+def test_a_hostile_manifest_is_damage(manifest: Manifest, path: str, values: list[Any]) -> None:
     """The error names it and the way out."""
-    for value in HOSTILE_MANIFEST[path]:
-        body = with_values(MANIFEST, {path: value})
+    for value in values:
+        body = with_values(manifest, {path: value})
         with pytest.raises(DamagedError, match=r"at/x.json: not a readable manifest \(.*\): dray log .* dray rollback"):
             Manifest.from_bytes(body, "at/x.json")
 

@@ -1,7 +1,6 @@
 """Which parts a loader reads: parts that samples lack, forms of encoded parts, letter case, shapes that differ."""
 
 import io
-import json
 import pickle
 import tarfile
 from collections.abc import Callable, Mapping
@@ -19,9 +18,7 @@ from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import Dataset, PickledDataWDS, ShardLoader, Split, WebDataModule
 from dray.loaders.batching.collate import collate
 from dray.pipelines import pickles_to_tars
-from dray.shards import CallError, Snapshot, Store
-from dray.shards.index import digest_of
-from dray.shards.parsing.records import canonical_json
+from dray.shards import CallError, Store
 from tests.conftest import Dray
 from tests.support import datasets
 
@@ -50,20 +47,6 @@ def encode(folder: Path, values: list[Any], encode: Any = "auto", **more: Any) -
     """The URL of a dataset of two samples a shard, whose parts image.pyd are these values."""
     parts = {"image.pyd": lambda number: pickle.dumps(values[number])} | more
     return datasets.pack(folder, len(values), -(-len(values) // 2), parts=parts, encode=encode)
-
-
-def forget_counts(url: str) -> str:
-    """Let the manifest record no counts, as older versions of dray did for the parts that a function makes."""
-    snapshot = Snapshot.open(url)
-    store, layout, old = snapshot.store, snapshot.layout, snapshot.commit
-    manifest = json.loads(store.get(layout.manifest(old.intent, old.manifest)))
-    for shard in manifest["shards"]:
-        shard.pop("parts", None)
-    body = canonical_json(manifest)
-    store.put_new(layout.manifest(old.intent, digest_of(body)), body)
-    commit = json.loads(store.get(layout.commit(old.version)))
-    datasets.overwrite(store, layout.commit(old.version), canonical_json({**commit, "manifest": digest_of(body)}))
-    return url
 
 
 def only(url: str, size: int, **options: Any) -> dict[str, Any]:
@@ -116,31 +99,13 @@ def test_missing_none_gives_none_in_a_list(tmp_path: Path) -> None:
     assert kept["note.txt"] is None
 
 
-@pytest.mark.parametrize("is_recorded", [True, False])
-def test_all_parts_must_be_in_all_samples(tmp_path: Path, is_recorded: bool) -> None:
-    """Said when the loader is opened, or where nothing was recorded at the batch whose sample differs."""
+def test_all_parts_must_be_in_all_samples(tmp_path: Path) -> None:
+    """Else opening the loader raises an error that names the shard and the part."""
     url = build(tmp_path, some)
-    if not is_recorded:
-        forget_counts(url)
-        batches = iter(ShardLoader(url, batch_size=2))
-        assert list(next(batches)) == ["x.pyd", "label.cls"]
-        next(batches)
-        with pytest.raises(CallError, match=r"key 's4': no part with suffix 'label\.cls'"):
-            next(batches)
-        with pytest.raises(CallError, match=r"key 's5': the sample has a part 'note\.txt', which others lack.*parts="):
-            list(ShardLoader(url, batch_size=1, shuffle=True, seed=2))
-    else:
-        with pytest.raises(CallError, match=r"000000\.tar lack 'note\.txt': name the parts with parts=, or give miss"):
-            ShardLoader(url, batch_size=2)
+    with pytest.raises(CallError, match=r"000000\.tar lack 'note\.txt': name the parts with parts=, or give miss"):
+        ShardLoader(url, batch_size=2)
     assert only(url, 6, missing="none").keys() == {"x.pyd", "label.cls", "note.txt"}
     assert only(url, 4, limit=4).keys() == {"x.pyd", "label.cls"}
-
-
-def test_first_sample_of_first_shard_lacks(tmp_path: Path) -> None:
-    """Without counts this is said when the loader is opened, from the first index."""
-    url = forget_counts(build(tmp_path, lambda number: {"x.pyd": FLOAT} | ({"n.cls": 1} if number else {})))
-    with pytest.raises(CallError, match=r"parts=None reads all parts, but 1 of the 2 samples of .* lack 'n\.cls'"):
-        ShardLoader(url, batch_size=2)
 
 
 @pytest.mark.parametrize("missing", ["error", "none"])

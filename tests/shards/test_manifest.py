@@ -1,0 +1,164 @@
+"""Manifests: the table of parts, and datasets that no build made."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dray.loaders import Dataset, ShardLoader
+from dray.pipelines.building.tables import parquet_of
+from dray.shards import CallError, Snapshot
+from dray.shards.index import digest_of
+from dray.shards.log import put_content
+from dray.shards.manifest import Accounting, Kind, Manifest, Shard, TableChunk, part_table
+from dray.shards.parsing.records import write_record
+from tests.conftest import Dray
+from tests.support.datasets import PARTS, overwrite, pack
+
+DIGEST = "ab" * 16
+SUFFIXES = st.sampled_from(["x.pyd", "X.pyd", "x.npy", "x.json", "x.safetensors", "y.pkl", "y.npy", "cls", "note.txt"])
+COUNTS = st.dictionaries(SUFFIXES, st.integers(1, 3))
+RECIPES = st.sampled_from([
+    {}, {"suffixes": ["x.pyd", "cls"]}, {"suffixes": ["x.pyd", "y.pkl"], "encode": "auto"},
+    {"suffixes": ["n"], "transform": "1", "encode": "auto"}, {"suffixes": ["x.pyd"], "encode": {"x.pyd": "npy"}},
+    {"suffixes": ["n"], "transform": "1", "encode": {"x.pyd": "npy"}},
+])  # fmt: skip
+
+
+def shard_of(number: int, counts: dict[str, int]) -> Shard:
+    return Shard(number=number, num_bytes=9999, num_samples=3, digest=DIGEST, index_digest=DIGEST, parts=counts)
+
+
+@given(RECIPES, st.lists(COUNTS, max_size=4))
+def test_parts_and_shards_tell_every_count(recipe: dict[str, Any], counts: list[dict[str, int]]) -> None:
+    """Each stored suffix is a form of one part, and what a manifest leaves out comes back."""
+    encode = recipe.get("encode")
+    if isinstance(encode, dict):  # such a part is never stored under its source's suffix
+        counts = [{suffix: count for suffix, count in found.items() if suffix not in encode} for found in counts]
+    counted = [shard_of(number, found) for number, found in enumerate(counts)]
+    parts, shards = part_table(recipe, counted)
+    num_samples = 3 * len(shards)
+    manifest = Manifest(
+        kind=Kind.WRITTEN, prefix="a", source_url="", recipe={}, intent=1, num_samples=num_samples,
+        accounting=Accounting(inputs=0, packed=0), parts=parts, shards=shards,
+        samples=(TableChunk(intent=1, digest=DIGEST, num_rows=num_samples),),
+    )  # fmt: skip
+    read = Manifest.from_bytes(manifest.to_bytes(), "x")
+    assert read.counted_shards() == counted
+    again, _ = part_table(recipe, read.counted_shards())
+    assert again == read.parts
+
+
+def test_shards_with_the_same_parts_store_no_counts(tmp_path: Path) -> None:
+    """So the size of a manifest does not depend on the number of parts."""
+    url = pack(tmp_path, 6, encode="auto")
+    manifest = Snapshot.open(url).manifest
+    assert [shard.parts for shard in manifest.shards] == [None] * 3
+    assert {part.name: +part.num_stored for part in manifest.parts} == dict.fromkeys(PARTS, 6)
+    assert manifest.counts() == [{"x.npy": 2, "cls": 2, "txt": 2}] * 3
+
+
+def change(url: str, changed: Callable[[Snapshot], Manifest]) -> Snapshot:
+    """The last version of a dataset after its manifest was replaced by another one."""
+    old = Snapshot.open(url)
+    body = changed(old).to_bytes()
+    put_content(old.store, old.layout.manifest(old.commit.intent, digest_of(body)), body)
+    overwrite(old.store, old.layout.commit(1), write_record(replace(old.commit, manifest=digest_of(body))))
+    return Snapshot.open(url)
+
+
+def without_sources(snapshot: Snapshot, **values: Any) -> Manifest:
+    """The manifest of the same shards with a table of samples and no sources."""
+    body = parquet_of(snapshot.samples())
+    put_content(snapshot.store, snapshot.layout.table(1, digest_of(body)), body)
+    samples = (TableChunk(intent=1, digest=digest_of(body), num_rows=snapshot.num_samples),)
+    nothing = Accounting(inputs=0, packed=0)
+    return replace(
+        snapshot.manifest, source_url="", recipe={}, accounting=nothing, sources=None, samples=samples, **values
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> str:
+    """The URL of a dataset of 6 samples in 3 shards that has a table of samples and none of sources."""
+    url = pack(tmp_path, 6)
+    change(url, lambda snapshot: without_sources(snapshot, kind=Kind.WRITTEN))
+    return url
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> str:
+    """The URL of a dataset whose tars are in another directory, under other names."""
+    url, tars = pack(tmp_path, 6), tmp_path / "tars" / "deep"
+    tars.mkdir(parents=True)
+
+    def moved(snapshot: Snapshot) -> Manifest:
+        for shard in snapshot.shards:
+            shutil.move(tmp_path / "out" / snapshot.shard_name(shard), tars / f"{shard.number}.tar")
+        shards = tuple(replace(shard, name=f"deep/{shard.number}.tar", mtime=1) for shard in snapshot.shards)
+        return without_sources(snapshot, kind=Kind.INDEXED, base=tars.parent.as_uri(), shards=shards)
+
+    change(url, moved)
+    return url
+
+
+@pytest.mark.parametrize("kind", ["written", "indexed"])
+def test_a_dataset_that_no_build_made_is_read(kind: str, dray: Dray, request: pytest.FixtureRequest) -> None:
+    """By number, by key and in batches; `dray` lists, shows and verifies it."""
+    url = request.getfixturevalue(kind)
+    assert Dataset(url)["s0004"]["cls"] == Dataset(url)[4]["cls"] == 4
+    assert [batch["cls"].tolist() for batch in ShardLoader(url, batch_size=3)] == [[0, 1, 2], [3, 4, 5]]
+    assert "parts   x.pyd, cls, txt\n" in dray("ls", url).out
+    assert f'"kind": "{kind}"' in dray("ls", url, "--json").out
+    assert Snapshot.open(url).urls()[1] in dray("show", url, "s0003").out
+    assert "all whole" in dray("verify", url, "--level", "quick").out
+
+
+def test_the_urls_of_an_indexed_dataset_are_those_of_its_tars(indexed: str, tmp_path: Path) -> None:
+    """They are below the base; only their existence and size is verified, as dray did not write them."""
+    snapshot = Snapshot.open(indexed)
+    assert snapshot.urls() == [(tmp_path / "tars" / "deep" / f"{number}.tar").as_uri() for number in range(3)]
+    assert snapshot.read("s0003")["cls"] == b"3"
+
+
+def test_an_indexed_dataset_is_verified_by_size_alone(indexed: str, dray: Dray) -> None:
+    """Other programs write other headers than dray does."""
+    assert "expected 'quick'" in dray("verify", indexed).err
+
+
+@pytest.mark.parametrize("words", [("compact",), ("diff", "1", "1")])
+def test_what_needs_sources_is_refused_for_a_dataset_without(written: str, dray: Dray, words: tuple[str, ...]) -> None:
+    """The error names the kind of the dataset."""
+    assert "of kind 'written'" in dray(words[0], written, *words[1:]).err
+
+
+def test_a_build_does_not_replace_a_written_dataset(written: str, tmp_path: Path) -> None:
+    """The error says to choose another place."""
+    with pytest.raises(CallError, match=r"of kind 'written'; builds.*choose another prefix or directory"):
+        pack(tmp_path / "more", 6, url=written)
+
+
+def test_sources_may_have_many_samples(tmp_path: Path) -> None:
+    """The table of sources then has no places, and the table of samples names each sample's source."""
+    url = pack(tmp_path, 4)
+
+    def split(snapshot: Snapshot) -> Manifest:
+        sources, samples = snapshot.sources(), snapshot.samples()
+        samples = samples.add_column(1, "source", [["s0000"] * 4])
+        bodies = parquet_of(sources.drop_columns(["shard", "row"]).slice(0, 1)), parquet_of(samples)
+        chunks = []
+        for body, num_rows in zip(bodies, (1, 4), strict=True):
+            put_content(snapshot.store, snapshot.layout.table(1, digest_of(body)), body)
+            chunks.append((TableChunk(intent=1, digest=digest_of(body), num_rows=num_rows),))
+        counts = Accounting(inputs=1, packed=1)
+        return replace(snapshot.manifest, sources=chunks[0], samples=chunks[1], accounting=counts)
+
+    snapshot = change(url, split)
+    assert snapshot.sources().column_names[:3] == ["key", "name", "x.pyd/size"]
+    assert snapshot.samples()["source"].to_pylist() == ["s0000"] * 4
+    assert snapshot.read("s0002")["cls"] == b"2"
