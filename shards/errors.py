@@ -14,14 +14,56 @@
     |-- DamagedError (RuntimeError)            stored data is not what its index says: rebuild it
     `-- RefusedError (pickle.UnpicklingError)  a part holds something that is not on the safe list: allow it
 
-Each takes one argument, its message, so all of them pickle: they cross process borders and Ray.
+All of them pickle with their fields: they cross process borders and Ray.
 """
 
 import pickle
+from functools import partial
+from typing import Any, Self
 
 
 class DrayError(Exception):
-    """The root: anything that dray raises on purpose."""
+    """Base class of all errors that dray raises on purpose.
+
+    Args:
+        problem: What is wrong and what to do about it, without the place.
+        url: URL of the object concerned: a shard, an index, a record; None if unknown, as are the others.
+        key: Key of the sample.
+        suffix: Suffix of the part.
+        offset: Position in the object, in bytes.
+
+    The message is the place and the problem. Every argument is also an attribute.
+    """
+
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        url: str | None = None,
+        key: str | None = None,
+        suffix: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        self.problem, self.url, self.key, self.suffix, self.offset = problem, url, key, suffix, offset
+        super().__init__(str(self))
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The fields that say where it happened."""
+        return {"url": self.url, "key": self.key, "suffix": self.suffix, "offset": self.offset}
+
+    def at(self, **place: Any) -> Self:
+        """Returns the same error with the fields of its place that it lacks taken from `place`."""
+        known = {name: value for name, value in self.place.items() if value is not None}
+        return type(self)(self.problem, **(place | known))
+
+    def __str__(self) -> str:
+        place = (self.url or "") + ("" if self.offset is None else f" at offset {self.offset}")
+        names = [f"{name} {value!r}" for name, value in (("key", self.key), ("suffix", self.suffix)) if value]
+        return ": ".join(filter(None, [", ".join(filter(None, [place.strip(), *names])), self.problem]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.problem, **self.place), (), self.__dict__
 
 
 class StoreError(DrayError, OSError):

@@ -113,12 +113,12 @@ class ShardIndex:
             if not found or _WEBDATASET_META.match(member.name):
                 continue
             if not member.name.isascii() and _is_foreign(member.name):
-                raise DamagedError(f"{where} at offset {member.offset}: the name {member.name!r} is not UTF-8")
+                raise DamagedError(f"the name {member.name!r} is not UTF-8", url=where, offset=member.offset)
             key, suffix = found.groups()
             if not samples or samples[-1][0] != key:
                 samples.append((key, {}))
             if suffix in samples[-1][1]:
-                raise DamagedError(f"{where} at offset {member.offset}: key {key!r} has {suffix!r} twice")
+                raise DamagedError(f"key {key!r} has {suffix!r} twice", url=where, offset=member.offset)
             samples[-1][1][suffix] = member
         layouts: dict[str, set[ArrayLayout | None]] = {}
         for _, parts in samples:

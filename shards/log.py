@@ -181,8 +181,9 @@ def check_log(store: Store, layout: Layout, first: int, stop: int) -> range:
     there = set(numbers_in(store, layout.commits))
     if stop - first > len(there) or not there.issuperset(range(first, stop)):
         raise DamagedError(
-            f"{store.url_of(layout.commits)}: not all of the commits {first} to {stop - 1} are there: restore them "
-            "from a copy, or delete those that dray did not write"
+            f"not all of the commits {first} to {stop - 1} are there: restore them "
+            "from a copy, or delete those that dray did not write",
+            url=store.url_of(layout.commits),
         )
     return range(first, stop)
 
@@ -259,7 +260,7 @@ def put_content(store: Store, name: str, data: bytes) -> None:
         except NotFoundError:
             raise exc from None
         if standing != data:
-            raise DamagedError(f"{store.url_of(name)}: not the content that its name says: delete it") from exc
+            raise DamagedError("not the content that its name says: delete it", url=store.url_of(name)) from exc
     store.sync([name])
 
 
@@ -305,11 +306,11 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
         unix_time(record.created)
         _check_commit(record) if isinstance(record, Commit) else _check_intent(record)
     except FormatError as exc:
-        raise DamagedError(f"{store.url_of(name)}: {exc}") from exc
+        raise DamagedError(str(exc), url=store.url_of(name)) from exc
     except (ValueError, OverflowError) as exc:
         raise DamagedError(
-            f"{store.url_of(name)}: not a readable {kind.__name__.lower()} ({exc}): restore it from a copy, or build "
-            "under another prefix"
+            f"not a readable {kind.__name__.lower()} ({exc}): restore it from a copy, or build under another prefix",
+            url=store.url_of(name),
         ) from exc
     return record
 

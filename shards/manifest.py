@@ -146,10 +146,11 @@ class Manifest:
             _check_parts(manifest)
             _check_counts(manifest)
         except FormatError as exc:
-            raise DamagedError(f"{where}: {exc}") from exc
+            raise DamagedError(str(exc), url=where) from exc
         except (ValueError, TypeError) as exc:
             raise DamagedError(
-                f"{where}: not a readable manifest ({exc}): dray log lists the versions, dray rollback goes back to one"
+                f"not a readable manifest ({exc}): dray log lists the versions, dray rollback goes back to one",
+                url=where,
             ) from exc
         return manifest
 

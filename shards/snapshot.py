@@ -89,14 +89,15 @@ class Snapshot:
         body = _read_record(store, layout, commit, name, "manifest")
         if digest_of(body) != commit.manifest:
             raise DamagedError(
-                f"{store.url_of(name)}: the manifest is not the one that version {commit.version} committed"
+                f"the manifest is not the one that version {commit.version} committed", url=store.url_of(name)
             )
         snapshot = cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
         found = snapshot.num_samples, len(snapshot.shards), snapshot.num_bytes
         if found != (commit.num_samples, commit.num_shards, commit.num_bytes):
             raise DamagedError(
-                f"{store.url_of(name)}: the manifest does not hold the samples, shards and bytes that version "
-                f"{commit.version} committed: dray log lists the versions, dray rollback goes back to one"
+                f"the manifest does not hold the samples, shards and bytes that version {commit.version} committed: "
+                f"dray log lists the versions, dray rollback goes back to one",
+                url=store.url_of(name),
             )
         return snapshot
 
@@ -146,7 +147,7 @@ class Snapshot:
         name = self.layout.index(shard.number)
         body = self.store.get(name)
         if digest_of(body) != shard.index_digest:
-            raise DamagedError(f"{self.store.url_of(name)}: not the index that version {self.version} names")
+            raise DamagedError(f"not the index that version {self.version} names", url=self.store.url_of(name))
         return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
@@ -243,7 +244,7 @@ class Snapshot:
                 index = self.index(shard)
                 if key in index.keys:
                     return shard, index, list(index.keys).index(key)
-        raise DamagedError(f"{self._name}: shard {number} does not hold sample {key!r}, as the table of samples says")
+        raise DamagedError(f"shard {number} does not hold sample {key!r}, as the table of samples says", url=self._name)
 
     def read(self, key: str) -> dict[str, bytes]:
         """The parts of one sample, by suffix, checked.
@@ -269,9 +270,11 @@ class Snapshot:
             suffix = index.suffixes[column]
             if xxh3_64_intdigest(data) != index.xxh3_64[row, column]:
                 raise DamagedError(
-                    f"{self.store.url_of(name)}: part {suffix!r} of key {index.keys[row]!r} at offset "
-                    f"{index.offsets[row, column]} is not what was packed: dray verify {self.store.url} tells how to "
-                    "mend it"
+                    f"not the bytes that were packed: run dray verify {self.store.url} to see how to repair it",
+                    url=self.store.url_of(name),
+                    key=index.keys[row],
+                    suffix=suffix,
+                    offset=int(index.offsets[row, column]),
                 )
             parts[suffix] = bytes(data)
         return parts
@@ -313,8 +316,9 @@ class Snapshot:
 
     def _damaged_table(self, chunk: TableChunk, why: object) -> DamagedError:
         return DamagedError(
-            f"{self.store.url_of(self.layout.table(chunk.intent, chunk.digest))}: not a readable table of version "
-            f"{self.version} ({why}): dray log lists the versions, dray rollback goes back to one"
+            f"not a readable table of version {self.version} ({why}): "
+            "dray log lists the versions, dray rollback goes back to one",
+            url=self.store.url_of(self.layout.table(chunk.intent, chunk.digest)),
         )
 
 
@@ -336,7 +340,7 @@ def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: 
                 f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
                 f"{head.kept_from} on{held}; dray log {store.url} shows them"
             ) from exc
-        raise DamagedError(f"{store.url_of(name)}: the {what} of version {commit.version} is missing") from exc
+        raise DamagedError(f"the {what} of version {commit.version} is missing", url=store.url_of(name)) from exc
 
 
 def place_of(keys: pa.ChunkedArray, key: str) -> int:

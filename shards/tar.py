@@ -221,7 +221,7 @@ class _Blocks:
         self.offset = 0
 
     def damaged(self, what: str) -> DamagedError:
-        return DamagedError(f"{self._where} at offset {self.offset}: {what}")
+        return DamagedError(what, url=self._where, offset=self.offset)
 
     def read(self, size: int) -> bytes:
         """Data of that size; its padding is read too."""

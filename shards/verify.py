@@ -85,10 +85,8 @@ def open_whole(store: Store, layout: Layout, version: int | str | None) -> Snaps
 
 
 def _finding(exc: DrayError, store: Store) -> Finding:
-    """Returns the finding of a record that cannot be read: the message starts with its URL."""
-    text = str(exc)
-    end = text.index(": ", len(store.url))
-    return Finding(url=text[:end], what=text[end + 2 :])
+    """Returns the finding of a record that cannot be read."""
+    return Finding(url=exc.url or store.url, what=exc.problem)
 
 
 def verify(
@@ -178,7 +176,7 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
     try:
         index = snapshot.index(shard)
     except (DamagedError, NotFoundError) as exc:
-        yield Finding(url=url, shard=shard.number, what=str(exc).removeprefix(f"{url}: "))
+        yield Finding(url=url, shard=shard.number, what=exc.problem, key=exc.key, offset=exc.offset)
         return
     if gap := _find_gap(index):
         yield Finding(url=url, shard=shard.number, what=gap)
@@ -227,7 +225,7 @@ def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full
     except NotFoundError:
         yield Finding(url=url, shard=shard.number, what="the shard is missing")
     except DamagedError as exc:
-        yield Finding(url=url, shard=shard.number, what=str(exc).removeprefix(f"{url}: "))
+        yield Finding(url=url, shard=shard.number, what=exc.problem, key=exc.key, offset=exc.offset)
 
 
 def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> Iterator[Finding]:

@@ -53,11 +53,12 @@ def read_holds(store: Store, layout: Layout, commit: Commit) -> dict[str, int]:
         holds = read_record(Holds, body).holds
         check_holds(holds, commit.number)
     except FormatError as exc:
-        raise DamagedError(f"{store.url_of(name)}: {exc}") from exc
+        raise DamagedError(f"{exc}", url=store.url_of(name)) from exc
     except (ValueError, NotFoundError) as exc:
         raise DamagedError(
-            f"{store.url_of(name)}: not a readable list of the holds of commit {commit.number} ({exc}): restore it "
-            "from a copy; nothing is deleted until then"
+            f"not a readable list of the holds of commit {commit.number} ({exc}): restore it "
+            "from a copy; nothing is deleted until then",
+            url=store.url_of(name),
         ) from exc
     return holds
 

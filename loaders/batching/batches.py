@@ -230,7 +230,7 @@ class BatchMaker:
         try:
             return self.decoder.part(suffix, data)
         except (DamagedError, RefusedError) as exc:
-            raise type(exc)(f"{samples.where(row)}, suffix {suffix!r}: {exc}") from exc
+            raise exc.at(url=samples.url(row), key=samples.key(row), suffix=suffix) from exc
 
     def _replaced(self, way: Pass, step: Step) -> Step:
         """The same step, other samples in the place of those that cannot be read."""

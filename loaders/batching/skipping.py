@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dray.loaders.order.cursor import Cursor
-from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
+from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
 
 FAR = 24  # looked for up to 2**24 rows away
 NEAR = 8  # among so many neighbours,
@@ -42,8 +42,8 @@ class Skipper:
     Where none of many others can be read either, the dataset is gone, and that is an error.
 
     Attributes:
-        path: The file, one JSON object a line: epoch, position, replaced_by (a position) and error, which names the
-            shard, and the key if it is one part that is damaged.
+        path: The file, one JSON object a line: epoch, position, replaced_by (a position), error (the message), and
+            url, key, suffix and offset of what cannot be read, each null where it is unknown.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Skipper:
                 return sample
         return 0
 
-    def _other(self, position: int, cursor: Cursor, read: Callable[[Ints], object], error: Exception) -> int:
+    def _other(self, position: int, cursor: Cursor, read: Callable[[Ints], object], error: DrayError) -> int:
         for candidate in _candidates(position, cursor):
             try:
                 read(np.array([candidate]))
@@ -97,9 +97,10 @@ class Skipper:
             return candidate
         raise error
 
-    def _note(self, position: int, candidate: int, epoch: int, error: Exception) -> None:
+    def _note(self, position: int, candidate: int, epoch: int, error: DrayError) -> None:
         warnings.warn(f"samples that cannot be read are replaced and listed in {self.path}", stacklevel=2)
-        entry = {"epoch": epoch, "position": position, "replaced_by": candidate, "error": str(error)}
+        numbers = {"epoch": epoch, "position": position, "replaced_by": candidate}
+        entry = {**numbers, "error": str(error), **error.place}
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, json.dumps(entry).encode() + b"\n")

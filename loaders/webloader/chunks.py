@@ -169,7 +169,7 @@ class Chunks(IterableDataset[Sample]):
         try:
             return self._decoder.part(suffix, data)
         except (DamagedError, RefusedError) as exc:
-            raise type(exc)(f"{samples.where(row)}, suffix {suffix!r}: {exc}") from exc
+            raise exc.at(url=samples.url(row), key=samples.key(row), suffix=suffix) from exc
 
     @property
     def _tools(self) -> "_Tools":

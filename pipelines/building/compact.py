@@ -234,7 +234,7 @@ def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:
         return base.index(shard)
     except NotFoundError as exc:
         url = base.store.url_of(base.layout.index(shard.number))
-        raise DamagedError(f"{url}: the index of shard {shard.number} is missing: build the dataset again") from exc
+        raise DamagedError(f"the index of shard {shard.number} is missing: build the dataset again", url=url) from exc
 
 
 def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
@@ -318,12 +318,13 @@ def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) 
             or room[data_end:padded_end] != bytes(padded_end - data_end)
         ):
             raise DamagedError(
-                f"{url}: {_part_and_key(member.name)} at offset {member.offset} is not what was packed: "
-                f"dray verify {store.url} tells how to mend it"
+                f"{_part_and_key(member.name)} at offset {member.offset} is not what was packed: "
+                f"dray verify {store.url} tells how to mend it",
+                url=url,
             )
         position = padded_end
     if position != len(room) or end != END:
-        raise DamagedError(f"{url} at offset {position}: the end of the archive expected, found something else")
+        raise DamagedError("the end of the archive expected, found something else", url=url, offset=position)
 
 
 def _part_and_key(name: str) -> str:

@@ -160,10 +160,8 @@ class Decoder:
             if not isinstance(value, bytes | memoryview):
                 raise DamagedError(f"expected bytes, found {type(value).__qualname__}")
             return self.part(name, value)
-        except RefusedError as exc:
-            raise RefusedError(f"{_place(sample, name)}: {exc}") from exc
-        except DamagedError as exc:
-            raise DamagedError(f"{_place(sample, name)}: {exc}") from exc
+        except (DamagedError, RefusedError) as exc:
+            raise exc.at(url=sample.get("__url__"), key=sample.get("__key__"), suffix=name) from exc
 
 
 def _note(value: Any) -> Any:
@@ -172,10 +170,6 @@ def _note(value: Any) -> Any:
         return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return value
-
-
-def _place(sample: Mapping[str, Any], name: str) -> str:
-    return f"shard {sample.get('__url__')!r}, key {sample.get('__key__')!r}, suffix {name!r}"
 
 
 @dataclass(frozen=True, slots=True)

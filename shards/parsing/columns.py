@@ -82,7 +82,7 @@ class Columns:
             if expected not in (None, found):
                 raise ValueError("{} samples in {} bytes expected, found {} in {}".format(*expected, *found))
         except FormatError as exc:
-            raise DamagedError(f"{where}: {exc}") from exc
+            raise DamagedError(str(exc), url=where) from exc
         except _BAD as exc:
             raise damaged(where, exc) from exc
         return columns
@@ -139,7 +139,7 @@ def content_digest(about: bytes, columns: pa.Buffer) -> str:
 def damaged(where: str, why: object) -> DamagedError:
     """Returns the error for an index that cannot be used, with the reason and the way out."""
     return DamagedError(
-        f"{where}: not a whole index of a shard ({why!s:.500}): dray verify shows which shards to build again"
+        f"not a whole index of a shard ({why!s:.500}): dray verify shows which shards to build again", url=where
     )
 
 

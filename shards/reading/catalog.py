@@ -121,9 +121,9 @@ class Catalog:
         try:  # a file is read without the store's client, which does not live through a fork
             body = self._fetch(name, shard.index_digest) if root is None else Path(root, name).read_bytes()
         except FileNotFoundError as exc:
-            raise NotFoundError(f"{url}: the index is missing: was version {snapshot.version} dropped?") from exc
+            raise NotFoundError(f"the index is missing: was version {snapshot.version} dropped?", url=url) from exc
         if digest_of(body) != shard.index_digest:
-            raise DamagedError(f"{url}: not the index that version {snapshot.version} names: dray verify tells more")
+            raise DamagedError(f"not the index that version {snapshot.version} names: dray verify tells more", url=url)
         return Columns.read(body, url, (shard.num_samples, shard.num_bytes))
 
     def _fetch(self, name: str, digest: str) -> bytes:

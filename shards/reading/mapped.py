@@ -145,10 +145,10 @@ class MappedReader:
                     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as exc:
             raise NotFoundError(
-                f"{url}: the shard is missing: was version {catalog.snapshot.version} dropped?"
+                f"the shard is missing: was version {catalog.snapshot.version} dropped?", url=url
             ) from exc
         raise DamagedError(
-            f"{url}: {expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more"
+            f"{expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more", url=url
         )
 
 

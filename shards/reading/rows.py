@@ -42,7 +42,7 @@ class RowFetcher:
         self._blocks = blocks
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats have
-        self._missing: dict[str, tuple[float, str]] = {}  # objects: until when, and what was said
+        self._missing: dict[str, tuple[float, NotFoundError]] = {}  # name -> end of the pause, error
 
     def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> tuple[ByRow, ByRow]:
         """The parts of those of the rows that are whole: what is damaged or missing is left out, and spoils no other.
@@ -122,7 +122,7 @@ class RowFetcher:
                         self.stats.bytes_read += sum(sizes)
                     store = self._catalog.snapshot.tars
                     if not any(sizes) and store.head(name) is None:  # nothing of the shard would be asked for
-                        raise NotFoundError(f"{store.url_of(name)}: the shard is missing")
+                        raise NotFoundError("the shard is missing", url=store.url_of(name))
                     bodies = store.get_ranges(name, starts, sizes, gap=0)
                 return list(zip(starts, bodies, strict=True))
             except (StoreError, DamagedError) as exc:
@@ -130,7 +130,7 @@ class RowFetcher:
                     keys = self._catalog.columns(wanted.place).keys
                     first, last = (keys[row].as_py() for row in (wanted.rows[0], wanted.rows[-1]))
                     which = f"key {first!r}" if first == last else f"keys {first!r} to {last!r}"
-                    raise type(exc)(f"{exc} (it was read for {which})") from exc
+                    raise type(exc)(f"{exc.problem} (it was read for {which})", **exc.place) from exc
                 with self._lock:
                     self.stats.retries += 1
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -138,13 +138,13 @@ class RowFetcher:
     @contextmanager
     def _noted_missing(self, name: str) -> Iterator[None]:
         """Fail at once while an object is known to be missing; note one that is."""
-        until, message = self._missing.get(name, (0.0, ""))
+        until, error = self._missing.get(name, (0.0, NotFoundError()))
         if monotonic() < until:
-            raise NotFoundError(message)
+            raise error.at()
         try:
             yield
         except NotFoundError as exc:
-            self._missing[name] = monotonic() + AGAIN_S, str(exc)
+            self._missing[name] = monotonic() + AGAIN_S, exc
             raise
 
     def _count_indexes(self) -> None:

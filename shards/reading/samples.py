@@ -247,6 +247,9 @@ def check_part(catalog: Catalog, place: int, row: int, suffix: str, data: memory
     if xxh3_64_intdigest(data) != expected:
         columns = catalog.columns(place)
         raise DamagedError(
-            f"{catalog.shard_url(place)}: part {suffix!r} of key {columns.keys[row].as_py()!r} at offset "
-            f"{int(columns.offsets[suffix][row])} is not what was packed: dray verify tells how to mend it"
+            "not the bytes that were packed: run dray verify to see how to repair it",
+            url=catalog.shard_url(place),
+            key=columns.keys[row].as_py(),
+            suffix=suffix,
+            offset=int(columns.offsets[suffix][row]),
         )

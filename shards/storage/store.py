@@ -233,8 +233,8 @@ class Store:
     def _check_range(self, name: str, start: int, length: int, found: int) -> None:
         if found < length:
             raise DamagedError(
-                f"{self.url_of(name)}: {length} bytes expected at offset {start}, found {found}: "
-                "the object was cut short or replaced"
+                f"{length} bytes expected at offset {start}, found {found}: the object was cut short or replaced",
+                url=self.url_of(name),
             )
 
     @contextmanager
@@ -270,8 +270,9 @@ class Store:
     def _check_size(self, name: str, found: int | None, expected: int | None) -> None:
         if expected is not None and found != expected:
             raise DamagedError(
-                f"{self.url_of(name)}: {expected} bytes expected, found {'nothing' if found is None else found}: "
-                "it was cut, replaced or deleted; build the dataset again"
+                f"{expected} bytes expected, found {'nothing' if found is None else found}: "
+                "it was cut, replaced or deleted; build the dataset again",
+                url=self.url_of(name),
             )
 
     def head(self, name: str) -> ObjectInfo | None:
