@@ -53,7 +53,7 @@ def read_holds(store: Store, layout: Layout, commit: Commit) -> dict[str, int]:
         holds = read_record(Holds, body).holds
         check_holds(holds, commit.number)
     except FormatError as exc:
-        raise DamagedError(f"{exc}", url=store.url_of(name)) from exc
+        raise DamagedError(str(exc), url=store.url_of(name)) from exc
     except (ValueError, NotFoundError) as exc:
         raise DamagedError(
             f"not a readable list of the holds of commit {commit.number} ({exc}): restore it "

@@ -291,9 +291,8 @@ def _check_is_ours(store: Store, name: str, index: ShardIndex) -> None:
     try:
         _read_checked(store, name, index, memoryview(bytearray(index.shard_bytes - len(END))))
     except DamagedError as exc:
-        raise DamagedError(
-            f"{exc}; did another program write there? Move {store.url_of(name)} away, then compact again"
-        ) from exc
+        problem = f"{exc.problem}; did another program write there? Move {store.url_of(name)} away, then compact again"
+        raise DamagedError(problem, **exc.place) from exc
 
 
 def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) -> None:
@@ -318,20 +317,21 @@ def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) 
             or room[data_end:padded_end] != bytes(padded_end - data_end)
         ):
             raise DamagedError(
-                f"{_part_and_key(member.name)} at offset {member.offset} is not what was packed: "
-                f"dray verify {store.url} tells how to mend it",
+                f"not the bytes that were packed: run dray verify {store.url} to see how to repair it",
                 url=url,
+                offset=member.offset,
+                **_key_and_suffix(member.name),
             )
         position = padded_end
     if position != len(room) or end != END:
         raise DamagedError("the end of the archive expected, found something else", url=url, offset=position)
 
 
-def _part_and_key(name: str) -> str:
-    """How a message names a member: the key ends at the first dot of its file name."""
+def _key_and_suffix(name: str) -> dict[str, str]:
+    """Returns key and suffix of a member: the key ends at the first dot of its file name."""
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
-    return f"part {suffix!r} of key {folder + slash + stem!r}"
+    return {"key": folder + slash + stem, "suffix": suffix}
 
 
 def _members(index: ShardIndex) -> Iterator[Member]:

@@ -118,9 +118,10 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         is_packed = _held(index, job, task.sources)
         bad = None if is_packed is None else _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
         if is_packed is None or bad is None:
-            raise DamagedError(f"{url} holds other samples than this build reserved it for")
+            raise DamagedError("the shard holds other samples than this build reserved it for", url=url)
     except DamagedError as exc:
-        raise DamagedError(f"{exc}; did another program write there? Move {url} away, then build again") from exc
+        problem = f"{exc.problem}; did another program write there? Move {url} away, then build again"
+        raise DamagedError(problem, **exc.place) from exc
     packed = task.sources.take(np.flatnonzero(is_packed))
     hashes = _of_files(index, index.xxh3_64, packed) if job.packs_files else hash_files(job.inputs, packed)
     unread = _unread(job, task, (*bad, *unhashed(packed, hashes)))
@@ -234,8 +235,8 @@ def store_index(store: Store, layout: Layout, number: int, index: ShardIndex) ->
     body = index.to_bytes()
     if not create(store, index_name, body) and store.get(index_name) != body:
         raise DamagedError(
-            f"{store.url_of(index_name)} is not the index of {shard_name}, which lies beside it: was a shard "
-            "deleted by hand? Delete both, then build again"
+            f"not the index of {shard_name} beside it: was a shard deleted by hand? Delete both, then build again",
+            url=store.url_of(index_name),
         )
     return digest_of(body)
 

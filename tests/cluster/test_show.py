@@ -93,7 +93,9 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
     tar, offset = bytearray(snapshot.store.get(name)), int(index.offsets[row, 1])
     tar[offset] ^= 1
     overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar))
-    with pytest.raises(DamagedError, match=rf"{name}: part 'label.cls' of key 'sample-0007' at offset {offset} is not"):
+    with pytest.raises(
+        DamagedError, match=rf"{name} at offset {offset}, key 'sample-0007', suffix 'label.cls': not the bytes"
+    ):
         snapshot.read("sample-0007")
     overwrite(snapshot.store, snapshot.layout.shard(shard.number), bytes(tar[: offset - 600]))
     with pytest.raises(DamagedError, match="the object was cut short"):

@@ -233,8 +233,8 @@ def spoil(own: Path, how: str) -> None:
 
 DAMAGES: dict[str, tuple[type[DrayError], str]] = {
     "truncated": (DamagedError, r"wdshards-000001\.tar: \d+ bytes expected, found \d+"),
-    "flipped": (DamagedError, r"wdshards-000001\.tar: part 'txt' of key 's0005' at offset \d+ is not what was packed"),
-    "swapped shards": (DamagedError, r"wdshards-000001\.tar: .*(expected|of key 's0004')"),
+    "flipped": (DamagedError, r"wdshards-000001\.tar at offset \d+, key 's0005', suffix 'txt': not the bytes"),
+    "swapped shards": (DamagedError, r"wdshards-000001\.tar.*(expected|key 's0004')"),
     "swapped indexes": (DamagedError, r"wdshards.*000001.*: not the index that version 1 names"),
     "missing shard": (NotFoundError, r"wdshards-000001\.tar: the shard is missing"),
     "missing index": (NotFoundError, r"wdshards.*000001.*: the index is missing"),
@@ -268,7 +268,7 @@ def test_a_pickle_that_is_not_safe_is_refused(tmp_path: Path, num_workers: int) 
     (tmp_path / "inputs" / "a.x.pyd").write_bytes(pickle.dumps(subprocess.DEVNULL.__class__))
     (tmp_path / "inputs" / "b.x.pyd").write_bytes(pickle.dumps(Path("x")))
     pickles_to_tars(tmp_path / "inputs", ["a", "b"], "x.pyd", tmp_path / "out", "wdshards", progress=False)
-    with pytest.raises(RefusedError, match=r"wdshards-000000\.tar', key '[ab]', suffix 'x\.pyd'"):
+    with pytest.raises(RefusedError, match=r"wdshards-000000\.tar, key '[ab]', suffix 'x\.pyd'"):
         list(ShardLoader(tmp_path / "out", batch_size=1, num_workers=num_workers))
 
 

@@ -369,7 +369,7 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
     with pytest.raises(InputError):
         build(inputs, place, transform_version="1", func_output_data=fail_at("sample-0007", ValueError()))
     Store(place.url, place.storage_options).put_new("wds-000001.tar", bytes(1024))
-    with pytest.raises(DamagedError, match=r"wds-000001\.tar holds other samples.*away, then build again"):
+    with pytest.raises(DamagedError, match=r"wds-000001\.tar: the shard holds other samples.*away, then build again"):
         build(inputs, place, transform_version="1", func_output_data=lambda key, parts: parts)
     assert stored(place)["wds-000001.tar"] == bytes(1024)
 
@@ -502,7 +502,7 @@ def test_an_index_that_is_not_its_shards_is_never_committed(make_inputs: MakeInp
         build(inputs, place, **options)
     Store(place.url, place.storage_options).delete(["wds-000000.tar"])
     for _ in range(2):
-        with pytest.raises(DamagedError, match=r"index/000000\.arrow is not the index of wds-000000\.tar.*Delete both"):
+        with pytest.raises(DamagedError, match=r"index/000000\.arrow: not the index of wds-000000\.tar.*Delete both"):
             build(inputs, place, **options)
 
 

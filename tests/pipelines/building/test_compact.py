@@ -588,7 +588,7 @@ def test_a_damaged_byte_is_named_and_nothing_is_made_of_it(small_place: Place, w
     offset = {"data": start + size - 1, "header": start - 400, "padding": start + size}[where]
     assert size % 512
     overwrite(store_at(small_place), name, flipped(stored(small_place)[name], offset))
-    pattern = rf"wds-000004\.tar: part 'tensor\.pyd' of key 'sample-0013' at offset {start} .*dray verify"
+    pattern = rf"wds-000004\.tar at offset {start}, key 'sample-0013', suffix 'tensor\.pyd': .*dray verify"
     watched = Watched(small_place)
     with pytest.raises(DamagedError, match=pattern):
         compacted(watched)
@@ -676,7 +676,7 @@ def test_an_index_that_is_not_the_merged_shards_is_refused(small_place: Place) -
     with pytest.raises(Crash):
         compacted(Watched(small_place, lambda created: created == "wds-000009.tar"))
     store_at(small_place).put_new("__dray__/wds/index/000009.arrow", b"other")
-    with pytest.raises(DamagedError, match=r"index/000009\.arrow is not the index of wds-000009\.tar.*Delete both"):
+    with pytest.raises(DamagedError, match=r"index/000009\.arrow: not the index of wds-000009\.tar.*Delete both"):
         compacted(small_place)
 
 

@@ -435,7 +435,7 @@ def flipped(tar: bytearray) -> bytes:
 @pytest.mark.parametrize(
     ("change", "bad", "message"),
     [
-        (flipped, ["s0009"], r"tar: part 'bin' of key '(s\d+)' at offset \d+ is not"),
+        (flipped, ["s0009"], r"tar at offset \d+, key '(s\d+)', suffix 'bin': not the bytes"),
         (lambda tar: bytes(tar[: 10 * (NUM_BYTES + 864)]), ["s0010", "s0011"], r"was cut short.*'(s\d+)'"),
     ],
 )
@@ -460,7 +460,7 @@ def test_damage_spoils_only_its_own_sample(
 def test_damage_is_named_in_a_step(packed: str, s3: SeaweedServer) -> None:
     """The first that is asked for, shard, key, part and offset; the same step can be asked for without it."""
     reader, run = changed_copy(packed, s3, flipped), (8, 4)
-    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar: part 'bin' of key 's0009' at offset \d+"):
+    with pytest.raises(DamagedError, match=r"wdshards-000000\.tar at offset \d+, key 's0009', suffix 'bin'"):
         reader.read(np.arange(8, 12), [run] * 4)
     assert len(reader.read(np.array([8, 10, 11]), [run] * 3)) == 3
 
