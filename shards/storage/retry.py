@@ -83,7 +83,7 @@ class Retries:
 
 
 def _counted(exc: StoreError, tries: int, spent: float) -> StoreError:
-    return exc if tries == 1 else type(exc)(f"{exc} ({tries} tries in {spent:.0f} s)")
+    return exc if tries == 1 else type(exc)(f"{exc.problem} ({tries} tries in {spent:.0f} s)", **exc.place)
 
 
 @contextmanager
