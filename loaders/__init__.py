@@ -1,6 +1,6 @@
-"""Everything that reads a dataset for training: the native loader, and Lightning DataModules over the same order.
+"""Everything that reads a dataset for training: `ShardLoader`, and Lightning DataModules over the same order.
 
-Names are imported when they are first asked for: a task that packs needs the safe unpickler, not Lightning.
+Names are imported at first use, so that a process that needs one of them does not load the rest, such as Lightning.
 """
 
 import importlib

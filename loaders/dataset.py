@@ -1,7 +1,7 @@
-"""A dataset whose samples are read one by one, by key or by number, and safely decoded.
+"""`Dataset`: the samples of a dataset by key or by number, safely decoded.
 
-It serves looking, debugging, tests, and whatever takes a map-style dataset, such as torch's DataLoader with a sampler.
-To train on all samples `ShardLoader` is several times faster.
+Meant for inspection, debugging, tests, and whatever takes a map-style dataset, such as torch's DataLoader with a
+sampler. For training on all samples `ShardLoader` is several times faster.
 """
 
 import os
@@ -28,7 +28,7 @@ from dray.shards.storage.client import StorageOptions
 
 
 class Sample(dict[str, Any]):
-    """The values of a sample's parts. `sample[name]` takes any name of a part, without case, as a loader does."""
+    """Values of the parts of a sample. `sample[name]` accepts any name of a part, without case, as loaders do."""
 
     def __init__(self, encoded: Sequence[PartForms]) -> None:
         super().__init__()
@@ -45,30 +45,30 @@ class Sample(dict[str, Any]):
 
 
 class Dataset:
-    """One version of a dataset: `dataset[key]` and `dataset[7]` give the values of a sample's parts by suffix.
+    """One version of a dataset: `dataset[key]` and `dataset[7]` return the decoded parts of a sample by suffix.
 
-    Numbers count from 0 in the dataset's own order, in which `ShardLoader(shuffle=False)` reads; negative ones count
-    from the end. It iterates over the keys in this order, as a dict does, so `list(dataset)[7]` is the key of
-    `dataset[7]`. Threads may share it. It pickles, and works in workers of torch's DataLoader: forked or spawned over
-    a local disk, spawned (`multiprocessing_context="spawn"`) over object storage.
+    Numbers count from 0 in the dataset's own order, which is that of `ShardLoader(shuffle=False)`; negative numbers
+    count from the end. Iteration yields the keys in this order, as for a dict, so `list(dataset)[7]` is the key of
+    `dataset[7]`. Threads may share a `Dataset`. It can be pickled and used in workers of torch's DataLoader: forked or
+    spawned for local disks, spawned (`multiprocessing_context="spawn"`) for object storage.
 
-    The table of samples is read at the first look-up by key and stays in memory (some 60 bytes a sample); indexes are
-    read as they are needed, parts each time.
+    The table of samples is read at the first look-up by key and stays in memory, about 60 bytes per sample. Indexes are
+    read when they are needed, parts at every look-up.
 
     Args:
-        url: The dataset's directory; one that ends in `?version=7` names the version as well.
-        prefix: The dataset's prefix.
-        version: Its number, or the name of a hold; None: the last.
+        url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version.
+        prefix: Prefix of the dataset.
+        version: Number of a version, or name of a hold; None: the latest version.
         storage_options: See `dray.shards.Store`.
-        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
-        allow_pickle: Let pickled parts run any code that they name.
-        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
+        allow_pickle: Whether pickled parts may run any code that they name.
+        decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
 
     Raises:
-        NotFoundError: There is no such dataset or version.
+        NotFoundError: The dataset or the version does not exist.
     """
 
-    __reversed__ = None  # it would give samples, where iterating gives keys
+    __reversed__ = None  # the default would yield samples, while iteration yields keys
 
     def __init__(
         self,
@@ -89,14 +89,14 @@ class Dataset:
         return f"Dataset({self.snapshot.store.url!r}, {self.snapshot.layout.prefix!r}, version={self.snapshot.version})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is not read again at little cost: a copy opens files, or connections, of its own."""
+        """Returns the state of a copy, which opens files or connections of its own."""
         return {"snapshot": self.snapshot, "_decoder": self._decoder, "_opened": None}
 
     def __len__(self) -> int:
         return self.snapshot.num_samples
 
     def __iter__(self) -> Iterator[str]:
-        """The keys, in the order of the samples' numbers."""
+        """Yields the keys, in the order of the samples' numbers."""
         for row in np.argsort(self._numbers):
             yield self._table["key"][int(row)].as_py()
 
@@ -104,32 +104,32 @@ class Dataset:
         return isinstance(key, str) and self._row(key) is not None
 
     def __getitem__(self, key: str | SupportsIndex) -> dict[str, Any]:
-        """The decoded parts of a sample, by suffix; an encoded part stands under the suffix of its source.
+        """Returns the decoded parts of a sample by suffix; an encoded part has the suffix of its source.
 
         Args:
-            key: The sample's key, or its number.
+            key: Key of the sample, or its number.
 
         Raises:
-            CallError: Suffixes of two parts differ only in upper and lower case; names both.
-            TypeError: It is neither.
-            NotFoundError: No sample has that key; names its neighbours, or why it was left out.
-            PositionError: No sample has that number.
-            DamagedError: A part is not what was packed; names shard, key and suffix.
+            CallError: The suffixes of two parts differ only in case; names both.
+            TypeError: `key` is neither a key nor a number.
+            NotFoundError: No sample has the key; names its neighbours, or why it was left out.
+            PositionError: No sample has the number.
+            DamagedError: A part is damaged; names shard, key and suffix.
             RefusedError: A part holds something that is not on the safe list.
         """
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[str | SupportsIndex]) -> list[dict[str, Any]]:
-        """The same for several samples, which are fetched together: torch's DataLoader asks for a batch like this."""
+        """Returns several samples, which are fetched together; torch's DataLoader calls this for a batch."""
         numbers = [self._number(key) for key in keys]
         return [self._decoded(*found) for found in self._tools.read(numbers)] if numbers else []
 
     def _number(self, key: str | SupportsIndex) -> int:
-        """The number of a sample, from 0."""
+        """Returns the number of a sample, from 0."""
         if isinstance(key, str):
             row = self._row(key)
             if row is None:
-                self.snapshot.find(key)  # says why
+                self.snapshot.find(key)  # raises the error that explains why
                 raise AssertionError("unreachable: find raises")
             return int(self._numbers[row])
         try:
@@ -159,12 +159,12 @@ class Dataset:
 
     @lazy
     def _table(self) -> pa.Table:
-        """Key, shard and row of each sample, sorted by key."""
+        """Table of key, shard and row of each sample, sorted by key."""
         return self.snapshot.samples().combine_chunks()
 
     @lazy
     def _numbers(self) -> NDArray[np.int64]:
-        """(n,) the number of the sample in each row of the table."""
+        """(n,) int64 number of the sample in each row of the table."""
         counts = {shard.number: shard.num_samples for shard in self.snapshot.shards}
         starts = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
         shards, places = np.unique(self._table["shard"].to_numpy(), return_inverse=True)
@@ -179,7 +179,7 @@ class Dataset:
 
     @property
     def _tools(self) -> "_Tools":
-        """Of this process: a forked child opens its own."""
+        """Reader of this process; a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
             self._opened = _Tools(os.getpid(), open_reader(Catalog(self.snapshot), EVERY_PART))
         return self._opened
@@ -192,7 +192,7 @@ class _Tools:
     lock: Lock = field(default_factory=Lock)  # a reader serves one thread at a time
 
     def read(self, numbers: Sequence[int]) -> list[tuple[str, str, dict[str, bytes]]]:
-        """The URL of its shard, the key and the parts of each sample."""
+        """Returns the shard's URL, the key and the parts of each sample."""
         with self.lock:
             self.reader.expect(())
             found = self.reader.read(np.array(numbers, np.int64), [(number, 1) for number in numbers])

@@ -1,7 +1,7 @@
-"""Batches on a GPU before the trainer asks for them: copied from pinned memory, on a stream of their own.
+"""`to_device`: batches are copied to a GPU ahead of the trainer, from pinned memory on a separate stream.
 
-Prefetching must not change what a checkpoint says. So the loader's state is taken beside each batch, and `state_dict()`
-is that of the batch that the trainer got last, however many were copied since.
+Prefetching must not change checkpoints. The loader's state is therefore taken with each batch, and `state_dict()` is
+that of the last batch that the trainer got, however many have been copied since.
 """
 
 import os
@@ -20,35 +20,35 @@ from dray.loaders.workers.forks import check_process
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError
 
-PIN_BYTES = 64 << 10  # smaller copies do not wait for the device, pinned or not
+PIN_BYTES = 64 << 10  # smaller tensors are not pinned: their copies do not wait for the device anyway
 
 
 class Batches(Protocol):
-    """What is wrapped: a loader with a length."""
+    """A loader with a length."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch."""
+        """Yields the batches of an epoch."""
         ...
 
     def __len__(self) -> int:
-        """Their number."""
+        """Returns the number of batches in an epoch."""
         ...
 
 
 def to_device(batches: Batches, device: torch.device | str | int, *, ahead: int = 2) -> Batches:
-    """The same loader with its batches on a device; a loader for the CPU is handed back as it is.
+    """Returns a loader that yields the same batches on a device; for the CPU, `batches` itself.
 
-    A thread takes the next batches while the trainer works. Tensors in dicts, lists and tuples, nested as they like,
-    are copied without waiting for the device; anything else in a batch is handed on as it is. For CUDA large tensors go
-    through pinned memory and over a stream of their own, which the trainer's stream waits for.
+    A thread takes the next batches while the trainer works. Tensors in dicts, lists and tuples, at any depth, are
+    copied without waiting for the device; other values are passed on unchanged. For CUDA, large tensors are copied from
+    pinned memory on a separate stream, and the trainer's stream waits for the copies.
 
-    The CUDA path was written by PyTorch's documentation and has not been run on a GPU by dray's own tests yet.
+    The CUDA path follows PyTorch's documentation; dray's own tests have not run it on a GPU yet.
 
     Args:
-        batches: A `ShardLoader`, or any loader with a length. `set_epoch`, `state_dict`, `load_state_dict` and `stats`
-            are those of the loader; the state counts the batches that were handed on.
-        device: Where batches go, such as "cuda" or `torch.device("cuda", local_rank)`.
-        ahead: So many batches are on the device, or on their way, besides the trainer's own.
+        batches: `ShardLoader`, or any loader with a length. `set_epoch`, `state_dict`, `load_state_dict` and `stats`
+            are those of the loader; the state counts the batches that the trainer got.
+        device: Target device, such as "cuda" or `torch.device("cuda", local_rank)`.
+        ahead: Number of batches that are on the device, or on the way, besides the trainer's current one.
 
     Raises:
         CallError: `ahead` is less than 1.
@@ -63,7 +63,7 @@ class _Copied:
     """A batch on its way to the device."""
 
     batch: Any
-    state: dict[str, Any]  # of the loader when it gave the batch
+    state: dict[str, Any]  # of the loader after this batch
     arrived: "torch.cuda.Event | None"
 
 
@@ -74,20 +74,20 @@ class DeviceLoader:
         self._batches = batches
         self._ahead = ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._device = device if self._stream is None else self._stream.device  # with its number, for every thread
-        self._state: dict[str, Any] | None = None  # of the batch that was handed on last; None: the loader's own
+        self._device = device if self._stream is None else self._stream.device  # with its number
+        self._state: dict[str, Any] | None = None  # of the last batch that the trainer got; None: the loader's own
         self._wait_s = 0.0
 
     def __reduce__(self) -> tuple[Callable[..., "DeviceLoader"], tuple[Any, ...]]:
-        """For a copy: without what was copied ahead, which the trainer has not got yet."""
+        """Returns a copy without the batches that were copied ahead, as the trainer has not got them."""
         return _at_state, (copy(self._batches), self._device, self._ahead, self.state_dict())
 
     def __len__(self) -> int:
-        """Steps of the epoch, as the loader tells."""
+        """Returns the loader's number of steps in the epoch."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        """The loader's next epoch. An error of the loader comes after the batches before it."""
+        """Yields the loader's next epoch. An error of the loader is raised after the batches before it."""
         process, self._state = os.getpid(), self._loader_state()
         batches = iter(self._batches)
         copies = self._copied(batches)
@@ -98,13 +98,13 @@ class DeviceLoader:
                 yield copied.batch
                 check_process(process)
         finally:
-            if process == os.getpid():  # else the thread, and what it stands in, are the parent's
-                copies.close()  # its thread first, which may be inside of the loader
+            if process == os.getpid():  # otherwise the thread and the loader belong to the parent
+                copies.close()  # its thread first, as it may be using the loader
                 if isinstance(batches, Generator):
                     batches.close()
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter()` start an epoch, from 0.
+        """Start an epoch, numbered from 0, with the next `iter()`.
 
         Raises:
             CallError: The loader has no such method.
@@ -114,19 +114,19 @@ class DeviceLoader:
 
     @property
     def batch_sampler(self) -> None:
-        """None: Lightning looks for it beside a sampler."""
+        """None; Lightning reads it if there is a sampler."""
 
     @property
     def sampler(self) -> Any:
-        """The loader's sampler, by which a Trainer says which epoch comes; None if it has none."""
+        """Sampler of the loader, whose `set_epoch` a Trainer calls; None if it has none."""
         return getattr(self._batches, "sampler", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is; empty where the loader keeps no state."""
+        """Returns the position of the trainer; empty if the loader keeps no state."""
         return self._loader_state() if self._state is None else self._state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on from there.
+        """Resume at a state with the next `iter()`.
 
         Raises:
             CallError: The loader keeps no state.
@@ -136,14 +136,14 @@ class DeviceLoader:
         self._state = None
 
     def stats(self) -> dict[str, float]:
-        """What the loader counted; `wait_s` is the trainer's own waiting, not that of the thread."""
+        """Returns the loader's stats; `wait_s` is the time that the trainer waited, not the thread."""
         counted = self._method("stats")() if hasattr(self._batches, "stats") else {}
         return {**counted, "wait_s": self._wait_s}
 
     def _method(self, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] | None = getattr(self._batches, name, None)
         if found is None:
-            raise CallError(f"{type(self._batches).__name__} has no {name}(): to_device() can only pass on what it has")
+            raise CallError(f"{type(self._batches).__name__} has no {name}(), which to_device() would call")
         return found
 
     def _loader_state(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class DeviceLoader:
         return state
 
     def _copied(self, batches: Iterator[Any]) -> Generator[_Copied, None, None]:
-        """All of an epoch; a thread takes them and starts the copies."""
+        """Yields all batches of an epoch; a thread takes them and starts the copies."""
         with ThreadPoolExecutor(1, thread_name_prefix="dray-device") as thread:
             process, coming = os.getpid(), deque[Future[_Copied | None]]()
             try:
@@ -167,11 +167,11 @@ class DeviceLoader:
                         return
                     yield copied
             finally:
-                for future in coming if process == os.getpid() else ():  # locks of the parent's may be held for ever
+                for future in coming if process == os.getpid() else ():  # the parent's locks may stay held
                     future.cancel()
 
     def _copy_next(self, batches: Iterator[Any]) -> _Copied | None:
-        """The loader's next batch, whose copy has begun, and its state; None after the last."""
+        """Starts the copy of the loader's next batch; returns it with its state, or None after the last."""
         for batch in batches:
             state = self._loader_state()
             if self._stream is None:
@@ -184,11 +184,11 @@ class DeviceLoader:
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._stream is not None and tensor.device.type == "cpu" and tensor.nbytes > PIN_BYTES:
-            tensor = tensor.pin_memory()  # PyTorch keeps it until the copy is done
+            tensor = tensor.pin_memory()  # PyTorch keeps the pinned memory until the copy is done
         return tensor.to(self._device, non_blocking=True)
 
     def _wait_for(self, copied: _Copied) -> None:
-        """Let the trainer's stream go on when the copy has arrived, and its memory live until that stream is done."""
+        """Make the trainer's stream wait for the copy, and keep its memory until that stream has used it."""
         if copied.arrived is None:
             return
         trainers = torch.cuda.current_stream(self._device)
@@ -208,7 +208,7 @@ def _at_state(batches: Batches, device: torch.device, ahead: int, state: Mapping
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """The same with each tensor replaced, in dicts, lists, tuples and named tuples; the rest is kept."""
+    """Returns the value with each tensor replaced in dicts, lists, tuples and named tuples; the rest is kept."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, dict):

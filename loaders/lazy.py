@@ -1,7 +1,7 @@
 """A property that is computed once, without a lock.
 
-Until Python 3.12 `functools.cached_property` holds one for all instances of a class while it computes: a child that is
-forked meanwhile would wait for it for ever. Here two threads may both compute the value, and one of them is kept.
+Before Python 3.12, `functools.cached_property` holds a lock per class while it computes. A child that is forked in the
+meantime would wait for this lock forever. Here, two threads may both compute the value, and one result is kept.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):  # noqa: N801  it is used as a decorator
-    """Computes a property when it is first asked for, and keeps it in the instance's `__dict__`.
+    """Property that is computed at the first access and stored in the instance's `__dict__`.
 
     Args:
-        compute: The method.
+        compute: Method that computes the value.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:

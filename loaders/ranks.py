@@ -1,4 +1,4 @@
-"""Which of the ranks this process is, and the version of a dataset that all of them read."""
+"""The rank of this process, and the version of a dataset that all ranks read."""
 
 import os
 
@@ -11,7 +11,7 @@ from dray.shards.storage.urls import split_version
 
 
 def own_rank() -> tuple[int, int]:
-    """(rank, number of ranks) of this process: as torch.distributed or RANK and WORLD_SIZE tell, else (0, 1)."""
+    """Returns (rank, number of ranks): from torch.distributed, else from RANK and WORLD_SIZE, else (0, 1)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return _from_environment("RANK", 0), _from_environment("WORLD_SIZE", 1)
@@ -20,7 +20,7 @@ def own_rank() -> tuple[int, int]:
 def _from_environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.strip().isdecimal():
-        raise CallError(f"the environment variable {name}={text!r}: expected a number")
+        raise CallError(f"environment variable {name}={text!r}: expected an integer >= 0")
     return int(text)
 
 
@@ -31,12 +31,12 @@ def open_agreed(
     version: int | str | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Snapshot:
-    """The version that all ranks of torch.distributed read, who all call this: rank 0 finds out which it is.
+    """Returns the version of a dataset that rank 0 chooses; every rank of torch.distributed must call this.
 
-    See `Snapshot.open`.
+    See `Snapshot.open` for the arguments.
 
     Raises:
-        DrayError: Rank 0 could not open it. Every rank gets its error, or one that tells it.
+        DrayError: Rank 0 could not open the dataset; every rank raises its error, or one with the same message.
     """
     is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not is_group or torch.distributed.get_world_size() == 1:
@@ -45,8 +45,8 @@ def open_agreed(
         try:
             snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
         except Exception as exc:
-            told = exc if isinstance(exc, DrayError) else DrayError(f"rank 0: {type(exc).__name__}: {exc}")
-            torch.distributed.broadcast_object_list([told], src=0)
+            error = exc if isinstance(exc, DrayError) else DrayError(f"rank 0: {type(exc).__name__}: {exc}")
+            torch.distributed.broadcast_object_list([error], src=0)
             raise
         torch.distributed.broadcast_object_list([snapshot.version], src=0)
         return snapshot
@@ -58,7 +58,7 @@ def open_agreed(
 
 
 def check_has_samples(snapshot: Snapshot) -> None:
-    """Refuses a version without samples, which a build makes of a group that a split no longer names.
+    """Check that a version has samples: a build empties a group that its split no longer names.
 
     Raises:
         CallError: It has none.
@@ -66,6 +66,6 @@ def check_has_samples(snapshot: Snapshot) -> None:
     if not snapshot.shards:
         url = snapshot.store.url
         raise CallError(
-            f"version {snapshot.version} of {snapshot.layout.prefix!r} under {url} holds no samples: they were "
-            f"dropped. dray log {url} shows the versions before; give one by version=, or go back by dray rollback"
+            f"version {snapshot.version} of {snapshot.layout.prefix!r} under {url} has no samples: they were dropped. "
+            f"`dray log {url}` lists the earlier versions; open one by version=, or restore it by `dray rollback`"
         )

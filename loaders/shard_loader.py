@@ -30,62 +30,65 @@ from dray.shards.reading.suffixes import Missing, open_parts
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 
-PREFETCH = 3  # groups of batches, the one that is asked for included
+PREFETCH = 3  # maximum number of prefetched groups of batches, the requested one included
 BAD_SAMPLES = "dray-bad-samples.jsonl"
 
 
 class ShardLoader(EpochLoader):
-    """Iterates over one epoch of one rank after another.
+    """Iterates over the batches of one rank, epoch after epoch.
 
-    Every rank takes the same number of steps, in `keep` and `pad` each sample exactly once over all ranks, in `drop` at
-    most once. The batches depend on the seed, the epoch and the global batch size alone: not on the number of ranks
-    that share one, nor on workers. `state_dict()` is the same on every rank, and may be loaded with another number of
-    ranks, workers or samples a batch. A copy, pickled or by the module `copy`, goes on from where the loader is.
+    All ranks take the same number of steps. With the remainder "keep" or "pad" each sample comes exactly once per epoch
+    over all ranks, with "drop" at most once. The global batches depend only on the version, the seed, the epoch and the
+    global batch size, not on the number of ranks or workers. `state_dict()` is equal on all ranks, and can be loaded
+    with another number of ranks or workers or another batch size. A copy, by pickle or by the module `copy`, goes on
+    where the loader is.
 
     Args:
-        url: The dataset's directory, a path or an object-storage URL; `?version=7` at its end names a version.
-        prefix: The dataset's prefix.
-        parts: The suffixes that are read, such as "tensor.pyd", compared without case. An encoded part may be asked for
-            by the suffix of its source, by any that it has now, or by its name without the extension ("image.pyd",
-            "image.npy" or "image"). None: all parts, encoded ones under the suffix of their source.
-        batch_size: Samples a step of this rank.
-        shuffle: Whether the order is permuted; else samples come in the dataset's order.
-        seed: Of the permutation: the same on every rank.
-        num_workers: Processes that read and decode; 0: a thread of this one.
-        timeout_s: How long a worker is waited for, in seconds; then an error names it. None or 0: for ever, with one
+        url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version.
+        prefix: Prefix of the dataset.
+        parts: Suffixes of the parts to read, such as "tensor.pyd", compared without case. An encoded part has several
+            names: the suffix of its source, any of its present suffixes, and its name without the extension
+            ("image.pyd", "image.npy" or "image"). None: all parts, encoded ones under the suffix of their source.
+        missing: What happens if a sample lacks one of the parts: "error" raises an error that names it; "none" makes
+            the value None, so that the part is a list in that batch.
+        stack: Whether tensors, arrays and numbers of a batch are stacked to one tensor, which requires equal dtypes and
+            shapes. A part with other values, such as text, dicts or None, is a list in that batch. False: every part is
+            always a list. A set of names: only these parts are stacked.
+        batch_size: Number of samples per step of this rank.
+        shuffle: Whether the order is permuted, differently in each epoch. If not, samples come in the dataset's order.
+        seed: Seed of the permutation; must be equal on all ranks.
+        num_workers: Number of worker processes that read and decode. With 0, a thread of this process does.
+        timeout_s: Timeout for a worker, in seconds, after which an error names it. None or 0: no timeout, but one
             warning after a minute.
-        missing: What happens to a sample that lacks one of these parts: "error" names it; "none" makes its value None,
-            and so the part a list in that batch.
-        stack: Whether tensors, arrays and numbers are stacked to one tensor a batch: then their dtypes and shapes must
-            be equal. A part is a list in a batch that has other values, such as text, dicts or None. False: every part
-            is always a list. A set of names: only these parts are stacked.
-        transform: From a sample, a dict of part -> value, to what batches are made of.
-        collate: From a list of these to a batch; None: parts are stacked as `stack` says (see `batching.collate`).
-        remainder: What becomes of the last samples, fewer than a global batch: "drop" them, "pad" them with filler
-            (a batch then has `__valid__`, false for filler), or "keep" a last batch that is shared out evenly.
-        rank: Of the data-parallel group; None: as torch.distributed or RANK tell, else 0.
-        num_ranks: The same of its size.
-        version: A number or the name of a hold; None: the last, which rank 0 finds out for all. With `rank` each rank
-            finds it out by itself, as nobody knows who is in its group: name a version then, or ranks between which a
-            build commits read different ones (a state of the one is refused by the other).
-        limit: Only the first so many samples of the dataset.
-        with_keys: Whether batches have `__key__`, a list.
-        on_error: What becomes of a sample that is damaged or refused, or whose shard or index is missing: "fail" raises
-            an error that names it; "skip" replaces it, counts it (`stats()["skipped"]`) and lists it in a file. Where
-            nothing can be read, as of a version that was dropped, that is an error all the same.
-        bad_samples: That file, JSON lines, added to by all ranks and workers.
-        cache_dir: A folder in which what is read from object storage is kept for later epochs and restarts, and for the
-            other ranks, workers and jobs of the node. None: with workers or several ranks, a temporary folder in which
-            they share what more than one of them reads.
-        cache_bytes: At most so much lies there, 64 GiB unless told (4 GiB in the temporary folder); 0: no cache.
+        transform: Function from a sample, a dict of part -> value, to what `collate` gets.
+        collate: Function from a list of transformed samples to a batch. None: parts are stacked as `stack` says.
+        remainder: What happens to the last samples of an epoch if they do not fill a global batch: "drop" leaves them
+            out; "pad" adds filler, and a mask `__valid__` (bool, false for filler) to every batch; "keep" shares them
+            out evenly as a shorter last batch, which may be empty on some ranks.
+        rank: Rank in the data-parallel group. None: from torch.distributed, else from the variable RANK, else 0.
+        num_ranks: Size of the data-parallel group; give it together with `rank`.
+        version: Number of a version, or name of a hold. None: the latest version; rank 0 chooses it for all ranks. With
+            `rank` each rank chooses by itself, and a build that commits in between makes them read different versions,
+            so give a version then.
+        limit: Number of samples to read, from the beginning of the dataset; None: all.
+        with_keys: Whether batches have the samples' keys as a list, `__key__`.
+        on_error: What happens if a sample is damaged or refused, or its shard or index is missing: "fail" raises an
+            error that names it; "skip" replaces it by another sample, counts it (`stats()["skipped"]`) and lists it in
+            a file. If nothing can be read, as in a version that was deleted, an error is raised with "skip" as well.
+        bad_samples: Path of that file, JSON lines; all ranks and workers append to it.
+        cache_dir: Folder in which bytes from object storage are kept for later epochs and restarts, and for the other
+            ranks, workers and jobs on the node. None: with workers or several ranks, a temporary folder for what more
+            than one of them reads.
+        cache_bytes: Largest size of the cache, in bytes; 0: no cache. Default: 64 GiB, or 4 GiB in the temporary
+            folder.
         storage_options: See `dray.shards.Store`.
-        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
-        allow_pickle: Let pickled parts run any code that they name.
-        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
+        allow_pickle: Whether pickled parts may run any code that they name.
+        decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
 
     Raises:
-        CallError: An argument is wrong; or no sample has a part, or with `parts=None` some samples lack one.
-        NotFoundError: There is no such dataset or version.
+        CallError: An argument is invalid, no sample has one of the parts, or, with `parts=None`, some samples lack one.
+        NotFoundError: The dataset or the version does not exist.
     """
 
     def __init__(
@@ -157,44 +160,43 @@ class ShardLoader(EpochLoader):
             seed=seed,
         )
         self._position = BatchPosition(epochs, self.rank)
-        self._batches: Generator[Any, None, None] | None = None  # of the pass that began last
+        self._batches: Generator[Any, None, None] | None = None  # batches of the last pass
         self._wait_s = 0.0
         self._lookahead: Lookahead[list[Any]] | None = None
         self._pool: WorkerPool | None = None
-        self._ended: list[Stats] = []  # of workers that are no more
-        self._process = os.getpid()  # whose threads and workers these are
+        self._ended: list[Stats] = []  # stats of workers that were stopped
+        self._process = os.getpid()  # process to which the threads and workers belong
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy, here or in another process: it has threads and workers of its own, and counts anew."""
+        """Returns the state of a copy, which has threads and workers of its own and counts from 0."""
         fresh = {"_batches": None, "_lookahead": None, "_pool": None, "_wait_s": 0.0, "_ended": list[Stats]()}
         own = {"_maker": replace(self._maker), "_position": self._position.resumed(), "_keeper": None}
         return {**self.__dict__, **fresh, **own}
 
     @property
     def snapshot(self) -> Snapshot:
-        """The version that is read."""
+        """Version that is read."""
         return self._snapshot
 
     @property
     def position(self) -> BatchPosition:
-        """Where the loader is in its epochs."""
+        """Position of the loader in its epochs."""
         return self._position
 
     def __len__(self) -> int:
-        """Steps of the epoch that the next `iter()` goes through, or that is being gone through."""
+        """Returns the number of steps in the present epoch, or in the next one if none has begun."""
         return self._position.length()
 
     def __iter__(self) -> Iterator[Any]:
-        """The next epoch; after `load_state_dict` or `set_epoch`, what these name.
+        """Yields the batches of the next epoch, or of the one that `load_state_dict` or `set_epoch` named.
 
-        After `sampler.set_epoch`, as a Trainer calls it, each further `iter()` is another pass of that epoch, in an
-        order of its own. An epoch counts as begun when its first batch is asked for; an iterator that was left ends
-        then.
+        After `sampler.set_epoch`, which a Trainer calls, each further `iter()` is another pass of that epoch in an
+        order of its own. An epoch begins when its first batch is requested; an older iterator ends then.
 
         Raises:
-            CallError: A newer iterator of this loader began, this one was begun before a fork, or this process is one
+            CallError: A newer iterator of this loader has begun, this one began before a fork, or this process is one
                 of several workers of a torch DataLoader.
-            RuntimeError: A worker died, or gave nothing for `timeout_s`. The next epoch has others.
+            RuntimeError: A worker died, or sent nothing for `timeout_s`. The next epoch has new workers.
         """
         check_worker(self._num_workers, "ShardLoader(num_workers=)")
         process, position = os.getpid(), self._position
@@ -213,23 +215,23 @@ class ShardLoader(EpochLoader):
                 yield batch
 
     def close(self) -> None:
-        """End worker processes and the iterator that runs. The next `iter()` starts others."""
+        """Stop worker processes and the running iterator. The next `iter()` starts new ones."""
         self._position.end()
         self._end_batches()
         self._end_workers()
 
     def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
-        """Where the samples of a batch lie: shard (its URL), key and offset (of the first part) of each.
+        """Returns for each sample of a batch the URL of its shard, its key, and the offset of its first part in bytes.
 
-        Any other epoch than the present one is taken as one that starts anew at this batch size.
+        An epoch other than the present one is taken as a whole epoch at this batch size.
 
         Args:
-            epoch: From 0.
-            step: From 0, of the epoch.
-            rank: None: this one.
+            epoch: Number of the epoch, from 0.
+            step: Number of the step in the epoch, from 0.
+            rank: Rank that takes the batch; None: this one.
 
         Raises:
-            CallError: The epoch has no such step, or took it before it was resumed here.
+            CallError: The epoch has no such step, or the step was taken before the epoch was resumed.
         """
         epoch, step, position = as_int("epoch", epoch), as_int("step", step), self._position
         start = position.start if epoch == position.start.epoch else position.epochs.start(epoch)
@@ -237,7 +239,7 @@ class ShardLoader(EpochLoader):
         of_rank = self.rank if rank is None else as_int("rank", rank)
         if not (0 <= step - start.steps < len(rest) and 0 <= of_rank < self.num_ranks):
             raise CallError(
-                f"step {step} of epoch {epoch} on rank {of_rank}: here it has {len(rest)} steps from step "
+                f"step {step} of epoch {epoch} on rank {of_rank}: the epoch has {len(rest)} steps from step "
                 f"{start.steps} on, and {self.num_ranks} ranks"
             )
         share = rest.share(step - start.steps, of_rank)
@@ -251,13 +253,14 @@ class ShardLoader(EpochLoader):
         return found
 
     def stats(self) -> dict[str, float]:
-        """What this rank got and read since the start, and how long it waited for batches.
+        """Returns what this rank has read since the start, and how long the trainer waited for it.
 
-        samples, that the trainer got; of what threads or workers read for it, a little ahead: bytes of parts,
-        bytes_read, requests and retries of object storage, cache_hits, skipped; wait_s.
+        "samples" counts the samples that the trainer got, "wait_s" its waiting in seconds. The other values count what
+        threads or workers have read, which is slightly ahead of the trainer: "bytes" of parts, "bytes_read", "requests"
+        and "retries" of object storage, "cache_hits", and "skipped" samples.
         """
-        told = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
-        all_stats = told if self._num_workers else [self._maker.stats]
+        workers = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
+        all_stats = workers if self._num_workers else [self._maker.stats]
         total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
         return {**total, "samples": self._position.num_samples, "wait_s": self._wait_s}
 
@@ -269,21 +272,21 @@ class ShardLoader(EpochLoader):
                 yield from group
 
     def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
-        if self._pool is not None and not self._pool.lives_on:  # a worker died while none was waited for
+        if self._pool is not None and not self._pool.lives_on:  # a worker died between two passes
             self._end_workers()
         if self._pool is None:
             self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
         try:
             yield from self._pool.batches(way)
-        except Exception as exc:  # one may be dead: the next pass starts others
+        except Exception as exc:  # a worker may be dead: the next pass starts new ones
             exc.add_note(f"in epoch {way.epoch}, at step {self._position.steps} of rank {self.rank}")
-            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
+            traceback.clear_frames(exc.__traceback__)  # frames hold torch's iterator, whose end would take long
             self._end_workers()
             raise
 
     def _end_batches(self) -> None:
-        """End what makes the batches of the last pass."""
-        if self._process != os.getpid():  # what runs belongs to the process that this one was forked from
+        """Stop making batches of the last pass."""
+        if self._process != os.getpid():  # threads and workers belong to the parent of this fork
             self._process = os.getpid()
             self._batches = self._lookahead = self._pool = None
         if self._batches is not None:
@@ -298,15 +301,15 @@ class ShardLoader(EpochLoader):
 
 
 def _checked_rank(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
-    """Returns the rank and the number of ranks that were given, or those of this process.
+    """Returns the given rank and number of ranks, or those of this process if they are None.
 
     Raises:
-        CallError: Only one of them was given, or they are out of range.
+        CallError: Only one of them is given, or they are out of range.
     """
     if (rank is None) != (num_ranks is None):
         raise CallError(f"rank={rank!r} and num_ranks={num_ranks!r}: give both, or neither")
     given = own_rank() if rank is None else (rank, num_ranks)
     found = as_int("rank", given[0]), as_int("num_ranks", given[1], 1)
     if found[0] >= found[1]:
-        raise CallError(f"rank {found[0]} of {found[1]}: ranks count from 0")
+        raise CallError(f"rank={found[0]} and num_ranks={found[1]}: rank must be less than num_ranks")
     return found

@@ -1,4 +1,4 @@
-"""The three splits."""
+"""The splits train, val and test."""
 
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Split(Enum):
-    """Names of the splits; each is one dataset."""
+    """Name of a split; each split is one dataset."""
 
     train = auto()
     val = auto()
@@ -22,7 +22,7 @@ def by_split(argument: str, values: Mapping[Any, Value]) -> Mapping[Split, Value
 @overload
 def by_split(argument: str, values: Mapping[Any, Value] | None) -> Mapping[Split, Value] | None: ...
 def by_split(argument: str, values: Mapping[Any, Value] | None) -> Mapping[Split, Value] | None:
-    """Returns a dictionary whose keys are splits, also where they were given by name.
+    """Returns the values by `Split`, whose names are accepted as keys as well.
 
     Raises:
         CallError: A key is not a split, or the same split is named twice; names the argument.

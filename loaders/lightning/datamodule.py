@@ -1,4 +1,4 @@
-"""Lightning DataModules over WebDataset shards: the calls of NVIDIA's bionemo-webdatamodule."""
+"""Lightning DataModules with the interface of NVIDIA's bionemo-webdatamodule."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,35 +33,36 @@ _SPLITS_OF_STAGE = {
 class WebDataModule(ExactDataModule):
     """Streams the shards of each split to a Lightning Trainer.
 
-    `fit` needs the split train, and validates where there is val; `validate` needs val, `test` and `predict` test. In
-    every dictionary a split may be named by a string (`"train"`), and its value may be missing or None, except that
-    `n_samples` and `dirs_tars_wds` must name the same splits.
+    `fit` needs the split train, and validates if there is a split val; `validate` needs val, `test` and `predict` need
+    test. In every dictionary a split may be named by a string (`"train"`), and its value may be missing or None, except
+    that `n_samples` and `dirs_tars_wds` must name the same splits.
 
     Args:
-        n_samples: Split -> its number of samples; None: as the dataset's snapshot tells.
-        suffix_keys_wds: The parts of a sample that are wanted, one suffix or several, compared without case: a sample
-            reaches the pipelines as a tuple of their decoded values. The end of a suffix is enough ("pyd" for
-            "tensor.pyd"); an encoded part has several names, see `ShardLoader`.
-        dirs_tars_wds: Split -> its dataset's directory, a path or an object-storage URL.
-        global_batch_size: Samples a step over all ranks. An epoch of a loader is ceil(n_samples / global_batch_size)
-            of what the last pipeline yields, going on into the next pass where the data end. None: an epoch is one
-            pass, and the loader has no length. No batching is done here: it is the pipelines' to do.
-        prefix_tars_wds: The prefix of the datasets.
-        pipeline_wds: Split -> a generator function over samples, or several in a row; run by the workers.
-        pipeline_prebatch_wld: Split -> the same over what the workers yield; run by the training process.
+        n_samples: Split -> number of samples; None: the number in the dataset's snapshot.
+        suffix_keys_wds: Suffix or suffixes of the parts to read, compared without case. A sample reaches the pipelines
+            as a tuple of the decoded parts. The end of a suffix is enough ("pyd" for "tensor.pyd"); for the names of an
+            encoded part see `ShardLoader`.
+        dirs_tars_wds: Split -> directory of its dataset, a path or an object-storage URL.
+        global_batch_size: Number of samples per step over all ranks. An epoch of a loader is
+            ceil(n_samples / global_batch_size) outputs of the last pipeline; if the data end earlier, it goes on into a
+            further pass. With None an epoch is one pass, and the loader has no length. The pipelines do the batching.
+        prefix_tars_wds: Prefix of the datasets.
+        pipeline_wds: Split -> one generator function over samples, or several in a row; run in the workers.
+        pipeline_prebatch_wld: Split -> the same over the outputs of the workers; run in the training process.
         kwargs_wds: Split -> keyword arguments of `webdataset.WebDataset`.
         kwargs_wld: Split -> keyword arguments of `webdataset.WebLoader`, such as `num_workers`.
-        invoke_wds: Split -> [(method, keyword arguments), ...], called on the dataset last.
-        invoke_wld: Split -> the same, called on the loader last.
-        missing: What happens to a sample that lacks one of these parts: "error" names it; "none" makes its value None.
-        storage_options: Of `dirs_tars_wds`: see `dray.shards.Store`.
-        allow: Full names (`pkg.module.Class`) that pickled parts may use besides the safe list.
-        allow_pickle: Let pickled parts run any code that they name.
-        decoders: Functions of your own by suffix, from a part's bytes to its value: `{"wav": read_wav}`.
+        invoke_wds: Split -> [(method, keyword arguments), ...], called last on the dataset.
+        invoke_wld: Split -> the same, called last on the loader.
+        missing: What happens if a sample lacks one of the parts: "error" raises an error that names it; "none" makes
+            the value None.
+        storage_options: Options for `dirs_tars_wds`; see `dray.shards.Store`.
+        allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
+        allow_pickle: Whether pickled parts may run any code that they name.
+        decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
 
     Raises:
         RuntimeError: `n_samples` and `dirs_tars_wds` name different splits.
-        CallError: A dictionary names something that is no split, or an unknown keyword.
+        CallError: A key is not a split, or a keyword is unknown.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class WebDataModule(ExactDataModule):
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
         self._opened: dict[Split, OpenSplit] = {}
-        self._counts: dict[Split, int | None] = {}  # as told, or as the snapshot says
+        self._counts: dict[Split, int | None] = {}  # given, or from the snapshot
 
     def prepare_data(self) -> None:
-        """Nothing: the shards are there."""
+        """Do nothing: the shards exist already."""
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage.
@@ -127,7 +128,7 @@ class WebDataModule(ExactDataModule):
         Raises:
             NotImplementedError: Any other stage.
             RuntimeError: A split that the stage needs has no directory.
-            NotFoundError: There are no shards in it.
+            NotFoundError: A directory has no shards.
         """
         if stage not in _SPLITS_OF_STAGE:
             raise NotImplementedError(f"stage {stage!r}: known are {', '.join(_SPLITS_OF_STAGE)}")
@@ -138,31 +139,31 @@ class WebDataModule(ExactDataModule):
                 self._dataset[split] = self._setup_wds(split)
 
     def train_dataloader(self) -> Any:
-        """The loader of the training split: a `webdataset.WebLoader`. It goes on where the one before it was.
+        """Returns the loader of the training split, a `webdataset.WebLoader` that goes on where the one before it was.
 
-        A Trainer says which epoch comes; another `setup("fit")` begins with epoch 0.
+        A Trainer sets the epoch; another `setup("fit")` begins with epoch 0.
         """
         loader = self._setup_wld(Split.train)
         return self._begin_training(loader) if isinstance(loader, EpochLoader) else loader
 
-    @property  # Lightning looks whether the method is its own; a caller sees no difference
+    @property  # a property, as Lightning checks whether the method is its own
     def val_dataloader(self) -> Callable[[], Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A method that returns the loader of the validation split: a `webdataset.WebLoader`.
+        """Method that returns the loader of the validation split, a `webdataset.WebLoader`.
 
-        Without a directory for the split it is Lightning's own, undefined method, and a Trainer does not validate.
+        Without a directory for the split it is Lightning's own method, so that a Trainer does not validate.
         """
         return partial(self._setup_wld, Split.val) if self._has(Split.val) else super().val_dataloader
 
     def test_dataloader(self) -> Any:
-        """The loader of the test split: a `webdataset.WebLoader`."""
+        """Returns the loader of the test split, a `webdataset.WebLoader`."""
         return self._setup_wld(Split.test)
 
     def predict_dataloader(self) -> Any:
-        """The same as `test_dataloader`."""
+        """Returns the same as `test_dataloader`."""
         return self.test_dataloader()
 
     def _setup_wds(self, split: Split) -> Any:
-        """The split's dataset: its samples, the user's pipeline, the user's calls."""
+        """Opens a split; returns its samples after the user's pipeline and calls."""
         opened = self._opened[split] = open_split(
             self._directory(split),
             self._prefix_tars_wds,
@@ -174,21 +175,21 @@ class WebDataModule(ExactDataModule):
             batch=self._global_batch_size,
             num_workers=(_of(self._kwargs_wld, split) or {}).get("num_workers") or 0,
         )
-        told = self._n_samples.get(split)
-        self._counts[split] = opened.num_samples if told is None else told
+        given = self._n_samples.get(split)
+        self._counts[split] = opened.num_samples if given is None else given
         return _invoke(opened.dataset().compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
 
     def _setup_wld(self, split: Split) -> Any:
-        """The split's loader: workers, the user's pipeline, the epoch's length, the user's calls."""
+        """Returns the split's loader after the user's pipeline and calls, with the length of the epoch."""
         dataset = self._dataset.get(split)
         if dataset is None:
-            raise RuntimeError(f"split {split.name!r} is not set up: call setup() with a stage that uses it first")
+            raise RuntimeError(f"split {split.name!r} is not set up: call setup() with a stage that reads it first")
         batch = self._global_batch_size
-        told = None if batch is None else self._num_samples(split)
-        loader = self._opened[split].loader(dataset, _of(self._kwargs_wld, split) or {}, batch, told)
+        num_samples = None if batch is None else self._num_samples(split)
+        loader = self._opened[split].loader(dataset, _of(self._kwargs_wld, split) or {}, batch, num_samples)
         loader = loader.compose(*_pipes(self._pipeline_prebatch_wld, split))
-        if batch is not None and told is not None:
-            loader = loader.with_epoch(-(-told // batch))
+        if batch is not None and num_samples is not None:
+            loader = loader.with_epoch(-(-num_samples // batch))
         loader = _invoke(loader, self._invoke_wld, split)
         if isinstance(loader, EpochLoader):
             self._open.add(loader)
@@ -197,7 +198,7 @@ class WebDataModule(ExactDataModule):
         return loader
 
     def _options(self, split: Split) -> dict[str, Any]:
-        """The split's `kwargs_wds`. `overfit_batches` trains on the same batches in each epoch."""
+        """Returns the split's `kwargs_wds`, without shuffling if `overfit_batches` repeats the same batches."""
         options = dict(_of(self._kwargs_wds, split) or {})
         return options | {"shardshuffle": False} if split == Split.train and self._is_overfitting() else options
 
@@ -207,15 +208,15 @@ class WebDataModule(ExactDataModule):
     def _directory(self, split: Split) -> str:
         directory = self._dirs_tars_wds.get(split)
         if directory is None:
-            raise RuntimeError(f"split {split.name!r} has no directory: name one in dirs_tars_wds")
+            raise RuntimeError(f"split {split.name!r} has no directory: give it one in dirs_tars_wds")
         return os.fspath(directory)
 
     def _num_samples(self, split: Split) -> int:
         num_samples = self._counts[split]
         if num_samples is None:
             raise RuntimeError(
-                f"split {split.name!r}: its tars have no snapshot that tells how many samples they hold: "
-                "give n_samples, or global_batch_size=None for one pass an epoch"
+                f"split {split.name!r}: its tars have no snapshot with the number of samples: give n_samples, or "
+                "global_batch_size=None for epochs of one pass"
             )
         return num_samples
 
@@ -224,18 +225,19 @@ class PickledDataWDS(WebDataModule):
     """Packs pickled samples into shards first, then streams them as `WebDataModule` does.
 
     Args:
-        dir_pickles: Where the files `{name}.{suffix}` lie: a path or an object-storage URL.
-        names_subset: Split -> the names of its samples.
-        *args: Those of `WebDataModule` from `suffix_keys_wds` on; each directory in `dirs_tars_wds` receives a
-            dataset.
-        n_tars_wds: Exactly so many shards a split (fewer if it has fewer samples); None: by size.
-        encode: What becomes of pickled parts, as in `dray.pipelines.pickles_to_tars`; `suffix_keys_wds` still names the
-            pickles, and the pipelines get what docs/encodings.md says. `allow` and `allow_pickle` count there too.
-        progress: Show the progress of packing on standard error.
-        **kwargs: Those of `WebDataModule`.
+        dir_pickles: Directory of the files `{name}.{suffix}`, a path or an object-storage URL.
+        names_subset: Split -> names of its samples.
+        *args: Arguments of `WebDataModule` from `suffix_keys_wds` on. A dataset is built in each directory of
+            `dirs_tars_wds`.
+        n_tars_wds: Number of shards of each split (fewer if it has fewer samples); None: by size.
+        encode: How pickled parts are stored, as in `dray.pipelines.pickles_to_tars`. `suffix_keys_wds` still names the
+            pickles; docs/encodings.md lists the values that the pipelines get. `allow` and `allow_pickle` apply here as
+            well.
+        progress: Whether to show the progress of packing on standard error.
+        **kwargs: Keyword arguments of `WebDataModule`.
 
     Raises:
-        CallError: Two splits with the same directory: each would replace the other's samples.
+        CallError: Two splits have the same directory, so each would replace the other's samples.
     """
 
     def __init__(
@@ -259,17 +261,17 @@ class PickledDataWDS(WebDataModule):
         check_distinct(normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None)
 
     def prepare_data(self) -> None:
-        """Build every split's dataset; where a last snapshot holds just these samples, nothing is written.
+        """Build the dataset of each split; writes nothing if its latest version has exactly these samples.
 
         Raises:
             RuntimeError: See `dray.pipelines.pickles_to_tars`.
         """
-        from dray.pipelines import pickles_to_tars  # reading needs none of it
+        from dray.pipelines import pickles_to_tars  # imported here, as reading needs none of it
         from dray.pipelines.progress import say
 
         for split, names in self._names_subset.items():
             if not names:
-                say(f"split {split.name!r} has no samples: no dataset is made of it", show=self._progress)
+                say(f"split {split.name!r} has no samples, so no dataset is built", show=self._progress)
                 continue
             report = pickles_to_tars(
                 self._dir_pickles,
@@ -287,12 +289,12 @@ class PickledDataWDS(WebDataModule):
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:
-    """A split's value; None where the dictionary or the entry is missing."""
+    """Returns the value of a split; None if the dictionary or the entry is missing."""
     return (by_split or {}).get(split)
 
 
 def _pipes(by_split: Mapping[Split, Pipeline | None] | None, split: Split) -> list[Pipe]:
-    """A split's pipeline as a list."""
+    """Returns the pipeline of a split as a list."""
     pipeline = _of(by_split, split)
     if pipeline is None:
         return []
@@ -300,7 +302,7 @@ def _pipes(by_split: Mapping[Split, Pipeline | None] | None, split: Split) -> li
 
 
 def _invoke(target: Any, calls: Mapping[Split, Calls | None] | None, split: Split) -> Any:
-    """The target after the user's method calls, each on what the last one returned."""
+    """Returns the target after the user's method calls, each on the result of the one before."""
     for method, arguments in _of(calls, split) or ():
         target = getattr(target, method)(**arguments)
     return target

@@ -1,8 +1,8 @@
-"""What a loader shows a Lightning Trainer: which epoch comes is the Trainer's decision, where it resumes the state's.
+"""How loaders follow a Lightning Trainer: the Trainer decides which epoch is next, the state where it is resumed.
 
-Lightning 2.6 calls `len(loader)` first, then `load_state_dict` (only where it restarts inside an epoch), then `iter`,
-and only then `loader.sampler.set_epoch(number of epochs that are done)`. So nothing is decided before `set_epoch`: a
-loaded state waits, and is used if it belongs to the epoch that the Trainer asks for.
+Lightning 2.6 calls `len(loader)`, then `load_state_dict` (only if it restarts inside an epoch), then `iter`, and only
+then `loader.sampler.set_epoch(number of finished epochs)`. Nothing is decided before `set_epoch`: a loaded state is
+kept until then, and used if it belongs to the epoch that the Trainer asks for.
 """
 
 import warnings
@@ -15,11 +15,11 @@ from dray.loaders.order.position import EpochPosition
 
 
 class EpochSampler:
-    """The `sampler` of a loader, by which a Trainer says which epoch comes.
+    """The `sampler` of a loader, which tells it the Trainer's epoch.
 
     Args:
-        position: The loader's.
-        on_epoch: Called after each `set_epoch`.
+        position: Position of the loader.
+        on_epoch: Function to call after each `set_epoch`.
     """
 
     def __init__(self, position: EpochPosition, on_epoch: Callable[[], None] | None = None) -> None:
@@ -27,7 +27,7 @@ class EpochSampler:
         self._on_epoch = on_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next batch be the first of an epoch, or the next one inside it if a state of it was loaded.
+        """Start an epoch with the next batch, or go on inside it if a state of that epoch was loaded.
 
         Iterating again without another call takes another pass of the same epoch, in an order of its own.
         """
@@ -39,24 +39,24 @@ class EpochSampler:
 
 
 class SequentialEpochSampler(EpochSampler, SequentialSampler):
-    """The same for a loader that does not shuffle: `overfit_batches` has nothing to turn off."""
+    """Sampler of a loader that does not shuffle, so that `overfit_batches` does not replace it."""
 
 
 class EpochLoader:
-    """Base of the loaders: their place among the epochs, as their users and Lightning see it."""
+    """Base of the loaders: epochs and states, for users and for Lightning."""
 
-    batch_sampler = None  # Lightning looks for it beside a sampler
-    _keeper: Callable[["EpochLoader"], None] | None = None  # of a DataModule that keeps the state; told of each epoch
+    batch_sampler = None  # Lightning reads it if there is a sampler
+    _keeper: Callable[["EpochLoader"], None] | None = None  # called at each epoch if a DataModule keeps the state
     _has_warned = False
 
     @property
     def position(self) -> EpochPosition:
-        """Where the loader is in its epochs."""
+        """Position of the loader in its epochs."""
         raise NotImplementedError
 
     @property
     def sampler(self) -> EpochSampler | None:
-        """Follows a Trainer: `sampler.set_epoch(epoch)`. None without a length, as Lightning then reads ahead of it."""
+        """Sampler whose `set_epoch` a Trainer calls; None without a length, as Lightning then reads ahead of it."""
         position, keeper = self.position, self._keeper
         if position.length() is None:
             return None
@@ -64,13 +64,13 @@ class EpochLoader:
         return kind(position, None if keeper is None else lambda: keeper(self))
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter()` start an epoch, from 0."""
+        """Start an epoch, numbered from 0, with the next `iter()`."""
         self.position.go_to(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where the trainer is: JSON-able, small, the same on every rank.
+        """Returns the position of the trainer: JSON-able, small, equal on all ranks.
 
-        Empty for a loader that a DataModule has given a Trainer, as the DataModule keeps the state.
+        Empty for a loader that a DataModule gave to a Trainer, as the DataModule keeps the state.
         """
         if self._keeper is not None:
             return {}
@@ -86,19 +86,19 @@ class EpochLoader:
         return self.position.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on from there; at the end of an epoch, with the next one.
+        """Resume at a state with the next `iter()`; if the state is at the end of an epoch, start the next epoch.
 
-        A loader that a DataModule has given a Trainer has the DataModule's state already. It takes this one only where
-        there is none: the checkpoint was saved by a loader without its DataModule.
+        A loader that a DataModule gave to a Trainer has the state of the DataModule. It takes this one only if there is
+        none, because a loader without its DataModule saved the checkpoint.
 
         Raises:
-            CallError: It was saved over other data or with another seed; names the difference.
+            CallError: The state was saved over other data or in another order; names the difference.
         """
         if self._keeper is None or (state and not self.position.is_loaded):
             self.position.load(state)
 
     def keep_by(self, keeper: Callable[["EpochLoader"], None]) -> None:
-        """Leave the state to a DataModule, which is told when a Trainer starts an epoch."""
+        """Leave the state to a DataModule, whose `keeper` is called when a Trainer starts an epoch."""
         self._keeper = keeper
 
     @property
@@ -107,5 +107,5 @@ class EpochLoader:
         return self._keeper is not None
 
     def close(self) -> None:
-        """End worker processes, threads and the iterator that runs. The next `iter()` starts others."""
+        """Stop worker processes, threads and the running iterator. The next `iter()` starts new ones."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""What the DataModules have in common: under a plain Trainer they train what an uninterrupted run would.
+"""Base of the DataModules: a resumed run trains the same batches as an uninterrupted one, under a plain Trainer.
 
-The state is in the DataModule, because Lightning sizes an epoch before it loads a loader's own state, and loads that
-only where it restarts inside an epoch.
+The DataModule holds the state, because Lightning sizes an epoch before it loads a loader's own state, and loads that
+only if it restarts inside an epoch.
 """
 
 from collections.abc import Mapping
@@ -13,27 +13,26 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from dray.loaders.lightning.epoch_loader import EpochLoader
 
-_TRAIN = "train"  # in a state
-
+_TRAIN = "train"  # key of the training loader's state
 
 TrainLoader = TypeVar("TrainLoader", bound=EpochLoader)
 
 
 class ExactDataModule(lightning.LightningDataModule):
-    """Keeps the state of the training loader, and hands it to the loader of a resumed run."""
+    """Keeps the state of the training loader for checkpoints, and restores it in the loader of a resumed run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._train_loader: EpochLoader | None = None  # the one that a Trainer drives, or without one the last
-        self._pending: dict[str, Any] | None = None  # a loaded state that no loader has begun with
-        self._reload_every_n_epochs: int | None = None  # the Trainer's own value, while it is replaced
+        self._train_loader: EpochLoader | None = None  # the loader that a Trainer reads; without a Trainer, the last
+        self._pending: dict[str, Any] | None = None  # a loaded state that no loader has used
+        self._reload_every_n_epochs: int | None = None  # the Trainer's own value while it is overridden
         self._open: WeakSet[EpochLoader] = WeakSet()  # loaders to close
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where training goes on: Lightning saves it with every checkpoint.
+        """Returns the state from which training goes on; Lightning saves it in every checkpoint.
 
-        A batch that the Trainer still works on does not count: after an error in `training_step` it comes again. Where
-        the Trainer is done with an epoch, whatever is left of it, the state is the start of the next one.
+        A batch that the Trainer is still processing is not counted, so it is repeated after an error in
+        `training_step`. If the Trainer has ended an epoch, even early, the state is the start of the next one.
         """
         if self._pending is not None:
             return {_TRAIN: self._pending}
@@ -51,12 +50,10 @@ class ExactDataModule(lightning.LightningDataModule):
         return {_TRAIN: position.state(unfinished=unfinished)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let training go on from there, also on another number of ranks: the rest of the epoch comes first.
-
-        Stages other than `fit` have no use for it.
+        """Resume training with the rest of the saved epoch, on any number of ranks. Stages other than `fit` ignore it.
 
         Raises:
-            CallError: It was saved over other data or with another seed; names the difference. Raised when the
+            CallError: The state was saved over other data or in another order; names the difference. Raised when the
                 training loader is opened.
         """
         saved = state_dict.get(_TRAIN)
@@ -66,23 +63,23 @@ class ExactDataModule(lightning.LightningDataModule):
             self._pending = saved
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """End the loaders' worker processes and threads; Lightning calls this at the end of a stage."""
+        """Stop the worker processes and threads of all loaders; Lightning calls this at the end of a stage."""
         self._restore_reloading()
         for loader in list(self._open):
             loader.close()
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
-        """The same where a stage fails."""
+        """Do the same after a failed stage."""
         self.teardown("")
 
     def _forget_training(self) -> None:
-        """Begin another fit: what the Trainer restores from its checkpoint comes after this."""
+        """Forget the state of an earlier fit; the Trainer restores that of a checkpoint afterwards."""
         self._train_loader = None
         if self.trainer is not None:
             self._pending = None
 
     def _begin_training(self, loader: TrainLoader) -> TrainLoader:
-        """Let a fresh loader go on where training is; a Trainer then says which epoch comes."""
+        """Resume a new loader where training is; a Trainer then sets its epoch."""
         self._open.add(loader)
         whole, state = loader.position.length(), self.state_dict().get(_TRAIN)
         if state is not None:
@@ -91,7 +88,7 @@ class ExactDataModule(lightning.LightningDataModule):
             self._follow(loader)
             return loader
         loader.keep_by(self._follow)
-        if loader.sampler is None:  # a loader without a length tells nobody when its epochs begin
+        if loader.sampler is None:  # without a length there is no sampler that reports epochs
             self._follow(loader)
         self._restore_reloading()
         if loader.position.length() != whole:
@@ -99,11 +96,11 @@ class ExactDataModule(lightning.LightningDataModule):
         return loader
 
     def _follow(self, loader: EpochLoader) -> None:
-        """Note the loader that training gets its batches from."""
+        """Take the state from this loader, which training reads."""
         self._train_loader, self._pending = loader, None
 
     def _reload_for_next_epoch(self) -> None:
-        """Let the Trainer ask for another loader: it counts the batches of an epoch only when it gets one."""
+        """Make the Trainer ask for a new loader, as it reads the length of an epoch only then."""
         trainer: Any = self.trainer
         self._reload_every_n_epochs = trainer.reload_dataloaders_every_n_epochs
         trainer.reload_dataloaders_every_n_epochs = 1
@@ -119,6 +116,6 @@ class ExactDataModule(lightning.LightningDataModule):
         return state is not None and state.fn == TrainerFn.FITTING and state.status == TrainerStatus.RUNNING
 
     def _is_overfitting(self) -> bool:
-        """Whether the Trainer wants the same few batches in each epoch."""
+        """Whether the Trainer repeats the same few batches in each epoch."""
         trainer: Any = self.trainer
         return trainer is not None and trainer.overfit_batches > 0

@@ -1,4 +1,4 @@
-"""What loading costs, in the training's own log: how fast samples come, how long steps wait for them, what was read."""
+"""The costs of loading in the log of the training: rates, waiting times, requests."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ COUNTS = ("requests", "retries", "cache_hits", "skipped")
 class LoaderStats(lightning.Callback):
     """Logs the training loader's `stats()` of this rank every `trainer.log_every_n_steps` steps.
 
-    Loggers write on rank 0, so what they show is that rank's share. Rates are of the steps since the last entry; the
-    time that validation took meanwhile does not count.
+    Loggers write on rank 0, so the values are those of rank 0. Rates cover the steps since the last entry, without the
+    time of validation.
 
-        data/samples_per_s     data/bytes_per_s       handed to the trainer
-        data/wait_s_per_step   data/wait_share        time that a step waited for its batch; its share of all time
-        data/requests          data/retries           so far, to object storage
-        data/cache_hits        data/skipped           so far, samples
+        data/samples_per_s     data/bytes_per_s       samples and bytes per second that the trainer got
+        data/wait_s_per_step   data/wait_share        seconds that a step waited for its batch; share of the total time
+        data/requests          data/retries           number of requests to object storage so far
+        data/cache_hits        data/skipped           number of cache hits and of skipped samples so far
 
-    What a loader does not tell is left out.
+    Values that the loader's `stats()` lacks are left out.
     """
 
     def __init__(self) -> None:
         self._loader: Any = None
-        self._tells = False  # whether it has stats
+        self._has_stats = False
         self._stats: Mapping[str, float] = {}  # at the last entry
         self._since = 0.0
         self._paused = 0.0
@@ -34,15 +34,15 @@ class LoaderStats(lightning.Callback):
         self._step = 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Find the loader, which may be another one than in the last epoch; warns where it tells nothing."""
+        """Look up the loader, which may have changed since the last epoch; warns if it has no `stats()`."""
         loader: Any = trainer.train_dataloader
         if loader is self._loader:
             return
-        self._loader, self._tells = loader, hasattr(loader, "stats")
-        if self._tells:
+        self._loader, self._has_stats = loader, hasattr(loader, "stats")
+        if self._has_stats:
             self._begin(loader.stats(), trainer.global_step)
         else:
-            warnings.warn(f"LoaderStats: {type(loader).__name__} has no stats(): nothing is logged of it", stacklevel=2)
+            warnings.warn(f"LoaderStats: {type(loader).__name__} has no stats(), so nothing is logged", stacklevel=2)
 
     def on_train_batch_end(
         self,
@@ -52,13 +52,13 @@ class LoaderStats(lightning.Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Log at the end of a step that Lightning logs as well."""
-        if not self._tells:
+        """Log at the steps that Lightning logs."""
+        if not self._has_stats:
             return
         self._batches += 1
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it, undeclared
-        if not every or step // every == self._step // every:  # batches of an accumulated step make no step
+        if not every or step // every == self._step // every:  # not a new step while gradients accumulate
             return
         stats = self._loader.stats()
         logged = {f"data/{name}": value for name, value in self._entry(stats).items()}
@@ -71,14 +71,14 @@ class LoaderStats(lightning.Callback):
         self._paused = perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Let it go on."""
+        """Restart the clock."""
         self._since += perf_counter() - self._paused
 
     def _begin(self, stats: Mapping[str, float], step: int) -> None:
         self._stats, self._step, self._batches, self._since = stats, step, 0, perf_counter()
 
     def _entry(self, stats: Mapping[str, float]) -> dict[str, float]:
-        """What is logged: rates since the last entry, counts as they are, as far as the loader tells them."""
+        """Returns the entry: rates since the last one, and counts so far."""
         seconds = perf_counter() - self._since
         gained = {name: value - self._stats.get(name, 0) for name, value in stats.items()}
         entry: dict[str, float] = {}

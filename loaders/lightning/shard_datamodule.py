@@ -1,4 +1,4 @@
-"""The native entry point to Lightning: `ShardLoader` for each split, resumed exactly by a plain Trainer."""
+"""`ShardDataModule`: a `ShardLoader` per split for Lightning, resumed exactly by a plain Trainer."""
 
 import inspect
 import os
@@ -19,32 +19,32 @@ _TRAIN = "train"
 
 
 class ShardDataModule(ExactDataModule):
-    """Gives a Lightning Trainer the batches of `ShardLoader` for each split.
+    """Gives a Lightning Trainer a `ShardLoader` for each split.
 
-    A resumed run trains what an uninterrupted one would, without any setting of the Trainer: from a checkpoint at any
-    step, with `limit_train_batches` or `reload_dataloaders_every_n_epochs`, where `configure_optimizers` reads
-    `trainer.estimated_stepping_batches`, and with another number of ranks, workers or samples a batch.
+    A resumed run trains the same batches as an uninterrupted one, without any setting of the Trainer: from a checkpoint
+    at any step, with `limit_train_batches` or `reload_dataloaders_every_n_epochs`, if `configure_optimizers` reads
+    `trainer.estimated_stepping_batches`, and with another number of ranks or workers or another batch size.
 
-    Each split is the URL of a dataset, or a mapping of options of `ShardLoader` that holds its `url`. Options that are
-    given here are defaults of all splits, except that `shuffle` and `remainder` are those of the training split: other
-    splits come in order and whole (`shuffle=False`, `remainder="keep"`) unless their mapping says otherwise. With
-    "keep", the last batch of a rank is empty if fewer samples than ranks are left.
+    Each split is the URL of a dataset, or a mapping of `ShardLoader` options that includes `url`. Options given here
+    are defaults for all splits, except that `shuffle` and `remainder` are those of the training split: other splits are
+    read in order and completely (`shuffle=False`, `remainder="keep"`) unless their mapping says otherwise. With "keep",
+    the last batch of a rank is empty if fewer samples than ranks are left.
 
         ShardDataModule("data/train", {"url": "data/val", "batch_size": 256}, batch_size=64, shuffle=True)
 
-    The version of a dataset is chosen when a stage first opens it, and kept until the stage is set up again.
+    A stage opens the latest version of each dataset, and reads it until the stage is set up again.
 
     Args:
         train: Training split.
-        val: Validation split; None: `fit` does not validate.
+        val: Validation split. If None, `fit` does not validate.
         test: Test split.
         predict: Split that `Trainer.predict` reads.
-        batch_size: Samples a step of one rank. The attribute of this name may be changed until a loader is opened,
-            as Lightning's batch size finder does.
-        shuffle: Whether the order of the training split is permuted, differently in each epoch. Off with the Trainer's
+        batch_size: Number of samples per step of one rank. The attribute of this name may be changed until a loader is
+            opened, as Lightning's batch size finder does.
+        shuffle: Whether the training split is shuffled, differently in each epoch. Off with the Trainer's
             `overfit_batches`, so that each epoch has the same batches.
         seed: Seed of the permutation; must be equal on all ranks.
-        num_workers: Number of worker processes of each loader; 0: a thread of the training process.
+        num_workers: Number of worker processes of each loader. With 0, a thread of the training process reads.
         **options: Other options of `ShardLoader`.
 
     Raises:
@@ -80,26 +80,26 @@ class ShardDataModule(ExactDataModule):
         self._versions: dict[str, int] = {}  # of the splits that are open
 
     def setup(self, stage: str) -> None:
-        """Begin a stage: its loaders will open the last version of their datasets, or the one that is named."""
+        """Begin a stage: its loaders open the latest version of their datasets, or the version that is named."""
         self._versions = {}
         if stage == "fit":
             self._forget_training()
 
     def train_dataloader(self) -> ShardLoader:
-        """Returns the loader of the training split. It goes on where the one before it was.
+        """Returns the loader of the training split, which goes on where the one before it was.
 
         Raises:
-            CallError: The split is not given, an option is wrong, or the loaded state is of other data.
-            NotFoundError: There is no such dataset or version.
+            CallError: The split is not given, an option is wrong, or the loaded state belongs to other data.
+            NotFoundError: The dataset or the version does not exist.
         """
         off = {"shuffle": False} if self._is_overfitting() else {}
         return self._begin_training(self._open_split(_TRAIN, **off))
 
-    @property  # Lightning looks whether the method is its own; a caller sees no difference
+    @property  # a property, as Lightning checks whether the method is its own
     def val_dataloader(self) -> Callable[[], Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A method that returns the loader of the validation split; Lightning's own, undefined one if it is not given.
+        """Method that returns the loader of the validation split.
 
-        A Trainer that finds Lightning's own method does not validate.
+        Without a validation split it is Lightning's own method, so that a Trainer does not validate.
         """
         return partial(self._open_split, "val") if "val" in self._splits else super().val_dataloader
 
@@ -108,7 +108,7 @@ class ShardDataModule(ExactDataModule):
         return self._open_split("test")
 
     def predict_dataloader(self) -> ShardLoader:
-        """Returns the loader of the split to predict."""
+        """Returns the loader of the split for `Trainer.predict`."""
         return self._open_split("predict")
 
     def _open_split(self, split: str, **more: Any) -> ShardLoader:
@@ -125,7 +125,7 @@ class ShardDataModule(ExactDataModule):
 
 
 def _split_options(split: str, given: SplitOptions) -> dict[str, Any]:
-    """The options of a split, `url` among them."""
+    """Returns the options of a split, including `url`."""
     if not isinstance(given, Mapping):
         return {"url": given}
     if "url" not in given:

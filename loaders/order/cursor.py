@@ -1,4 +1,4 @@
-"""How far an epoch is consumed, and how the rest of it is shared out: arithmetic, the same on every rank."""
+"""How far an epoch has been consumed: a small value for checkpoints, the same on every rank."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,19 +9,19 @@ from dray.shards.arguments import as_bool, as_int, as_seed
 from dray.shards.errors import CallError
 from dray.shards.parsing.records import FORMAT, HEADER, FormatError, check_format
 
-PASSES = 1 << 32  # pass p of epoch e has the order of epoch e + p * PASSES: it does not disturb the next epoch
+PASSES = 1 << 32  # pass p of epoch e has the order of epoch e + p * PASSES, which no other epoch has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """A place in an epoch: rank-free, JSON-able, some 200 bytes.
+    """A place in an epoch: JSON-able, about 300 bytes, equal on all ranks.
 
-    It names the data and the order, and counts what the trainer consumed, so it may be opened with another number of
-    ranks, workers or samples a batch.
+    It names the data and the order and counts what the trainer consumed, so training can be resumed with another number
+    of ranks or workers, or another batch size.
 
     Attributes:
         dataset: Digest of the version's manifest.
-        version: Its number, to open it again.
+        version: Number of the version.
         num_samples: Number of samples in an epoch.
         shuffle: Whether the order is permuted.
         seed: Seed of the order.
@@ -49,17 +49,17 @@ class Cursor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cursor":
-        """Read one from a checkpoint.
+        """Returns the cursor that a checkpoint holds.
 
         Raises:
-            CallError: It is no cursor that this version of dray reads, or a value in it is impossible.
+            CallError: This version of dray cannot read it, or a value in it is out of range.
         """
         names = [field.name for field in fields(cls)]
         check_state("cursor", values, [*names, "order"])
         if values["order"] != ALGORITHM:
             raise CallError(
-                f"the cursor in the checkpoint is of the order {values['order']!r:.80}, and this dray knows only "
-                f"{ALGORITHM!r}: upgrade dray"
+                f"the cursor in the checkpoint uses the order {values['order']!r:.80}, and this version of dray knows "
+                f"only {ALGORITHM!r}: upgrade dray"
             )
         try:
             found = cls(**{name: _CHECKS.get(name, _as_count)(name, values[name]) for name in names})
@@ -73,7 +73,7 @@ class Cursor:
         return found
 
     def order(self) -> Order:
-        """The epoch's order."""
+        """Returns the order of the epoch."""
         return Order(
             num_samples=self.num_samples,
             lanes=self.lanes,
@@ -84,12 +84,12 @@ class Cursor:
         )
 
     def advanced(self, steps: int, batch: int) -> "Cursor":
-        """After so many more steps of a global batch."""
+        """Returns the cursor after a number of further steps of `batch` samples."""
         consumed = min(self.num_samples, self.consumed + steps * batch)
         return replace(self, consumed=consumed, steps=self.steps + steps)
 
     def differences(self, other: "Cursor") -> list[str]:
-        """Returns what makes this cursor, of a checkpoint, unusable where `other` is: data and order must agree."""
+        """Returns the fields of data and order in which this cursor, of a checkpoint, differs from a loader's own."""
         return [
             f"{name}: {getattr(self, name)!r} in the checkpoint, {getattr(other, name)!r} here"
             for name in ("dataset", "num_samples", "shuffle", "seed")
@@ -98,10 +98,10 @@ class Cursor:
 
 
 def check_state(what: str, values: object, names: Iterable[str]) -> None:
-    """Check that a loader's state from a checkpoint has these fields and is of a format that dray reads.
+    """Check that a loader's state from a checkpoint has these fields and a format that this version of dray reads.
 
     Raises:
-        CallError: It is not; the message says what to do.
+        CallError: It has not; the message says what to do.
     """
     if not isinstance(values, Mapping) or "format" not in values:
         raise CallError(f"not a {what} that dray saved: {values!r:.300}")

@@ -1,15 +1,16 @@
-"""The order of an epoch as arithmetic: position -> sample, a permutation of [0, N) that is never written down.
+"""The order of an epoch as arithmetic: position -> sample, a permutation of [0, N) that is never stored as a list.
 
 The sample numbers, shifted cyclically, are cut into blocks of `block` consecutive samples. A Feistel network permutes
-the blocks, which are dealt in rows to `lanes` lanes. Lane j reads its blocks one after another, each in an order of its
-own, and position p is lane `p mod lanes`, time `p div lanes`: so neighbouring positions lie in different blocks,
-and only one block of each lane is in use at a time. Each lane starts at its own phase inside its first block, so that
-lanes do not change blocks all at once; the part before it is a run of its own, read last. What does not fill a row is
-cut again into one equal shorter run a lane, and the last samples, fewer than lanes, follow singly.
+the blocks, which are dealt in rows to `lanes` lanes. Each lane reads its blocks one after another and permutes the
+samples within each. Position p is lane `p mod lanes`, time `p div lanes`. Neighbouring positions are therefore in
+different blocks, and only one block per lane is in use at a time. Each lane starts at its own phase in its first block,
+so that the lanes do not all change blocks at once; the part before the phase is a run of its own, read last. Samples
+that do not fill a row of blocks are cut into one shorter run per lane, all of equal size. The last samples, fewer than
+`lanes`, follow one by one.
 
-docs/format.md specifies every step. Integers only: the same order from every Python, numpy and machine. Cycle-walking
-Feistel networks: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002); the mixer is the finaliser of
-splitmix64 (Steele, Lea and Flood, 2014).
+docs/format.md specifies every step. Only integers are used, so every Python, numpy and machine computes the same order.
+Cycle-walking Feistel networks: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002); the mixer is the
+finaliser of splitmix64 (Steele, Lea and Flood, 2014).
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from dray.loaders.lazy import lazy
 
-ALGORITHM = "feistel-lanes-1"  # the id of this order in a cursor; another order needs another one
+ALGORITHM = "feistel-lanes-1"  # name of this order in cursors; any change of the order needs another name
 ROUNDS = 4
-BLOCK_BYTES = 1 << 20  # of the parts that are read; what a request to object storage should fetch at least
-LIVE_FRACTION = 50  # at most one in so many samples lies in a block that is in use
+BLOCK_BYTES = 1 << 20  # target size of a block: a good request to object storage
+LIVE_FRACTION = 50  # at most 1/50 of all samples are in blocks that are in use at a time
 _GOLDEN = 0x9E3779B97F4A7C15
 _U64 = (1 << 64) - 1
 
@@ -31,12 +32,12 @@ Words = NDArray[np.uint64]
 
 
 def choose_block(num_samples: int, lanes: int, sample_bytes: float) -> int:
-    """Samples a block: as many as make a good request, as long as few of all samples are in use at a time.
+    """Returns the number of samples in a block: enough for a good request, few enough that the order stays well mixed.
 
     Args:
-        num_samples: N, of the dataset.
-        lanes: Of the order.
-        sample_bytes: The mean size of what is read of a sample.
+        num_samples: Number of samples in an epoch.
+        lanes: Number of lanes of the order.
+        sample_bytes: Mean size, in bytes, of what is read of a sample.
     """
     wanted = int(BLOCK_BYTES // max(sample_bytes, 1.0))
     return max(1, min(wanted, num_samples // (LIVE_FRACTION * lanes)))
@@ -44,15 +45,15 @@ def choose_block(num_samples: int, lanes: int, sample_bytes: float) -> int:
 
 @dataclass(frozen=True)
 class Order:
-    """One epoch's order.
+    """The order of one epoch.
 
     Attributes:
-        num_samples: N.
-        lanes: Lines of blocks that are read side by side; a batch takes one sample of each in turn.
-        block: Consecutive samples that are read together; less where so many do not fit each lane once.
-        seed: Any integer.
-        epoch: From 0; each has its own order.
-        shuffle: Whether to permute at all: else position p is sample p.
+        num_samples: Number of samples, N.
+        lanes: Number of lanes; consecutive positions take their samples from the lanes in turn.
+        block: Number of consecutive samples in a block; reduced if the samples do not fill one block per lane.
+        seed: Seed of the permutation, any integer.
+        epoch: Number of the epoch, from 0; each has an order of its own.
+        shuffle: Whether the order is permuted; if not, position p is sample p.
     """
 
     num_samples: int
@@ -64,13 +65,13 @@ class Order:
 
     def __post_init__(self) -> None:
         if min(self.num_samples, self.epoch) < 0 or min(self.lanes, self.block) < 1:
-            raise ValueError(f"an order of no kind: {self}")
+            raise ValueError(f"invalid {self}: num_samples and epoch must be >= 0; lanes and block >= 1")
 
     def at(self, positions: ArrayLike) -> Ints:
-        """The sample number at each position: (n,) of any positions in [0, N) -> (n,) int64 in [0, N).
+        """Returns the sample number at each position, as int64 in [0, N) in the shape of `positions`.
 
         Raises:
-            IndexError: A position is outside.
+            IndexError: A position is not in [0, N).
         """
         found = self._checked(positions)
         if not self.shuffle or not found.size:
@@ -79,11 +80,11 @@ class Order:
         return ((firsts + offsets + self._shift) % self.num_samples).reshape(found.shape)
 
     def runs(self, positions: ArrayLike) -> tuple[Ints, Ints]:
-        """What is read together with the sample at each position: neighbouring samples that one lane takes.
+        """Returns the run of each position's sample: consecutive samples of one lane, which are read together.
 
         Returns:
-            (n,) the first sample of the run and (n,) its number of samples; it goes on from sample N - 1 to 0.
-            Without shuffle each sample is a run of its own.
+            (n,) int64 first sample and (n,) int64 number of samples of each run; a run may wrap from sample N - 1 to 0.
+            Without shuffling each sample is a run of its own.
         """
         found = self._checked(positions).ravel()
         if not self.shuffle or not found.size:
@@ -98,9 +99,9 @@ class Order:
         return found
 
     def _in_runs(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
-        """Before the shift, of each position's run the first sample and the size, and the sample's place in it.
+        """Returns, before the shift, first sample and size of each position's run, and the sample's place in the run.
 
-        There are three kinds: those of whole rows of blocks, the shorter runs, and the last few samples.
+        Runs are of three kinds: blocks in whole rows, one shorter run per lane, and the last samples one by one.
         """
         in_blocks = self._rows * self._block * self.lanes
         in_runs = in_blocks + self._run * self.lanes
@@ -122,7 +123,7 @@ class Order:
         time -= wrapped * (self._rows * self._block)
         row, offset = np.divmod(time, self._block)
         block = self._permute_blocks(row * self.lanes + lane)
-        # In its first block a lane has two runs: from its phase on, which it reads first, and what lies before, last.
+        # In its first block a lane has two runs: from its phase on, read first, and up to its phase, read last.
         is_first = row == 0
         start = np.where(is_first & ~wrapped, phase, 0)
         size = np.where(is_first, np.where(wrapped, phase, self._block - phase), self._block)
@@ -130,7 +131,7 @@ class Order:
         return block * self._block + start, size, _permute(offset - start, size, salts)
 
     def _permute_blocks(self, blocks: Ints) -> Ints:
-        """The place of each of some blocks; where they lie close together, worked out once for each between them."""
+        """Returns the permuted numbers of blocks; numbers that are close together are permuted as one range."""
         first, last = int(blocks.min()), int(blocks.max())
         are_close = last - first < len(blocks)
         places = _permute(np.arange(first, last + 1) if are_close else blocks, self._rows * self.lanes, self._salt(1))
@@ -154,33 +155,33 @@ class Order:
 
     @lazy
     def _rows(self) -> int:
-        """Rows of whole blocks, one a lane."""
+        """Number of rows of whole blocks, one block per lane."""
         return self.num_samples // (self._block * self.lanes)
 
     @lazy
     def _run(self) -> int:
-        """Samples of the shorter run of each lane."""
+        """Number of samples in the shorter run of each lane."""
         return self.num_samples // self.lanes - self._rows * self._block
 
     @lazy
     def _phases(self) -> Ints:
-        """(lanes,) where each lane starts in its first block."""
+        """(lanes,) int64 place in its first block at which each lane starts."""
         return _permute(np.arange(self.lanes), self.lanes, self._salt(7)) * self._block // self.lanes
 
     @lazy
     def _shift(self) -> int:
-        """How far the cuts between blocks are moved this epoch."""
+        """Number of samples by which the block boundaries are shifted in this epoch."""
         return int(self._salt(8)[0] % np.uint64(self.num_samples))
 
     def _salt(self, purpose: int) -> Words:
-        """(1,) a word that no other epoch, seed or purpose has (but by chance)."""
+        """Returns a (1,) word that differs for each seed, epoch and purpose, except by chance."""
         seed = _mix(np.array([self.seed & _U64], np.uint64))
         epoch = _mix(seed + np.array([self.epoch & _U64], np.uint64))
         return _mix(epoch + np.array([purpose * _GOLDEN & _U64], np.uint64))
 
 
 def _mix(words: Words) -> Words:
-    """Each word to another one, all bits of which depend on all of its bits; a bijection."""
+    """Returns each word mixed: a bijection in which every bit depends on all bits of the word."""
     words = words + np.uint64(_GOLDEN)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -188,12 +189,12 @@ def _mix(words: Words) -> Words:
 
 
 def _permute(values: Ints, size: int | Ints, salts: Words) -> Ints:
-    """Each value in [0, size) to its place in a permutation of [0, size) that its salt chooses.
+    """Returns each value's place in the permutation of [0, size) that its salt chooses.
 
     Args:
-        values: (n,) int64.
-        size: Of each value's range, at least 1: one for all, or (n,).
-        salts: (1,) for all, or (n,).
+        values: (n,) int64 in [0, size).
+        size: Size of each value's range, at least 1; one for all, or (n,).
+        salts: (1,) uint64 for all values, or (n,).
     """
     sizes = np.asarray(size, np.int64)
     half = ((np.frexp(np.maximum(sizes - 1, 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
@@ -202,7 +203,7 @@ def _permute(values: Ints, size: int | Ints, salts: Words) -> Ints:
     places = _encipher(values.astype(np.uint64), half, mask, keys)
     limit = sizes.astype(np.uint64)
     walking = np.flatnonzero(places >= limit)
-    while walking.size:  # the network permutes a power of four at least as large: walk until inside
+    while walking.size:  # the network permutes a power of four >= size: repeat until the place is < size
         picked = [array[walking] if array.size > 1 else array for array in (half, mask, limit, *keys)]
         walked = _encipher(places[walking], picked[0], picked[1], picked[3:])
         places[walking] = walked
@@ -211,10 +212,10 @@ def _permute(values: Ints, size: int | Ints, salts: Words) -> Ints:
 
 
 def _encipher(words: Words, half: Words, mask: Words, keys: list[Words]) -> Words:
-    """A balanced Feistel network over words of twice `half` bits."""
+    """Returns words of 2 * `half` bits after a balanced Feistel network."""
     left, right = words >> half, words & mask
     for key in keys:
-        scrambled = right ^ key  # then in place: new arrays would take longer than the arithmetic
+        scrambled = right ^ key  # then in place: allocating arrays would cost more than the arithmetic
         scrambled *= np.uint64(0xBF58476D1CE4E5B9)
         scrambled ^= scrambled >> np.uint64(29)
         scrambled *= np.uint64(0x94D049BB133111EB)

@@ -317,7 +317,7 @@ def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"limit": 0}, "limit=0"),
-        ({"rank": 2, "num_ranks": 2}, "rank 2 of 2"),
+        ({"rank": 2, "num_ranks": 2}, "rank=2 and num_ranks=2: rank must be less"),
         ({"rank": 0}, "give both"),
         ({"remainder": "some"}, "expected one of drop, pad, keep"),
     ],

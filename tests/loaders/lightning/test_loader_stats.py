@@ -107,4 +107,4 @@ def test_a_loader_that_tells_nothing_is_said_once(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         assert fit(tmp_path, DataLoader(torch.ones(48, 2), batch_size=BATCH)) == []  # type: ignore[arg-type]
     told = [str(warning.message) for warning in said if "LoaderStats" in str(warning.message)]
-    assert told == ["LoaderStats: DataLoader has no stats(): nothing is logged of it"]
+    assert told == ["LoaderStats: DataLoader has no stats(), so nothing is logged"]

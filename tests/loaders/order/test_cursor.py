@@ -127,7 +127,7 @@ def test_what_a_later_dray_adds_to_a_cursor_is_ignored() -> None:
         ({"features": ["later"]}, "unknown features 'later': upgrade dray"),
         (
             {"order": "later-2"},
-            "the order 'later-2', and this dray knows only 'feistel-lanes-1': upgrade dray",
+            "the order 'later-2', and this version of dray knows only 'feistel-lanes-1': upgrade dray",
         ),
         ({"order": None}, "the order None, .*: upgrade dray"),
         ({"format": "2"}, "not a cursor that dray saved: its format or features are '2'"),

@@ -291,7 +291,7 @@ def test_a_group_that_a_split_no_longer_names_is_a_leak(cli: Build, dray: Dray, 
     assert split_keys(out) == {"train": keys["train"], "val": keys["val"] | keys["test"], "test": set()}
     assert Snapshot.open(out / "test", version=1).num_samples == size
     assert cli(*words).code == 0
-    with pytest.raises(CallError, match=r"version 2 of 'wdshards' under .*/out/test holds no samples"):
+    with pytest.raises(CallError, match=r"version 2 of 'wdshards' under .*/out/test has no samples"):
         ShardLoader(str(out / "test"), batch_size=1)
     assert dray("verify", out / "test").code == 0
     assert dray("ls", out).code == 0
