@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.cli import loadtest
-
 ROOT = Path(__file__).parents[2]
 ROOMS = ("shards", "pipelines", "loaders", "cluster")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -102,10 +100,15 @@ def test_the_checkers_have_nothing_to_say(command: list[str]) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def copy_of_source(folder: Path) -> Path:
+    """Copy the checkout to `folder`, without what earlier builds left in it."""
+    unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so")
+    return Path(shutil.copytree(ROOT, folder, ignore=unwanted, symlinks=True))
+
+
 def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     """What is installed is what lies in the rooms, and no common top-level name is claimed."""
-    source = tmp_path / "source"  # a copy: what older builds left in the checkout must not slip in
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so"), symlinks=True)
+    source = copy_of_source(tmp_path / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("dray-*.whl")
@@ -122,29 +125,10 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
 
 def test_the_source_package_holds_what_is_compiled(tmp_path: Path) -> None:
     """Whoever installs from it needs the C files."""
-    source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "*.so"), symlinks=True)
+    source = copy_of_source(tmp_path / "source")
     code = "import setuptools.build_meta as backend; backend.build_sdist('..')"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=source)
     (sdist,) = tmp_path.glob("dray-*.tar.gz")
     with tarfile.open(sdist) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
     assert names >= {path for module in COMPILED for path in (*module["sources"], *module.get("depends", ()))}
-
-
-@pytest.mark.parametrize("name", [module["name"] for module in COMPILED])
-def test_what_is_compiled_is_here(name: str) -> None:
-    """Whoever runs the tests has it, CI too: dray works without, more slowly, and nobody would notice."""
-    try:
-        importlib.import_module(name)
-    except ImportError as exc:
-        pytest.fail(
-            f"{name} is not compiled: it takes a C compiler and Python's headers; then install dray anew ({exc})"
-        )
-
-
-@pytest.mark.parametrize("name", [module["name"] for module in COMPILED])
-def test_without_a_compiler_dray_installs_all_the_same(name: str) -> None:
-    """What is compiled is optional; that it works without is told by the tests of those who use it."""
-    assert name in loadtest.COMPILED  # which says what is missing
-    assert next(module for module in COMPILED if module["name"] == name)["optional"]
