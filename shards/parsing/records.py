@@ -55,7 +55,7 @@ class FormatError(ValueError):
     """A record that another version of dray wrote; the message says what to do."""
 
 
-def check_format(values: Mapping[str, Any], expected: int = FORMAT) -> None:
+def check_format(values: Mapping[str, Any]) -> None:
     """Check that this version of dray can read a record: its format, and every feature that it lists.
 
     Raises:
@@ -64,13 +64,13 @@ def check_format(values: Mapping[str, Any], expected: int = FORMAT) -> None:
     """
     try:
         found = _number(values.get("format"))
-        features = _names(values.get("features")) if found == expected else []
+        features = _names(values.get("features")) if found == FORMAT else []
     except _UnexpectedError as exc:
         raise ValueError(f"its format or features are {exc}") from exc
-    if found < expected:
-        raise FormatError(f"format {found} was written by an older dray; rebuild it, as this one reads {expected}")
-    if found > expected:
-        raise FormatError(f"format {found} was written by a newer dray, and this one reads {expected}: upgrade dray")
+    if found < FORMAT:
+        raise FormatError(f"format {found} was written by an older dray; rebuild it, as this one reads {FORMAT}")
+    if found > FORMAT:
+        raise FormatError(f"format {found} was written by a newer dray, and this one reads {FORMAT}: upgrade dray")
     if features:
         raise FormatError(f"unknown features {', '.join(map(repr, features))}: upgrade dray")
 

@@ -88,13 +88,16 @@ DIGEST = st.text("0123456789abcdef", min_size=32, max_size=32)
 @given(st.lists(st.integers(0, 10**9), unique=True), st.integers(0, 5), st.data())
 @settings(max_examples=50, deadline=None)
 def test_any_intent_comes_back(adopted: list[int], count: int, data: st.DataObject) -> None:
-    """Of no shards, and of many."""
+    """Of no shards, of many, and of those that are not known beforehand."""
     store = Store(f"memory://{new_write_id()}")
     first = max(adopted, default=-1) + 1
     shards = tuple(data.draw(st.permutations([*adopted, *range(first, first + count)])))
     digests = tuple(data.draw(st.lists(DIGEST, min_size=len(shards), max_size=len(shards))))
     number = data.draw(st.integers(1, 10**10 - 2))
-    intent = replace(an_intent(number), first=first, count=count, shards=shards, digests=digests)
+    if not shards:
+        first, count = data.draw(st.integers(0, 10**17)), data.draw(st.integers(0, 9 * 10**17))
+    build_id = data.draw(st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}", fullmatch=True))
+    intent = replace(an_intent(number), first=first, count=count, shards=shards, digests=digests, build_id=build_id)
     create_intent(store, LAYOUT, intent)
     assert read_intent(store, LAYOUT, intent.number) == intent
 
