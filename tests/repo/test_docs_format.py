@@ -47,9 +47,9 @@ def dataset() -> Mapping[str, bytes]:
     inputs = Store("memory://example/inputs")  # gives each object the same ETag in every process
     for number, name in enumerate(("cat", "dog")):
         inputs.put_new(f"{name}.x.npy", npy(np.array([number, number + 0.5], "<f4")))
-        inputs.put_new(f"{name}.cls", b"%d" % number)
+        inputs.put_new(f"{name}.txt", name.encode())
     url = "memory://example/pets"
-    pickles_to_tars(inputs.url, ["cat", "dog"], ["x.npy", "cls"], url, "pets", min_num_shards=1, progress=False)
+    pickles_to_tars(inputs.url, ["cat", "dog"], ["x.npy", "txt"], url, "pets", min_num_shards=1, progress=False)
     return stored(Store(url))
 
 
@@ -73,7 +73,7 @@ def hex_dump(data: bytes, start: int = 0) -> str:
         piece = data[at : at + 16]
         if any(piece):
             text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
-            lines.append(f"{start + at:08x}  {piece.hex(' '):47}  {text}")
+            lines.append(f"{start + at:08x}  {piece.hex(' '):47}  {text}".rstrip())
     return "\n".join(lines)
 
 
@@ -103,10 +103,11 @@ def cursor() -> dict[str, Any]:
 def example() -> dict[str, str]:
     """Each block of the example."""
     objects, tar = dataset(), one(".tar")
+    members = scan(io.BytesIO(tar), "pets-000000.tar")
     metadata = pa.ipc.open_file(one(".arrow")).schema.metadata
     return {
         "objects": "\n".join(f"{len(body):5}  {name}" for name, body in sorted(objects.items())),
-        "members": "\n".join(f"{m.name:9} {m.offset:5} {m.size:4}  {m.xxh3_64:016x}" for m in scan(io.BytesIO(tar), "")),
+        "members": "\n".join(f"{m.name:9} {m.offset:5} {m.size:4}  {m.xxh3_64:016x}" for m in members),
         "tar": hex_dump(tar[:1024]),
         "index": "\n".join(f"{key.decode()}: {value.decode()}" for key, value in metadata.items()),
         "columns": columns(),
@@ -142,7 +143,7 @@ def test_the_reader_of_the_page_reads_the_example(tmp_path: Path) -> None:
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pets" / name).write_bytes(body)
     printed = subprocess.check_output([sys.executable, "-c", python_blocks()[1]], cwd=tmp_path, text=True)
-    assert printed.splitlines() == ["cat x.npy 136", "cat cls 1", "dog x.npy 136", "dog cls 1"]
+    assert printed.splitlines() == ["cat x.npy 136", "cat txt 3", "dog x.npy 136", "dog txt 3"]
 
 
 @pytest.fixture(scope="module")
