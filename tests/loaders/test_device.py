@@ -4,7 +4,6 @@ The logic runs on the meta device, which takes tensors and keeps no values; the 
 """
 
 import json
-import pickle
 import subprocess
 import sys
 import threading
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from dray.loaders import ShardLoader, to_device
 from dray.loaders.device import map_tensors
-from dray.pipelines import pickles_to_tars
 from dray.shards import CallError, DamagedError
+from tests.support.datasets import pack
 
 NUM_SAMPLES, BATCH = 30, 4
 STEPS = 8  # the last one is short
@@ -28,14 +27,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sample n is a tensor of n."""
-    folder = tmp_path_factory.mktemp("device")
-    names = [f"s{number:02d}" for number in range(NUM_SAMPLES)]
-    for number, name in enumerate(names):
-        (folder / f"{name}.x.pyd").write_bytes(pickle.dumps(torch.full((2,), float(number))))
-        (folder / f"{name}.cls").write_text(str(number))
-    pickles_to_tars(folder, names, ["x.pyd", "cls"], f"{folder}-out", "wdshards", min_num_shards=3, progress=False)
-    return f"{folder}-out"
+    return pack(tmp_path_factory.mktemp("device"), NUM_SAMPLES)
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import webdataset as wds
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset import batched, ignore_and_continue, shuffle
 
@@ -24,6 +23,7 @@ from dray.loaders import PickledDataWDS, Split, WebDataModule
 from dray.loaders.webloader.tar_stream import Portable
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot, Store
 from tests.support.processes import call_at_once, meet
+from tests.support.training import Model, trainer_of
 
 COUNTS = {Split.train: 50, Split.val: 11, Split.test: 12}
 SUFFIX = "tensor.pyd"
@@ -108,49 +108,17 @@ def test_the_documented_example_trains_on_every_sample(pickles: Path, tmp_path: 
     assert sorted(numbers_in(data.predict_dataloader())) == list(numbers_of(Split.test))
 
 
-class Model(lightning.LightningModule):
-    """Learns nothing, but sees everything."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-        self.seen: dict[str, list[int]] = {"train": [], "val": [], "test": [], "predict": []}
-
-    def _see(self, stage: str, rows: Tensor) -> Tensor:
-        self.seen[stage] += [int(row[0]) for row in rows]
-        loss: Tensor = self.layer(rows / 100).square().mean()
-        return loss
-
-    def training_step(self, rows: Tensor, index: int) -> Tensor:
-        return self._see("train", rows)
-
-    def validation_step(self, rows: Tensor, index: int) -> Tensor:
-        return self._see("val", rows)
-
-    def test_step(self, rows: Tensor, index: int) -> Tensor:
-        return self._see("test", rows)
-
-    def predict_step(self, rows: Tensor, index: int) -> Tensor:
-        return self._see("predict", rows)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
 def test_a_trainer_fits_validates_tests_and_predicts(pickles: Path, tmp_path: Path) -> None:
     """Each stage sees its split, once an epoch."""
     data, model = module(pickles, tmp_path), Model()
-    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, enable_checkpointing=False, **quiet
-    )
+    trainer = trainer_of()
     trainer.fit(model, data)
     trainer.validate(model, data, verbose=False)
     trainer.test(model, data, verbose=False)
     trainer.predict(model, data)
-    assert sorted(model.seen["train"]) == sorted([*numbers_of(Split.train)] * 2)
-    assert sorted(model.seen["val"]) == sorted([*numbers_of(Split.val)] * 3)
-    assert sorted(model.seen["test"]) == sorted(model.seen["predict"]) == list(numbers_of(Split.test))
+    assert model.samples("train") == sorted([*numbers_of(Split.train)] * 2)
+    assert model.samples("val") == sorted([*numbers_of(Split.val)] * 3)
+    assert model.samples("test") == model.samples("predict") == list(numbers_of(Split.test))
     assert trainer.num_training_batches == 7
 
 

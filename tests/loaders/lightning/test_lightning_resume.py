@@ -18,6 +18,7 @@ from webdataset import batched
 
 from dray.loaders import ShardDataModule, ShardLoader, Split, WebDataModule
 from tests.support.datasets import pack, tensor_of
+from tests.support.training import trainer_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
@@ -79,22 +80,15 @@ class SaveOnError(Callback):
         trainer.save_checkpoint(Path(trainer.default_root_dir, "failed.ckpt"))
 
 
-def trainer_of(folder: Path, **options: Any) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        default_root_dir=folder, **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
-    )  # fmt: skip
-
-
 def fit(data: Any, trial: Trial, folder: Path, resumed: Path | None = None) -> list[Event]:
     """What one process trains, from the start or from a checkpoint; from the start it saves some in the folder."""
     saving = (
         ModelCheckpoint(folder, "{step}", save_top_k=-1, **trial.saves) if trial.fails_at is None else SaveOnError()
     )
-    options = {"callbacks": [saving], "enable_checkpointing": trial.fails_at is None, **trial.trainer}
+    saves = {"callbacks": [saving], "enable_checkpointing": trial.fails_at is None, "default_root_dir": folder}
     model = Model(trial, trial.fails_at if resumed is None else None)
     with contextlib.suppress(ZeroDivisionError):
-        trainer_of(folder, **options).fit(model, datamodule=data, ckpt_path=resumed)
+        trainer_of(**{"max_epochs": EPOCHS, **saves, **trial.trainer}).fit(model, datamodule=data, ckpt_path=resumed)
     return model.events
 
 

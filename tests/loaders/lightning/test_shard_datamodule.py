@@ -1,8 +1,10 @@
 """ShardDataModule and its twin: which loader each stage gets, and what a Trainer is given beside plain fits."""
 
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from webdataset import batched
 from dray.loaders import PickledDataWDS, ShardDataModule, ShardLoader, Split, WebDataModule, to_device
 from dray.shards import CallError
 from tests.support.datasets import pack, tensor_of
+from tests.support.training import Model, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
@@ -28,49 +31,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return pack(tmp_path_factory.mktemp("module"), NUM_SAMPLES, 5, parts={"tensor.pyd": tensor_of(3)})
 
 
-class Model(lightning.LightningModule):
-    """Notes the samples of each step, by stage and epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 1)
-        self.seen: dict[str, list[tuple[int, list[int]]]] = {"train": [], "val": [], "test": [], "predict": []}
-
-    def note(self, stage: str, batch: Any) -> torch.Tensor:
-        values = batch[0] if isinstance(batch, (list, tuple)) else batch
-        values = values["tensor.pyd"] if isinstance(values, dict) else values
-        self.seen[stage].append((self.current_epoch, values[:, 0].int().tolist()))
-        loss: torch.Tensor = self.layer(values).square().mean()
-        return loss
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.note("train", batch)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.note("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.note("test", batch)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.note("predict", batch)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-    def epoch(self, number: int, stage: str = "train") -> list[list[int]]:
-        return [batch for epoch, batch in self.seen[stage] if epoch == number]
-
-
 def flat(batches: Iterable[list[int]]) -> list[int]:
     return list(chain.from_iterable(batches))
-
-
-def trainer_of(**options: Any) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        **{"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0, **options},
-    )  # fmt: skip
 
 
 def native(url: str, **options: Any) -> ShardDataModule:
@@ -156,6 +118,20 @@ def test_one_trainer_goes_on_where_it_stopped(url: str, tmp_path: Path, module: 
     assert [again.epoch(epoch) for epoch in range(3)] == [whole.epoch(epoch) for epoch in range(3)]
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_each_fit_begins_with_epoch_0_of_its_trainer(url: str, module: str) -> None:
+    """Also after a fit that failed; and no worker outlives a fit."""
+    workers = {"kwargs_wld": {"train": {"num_workers": 2}}} if module == "WebDataModule" else {"num_workers": 2}
+    data, whole, others = MODULES[module](url, **workers), Model(), set(multiprocessing.active_children())
+    trainer_of(max_epochs=1).fit(whole, MODULES[module](url))
+    for fails_at in (None, 4, None):
+        model = Model(fails_at)
+        with nullcontext() if fails_at is None else pytest.raises(ZeroDivisionError):
+            trainer_of(max_epochs=1).fit(model, data)
+        assert model.epoch(0) == whole.epoch(0)[: None if fails_at is None else fails_at + 1]
+        assert set(multiprocessing.active_children()) <= others
+
+
 def test_a_state_loaded_by_another_stage_does_not_wait_for_a_fit(url: str, tmp_path: Path) -> None:
     """`Trainer.test(ckpt_path=...)` loads the DataModule's state as well."""
     data = native(url, test=url)
@@ -209,7 +185,7 @@ def test_loaders_side_by_side_follow_the_epoch(url: str, tmp_path: Path, mode: A
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             for one in batch:
                 self.note("train", one)
-            return self.layer(torch.ones(1, 3)).mean()
+            return self.weight.mean()
 
     def fit(resumed: str | None = None, **options: Any) -> Both:
         model = Both()
