@@ -19,11 +19,12 @@ from dray.loaders.batching.batches import open_reader
 from dray.loaders.lazy import lazy
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import PositionError
+from dray.shards.parsing.parquet import place_of
 from dray.shards.parts import PartForms, part_of
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.samples import Reader
 from dray.shards.reading.suffixes import EVERY_PART, several_error
-from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot, place_of
+from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 
 

@@ -100,6 +100,10 @@ class ShardIndex:
         """Returns suffix -> number of samples that have that part."""
         return dict(zip(self.suffixes, (self.offsets > 0).sum(axis=0).tolist(), strict=True))
 
+    def array_types(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Returns suffix -> dtype and shape of its parts, where all of them are `.npy` arrays of these."""
+        return {suffix: (layout.dtype, layout.shape) for suffix, layout in self.arrays.items()}
+
     @classmethod
     def of_members(cls, members: Iterable[Member], *, shard_bytes: int, where: str) -> "ShardIndex":
         """The index of any tar's members, grouped as WebDataset groups them: one key's members in a row.

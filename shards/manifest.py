@@ -9,8 +9,9 @@ from typing import Any
 
 from dray.shards.errors import DamagedError
 from dray.shards.layout import MOST_SHARDS, check_suffixes, is_path
+from dray.shards.parsing.arrays import ArrayLayout
 from dray.shards.parsing.records import HEADER, FormatError, canonical_json, check_digests, read_record
-from dray.shards.parts import Counts, PartForms, main_forms, parts_of
+from dray.shards.parts import ArrayTypes, Counts, PartForms, main_forms, parts_of
 from dray.shards.storage.urls import normal_url
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES
 
@@ -163,22 +164,31 @@ class Manifest:
         """Returns the shards, each with the counts of its parts."""
         return [replace(shard, parts=counts) for shard, counts in zip(self.shards, self.counts(), strict=True)]
 
+    def arrays(self) -> ArrayTypes:
+        """Returns the dtype and shape of the parts that are arrays of one dtype and shape in all shards."""
+        return {
+            part.main_form: (part.dtype, part.shape)
+            for part in self.parts
+            if part.dtype is not None and part.shape is not None
+        }
+
     def chunks(self) -> list[TableChunk]:
         """Returns the chunks of all tables."""
         return [*(self.sources or ()), *(self.samples or ()), *([self.left_out] if self.left_out else [])]
 
 
 def part_table(
-    recipe: Mapping[str, Any], counted_shards: Sequence[Shard]
+    recipe: Mapping[str, Any], counted_shards: Sequence[Shard], arrays: Sequence[ArrayTypes]
 ) -> tuple[tuple[PartForms, ...], tuple[Shard, ...]]:
     """Returns the parts of shards, and the shards as a manifest with these parts lists them.
 
     Args:
         recipe: What made the samples; empty if that is not known.
         counted_shards: Shards of which each has the counts of its parts.
+        arrays: Of each shard, which parts are arrays of one dtype and shape.
     """
     counts = [shard.parts or {} for shard in counted_shards]
-    parts = parts_of(recipe, [shard.num_samples for shard in counted_shards], counts)
+    parts = parts_of(recipe, [shard.num_samples for shard in counted_shards], counts, arrays)
     main = main_forms(parts)
     return parts, tuple(
         replace(shard, parts=None) if shard.parts == dict.fromkeys(main, shard.num_samples) else shard
@@ -250,6 +260,9 @@ def _check_parts(manifest: Manifest) -> None:
     names = [part.name for part in manifest.parts]
     if len(set(suffixes)) != len(suffixes) or len(set(names)) != len(names):
         raise ValueError("a name or a form of a part appears twice")
+    for part in manifest.parts:
+        if part.dtype is not None or part.shape is not None:
+            ArrayLayout.from_json({"dtype": part.dtype, "shape": part.shape, "data_offset": 0})
     num_plain = sum(shard.num_samples for shard in manifest.shards if shard.parts is None)
     stored = Counter(dict.fromkeys(main_forms(manifest.parts), num_plain))
     for counts in (shard.parts for shard in manifest.shards if shard.parts is not None):

@@ -17,6 +17,8 @@ TARGETS = ("npy", "safetensors", "json")
 AUTO = "auto"
 Counts = Mapping[str, int]
 """Stored suffix -> number of samples of a shard that have it."""
+ArrayTypes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Stored suffix -> dtype and shape, where all parts of a shard with that suffix are such `.npy` arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,14 @@ class PartForms:
     Attributes:
         name: The suffix of its source, such as "image.pyd".
         forms: Stored suffix -> number of samples that have it, 0 for a form that no value needed.
+        dtype: dtype of the arrays as `numpy.dtype.str` has it, if all are `.npy` of one dtype and shape; else None.
+        shape: Shape of these arrays.
     """
 
     name: str
     forms: Mapping[str, int]
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def suffixes(self) -> frozenset[str]:
@@ -83,7 +89,10 @@ def main_forms(parts: Sequence[PartForms]) -> list[str]:
 
 
 def parts_of(
-    recipe: Mapping[str, Any], shard_sizes: Sequence[int], shard_counts: Sequence[Counts]
+    recipe: Mapping[str, Any],
+    shard_sizes: Sequence[int],
+    shard_counts: Sequence[Counts],
+    shard_arrays: Sequence[ArrayTypes],
 ) -> tuple[PartForms, ...]:
     """Returns the parts of a dataset, in the order of the recipe, then by shard and suffix.
 
@@ -91,6 +100,7 @@ def parts_of(
         recipe: What made the samples; empty if that is not known.
         shard_sizes: Number of samples of each shard.
         shard_counts: Of each shard, which parts its samples have.
+        shard_arrays: Of each shard, which parts are arrays of one dtype and shape.
     """
     totals = Counter[str]()
     for counts in shard_counts:
@@ -105,15 +115,30 @@ def parts_of(
         stored.setdefault(part.suffixes, {})[suffix] = count
     for part in encoded:
         parts.setdefault(part.suffixes, part)
-    found = [replace(part, forms=_with_counts(part.forms, stored.get(key, {}))) for key, part in parts.items()]
+    arrays = _common_types(shard_counts, shard_arrays)
+    found = [_stored_part(part, stored.get(key, {}), arrays) for key, part in parts.items()]
     order = list(recipe.get("suffixes", ()))
     return tuple(sorted(found, key=lambda part: order.index(part.name) if part.name in order else len(order)))
 
 
-def _with_counts(forms: Counts, counts: Counts) -> Counts:
-    """The counts of a part's stored forms, and 0 for its other forms."""
+def _stored_part(part: PartForms, counts: Counts, arrays: ArrayTypes) -> PartForms:
+    """A part with the counts of its stored forms, and with a dtype and shape if there is only one such form."""
     stored = {suffix.lower() for suffix in counts}
-    return {**{suffix: 0 for suffix in forms if suffix.lower() not in stored}, **counts}
+    unused = {suffix: 0 for suffix in part.forms if suffix.lower() not in stored}
+    found = replace(part, forms={**unused, **counts})
+    if len(counts) != 1 or found.main_form not in arrays:
+        return found
+    dtype, shape = arrays[found.main_form]
+    return replace(found, dtype=dtype, shape=shape)
+
+
+def _common_types(shard_counts: Sequence[Counts], shard_arrays: Sequence[ArrayTypes]) -> ArrayTypes:
+    """The types that are those of all shards with that suffix."""
+    found: dict[str, set[tuple[str, tuple[int, ...]] | None]] = {}
+    for counts, arrays in zip(shard_counts, shard_arrays, strict=True):
+        for suffix in counts:
+            found.setdefault(suffix, set()).add(arrays.get(suffix))
+    return {suffix: kind for suffix, kinds in found.items() if len(kinds) == 1 and (kind := next(iter(kinds)))}
 
 
 def part_of(suffix: str, parts: Sequence[PartForms]) -> PartForms:

@@ -5,7 +5,6 @@ never changes: while builders add versions, its shards and indexes stay as they 
 """
 
 import os
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +15,16 @@ from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, key_of
 from dray.shards.log import Commit, read_head
-from dray.shards.manifest import Kind, Manifest, Shard, TableChunk
-from dray.shards.parsing.parquet import LEFT_OUT, check_keys, check_places, read_table, sample_schema, source_schema
+from dray.shards.manifest import Manifest, Shard, TableChunk
+from dray.shards.parsing.parquet import (
+    LEFT_OUT,
+    check_keys,
+    check_places,
+    place_of,
+    read_table,
+    sample_schema,
+    source_schema,
+)
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import split_version
@@ -163,7 +170,7 @@ class Snapshot:
         """
         chunks, has_places = self.manifest.sources, self.manifest.samples is None
         if chunks is None:
-            raise CallError(f"{self._name} is a dataset of kind {self.manifest.kind!r}, which records no sources")
+            raise CallError(f"{self.name} is a dataset of kind {self.manifest.kind!r}, which records no sources")
         schema = source_schema(self.manifest.recipe.get("suffixes", ()), has_places=has_places)
         return self._checked_table(chunks, schema, self.shards if has_places else None)
 
@@ -179,19 +186,6 @@ class Snapshot:
             return self.sources().select(["key", "shard", "row"])
         schema = sample_schema(has_sources=self.manifest.sources is not None)
         return self._checked_table(chunks, schema, self.shards)
-
-    def check_is_build(self) -> None:
-        """Check that each sample of the version was packed from one source.
-
-        Raises:
-            CallError: It was not.
-        """
-        kind = self.manifest.kind
-        if kind != Kind.BUILD or self.manifest.samples is not None:
-            raise CallError(
-                f"{self._name} is a dataset of kind {kind!r}; builds, compactions and drops work only on one that "
-                "`dray build` made of one source a sample: choose another prefix or directory"
-            )
 
     def left_out(self) -> pa.Table | None:
         """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp; None where none.
@@ -237,14 +231,14 @@ class Snapshot:
         row = place_of(keys, key)
         if row == len(keys) or keys[row].as_py() != key:
             self._say_if_left_out(key)
-            raise NotFoundError(f"no sample {key!r} in {self._name}: {_key_hint(keys, key)}")
+            raise NotFoundError(f"no sample {key!r} in {self.name}: {_key_hint(keys, key)}")
         number = table["shard"][row].as_py()
         for shard in self.shards:
             if shard.number == number:
                 index = self.index(shard)
                 if key in index.keys:
                     return shard, index, list(index.keys).index(key)
-        raise DamagedError(f"shard {number} does not hold sample {key!r}, as the table of samples says", url=self._name)
+        raise DamagedError(f"shard {number} does not hold sample {key!r}, as the table of samples says", url=self.name)
 
     def read(self, key: str) -> dict[str, bytes]:
         """The parts of one sample, by suffix, checked.
@@ -284,11 +278,11 @@ class Snapshot:
         for entry in table.to_pylist() if table is not None else ():
             if entry["key"] == key:
                 fate = "gave no sample in" if entry["fate"] == "empty" else f"was {entry['fate']} by"
-                raise NotFoundError(f"sample {key!r} {fate} {self._name}: {entry['error']}")
+                raise NotFoundError(f"sample {key!r} {fate} {self.name}: {entry['error']}")
 
     @property
-    def _name(self) -> str:
-        """For messages."""
+    def name(self) -> str:
+        """The version, its URL and its prefix, for messages."""
         return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
     def _checked_table(
@@ -341,11 +335,6 @@ def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: 
                 f"{head.kept_from} on{held}; dray log {store.url} shows them"
             ) from exc
         raise DamagedError(f"the {what} of version {commit.version} is missing", url=store.url_of(name)) from exc
-
-
-def place_of(keys: pa.ChunkedArray, key: str) -> int:
-    """Where a key stands among sorted keys, or would."""
-    return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
 
 
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:

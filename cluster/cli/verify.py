@@ -19,6 +19,7 @@ from dray.cluster.cli.ls import parts_of
 from dray.cluster.cli.options import AsJson, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
+from dray.pipelines.versions.attempts import check_is_build
 from dray.shards import Snapshot
 from dray.shards.manifest import Kind
 from dray.shards.messages import counted
@@ -157,7 +158,7 @@ def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str
 
 def names_in_order(snapshot: Snapshot) -> list[str]:
     """Returns the names of all samples in the order of packing, which makes a rebuild equal."""
-    snapshot.check_is_build()
+    check_is_build(snapshot)
     table = snapshot.sources()
     shard_positions = {shard.number: position for position, shard in enumerate(snapshot.shards)}
     shards, rows = (table[column].to_pylist() for column in ("shard", "row"))

@@ -26,7 +26,7 @@ from dray.pipelines.planning.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.tasks import fit_workers, run_tasks
-from dray.pipelines.versions.attempts import check_stored, finish, until_committed
+from dray.pipelines.versions.attempts import check_is_build, check_stored, finish, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import DamagedError, NotFoundError
@@ -127,7 +127,7 @@ def compact(
         if head is None:
             raise no_dataset(store, layout)
         base = Snapshot.load(store, layout, head)
-        base.check_is_build()
+        check_is_build(base)
         groups = plan_for(base.shards, base.manifest.recipe)
         merged = [group for group in groups if len(group) > 1]
         if not merged:
@@ -352,7 +352,9 @@ def _next_manifest(
 ) -> Manifest:
     """The last version's but for its shards, and where the table of sources says that samples lie."""
     kept = {shard.number: shard for shard in base.manifest.counted_shards()}
-    parts, shown = part_table(base.manifest.recipe, [kept.get(shard.number, shard) for shard in shards])
+    counted_shards = [kept.get(shard.number, shard) for shard in shards]
+    arrays = [base.manifest.arrays()] * len(shards)  # merging changes no sample
+    parts, shown = part_table(base.manifest.recipe, counted_shards, arrays)
     return replace(
         base.manifest,
         intent=intent.number,

@@ -11,7 +11,7 @@ from dray.pipelines.building.survey import stored_sizes
 from dray.pipelines.building.tables import empty_like
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.plan import Plan
-from dray.pipelines.versions.attempts import finish, until_committed
+from dray.pipelines.versions.attempts import check_is_build, finish, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Layout
@@ -46,7 +46,7 @@ def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, p
         if head is None:
             raise no_dataset(store, layout)
         base = Snapshot.load(store, layout, head)
-        base.check_is_build()
+        check_is_build(base)
         if not base.shards:
             return report_of(base, None, {}, seconds=time.monotonic() - started)
         intent = announce(job, Plan(()), base, stored_sizes(job), progress=progress)
@@ -54,7 +54,7 @@ def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, p
             base.manifest,
             intent=intent.number,
             num_samples=0,
-            parts=parts_of(base.manifest.recipe, (), ()),
+            parts=parts_of(base.manifest.recipe, (), (), ()),
             accounting=Accounting(inputs=0, packed=0),
             shards=(),
             sources=(put_table(job, intent, empty_like(base.sources()), 0, {}),),

@@ -10,7 +10,7 @@ from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import BadInput, Sources
 from dray.pipelines.inputs.transform import Transform
 from dray.shards.layout import Layout
-from dray.shards.parts import Counts
+from dray.shards.parts import ArrayTypes, Counts
 from dray.shards.storage.store import Store
 
 
@@ -70,6 +70,7 @@ class PackedShard:
         unread: Those of them that this worker could not read; then the shard waits for the driver to try.
         node: Where it was packed, if there are any of those.
         parts: Stored suffix -> number of samples that have it.
+        arrays: Stored suffix -> dtype and shape, where all parts are such arrays.
         stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
     """
 
@@ -81,6 +82,7 @@ class PackedShard:
     adopted: bool
     bad: tuple[BadInput, ...]
     parts: Counts = field(default_factory=dict)
+    arrays: ArrayTypes = field(default_factory=dict)
     stayed: Mapping[str, int] = field(default_factory=dict)
     unread: tuple[BadInput, ...] = ()
     node: str = ""

@@ -41,10 +41,11 @@ def next_manifest(
     """
     sources = work.sources
     last = work.snapshot.manifest if work.snapshot else None
+    last_arrays = last.arrays() if last else {}
     kept = {shard.number: shard for shard in (last.counted_shards() if last else ())}
     numbers, rows = np.full(len(sources), -1, np.int64), np.zeros(len(sources), np.int64)
     hashes = _hashes_of_kept(work)
-    shards = []
+    shards, arrays = [], []
     for planned, number in zip(work.planned.shards, intent.shards, strict=True):
         held, found = planned.rows, packed.get(number)
         if found is not None and not found.num_samples:
@@ -53,6 +54,7 @@ def next_manifest(
             held = held[found.is_packed]
             hashes[held] = found.source_hashes
         shards.append(kept[number] if found is None else _made(found, planned.digest))
+        arrays.append(last_arrays if found is None else found.arrays)
         numbers[held], rows[held] = number, np.arange(len(held))
     is_held = np.flatnonzero(numbers >= 0)
     if not len(is_held):
@@ -60,7 +62,7 @@ def next_manifest(
     held_sources, held_hashes = sources.take(is_held), hashes[is_held]
     tables = source_chunks(held_sources, numbers[is_held], rows[is_held], held_hashes)
     known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
-    parts, shown = part_table(recipe.to_json(), shards)
+    parts, shown = part_table(recipe.to_json(), shards, arrays)
     manifest = Manifest(
         prefix=job.layout.prefix,
         source_url=job.inputs.url,

@@ -101,6 +101,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
         adopted=False,
         bad=filled.bad,
         parts=filled.index.parts(),
+        arrays=filled.index.array_types(),
         stayed=filled.stayed,
     )
 
@@ -134,6 +135,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         adopted=True,
         bad=bad,
         parts=index.parts(),
+        arrays=index.array_types(),
         unread=unread,
         node=node_name() if unread else "",
     )

@@ -25,6 +25,7 @@ from dray.pipelines.planning.plan import Last, Plan, Recipe, changes_of, find_in
 from dray.pipelines.progress import say
 from dray.pipelines.running.node import node_name
 from dray.pipelines.running.tasks import run_tasks, runs_in_process
+from dray.pipelines.versions.attempts import check_is_build
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
@@ -126,7 +127,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
         sources = _by_content(spec, sources)
     snapshot = Snapshot.load(job.output, job.layout, head) if head else None
     if snapshot is not None:
-        snapshot.check_is_build()
+        check_is_build(snapshot)
     stored = stored_sizes(job)
     last = _last(job, snapshot, stored) if snapshot else None
     is_same = None

@@ -6,9 +6,10 @@ from typing import Protocol, TypeVar
 from dray.pipelines.progress import say
 from dray.pipelines.versions.gc import sweep
 from dray.pipelines.versions.retention import Retention
-from dray.shards.errors import ConflictError, DamagedError, StoreError
+from dray.shards.errors import CallError, ConflictError, DamagedError, StoreError
 from dray.shards.layout import Layout
 from dray.shards.log import Commit, read_head
+from dray.shards.manifest import Kind
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
@@ -46,6 +47,20 @@ def until_committed(store: Store, layout: Layout, attempt: Attempt[Report], *, p
         f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
         "run it again"
     )
+
+
+def check_is_build(base: Snapshot) -> None:
+    """Check that each sample of a version was packed from one source, which builds and compactions rely on.
+
+    Raises:
+        CallError: It was not.
+    """
+    kind = base.manifest.kind
+    if kind != Kind.BUILD or base.manifest.samples is not None:
+        raise CallError(
+            f"{base.name} is a dataset of kind {kind!r}; builds, compactions and drops work only on one that "
+            "`dray build` made of one source a sample: choose another prefix or directory"
+        )
 
 
 def check_stored(store: Store, layout: Layout, expected: Mapping[int, int]) -> None:

@@ -5,6 +5,7 @@ for a billion rows. So every page is looked at before it is read: its values are
 they take, and all pages together have no more than such a file can honestly hold. Price: 20 us a page of 20,000 values.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,11 @@ def check_keys(keys: pa.ChunkedArray) -> None:
     """Raises ValueError where the keys of a table do not ascend."""
     if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
         raise ValueError("its keys are not in order, or one is there twice")
+
+
+def place_of(keys: pa.ChunkedArray, key: str) -> int:
+    """Returns the row of a key among sorted keys, or where it would be inserted."""
+    return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
 
 
 def check_places(table: pa.Table, shards: Mapping[int, int]) -> None:

@@ -13,6 +13,7 @@ from dray.shards.layout import Layout
 from dray.shards.log import Commit
 from dray.shards.manifest import Accounting, Kind, Manifest, Shard, part_table
 from dray.shards.parsing.columns import Columns
+from dray.shards.parts import ArrayTypes
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore
 from dray.shards.snapshot import Snapshot
@@ -71,7 +72,8 @@ class PlainTars:
             )
             for number, (name, index, body) in enumerate(zip(names, indexes, bodies, strict=True))
         )
-        return cls(_snapshot(store, prefix, shards), bodies)
+        arrays = [index.array_types() for index in indexes]
+        return cls(_snapshot(store, prefix, shards, arrays), bodies)
 
 
 class PlainCatalog(Catalog):
@@ -96,9 +98,9 @@ def _index(store: Store, name: str) -> ShardIndex:
         return ShardIndex.of_members(members, shard_bytes=stream.tell(), where=store.url_of(name))
 
 
-def _snapshot(store: Store, prefix: str, counted_shards: Sequence[Shard]) -> Snapshot:
+def _snapshot(store: Store, prefix: str, counted_shards: Sequence[Shard], arrays: Sequence[ArrayTypes]) -> Snapshot:
     num_samples = sum(shard.num_samples for shard in counted_shards)
-    parts, shards = part_table({}, counted_shards)
+    parts, shards = part_table({}, counted_shards, arrays)
     manifest = Manifest(
         kind=Kind.INDEXED,
         prefix=prefix,

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dray.loaders import Dataset, ShardLoader
+from dray.pipelines import pickles_to_tars
 from dray.pipelines.building.tables import parquet_of
 from dray.shards import CallError, Snapshot
 from dray.shards.index import digest_of
 from dray.shards.log import put_content
 from dray.shards.manifest import Accounting, Kind, Manifest, Shard, TableChunk, part_table
 from dray.shards.parsing.records import write_record
+from dray.shards.parts import PartForms
 from tests.conftest import Dray
-from tests.support.datasets import PARTS, overwrite, pack
+from tests.support.datasets import PARTS, overwrite, pack, tensor_of
 
 DIGEST = "ab" * 16
 SUFFIXES = st.sampled_from(["x.pyd", "X.pyd", "x.npy", "x.json", "x.safetensors", "y.pkl", "y.npy", "cls", "note.txt"])
@@ -41,7 +43,8 @@ def test_parts_and_shards_tell_every_count(recipe: dict[str, Any], counts: list[
     if isinstance(encode, dict):  # such a part is never stored under its source's suffix
         counts = [{suffix: count for suffix, count in found.items() if suffix not in encode} for found in counts]
     counted = [shard_of(number, found) for number, found in enumerate(counts)]
-    parts, shards = part_table(recipe, counted)
+    arrays = [{suffix: ("<f4", (2,)) for suffix in found if suffix.endswith("npy")} for found in counts]
+    parts, shards = part_table(recipe, counted, arrays)
     num_samples = 3 * len(shards)
     manifest = Manifest(
         kind=Kind.WRITTEN, prefix="a", source_url="", recipe={}, intent=1, num_samples=num_samples,
@@ -50,7 +53,7 @@ def test_parts_and_shards_tell_every_count(recipe: dict[str, Any], counts: list[
     )  # fmt: skip
     read = Manifest.from_bytes(manifest.to_bytes(), "x")
     assert read.counted_shards() == counted
-    again, _ = part_table(recipe, read.counted_shards())
+    again, _ = part_table(recipe, read.counted_shards(), [read.arrays()] * len(shards))
     assert again == read.parts
 
 
@@ -61,6 +64,22 @@ def test_shards_with_the_same_parts_store_no_counts(tmp_path: Path) -> None:
     assert [shard.parts for shard in manifest.shards] == [None] * 3
     assert {part.name: +part.num_stored for part in manifest.parts} == dict.fromkeys(PARTS, 6)
     assert manifest.counts() == [{"x.npy": 2, "cls": 2, "txt": 2}] * 3
+
+
+def test_a_part_has_a_dtype_and_a_shape_where_all_shards_agree(tmp_path: Path) -> None:
+    """Kept shards count as before; one that is packed with another shape ends it."""
+    url = pack(tmp_path, 4, encode="auto")
+    (x,) = (part for part in Snapshot.open(url).manifest.parts if part.dtype)
+    assert (x.name, x.dtype, x.shape) == ("x.pyd", "<f4", (2,))
+    names = [f"s{number:04d}" for number in range(3)]
+
+    def build() -> tuple[PartForms, ...]:
+        pickles_to_tars(tmp_path / "inputs", names, [*PARTS], url, "wdshards", None, 3, encode="auto", progress=False)
+        return Snapshot.open(url).manifest.parts
+
+    assert [part.shape for part in build()] == [(2,), None, None]
+    (tmp_path / "inputs" / "s0002.x.pyd").write_bytes(tensor_of(3)(2))
+    assert [part.shape for part in build()] == [None, None, None]
 
 
 def change(url: str, changed: Callable[[Snapshot], Manifest]) -> Snapshot:

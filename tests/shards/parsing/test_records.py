@@ -81,6 +81,8 @@ HOSTILE_MANIFEST: Mapping[str, list[Any]] = {
     "num_samples": [*NO_NUMBERS, 3, 5],
     "parts": [None, [], {}, "", [None], [{"name": "cls"}], [{"name": "cls", "forms": {"cls": 4}}] * 2],
     "parts/0/name": NO_TEXTS,
+    "parts/0/dtype": ["<f4", "|O8", "x", 1],
+    "parts/0/shape": [[2], [-1], 3, ["2"]],
     "parts/0/forms": [None, [], {}, {"CLS": 4}, {"cls": 3}, {"cls": 4, "other": 1}],
     "shards": [None, [], {}, "", [None], [[]]],
     "shards/0/name": [1, "", "other.tar"],
