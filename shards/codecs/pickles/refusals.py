@@ -1,4 +1,4 @@
-"""What a part that was refused as a pickle really is, and the way out; nothing of it is run."""
+"""Explains refused pickles: what the part really is and what to do. Nothing of the part is run."""
 
 import json
 import pickletools
@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from dray.shards.codecs.pickles.compat import python_3_modules, python_3_names
 
-MOST_OPCODES = 100_000  # looked at for names
-MOST_BYTES = 64 << 20  # of a pickle, likewise
-MOST_NAMES = 16  # to allow that a message lists
+MAX_OPCODES = 100_000  # maximum number that is searched for names
+MAX_SEARCHED_BYTES = 64 << 20  # maximum of a pickle that is searched for names
+MAX_LISTED_NAMES = 16  # maximum number of names to allow in a message
 
 _AFTER_THE_END = "nothing after the end of the pickle"
 _RUNS = "If you trust the data: "
@@ -24,11 +24,11 @@ _GET = {"GET", "BINGET", "LONG_BINGET"}
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Values that are pickled by names of one kind."""
+    """Values whose pickles use similar names, and how to convert them."""
 
-    pattern: str  # of the names
+    pattern: str  # matches the start of a full name
     what: str
-    convert: str  # an expression of `value` whose pickle is not refused; empty where there is none
+    convert: str  # expression of `value` whose pickle is not refused; empty if there is none
     allowable: bool = True  # whether allowing the names is enough
 
 
@@ -60,7 +60,7 @@ _FAMILIES = (
     _Family(r"cloudpickle\.", "code that cloudpickle wrote", "", False),
     _Family(r"__main__\.", "of a class of the script that wrote it: define that in a module that readers have", ""),
 )
-_FOREIGN_PICKLES = {  # the first part of a name -> a decoder; the format is not that of pickle alone
+_FOREIGN_PICKLES = {  # first part of a name -> decoder for a format that extends pickle
     "joblib": "lambda data: joblib.load(io.BytesIO(data))",
     "dill": "lambda data: dill.loads(data)",
 }
@@ -71,7 +71,7 @@ def refused_name(name: str, allow: Sequence[str]) -> str:
 
     Args:
         name: The name.
-        allow: All names of the pickle that would have to be allowed; empty where that is of no use.
+        allow: All names in the pickle that would have to be allowed; empty if that would not help.
     """
     refused = f"pickle names {json.dumps(name[:200])[1:-1]}, which is not on the safe list; nothing of it ran. "
     if decoder := _FOREIGN_PICKLES.get(name.partition(".")[0]):
@@ -79,7 +79,7 @@ def refused_name(name: str, allow: Sequence[str]) -> str:
     names = (name, *allow)
     family = next((family for family in _FAMILIES if any(re.match(family.pattern, one) for one in names)), None)
     listed = f"allow={json.dumps([one[:200] for one in allow])}, or "
-    if not allow or len(allow) > MOST_NAMES or (family is not None and not family.allowable):
+    if not allow or len(allow) > MAX_LISTED_NAMES or (family is not None and not family.allowable):
         listed = ""
     trusted = f"{_RUNS}{listed}allow_pickle=True for everything"
     if family is None:
@@ -89,7 +89,7 @@ def refused_name(name: str, allow: Sequence[str]) -> str:
 
 
 def refused_otherwise(problem: str, data: bytes | memoryview) -> str:
-    """Returns the message for a part that is no pickle, or one that is damaged or unlike those that pickle writes."""
+    """Returns the message for a part that is not a pickle, is damaged, or is unlike those of pickle.dumps."""
     if (found := foreign_file(data)) is not None:
         return found
     opcodes = _opcodes(data)
@@ -98,14 +98,14 @@ def refused_otherwise(problem: str, data: bytes | memoryview) -> str:
             f"{problem}; Python 2 wrote it: decoders={{SUFFIX: lambda data: pickle.loads(data, encoding='latin1')}} if "
             "you trust the data, or write it again with Python 3"
         )
-    if data[:1] == b"\x80" and (not opcodes or opcodes[-1] != "STOP") and len(opcodes) < MOST_OPCODES:
+    if data[:1] == b"\x80" and (not opcodes or opcodes[-1] != "STOP") and len(opcodes) < MAX_OPCODES:
         return f"{problem}; the pickle is damaged or cut short: {len(data)} bytes without its end; write it again"
     if "NEXT_BUFFER" in opcodes:
         return f"{problem}; its buffers were pickled apart: write it again by pickle.dumps without buffer_callback"
     if "PERSID" in opcodes or "BINPERSID" in opcodes:
         return f"{problem}; a persistent_id wrote it: write it again by pickle.dumps"
     if problem.startswith("malformed"):
-        return f"{problem}; no pickle, or a damaged one: write it again, or read it by decoders={{SUFFIX: function}}"
+        return f"{problem}; not a pickle, or a damaged one: write it again, or read it by decoders={{SUFFIX: function}}"
     if _AFTER_THE_END in problem:
         return f"{problem}: pickle one value, such as a list of all, and write nothing behind it"
     return f"{problem}. Write the value again as plain arrays and containers by pickle.dumps. {_RUNS}allow_pickle=True"
@@ -138,7 +138,7 @@ _DECODED: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what it is, a d
 
 
 def foreign_file(data: bytes | memoryview) -> str | None:
-    """Returns what a file is that is no pickle, by its first bytes, and what to do; None where that is not known."""
+    """Returns what a file that is not a pickle is, by its first bytes, and what to do; None if unknown."""
     head = bytes(data[:4096])
     if not head:
         return "it is empty, and a pickle is not: write it again, or leave the sample out by on_error='skip'"
@@ -156,7 +156,7 @@ def foreign_file(data: bytes | memoryview) -> str | None:
 
 
 def _text_suffix(head: bytes) -> str | None:
-    """Returns the suffix of a file of text; None where it is something else, or a pickle of protocol 0."""
+    """Returns the suffix for a text file; None for anything else, or a pickle of protocol 0."""
     try:
         text = head.decode("utf-8").strip()
     except UnicodeDecodeError:
@@ -174,21 +174,23 @@ def _text_suffix(head: bytes) -> str | None:
 
 
 def _opcodes(data: bytes | memoryview) -> list[str]:
-    """Returns the names of the opcodes, up to the first that is damaged."""
+    """Returns the names of the opcodes before the first damaged one."""
     found: list[str] = []
-    with suppress(Exception):  # whatever stands there, it was refused already
-        found.extend(opcode.name for opcode, _, _ in islice(pickletools.genops(bytes(data[:MOST_BYTES])), MOST_OPCODES))
+    with suppress(Exception):  # any damage: the pickle was refused already
+        found.extend(
+            opcode.name for opcode, _, _ in islice(pickletools.genops(bytes(data[:MAX_SEARCHED_BYTES])), MAX_OPCODES)
+        )
     return found
 
 
 def names_in(data: bytes | memoryview) -> list[str]:
-    """Returns the full names that a pickle imports, in order, up to where it is damaged."""
+    """Returns the full names that a pickle imports, in order, up to any damage."""
     found: list[str] = []
     strings = ["", ""]  # the last two that were pushed
     memo: dict[int, str] = {}
     protocol, top = 0, ""
-    with suppress(Exception):  # whatever stands there, it was refused already
-        for opcode, argument, _ in islice(pickletools.genops(bytes(data[:MOST_BYTES])), MOST_OPCODES):
+    with suppress(Exception):  # any damage: the pickle was refused already
+        for opcode, argument, _ in islice(pickletools.genops(bytes(data[:MAX_SEARCHED_BYTES])), MAX_OPCODES):
             name, given = opcode.name, cast(Any, argument)
             if name == "PROTO":
                 protocol = given
@@ -205,7 +207,7 @@ def names_in(data: bytes | memoryview) -> list[str]:
 
 
 def python_3_name(module: str, name: str, protocol: int) -> tuple[str, str]:
-    """Returns a name as Python 3 knows it: pickles before protocol 3 may have those of Python 2."""
+    """Returns the name in Python 3: pickles before protocol 3 may use those of Python 2."""
     if protocol >= 3:
         return module, name
     return python_3_names.get((module, name), (python_3_modules.get(module, module), name))

@@ -1,4 +1,4 @@
-"""Parts are decoded as WebDataset decodes them, only safely, and an error tells shard, key and suffix."""
+"""Parts are decoded as WebDataset decodes them, but safely; errors name shard, key and suffix."""
 
 import gzip
 import io
@@ -29,14 +29,14 @@ from dray.shards.errors import CallError, DamagedError, RefusedError
 
 
 def written(write: Callable[..., None], *values: Any, **options: Any) -> bytes:
-    """What `write` puts into a file."""
+    """The bytes that `write` writes to a file."""
     stream = io.BytesIO()
     write(stream, *values, **options)
     return stream.getvalue()
 
 
 def saved(value: Any) -> bytes:
-    """What torch.save writes."""
+    """The bytes of torch.save."""
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()
@@ -83,7 +83,7 @@ PARTS = {
 
 @pytest.mark.parametrize("suffix", PARTS)
 def test_a_part_is_decoded_as_webdataset_decodes_it(suffix: str) -> None:
-    """Value and type are those of `WebDataset(...).decode()`, for its extensions and some others."""
+    """Values and types equal those of `WebDataset(...).decode()`, for its extensions and some others."""
     if suffix in ("mp", "msg"):
         pytest.importorskip("msgpack")
     sample = {"__key__": "a", suffix: PARTS[suffix]}
@@ -95,7 +95,7 @@ def test_a_part_is_decoded_as_webdataset_decodes_it(suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", PARTS)
 def test_a_view_of_bytes_is_decoded_as_the_bytes(suffix: str) -> None:
-    """Parts of a mapped shard need no copy; what is not decoded comes back as bytes."""
+    """Parts of a mapped shard are decoded from a memoryview; unknown extensions are returned as bytes."""
     if suffix in ("mp", "msg"):
         pytest.importorskip("msgpack")
     found, expected = (Decoder()({suffix: data})[suffix] for data in (memoryview(PARTS[suffix]), PARTS[suffix]))
@@ -104,21 +104,21 @@ def test_a_view_of_bytes_is_decoded_as_the_bytes(suffix: str) -> None:
 
 
 def test_every_extension_of_webdataset_is_known() -> None:
-    """None of WebDataset's own decoders is left out; one that is added there fails here."""
+    """Every decoder of WebDataset has its counterpart; this fails if WebDataset adds one."""
     tested = {suffix.rpartition(".")[2] for suffix in PARTS} | {"pth", "cbor"}
     assert set(autodecode.decoders) <= tested
 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_torch_file_is_read(new: bool) -> None:
-    """`.pth` files of both formats of torch.save come back."""
+    """`.pth` files in both formats of torch.save are read."""
     data = written(lambda f: torch.save({"a": torch.ones(2)}, f, _use_new_zipfile_serialization=new))
     assert torch.equal(decode_part("x.pth", data)["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("suffix", ["x.pyd", "x.pickle", "x.pkl", "x.pth"])
 def test_an_allowed_class_is_read_and_others_are_refused_by_name(suffix: str) -> None:
-    """`allow` opens one class; without it the refusal names the class and both ways out."""
+    """`allow` admits one class; without it the error names the class and both keywords."""
     value = {"a": Fraction(1, 3)}
     data = saved(value) if suffix == "x.pth" else pickle.dumps(value)
     with pytest.raises(RefusedError, match=r'fractions\.Fraction.*allow=\["fractions\.Fraction"\].*allow_pickle=True'):
@@ -136,7 +136,7 @@ class Evil:
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "npy.gz", "pth", "pyd.gz", "pyd"])
 def test_code_in_a_part_is_refused(suffix: str) -> None:
-    """Wherever a format carries a pickle, its code does not run."""
+    """In every format that can contain a pickle, its code does not run."""
     hidden = np.array([Evil()], dtype=object)
     write: dict[str, Callable[..., None]] = {
         "npy": np.save,
@@ -177,7 +177,7 @@ DAMAGED = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("suffix", DAMAGED)
 def test_a_damaged_part_is_named(suffix: str) -> None:
-    """Whatever goes wrong, the error is one of ours, names the place and keeps its cause."""
+    """Every failure is an error of dray that names shard, key and suffix and keeps its cause."""
     sample = {"__url__": "s3://bucket/train-000001.tar", "__key__": "cat7", suffix: DAMAGED[suffix]}
     with pytest.raises((DamagedError, RefusedError), match="s3://bucket/train-000001.tar.*cat7.*" + suffix) as found:
         Decoder()(sample)
@@ -185,7 +185,7 @@ def test_a_damaged_part_is_named(suffix: str) -> None:
 
 
 def test_what_grows_too_far_is_damaged() -> None:
-    """Compressed parts, archives included, stop at their bound."""
+    """Compressed parts and archives may not grow past the maximum size."""
     zeros = written(np.savez_compressed, np.zeros(100_000))
     for suffix, data in {
         "bin.gz": gzip.compress(bytes(2_000_000)),
@@ -196,8 +196,8 @@ def test_what_grows_too_far_is_damaged() -> None:
             decode_part(suffix, data, max_bytes=100_000)
 
 
-def test_an_archive_of_lies_is_damaged() -> None:
-    """A member that announces less than it holds is cut there, not followed."""
+def test_an_archive_that_announces_too_little_is_damaged() -> None:
+    """A member that announces less than it contains is read no further than that."""
     data = bytearray(written(np.savez_compressed, np.zeros(100_000)))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         size = archive.infolist()[0].file_size.to_bytes(4, "little")
@@ -205,11 +205,11 @@ def test_an_archive_of_lies_is_damaged() -> None:
         decode_part("npz", bytes(data.replace(size, (200).to_bytes(4, "little"))), max_bytes=100_000)
 
 
-# ---- parts that WebDataset leaves to others ----
+# ---- formats beyond those of WebDataset ----
 
 
 def image(kind: str, mode: str = "RGB", size: tuple[int, int] = (3, 2), **options: Any) -> bytes:
-    """A small image, its pixels numbered."""
+    """A small image with numbered pixels."""
     width, height = size
     channels = len(Image.new(mode, (1, 1)).getbands())
     pixels = (np.arange(width * height * channels) % 251).astype("u1").tobytes()
@@ -233,7 +233,7 @@ IMAGES = {
 
 @pytest.mark.parametrize("suffix", IMAGES)
 def test_an_image_is_decoded_as_webdataset_decodes_rgb8(suffix: str) -> None:
-    """uint8, (height, width, 3), and it can be written to."""
+    """uint8, (height, width, 3), writable."""
     sample = {"__key__": "a", suffix: IMAGES[suffix]}
     expected = next(iter(wds.WebLoader([sample], batch_size=None).decode("rgb8")))[suffix]
     found = decode_part(suffix, memoryview(IMAGES[suffix]))
@@ -250,7 +250,7 @@ def test_an_image_of_another_format_is_not_opened() -> None:
 
 
 def test_an_image_of_too_many_pixels_is_damaged() -> None:
-    """A bomb is told by its header, before its pixels are made."""
+    """A decompression bomb is refused by its header, before its pixels are decoded."""
     with pytest.raises(DamagedError, match="1000 x 1000 pixels grows"):
         decode_part("png", image("PNG", "L", (1000, 1000)), max_bytes=1_000_000)
     data = bytearray(image("PNG"))
@@ -269,7 +269,7 @@ ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(3, "u2")}
 
 
 def test_safetensors_are_a_dict_of_tensors() -> None:
-    """Anybody's file, whatever else its metadata say."""
+    """Files of other programs are read, whatever their metadata contain."""
     for metadata in (None, {"format": "pt"}):
         found = decode_part("x.safetensors", memoryview(safetensors.torch.save(TENSORS, metadata)))
         assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
@@ -278,7 +278,7 @@ def test_safetensors_are_a_dict_of_tensors() -> None:
 
 
 def test_safetensors_of_a_build_are_what_they_were() -> None:
-    """A note in the file tells a tensor, an array and a dict of arrays from a dict of tensors."""
+    """A note in the file distinguishes a tensor, an array and a dict of arrays from a dict of tensors."""
     tensor = decode_part("safetensors", safetensors.torch.save({"tensor": TENSORS["b"]}, {"dray": "tensor"}))
     assert torch.equal(tensor, TENSORS["b"])
     array = decode_part("safetensors", safetensors.numpy.save({"array": ARRAYS["a"]}, {"dray": "array"}))
@@ -291,9 +291,9 @@ def test_safetensors_of_a_build_are_what_they_were() -> None:
     tensor += 1
 
 
-def header(told: Any, content: bytes = bytes(8)) -> bytes:
-    """A file of safetensors with a header of our choice."""
-    text = json.dumps(told).encode() if not isinstance(told, bytes) else told
+def header(content_of: Any, content: bytes = bytes(8)) -> bytes:
+    """A safetensors file with the given header."""
+    text = json.dumps(content_of).encode() if not isinstance(content_of, bytes) else content_of
     return struct.pack("<Q", len(text)) + text + content
 
 
@@ -319,7 +319,7 @@ LIES = {
     "deep JSON": header(b"[" * 100_000),
     "unknown note": header({"__metadata__": {"dray": "objects"}, "a": entry([2], 0, 8)}),
     "other name": header({"__metadata__": {"dray": "tensor"}, "a": entry([2], 0, 8)}),
-    "note that is no text": header({"__metadata__": {"dray": ["tensor"]}, "a": entry([2], 0, 8)}),
+    "note that is not text": header({"__metadata__": {"dray": ["tensor"]}, "a": entry([2], 0, 8)}),
     "cut short": safetensors.torch.save(TENSORS)[:-1],
     "a byte more": safetensors.torch.save(TENSORS) + b"x",
     "nothing": b"",
@@ -327,8 +327,8 @@ LIES = {
 
 
 @pytest.mark.parametrize("case", LIES)
-def test_lies_in_safetensors_are_damage(case: str) -> None:
-    """Sizes, offsets, dtypes and notes are checked against each other and the bytes that are there."""
+def test_inconsistent_safetensors_are_damaged(case: str) -> None:
+    """Sizes, offsets, dtypes and notes are checked against each other and against the bytes."""
     with pytest.raises(DamagedError, match=r"part 'x\.safetensors'"):
         decode_part("x.safetensors", LIES[case])
 
@@ -339,7 +339,7 @@ WHOLE = PARTS | IMAGES | {"safetensors": safetensors.torch.save(TENSORS), "pth":
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_garbage_and_halves_are_a_value_or_a_named_refusal(data: st.DataObject) -> None:
-    """Law: whatever lies in a part of any known extension, there is a value, or an error that names the place."""
+    """Law: any bytes under any known extension give a value, or an error that names shard, key and suffix."""
     suffix = data.draw(st.sampled_from(sorted(WHOLE)))
     good = bytearray(WHOLE[suffix][: data.draw(st.integers(0, len(WHOLE[suffix])))])
     for _ in range(data.draw(st.integers(0, 3)) if good else 0):
@@ -357,7 +357,7 @@ def test_garbage_and_halves_are_a_value_or_a_named_refusal(data: st.DataObject) 
 
 
 def test_a_decoder_of_the_caller_wins_over_the_table() -> None:
-    """The longest suffix that fits counts; what is left is decoded as ever."""
+    """The longest suffix that fits wins; parts without a decoder use the built-in formats."""
     decoders = {"npy": lambda data: "any", ".tensor.npy": lambda data: "tensor", "mine": bytes.decode}
     sample = {
         "npy": b"",
@@ -372,7 +372,7 @@ def test_a_decoder_of_the_caller_wins_over_the_table() -> None:
 
 
 def test_a_decoder_of_the_caller_gets_what_was_compressed() -> None:
-    """Unless it is named for the compressed part itself."""
+    """Unless its name includes the compressed suffix."""
     packed = gzip.compress(b"x")
     assert decode_part("a.mine.gz", packed, decoders={"mine": lambda data: data + b"!"}) == b"x!"
     assert decode_part("a.mine.gz", memoryview(packed), decoders={"mine.gz": bytes}) == packed
@@ -381,7 +381,7 @@ def test_a_decoder_of_the_caller_gets_what_was_compressed() -> None:
 
 
 def test_what_a_decoder_of_the_caller_gives_is_the_value() -> None:
-    """None too."""
+    """Also None."""
     assert decode_part("mine", b"x", decoders={"mine": lambda data: None}) is None
 
 
@@ -395,7 +395,7 @@ def test_what_a_decoder_of_the_caller_raises_names_the_part() -> None:
 
 
 def test_decoders_of_the_caller_reach_workers() -> None:
-    """Lambdas too, and once more from there."""
+    """Lambdas too, also when pickled a second time."""
     decoder = Decoder(decoders={"mine": lambda data: len(data)})
     for _ in range(2):
         decoder = pickle.loads(pickle.dumps(decoder))
@@ -404,7 +404,7 @@ def test_decoders_of_the_caller_reach_workers() -> None:
 
 @pytest.mark.parametrize("decoders", [["npy"], {"npy": 3}, {"": bytes}, {3: bytes}], ids=repr)
 def test_decoders_are_functions_by_suffix(decoders: Any) -> None:
-    """Anything else is told when the decoder is made."""
+    """Anything else is refused when the decoder is created."""
     with pytest.raises(CallError, match="functions by suffix"):
         Decoder(decoders=decoders)
 
@@ -413,7 +413,7 @@ def test_decoders_are_functions_by_suffix(decoders: Any) -> None:
 
 
 def test_a_sample_is_decoded_part_by_part() -> None:
-    """Parts are decoded; key, URL and other notes stay, as text."""
+    """Parts are decoded; key, URL and other metadata are kept as text."""
     sample = {
         "__key__": "a",
         "__url__": "u",
@@ -425,7 +425,7 @@ def test_a_sample_is_decoded_part_by_part() -> None:
 
 
 def test_a_refusal_names_shard_key_suffix_and_the_way_out() -> None:
-    """All that a caller needs is in the message."""
+    """The message says where the part is and what is wrong."""
     sample = {"__key__": "cat7", "__url__": "train-000001.tar", "x.pyd": pickle.dumps(Fraction(1, 3))}
     with pytest.raises(RefusedError, match=r'train-000001\.tar.*cat7.*x\.pyd.*fractions\.Fraction.*allow=\["fra'):
         Decoder()(sample)
@@ -445,7 +445,7 @@ def test_a_decoder_pickles_with_what_it_allows() -> None:
 
 
 def test_allow_pickle_warns_once_a_decoder() -> None:
-    """The warning comes when a decoder is made, not in every worker or for every part."""
+    """The warning is given when a decoder is created, not in every worker or for every part."""
     with pytest.warns(UserWarning, match="run any code") as caught:
         decoder = Decoder(allow_pickle=True)
     assert len(caught) == 1
@@ -456,6 +456,6 @@ def test_allow_pickle_warns_once_a_decoder() -> None:
 
 
 def test_a_decoder_refuses_a_lone_name() -> None:
-    """A forgotten pair of brackets is told at once."""
+    """A string in place of a list is refused at once."""
     with pytest.raises(CallError, match="full names"):
         Decoder(allow="fractions.Fraction")

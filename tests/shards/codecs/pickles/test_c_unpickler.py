@@ -1,4 +1,4 @@
-"""Containers go through the C unpickler only where every opcode is known, and come back as the machine reads them."""
+"""The C unpickler reads containers only if every opcode is known, and returns what the machine returns."""
 
 import io
 import math
@@ -112,29 +112,29 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def told(value: Any, seen: tuple[int, ...] = ()) -> Any:
-    """All that can be seen of a value, types and memory layout included."""
+def visible(value: Any, seen: tuple[int, ...] = ()) -> Any:
+    """Everything observable of a value, types and memory layout included, in a form that compares."""
     if id(value) in seen:
         return "circle", len(seen) - seen.index(id(value))
     inside = (*seen, id(value))
     if isinstance(value, torch.Tensor):
         place = value.storage_offset(), value.untyped_storage().nbytes(), value.requires_grad
-        elements = repr(value.tolist()) if value.numel() else ""  # of 2**40 rows without an element, no list
+        elements = repr(value.tolist()) if value.numel() else ""  # no list of 2**40 empty rows
         return type(value), value.dtype, value.shape, value.stride(), place, elements
     if isinstance(value, np.ndarray):
         elements = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
         return type(value), value.dtype, value.shape, value.strides, value.flags.writeable, elements
     if isinstance(value, list | tuple):
-        return type(value), [told(item, inside) for item in value]
+        return type(value), [visible(item, inside) for item in value]
     if isinstance(value, dict):
-        return type(value), [(type(key), key, told(item, inside)) for key, item in value.items()]
+        return type(value), [(type(key), key, visible(item, inside)) for key, item in value.items()]
     return type(value), sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
 
 
 def slow(data: bytes) -> Any:
-    """What the machine alone makes of it: all that can be seen of the value, or that it is refused."""
+    """What the machine alone returns, in the same form, or "refused"."""
     try:
-        return told(Machine(data, allow=frozenset()).load_whole())
+        return visible(Machine(data, allow=frozenset()).load_whole())
     except Exception:
         return "refused"
 
@@ -142,32 +142,32 @@ def slow(data: bytes) -> Any:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("name", GOOD)
 def test_a_container_is_read_fast(name: str, protocol: int) -> None:
-    """Values, types and layouts are those of pickle and of the machine, from bytes and from views of them."""
+    """Values, types and layouts equal those of pickle and of the machine, from bytes and from views."""
     data = pickle.dumps(GOOD[name], protocol)
     for given_data in (data, memoryview(data), memoryview(bytearray(data))):
         found = read(given_data)
         assert found is not NOT_READ
-        assert told(found) == told(pickle.loads(data)) == slow(data)
+        assert visible(found) == visible(pickle.loads(data)) == slow(data)
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
 @pytest.mark.parametrize("name", GOOD)
 def test_the_oldest_protocols_are_left(name: str, protocol: int) -> None:
-    """They have opcodes of their own, and nobody writes them."""
+    """They have other opcodes and are hardly written any more."""
     data = pickle.dumps(GOOD[name], protocol)
     assert read(data) is NOT_READ
-    assert told(loads(data)) == told(pickle.loads(data))
+    assert visible(loads(data)) == visible(pickle.loads(data))
 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", OTHERS)
 def test_anything_else_is_left(name: str, protocol: int) -> None:
-    """What the C unpickler could not be trusted with, or is rare, is for the machine."""
+    """The machine reads whatever is unsafe in the C unpickler, or rare."""
     assert read(pickle.dumps(OTHERS[name], protocol)) is NOT_READ
 
 
 def test_what_was_shared_is_shared() -> None:
-    """One array or list is one object, wherever it stood; a list may hold itself."""
+    """An array or list that occurs twice is one object again; a list may contain itself."""
     first, second, inside, (third, (fourth,)) = loads(pickle.dumps(GOOD["shared array"]))
     assert first is second is inside["x"] is third is fourth
     circle = loads(pickle.dumps(CIRCLE))
@@ -196,21 +196,21 @@ NESTS = st.recursive(
 @settings(deadline=None)  # the first one compiles expressions
 @given(value=NESTS, protocol=st.integers(2, 5))
 def test_any_nest_is_read_as_the_machine_reads_it(value: Any, protocol: int) -> None:
-    """Law: fast or slow, the value is the same."""
+    """Law: both unpicklers return the same value."""
     data = pickle.dumps(value, protocol)
-    assert told(loads(data)) == slow(data) == told(pickle.loads(data))
+    assert visible(loads(data)) == slow(data) == visible(pickle.loads(data))
 
 
 @settings(deadline=None)
 @given(value=VALUES, protocol=st.integers(2, 5))
 def test_whatever_users_pickle_is_read_as_the_machine_reads_it(value: Any, protocol: int) -> None:
-    """Law: the same of tensors and arrays of every kind, in dicts and alone."""
+    """Law: so they do for tensors and arrays of every kind, in dicts and alone."""
     data = pickle.dumps(value, protocol)
-    assert told(loads(data)) == slow(data)
+    assert visible(loads(data)) == slow(data)
     assert scan(data) == UNKNOWN or check_alike(data)
 
 
-# ---- what it must not let through ----
+# ---- what the scan must refuse ----
 
 DEEP_KEY = b"}" + b")" + b"2\x86" * 60 + b"K\x01s"
 
@@ -344,8 +344,8 @@ UNKNOWN_PICKLES = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("case", UNKNOWN_PICKLES)
-def test_what_could_do_harm_is_wild(case: str) -> None:
-    """Composite keys, foreign opcodes and names, lies about lengths: none reaches the C unpickler."""
+def test_harmful_pickles_are_unknown(case: str) -> None:
+    """Composite keys, foreign opcodes and names, wrong lengths: none reaches the C unpickler."""
     assert scan(UNKNOWN_PICKLES[case]) == UNKNOWN
     assert read(UNKNOWN_PICKLES[case]) is NOT_READ
 
@@ -376,14 +376,14 @@ KNOWN_PICKLES = {
 
 @pytest.mark.parametrize("case", KNOWN_PICKLES)
 def test_what_does_no_harm_is_seen_to_do_none(case: str) -> None:
-    """What is wild above is so for its one fault."""
+    """The pickles above are unknown for their one fault, as these have none."""
     data, kind = KNOWN_PICKLES[case]
     assert scan(data) == kind
-    assert told(read(data)) == slow(data) == told(pickle.loads(data))
+    assert visible(read(data)) == slow(data) == visible(pickle.loads(data))
 
 
 def test_depth_has_an_end() -> None:
-    """Whatever it is made of."""
+    """For any mix of containers."""
     assert scan(body(b"]" * 1001 + b"a" * 1000)) == NO_NAMES
     for deep in (b"]" * 1002 + b"a" * 1001, b"]" + b"(]" * 1001 + b"e" * 1001, b")" + b"\x85" * 1001):
         assert scan(body(deep)) == UNKNOWN
@@ -393,7 +393,7 @@ def test_depth_has_an_end() -> None:
 
 
 def test_keys_from_the_memo_are_known_by_kind() -> None:
-    """Tuples may be about: each place of the memo has its kind."""
+    """Changing any memo reference gives what the machine gives: each memo entry keeps its kind."""
     value = [{"a": 1}, (1, 2), {"a": (3, "a"), "b": {"a"}}, 2.5]
     data = pickle.dumps(value, 4)
     assert scan(data) == NO_NAMES
@@ -401,13 +401,13 @@ def test_keys_from_the_memo_are_known_by_kind() -> None:
     for place in range(12):
         changed = data.replace(b"h\x02", b"h%c" % place)
         found = read(changed)
-        assert (slow(changed) if found is NOT_READ else told(found)) == slow(changed), place
+        assert (slow(changed) if found is NOT_READ else visible(found)) == slow(changed), place
         assert found is NOT_READ or all(type(key) is str for key in found[2]), place
 
 
 @pytest.mark.timeout(20)
 def test_a_long_key_is_not_compared_over_and_over() -> None:
-    """Two equal texts of 1 MB, one of them a key a hundred thousand times: each time all of it would be compared."""
+    """Two equal texts of 1 MB, one used as a key 100,000 times: every use would compare all of it."""
     text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"\x94"
     assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 100_000, b"u\x87")) == UNKNOWN
     assert scan(body(text, text, b"}(h\x00N", b"h\x01N" * 10, b"u\x87")) == NO_NAMES
@@ -415,8 +415,8 @@ def test_a_long_key_is_not_compared_over_and_over() -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_whatever_is_cut_is_wild(name: str) -> None:
-    """At every byte of the small ones, at some of the large."""
+def test_truncated_pickles_are_unknown(name: str) -> None:
+    """At every byte of small pickles, and at some of large ones."""
     for protocol in (2, 3, 4, 5):
         data = pickle.dumps(GOOD[name], protocol)
         for end in range(0, len(data), max(1, len(data) // 2000)):
@@ -425,7 +425,7 @@ def test_whatever_is_cut_is_wild(name: str) -> None:
 
 @pytest.mark.timeout(60)
 def test_many_things_are_remembered() -> None:
-    """Past what the scan holds without asking for memory, and past 65,536; a million on the stack are too many."""
+    """More entries than the scan holds without allocating, and more than 65,536; over a million is too many."""
     many = [str(n) for n in range(70_000)]
     assert read(pickle.dumps(many, 4)) == many
     assert read(pickle.dumps(tuple(many), 2)) == tuple(many)
@@ -434,7 +434,7 @@ def test_many_things_are_remembered() -> None:
 
 
 def test_elements_serve_one_array() -> None:
-    """Numpy keeps the bytes that it is given, and changes them: whoever else had them would see that."""
+    """Numpy keeps the bytes that it is given and changes them, so nothing else may refer to them."""
     data = pickle.dumps([np.arange(300), 5], 4)
     place = data.count(b"\x94", 0, data.index(b"B\x60")) + 0
     for number in range(place - 1, place + 3):
@@ -444,7 +444,7 @@ def test_elements_serve_one_array() -> None:
 
 
 def test_no_other_kind_of_input_is_looked_at() -> None:
-    """Only what is contiguous bytes; the unpickler says what is wrong with it."""
+    """Only contiguous bytes are scanned."""
     for given_data in ("text", None, [1], memoryview(b"x" * 10)[::2]):
         with pytest.raises((TypeError, BufferError)):
             scan(given_data)  # type: ignore[arg-type]
@@ -452,7 +452,7 @@ def test_no_other_kind_of_input_is_looked_at() -> None:
 
 
 def lie(value: Any, old: bytes, new: bytes, protocol: int = 4) -> bytes:
-    """A container's pickle with one lie."""
+    """A container's pickle with one change."""
     data = pickle.dumps([value], protocol)
     assert data.count(old) == 1
     changed = data.replace(old, new)
@@ -486,8 +486,8 @@ LIES = {
 
 @pytest.mark.parametrize("case", LIES)
 def test_a_lie_inside_a_container_is_refused(case: str) -> None:
-    """The scan sees it, so the C unpickler never does; and the machine refuses it."""
-    if not case.startswith(("tensor", "storage")):  # whose makers look again
+    """The scan refuses it, so it never reaches the C unpickler; and the machine refuses it."""
+    if not case.startswith(("tensor", "storage")):  # their functions check again
         assert scan(LIES[case]) == UNKNOWN
     assert read(LIES[case]) is NOT_READ
     with pytest.raises(RefusedError):
@@ -495,7 +495,7 @@ def test_a_lie_inside_a_container_is_refused(case: str) -> None:
 
 
 def test_a_name_never_becomes_a_value() -> None:
-    """Nor does a dtype, or an array before it is filled, that the memo kept."""
+    """Nor does a dtype, or an unfilled array, from the memo."""
     for value in (np.float64(1), np.ones(2), torch.ones(2)):
         for protocol in (2, 4, 5):
             data = pickle.dumps([value, 2], protocol)
@@ -508,7 +508,7 @@ def test_a_name_never_becomes_a_value() -> None:
 
 
 def test_a_key_from_the_memo_is_plain_or_left() -> None:
-    """A scalar, a tensor or a name that the memo kept is no key here."""
+    """A scalar, a tensor or a name from the memo is refused as a key."""
     for value in (np.float64(1), torch.ones(1)):
         data = pickle.dumps([value, {"a": 2}, {"a": 2}], 4)
         kept = data.index(b"a\x94K\x02s") - 2
@@ -521,7 +521,7 @@ def test_a_key_from_the_memo_is_plain_or_left() -> None:
 
 
 def test_what_is_found_cannot_be_changed() -> None:
-    """Types of the language and of numpy, their functions, and instances without attributes."""
+    """It holds only built-in types, functions of C, and instances without attributes."""
     for found in _NAMES.values():
         with pytest.raises((AttributeError, TypeError)):
             found.call = None
@@ -530,7 +530,7 @@ def test_what_is_found_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("size", [10, 300, 100_000, 5_000_000])
 def test_a_mapped_file_is_copied_before_it_is_read(size: int) -> None:
-    """What changes between scan and reading would be read unseen; a value keeps nothing of what it was read from."""
+    """A change between scan and reading would go unchecked; and a value refers to nothing of its input."""
     values = []
     for number in range(3):
         data = bytearray(pickle.dumps([np.full(size, number), {"a": number}, "x" * size], 4))
@@ -543,7 +543,7 @@ def test_a_mapped_file_is_copied_before_it_is_read(size: int) -> None:
 
 
 def test_threads_do_not_share_a_copy() -> None:
-    """Each has memory of its own while it reads."""
+    """Each thread has its own buffer while it reads."""
     pickles = [memoryview(bytearray(pickle.dumps([np.full(20_000, n), [n] * 50_000], 5))) for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for n, found in zip([*range(8)] * 20, pool.map(read, pickles * 20), strict=True):
@@ -570,14 +570,14 @@ def test_without_the_compiled_scan_everything_is_left_to_the_machine() -> None:
     assert "RefusedError: pickle names os.system" in done.stderr
 
 
-# ---- what the C unpickler does with a pickle that is not wild ----
+# ---- what the C unpickler does with a pickle that the scan admits ----
 
 KEYS = frozenset((str, bytes, int, float, bool, type(None)))
 CODES = {"?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "F", "D"}
 
 
 class Watched(pickle._Unpickler):
-    """Looks at every call, key and name: what the scan promises, told a second time in Python."""
+    """Checks every call, key and name: the promises of the scan, a second time in Python."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
     stack: list[Any]
@@ -623,7 +623,7 @@ class Watched(pickle._Unpickler):
         self.watch_copy(content)
 
     def watch_copy(self, content: Any) -> None:
-        """All that is copied lies in the input, but for what is very short."""
+        """Charge a copy; in all they may not exceed the input, except for very short ones."""
         self.copied += len(content) if len(content) > 16 else 0
         assert self.copied <= self.limit
 
@@ -660,7 +660,7 @@ class Watched(pickle._Unpickler):
             assert state[0] == 3
             assert state[1] in "<>|"
             assert state[2:] == (None, None, None, -1, -1, 0)
-            assert target is not np.dtype(target.char)  # numpy's own, which all share
+            assert target is not np.dtype(target.char)  # numpy's own instance, which is shared
         else:
             version, shape, dtype, fortran, content = state
             assert type(target) is np.ndarray
@@ -712,24 +712,24 @@ def check_left(data: bytes) -> bool:
 
 
 def check_alike(data: bytes) -> bool:
-    """Whether a pickle is read here, which then keeps what the scan promises, and is what the machine gives."""
+    """Whether the scan admits a pickle; if so, it keeps the promises and equals what the machine returns."""
     kind = scan(data)
     if kind == UNKNOWN:
         return False
     try:
         Watched(data).load()
-    except (UnicodeError, RefusedError, RuntimeError):  # text that is none; what the makers of tensors refuse
+    except (UnicodeError, RefusedError, RuntimeError):  # invalid text; tensors that their functions refuse
         return check_left(data)
     found = read(data)
-    assert told(found) == slow(data) if found is not NOT_READ else slow(data) == "refused"
-    assert kind != NO_NAMES or told(found) == told(pickle.loads(data))
+    assert visible(found) == slow(data) if found is not NOT_READ else slow(data) == "refused"
+    assert kind != NO_NAMES or visible(found) == visible(pickle.loads(data))
     return True
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("name", GOOD)
 def test_the_scan_keeps_its_promises(name: str, protocol: int) -> None:
-    """Of every call, key and copy."""
+    """For every call, key and copy."""
     assert check_alike(pickle.dumps(GOOD[name], protocol))
 
 
@@ -741,7 +741,7 @@ OPCODES = b"KMJG()tq\x94\x85\x86\x87\x88\x89NBC\x95RX.hj]}aesu\x8c\x8f\x90\x91\x
 @settings(deadline=None, max_examples=400)
 @given(data=st.data())
 def test_damaged_and_spliced_containers_are_left_or_read_alike(data: st.DataObject) -> None:
-    """Law: what is read fast is what the machine gives for the same bytes, and nothing was called but as it may be."""
+    """Law: whatever the C unpickler reads equals what the machine returns, and every call was as promised."""
     good = bytearray(data.draw(st.sampled_from(PIECES)))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(good) - 1))
@@ -759,7 +759,7 @@ def test_damaged_and_spliced_containers_are_left_or_read_alike(data: st.DataObje
 @settings(deadline=None, max_examples=300)
 @given(pieces=st.lists(st.integers(0, 400), max_size=60))
 def test_any_row_of_opcodes_is_left_or_read_alike(pieces: list[int]) -> None:
-    """Law: the same, of pickles that no pickler wrote."""
+    """Law: so it is for sequences of opcodes that no pickler writes."""
     check_alike(body(*(WORDS[number % len(WORDS)] for number in pieces)))
 
 

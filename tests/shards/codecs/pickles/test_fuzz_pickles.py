@@ -1,4 +1,4 @@
-"""A minute of damage: mutated and spliced pickles, good and hostile, give a value or RefusedError, and nothing else."""
+"""Mutated and spliced pickles, good and hostile, give a value or RefusedError, and nothing else."""
 
 import os
 import pickle
@@ -52,7 +52,7 @@ FUZZER = """
 
 
 def sound() -> list[bytes]:
-    """Small pickles that a pickler wrote."""
+    """Small valid pickles."""
     values = [*GOOD.values(), *OTHERS.values(), *TENSORS.values(), *ARRAYS.values()]
     good = [pickle.dumps(value, protocol) for value in values for protocol in PROTOCOLS]
     return [data for data in good if len(data) < 4000]
@@ -89,13 +89,13 @@ def damaged(rng: random.Random, samples: list[bytes]) -> bytes:
 
 
 def opcodes(data: bytes) -> list[bytes]:
-    """A pickle's opcodes with their arguments, but for frames, which changes would make lies."""
+    """A pickle's opcodes with their arguments, without frames, whose lengths would be wrong after changes."""
     starts = [found[2] for found in pickletools.genops(data)]
     return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True) if data[start] != 0x95]
 
 
 def rearranged(rng: random.Random, samples: list[list[bytes]]) -> bytes:
-    """A sample with some opcodes left out, said twice, exchanged, or taken from another sample."""
+    """A sample with some opcodes omitted, repeated, exchanged, or taken from another sample."""
     words = list(rng.choice(samples))
     for _ in range(rng.choice((1, 1, 2, 3))):
         at, kind = rng.randrange(1, len(words)), rng.random()
@@ -116,14 +116,14 @@ def rearranged(rng: random.Random, samples: list[list[bytes]]) -> bytes:
     return b"".join(words[:-1]) + b"."
 
 
-def rearranged_alike(seed: int, num_samples: int) -> int:
-    """How many rearranged samples the scan lets through: they are read as by the machine, and call what they may."""
+def count_admitted(seed: int, num_samples: int) -> int:
+    """The number of rearranged samples that the scan admits; each is checked against the machine."""
     rng, samples = random.Random(seed), [opcodes(data) for data in sound() if scan(data)]
     return sum(check_alike(rearranged(rng, samples)) for _ in range(num_samples))
 
 
 def fuzz(seed: int, num_samples: int) -> tuple[int, int, int]:
-    """How many of the samples of a seed are read and refused, and the kB by which the process grew."""
+    """How many samples of a seed are read and refused, and the kB by which the process grew."""
     rng, samples, words = random.Random(seed), pool(), [opcodes(data) for data in sound() if scan(data)]
     half = num_samples // 2
     batch = [damaged(rng, samples) for _ in range(half)] + [rearranged(rng, words) for _ in range(half)]
@@ -136,28 +136,28 @@ def fuzz(seed: int, num_samples: int) -> tuple[int, int, int]:
 
 
 def test_some_damage_is_read_or_refused() -> None:
-    """The same few thousand samples every time; in them are some that are still good."""
+    """A fixed seed; some of its samples are still valid."""
     read, refused, grown = fuzz(7, 3000)
     assert read > 30
     assert refused > 1000
     assert grown < 300_000
 
 
-def test_what_is_rearranged_is_read_alike_or_left() -> None:
-    """The same few thousand samples every time; many of them are not wild."""
-    assert rearranged_alike(7, 3000) > 100
+def test_rearranged_pickles_are_read_as_by_the_machine() -> None:
+    """A fixed seed; the scan admits many of its samples."""
+    assert count_admitted(7, 3000) > 100
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
-def test_a_minute_of_rearranging_is_read_alike_or_left() -> None:
+def test_a_minute_of_rearranged_pickles_is_read_as_by_the_machine() -> None:
     """Other samples every time; a failure names the seed. DRAY_FUZZ_SEED repeats one."""
     for seed in seeds():
-        assert rearranged_alike(seed, 20_000) > 700, f"seed {seed}"
+        assert count_admitted(seed, 20_000) > 700, f"seed {seed}"
 
 
 def seeds() -> Iterator[int]:
-    """The one that was asked for, or new ones for a minute."""
+    """The requested seed, or new ones for a minute."""
     if given := os.environ.get("DRAY_FUZZ_SEED"):
         yield int(given)
         return

@@ -1,4 +1,4 @@
-"""Graphs of PyTorch Geometric come back as pickle gives them; nothing of the package runs, nor is imported before."""
+"""Graphs of PyTorch Geometric equal those of pickle; no code of the package runs, and it is imported only for them."""
 
 import pickle
 import subprocess
@@ -25,7 +25,7 @@ def graph() -> Any:
 
 
 def mixed_graph() -> Any:
-    """A graph of two types of nodes."""
+    """A graph with two types of nodes."""
     data = HeteroData(z=3)
     data["paper"].x = torch.rand(2, 4)
     data["author"].num_nodes = 3
@@ -33,23 +33,23 @@ def mixed_graph() -> Any:
     return data
 
 
-def told(value: Any) -> Any:
-    """All that a graph holds, as plain values."""
+def content(value: Any) -> Any:
+    """Everything in a graph, as plain values."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.tolist()
     if isinstance(value, dict):
-        return {key: told(item) for key, item in value.items()}
-    return told(value.to_dict()) if isinstance(value, Data | HeteroData) else (type(value), value)
+        return {key: content(item) for key, item in value.items()}
+    return content(value.to_dict()) if isinstance(value, Data | HeteroData) else (type(value), value)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("make", [graph, mixed_graph, Data, HeteroData])
 def test_a_graph_comes_back(make: Any, protocol: int) -> None:
-    """Type, stores, values and the way back from a store to its graph are those of pickle."""
+    """Type, stores, values and the reference from a store to its graph equal those of pickle."""
     data = pickle.dumps({"graph": make()}, protocol)
     found, expected = loads(data)["graph"], pickle.loads(data)["graph"]
     assert type(found) is type(expected)
-    assert told(found) == told(expected)
+    assert content(found) == content(expected)
     assert vars(found).keys() == vars(expected).keys()
     assert repr(found) == repr(expected)
     for store, other in zip(found.stores, expected.stores, strict=True):
@@ -59,7 +59,7 @@ def test_a_graph_comes_back(make: Any, protocol: int) -> None:
 
 
 def test_a_graph_that_came_back_works() -> None:
-    """It can be changed, collected into a batch and pickled again."""
+    """It can be changed, batched and pickled again."""
     found = loads(pickle.dumps(graph()))
     found.z = torch.zeros(2)
     assert Batch.from_data_list([found, found]).num_graphs == 2
@@ -67,11 +67,11 @@ def test_a_graph_that_came_back_works() -> None:
 
 
 class Molecule(Data):  # type: ignore[misc]
-    """A graph of a user."""
+    """A graph class of a user."""
 
 
 def test_a_graph_of_a_user_must_be_allowed() -> None:
-    """A subclass is a foreign class; allowed, it comes back with the stores of the safe list."""
+    """A subclass is a foreign class; if allowed, it is read with the stores of the safe list."""
     data = pickle.dumps(Molecule(x=torch.ones(2)))
     with pytest.raises(RefusedError, match=r'allow=\["[a-z_.]*test_graphs\.Molecule"\]'):
         loads(data)
@@ -83,7 +83,7 @@ DATA = b"ctorch_geometric.data.data\nData\n"
 
 
 def state(*items: bytes) -> bytes:
-    """A dict as BUILD's argument, and BUILD."""
+    """A dict, and BUILD with it."""
     return b"}(" + b"".join(items) + b"ub"
 
 
@@ -103,7 +103,7 @@ HOSTILE = {
     "store that is none": DATA + b")\x81" + state(text("_store"), b"}"),
     "class that is none": DATA + b")\x81" + state(text("_edge_attr_cls"), b"K\x01"),
     "stores that are none": DATA + b")\x81" + state(text("_node_store_dict"), b"}" + text("a") + b"K\x01s"),
-    "state that is no dict": DATA + b")\x81K\x01b",
+    "state that is not a dict": DATA + b")\x81K\x01b",
     "slots": DATA + b")\x81N}" + text("_store") + b"K\x01s\x86b",
     "mapping that is none": STORE + state(text("_mapping"), b"]"),
     "no mapping": STORE + state(),
@@ -125,13 +125,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_graph_is_refused(case: str) -> None:
-    """What a graph cannot be is refused, and named or told."""
+    """Anything that a graph cannot be is refused."""
     with pytest.raises(RefusedError):
         loads(b"\x80\x02" + HOSTILE[case] + b".")
 
 
 def test_the_hostile_graphs_are_made_of_good_ones() -> None:
-    """What is refused above is refused for its one lie."""
+    """The graphs above are refused for their one fault, as these have none."""
     assert type(loads(b"\x80\x02" + DATA + b")\x81.")) is Data
     store = loads(
         b"\x80\x02" + STORE + state(text("_mapping"), b"}" + text("a") + b"K\x01s", text("_parent"), b"N") + b"."
@@ -145,7 +145,7 @@ def run(program: str) -> str:
 
 
 def test_the_package_is_imported_for_a_graph_alone() -> None:
-    """Reading anything else leaves it where it is."""
+    """Reading anything else does not import it."""
     data = pickle.dumps(graph(), 2)
     program = f"""
         import pickle, sys
@@ -158,8 +158,8 @@ def test_the_package_is_imported_for_a_graph_alone() -> None:
     assert run(program).split() == ["False", "True"]
 
 
-def test_without_the_package_a_graph_is_refused_with_the_way_out() -> None:
-    """The refusal tells what to install."""
+def test_without_the_package_the_error_says_what_to_install() -> None:
+    """It is a refusal with the pip command."""
     program = f"""
         import sys
         sys.modules["torch_geometric"] = None

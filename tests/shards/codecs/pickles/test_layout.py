@@ -1,4 +1,4 @@
-"""Single tensors and arrays are read at once, exactly as the unpickler reads them, and nothing that it refuses."""
+"""Single tensors and arrays are read by their layout: the values of the unpickler, and nothing that it refuses."""
 
 import io
 import pickle
@@ -30,13 +30,13 @@ ARRAY_DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4",
 
 
 def slow(data: bytes) -> Any:
-    """What the unpickler alone gives."""
+    """What the unpickler alone returns."""
     with patch.object(layout, "read", return_value=None):
         return loads(data)
 
 
-def told(value: Any) -> tuple[Any, ...]:
-    """All that can be seen of a tensor or array, but for OWNDATA: numpy lets a large array lie in the bytes read."""
+def visible(value: Any) -> tuple[Any, ...]:
+    """Everything observable of a tensor or array but OWNDATA, as numpy may keep a large array in the bytes read."""
     if isinstance(value, np.ndarray):
         flags = value.flags
         layout = flags.c_contiguous, flags.f_contiguous, flags.writeable, flags.aligned
@@ -47,9 +47,9 @@ def told(value: Any) -> tuple[Any, ...]:
 
 
 def outcome(data: bytes) -> Any:
-    """What the unpickler alone makes of it: what can be seen of the value, or the refusal."""
+    """What the unpickler alone returns, in that form, or the refusal."""
     try:
-        return told(slow(data))
+        return visible(slow(data))
     except RefusedError:
         return "refused"
 
@@ -66,59 +66,59 @@ def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_contiguous_tensor_is_read_at_once(name: str, shape: tuple[int, ...], protocol: int) -> None:
-    """dtype, shape, stride, values and storage are those of the unpickler and of pickle."""
+    """dtype, shape, stride, values and storage equal those of the unpickler and of pickle."""
     data = pickle.dumps(tensor(name, shape), protocol)
     found = read(data)
     assert found is not None
-    assert told(found) == told(slow(data)) == told(pickle.loads(data))
+    assert visible(found) == visible(slow(data)) == visible(pickle.loads(data))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", NEWER_DTYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)], ids=str)
 def test_newer_dtypes_are_read_at_once(name: str, shape: tuple[int, ...], protocol: int) -> None:
-    """They are pickled by another function of torch, which some versions of torch cannot read themselves."""
+    """Another function of torch pickles them, which some versions of torch cannot read themselves."""
     expected = tensor(name, shape)
     found = read(pickle.dumps(expected, protocol))
     assert found is not None
-    assert told(found) == told(expected) == told(slow(pickle.dumps(expected, protocol)))
+    assert visible(found) == visible(expected) == visible(slow(pickle.dumps(expected, protocol)))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 def test_large_tensors_are_read_at_once(shape: tuple[int, ...], protocol: int) -> None:
-    """Their elements lie outside the pickler's frames."""
+    """Their elements are outside the pickler's frames."""
     data = pickle.dumps(tensor("float32", shape), protocol)
     found = read(data)
     assert found is not None
-    assert told(found) == told(slow(data))
+    assert visible(found) == visible(slow(data))
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("name", ARRAY_DTYPES)
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES + LARGE if 0 not in shape], ids=str)
 def test_a_plain_array_is_read_at_once(name: str, shape: tuple[int, ...], protocol: int) -> None:
-    """dtype, shape, flags and values are those of the unpickler and of pickle."""
+    """dtype, shape, flags and values equal those of the unpickler and of pickle."""
     data = pickle.dumps((np.arange(np.prod(shape, dtype=int)) % 251).reshape(shape).astype(name), protocol)
     found = read(data)
     assert found is not None
-    assert told(found) == told(slow(data)) == told(pickle.loads(data))
+    assert visible(found) == visible(slow(data)) == visible(pickle.loads(data))
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.sampled_from(DTYPES), st.sampled_from(PROTOCOLS))
 @example([1] * 60 + [2, 300], "int8", 4)
 @example([300, 70_000, 0], "int8", 4)
 def test_every_shape_is_read(shape: list[int], name: str, protocol: int) -> None:
-    """Law: a contiguous tensor of any shape is read at once and is what the unpickler gives."""
+    """Law: a contiguous tensor of any shape is read by its layout and equals what the unpickler returns."""
     data = pickle.dumps(tensor(name, tuple(shape)), protocol)
     found = read(data)
     assert found is not None
-    assert told(found) == told(slow(data))
+    assert visible(found) == visible(slow(data))
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), np.zeros(3)], ids=["tensor", "array"])
 def test_what_is_read_owns_its_memory(value: Any) -> None:
-    """It can be written to and resized; input and second reading stay, also where the input is a view."""
+    """It can be written to and resized without changing the input or a second reading, also from a view."""
     data = pickle.dumps(value, 4)
     for given_data in (data, memoryview(data)):
         found: Any = read(given_data)
@@ -128,14 +128,14 @@ def test_what_is_read_owns_its_memory(value: Any) -> None:
 
 
 def test_no_caller_sees_another_ones_tensor() -> None:
-    """Shapes are kept from one pickle to the next; values are not."""
+    """Shapes are cached from one pickle to the next; values are not."""
     first, second = (loads(pickle.dumps(torch.full((2, 2), value))) for value in (1.0, 2.0))
     assert first.tolist() == [[1, 1], [1, 1]]
     assert second.tolist() == [[2, 2], [2, 2]]
 
 
 def test_every_copy_of_a_storage_key_is_the_same() -> None:
-    """Another process's pointer as the key changes nothing."""
+    """The key may be any pointer, such as that of another process."""
     data = pickle.dumps(torch.ones(2))
     (key,) = set(re.findall(rb"\d{8,}", data))  # a pointer: as long as it happens to be
     found = read(data.replace(key, b"1" * len(key)))
@@ -143,7 +143,7 @@ def test_every_copy_of_a_storage_key_is_the_same() -> None:
     assert found.tolist() == [1, 1]
 
 
-# ---- what it leaves to the unpickler ----
+# ---- what is left to the unpickler ----
 
 BASE = torch.arange(24.0).reshape(4, 6)
 OTHERS: dict[str, Any] = {
@@ -172,7 +172,7 @@ OTHERS: dict[str, Any] = {
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", OTHERS)
 def test_anything_else_is_left(name: str, protocol: int) -> None:
-    """Views, Parameters, containers and other values are for the unpickler."""
+    """The unpickler reads views, Parameters, containers and other values."""
     assert read(pickle.dumps(OTHERS[name], protocol)) is None
 
 
@@ -246,15 +246,15 @@ def events() -> Iterator[list[str]]:
 
 
 def test_what_hostile_pickles_are_made_of_is_good() -> None:
-    """What is refused below is refused for its one lie."""
+    """The pickles below are refused for their one fault, as this has none."""
     found = read(pack())
     assert found is not None
-    assert told(found) == told(torch.zeros(2))
+    assert visible(found) == visible(torch.zeros(2))
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_pickle_is_left_and_refused(case: str, events: list[str]) -> None:
-    """It is recognised as none of ours, without an import, a file or a call of anything; the unpickler refuses it."""
+    """It does not match, without an import, a file or a call; the unpickler refuses it."""
     assert HOSTILE[case] not in (GOOD, pickle.dumps(np.zeros(2), 4), pickle.dumps(np.zeros(2), 5))
     events.clear()
     found = read(HOSTILE[case])
@@ -265,12 +265,12 @@ def test_a_hostile_pickle_is_left_and_refused(case: str, events: list[str]) -> N
 
 @pytest.mark.parametrize("value", [torch.ones(2, 3), torch.ones((), dtype=torch.uint16), np.ones(3)], ids=str)
 def test_reading_touches_nothing(value: Any, events: list[str]) -> None:
-    """No import, no file, no code: not one audit event, when a shape is new and when it is known."""
+    """Not one audit event (import, file, code), for a new shape and for a known one."""
     data = pickle.dumps(value, 4)
     events.clear()
     first, second = read(data), read(data)
     assert events == []
-    assert told(first) == told(second) == told(value)
+    assert visible(first) == visible(second) == visible(value)
 
 
 SMALL = {
@@ -286,7 +286,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_other_byte_makes_it_looser(name: str) -> None:
-    """Each byte (of a large one: outside its elements) replaced by each: left, or what the unpickler gives."""
+    """Each byte (outside the elements of a large one) replaced by each value: left, or what the unpickler returns."""
     good, read_ones = SMALL[name], 0
     places = [at for at in range(len(good)) if at < 450 or at > len(good) - 150]
     for at in places:
@@ -296,24 +296,24 @@ def test_no_other_byte_makes_it_looser(name: str) -> None:
             found = read(bytes(changed))
             if found is not None:
                 read_ones += 1
-                assert told(found) == outcome(bytes(changed)), (at, value)
+                assert visible(found) == outcome(bytes(changed)), (at, value)
     assert 0 < read_ones < 30 * len(places)
 
 
 @pytest.mark.parametrize("name", list(SMALL)[:-2])
 def test_a_byte_more_or_less_is_left(name: str) -> None:
-    """Cut anywhere it is left; with a byte more or less anywhere it is left, or what the unpickler gives."""
+    """Truncated anywhere it is left; with a byte more or less it is left, or what the unpickler returns."""
     good = SMALL[name]
     for at in range(len(good)):
         assert read(good[:at]) is None
         for other in (good[:at] + good[at + 1 :], *(good[:at] + bytes([n]) + good[at:] for n in b"\x00\x01\x94KBq0.")):
             found = read(other)
-            assert found is None or told(found) == outcome(other), (at, other)
+            assert found is None or visible(found) == outcome(other), (at, other)
 
 
 @given(data=st.data())
 def test_damaged_and_spliced_pickles_are_left_or_read_alike(data: st.DataObject) -> None:
-    """Law: whatever is recognised is what the unpickler gives for the same bytes."""
+    """Law: whatever matches is what the unpickler returns for the same bytes."""
     good = bytearray(SMALL[data.draw(st.sampled_from(list(SMALL)[:-2]))])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(good) - 1))
@@ -326,4 +326,4 @@ def test_damaged_and_spliced_pickles_are_left_or_read_alike(data: st.DataObject)
     if len(good) > 11 and good[2:3] == b"\x95" and data.draw(st.booleans()):
         good[3:11] = struct.pack("<Q", len(good) - 11)  # so that not every splice fails by its frame
     found = read(bytes(good))
-    assert found is None or told(found) == outcome(bytes(good))
+    assert found is None or visible(found) == outcome(bytes(good))

@@ -1,4 +1,4 @@
-"""A part that is refused says what it is and what to do, and whatever it says works."""
+"""A refusal says what the part is and what to do, and its advice works."""
 
 import ast
 import bz2
@@ -52,14 +52,14 @@ class Color(enum.Enum):
 
 
 def saved(save: Callable[[io.BytesIO], object]) -> bytes:
-    """What a function writes to a file."""
+    """The bytes that a function writes to a file."""
     file = io.BytesIO()
     save(file)
     return file.getvalue()
 
 
 RECORDS = numpy.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f4")])
-VALUES: dict[str, Callable[[], Any]] = {  # what it is, as the message says; "" where the message has only the name
+VALUES: dict[str, Callable[[], Any]] = {  # by what the message calls it; "" if it only has the name
     "a masked array": lambda: numpy.ma.masked_array([1.0, 2.0], [False, True]),
     "an array of a subclass": lambda: numpy.asmatrix(numpy.ones((1, 2))),
     "an array of a subclass, char": lambda: numpy.char.array(["a", "b"]),
@@ -88,9 +88,9 @@ VALUES: dict[str, Callable[[], Any]] = {  # what it is, as the message says; "" 
 if hasattr(numpy.dtypes, "StringDType"):
     VALUES["an array of StringDType"] = lambda: numpy.array(["a", "bb"], dtype=numpy.dtypes.StringDType())
 
-NAMES = globals() | {"unpickle": unpickle}  # for what a message says
+NAMES = globals() | {"unpickle": unpickle}  # for the expressions in messages
 PICKLED = pickle.dumps([1, "two"])
-FILES: dict[str, bytes] = {  # that are no pickles, by what the message says
+FILES: dict[str, bytes] = {  # that are not pickles, by what the message calls them
     "a file of torch.save": saved(lambda file: torch.save(torch.ones(3), file)),
     "a file of torch.save, old": saved(
         lambda file: torch.save(torch.ones(3), file, _use_new_zipfile_serialization=False)
@@ -127,7 +127,7 @@ def refusal(data: bytes, **options: Any) -> str:
 
 
 def follow(message: str, data: bytes, value: Any = None) -> list[Any]:
-    """What each way out that a message offers gives; at least one, and none is refused."""
+    """The values from each piece of advice in a message: at least one, and none is refused."""
     found = [
         decode_part(SUFFIX, pickle.dumps(eval(expression, NAMES | {"value": value})))
         for expression in re.findall(r": pickle (.*?) instead", message)
@@ -144,10 +144,12 @@ def follow(message: str, data: bytes, value: Any = None) -> list[Any]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PendingDeprecationWarning")  # of torch and numpy, of some
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::PendingDeprecationWarning"
+)  # torch and numpy warn about some
 @pytest.mark.parametrize("what", VALUES)
 def test_every_way_out_that_a_refused_pickle_names_works(what: str) -> None:
-    """Another value to pickle, names to allow, all that are needed at once, or everything allowed."""
+    """Another value to pickle, all names to allow at once, or allow_pickle."""
     value = VALUES[what]()
     data = pickle.dumps(value)
     message = refusal(data)
@@ -158,8 +160,8 @@ def test_every_way_out_that_a_refused_pickle_names_works(what: str) -> None:
 
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize("allow_pickle", [False, True])
-def test_a_file_that_is_no_pickle_is_told_by_what_it_is(what: str, allow_pickle: bool) -> None:
-    """With the suffix that it needs, or a decoder; where any pickle is allowed as well."""
+def test_a_file_of_another_format_is_named(what: str, allow_pickle: bool) -> None:
+    """With the suffix that it needs, or a decoder; also with allow_pickle."""
     message = refusal(FILES[what], allow_pickle=allow_pickle)
     assert message.startswith(f"it is {what.partition(',')[0]}, not a pickle: ")
     (found,) = follow(message, FILES[what])
@@ -168,7 +170,7 @@ def test_a_file_that_is_no_pickle_is_told_by_what_it_is(what: str, allow_pickle:
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:DeprecationWarning", "ignore::UserWarning")
 def test_a_quantized_tensor_is_refused_with_a_way_out() -> None:
-    """Its storage is of a kind that only torch opens, by running what the pickle says."""
+    """Only torch reads its storage, by running the pickle."""
     value = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     data = pickle.dumps(value)
     follow(refusal(data), data, value)
@@ -176,7 +178,7 @@ def test_a_quantized_tensor_is_refused_with_a_way_out() -> None:
 
 @pytest.mark.parametrize("data", [JOBLIB, saved(lambda file: joblib.dump([numpy.ones(2)], file))])
 def test_a_file_of_joblib_names_its_decoder(data: bytes) -> None:
-    """It is a pickle with arrays in between, which `pickle` cannot read at all."""
+    """It is a pickle interleaved with arrays, which `pickle` cannot read at all."""
     message = refusal(data)
     assert "allow" not in message
     assert len(follow(message, data)) == 1
@@ -184,7 +186,7 @@ def test_a_file_of_joblib_names_its_decoder(data: bytes) -> None:
 
 @pytest.mark.parametrize("what", PYTHON_2)
 def test_a_pickle_of_python_2_names_the_encoding(what: str) -> None:
-    """The one that such pickles need."""
+    """The encoding that such pickles need."""
     message = refusal(PYTHON_2[what])
     assert "Python 2 wrote it" in message
     assert len(follow(message, PYTHON_2[what])) == 1
@@ -202,7 +204,7 @@ def test_plain_values_of_python_2_are_read() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "a pointer of Git LFS, .*: git lfs pull"),
         (pickle.dumps(list(range(100)))[:-9], "damaged or cut short: 207 bytes without its end; write it again"),
         (PICKLED + PICKLED, "pickle one value, such as a list of all"),
-        (bytes(100), r"no pickle, or a damaged one: write it again, or read it by decoders=\{SUFFIX: function\}"),
+        (bytes(100), r"not a pickle, or a damaged one: write it again, or read it by decoders=\{SUFFIX: function\}"),
         (b"(i__main__\nOld\n.", "__main__.Old is a class of Python 2's old style; Python 2 wrote it"),
         (b"ccupy._core.core\narray\n.", "It is an array of cupy: pickle cupy.asnumpy"),
         (b"cdill._dill\n_load_type\n.", r"decoders=\{SUFFIX: lambda data: dill.loads\(data\)\}"),
@@ -219,7 +221,7 @@ def test_plain_values_of_python_2_are_read() -> None:
     ],
 )
 def test_a_part_that_cannot_be_read_says_why_and_what_to_do(data: bytes, message: str) -> None:
-    """Where there is nothing that a test could run."""
+    """Advice that a test cannot run."""
     assert re.search(message, refusal(data))
 
 
@@ -234,7 +236,7 @@ def test_a_name_that_is_allowed_and_missing_is_named() -> None:
 
 
 def test_the_way_out_of_a_build_works(tmp_path: Path, dray: Dray) -> None:
-    """In Python by keywords, on the command line by options."""
+    """Keywords in Python, options on the command line."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.x.pyd").write_bytes(pickle.dumps({"when": datetime.date(2026, 1, 2), "p": [1.5]}))
     with pytest.raises(

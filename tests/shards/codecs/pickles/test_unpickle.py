@@ -1,4 +1,4 @@
-"""The allow-list unpickler gives what pickle gives for values of the safe list, and runs nothing for any other."""
+"""The allow-list unpickler returns what pickle returns for values of the safe list, and runs nothing for others."""
 
 import collections
 import contextlib
@@ -29,7 +29,7 @@ PROTOCOLS = range(6)
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 DTYPES += ["complex64", "complex128"]
 
-# ---- what it reads ----
+# ---- values of the safe list ----
 
 SCALARS: st.SearchStrategy[Any] = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -51,7 +51,7 @@ VALUES = st.recursive(
 @settings(deadline=None)  # the first one compiles expressions
 @given(value=VALUES, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_come_back_as_pickle_gives_them(value: Any, protocol: int) -> None:
-    """Law: any nest of plain values, in any protocol, is equal in value and in every type."""
+    """Law: nested plain values, in any protocol, are equal in value and in every type."""
     found = loads(pickle.dumps(value, protocol))
     assert found == value
     assert repr(found) == repr(pickle.loads(pickle.dumps(value, protocol)))
@@ -60,7 +60,7 @@ def test_plain_values_come_back_as_pickle_gives_them(value: Any, protocol: int) 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", DTYPES)
 def test_tensors_of_every_dtype_come_back(name: str, protocol: int) -> None:
-    """Values, dtype, shape and stride are those of pickle."""
+    """Values, dtype, shape and stride equal those of pickle."""
     tensor = torch.tensor([[0, 1, 2], [3, 4, 5]]).to(getattr(torch, name))
     data = pickle.dumps(tensor, protocol)
     found, expected = loads(data), pickle.loads(data)
@@ -104,7 +104,7 @@ def test_a_tensor_can_be_written_and_resized() -> None:
 
 
 def test_a_state_dict_keeps_its_order_and_metadata() -> None:
-    """A module's state_dict is an OrderedDict with an attribute."""
+    """A module's state_dict, an OrderedDict with an attribute, is read."""
     expected = torch.nn.Linear(2, 3).state_dict()
     found = loads(pickle.dumps(expected))
     assert list(found) == list(expected)
@@ -112,7 +112,7 @@ def test_a_state_dict_keeps_its_order_and_metadata() -> None:
 
 
 def test_newer_dtypes_come_back() -> None:
-    """uint16 tensors, which are pickled by another function, come back too."""
+    """uint16 tensors, which another function pickles, are read too."""
     tensor = torch.tensor([1, 65535], dtype=torch.uint16)
     assert torch.equal(loads(pickle.dumps(tensor)), tensor)
 
@@ -139,7 +139,7 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_and_scalars_come_back(name: str, protocol: int) -> None:
-    """Values, dtype with its byte order, shape and memory layout are those of pickle."""
+    """Values, dtype with its byte order, shape and memory layout equal those of pickle."""
     data = pickle.dumps(ARRAYS[name], protocol)
     found, expected = loads(data), pickle.loads(data)
     assert repr(found) == repr(expected)
@@ -149,33 +149,33 @@ def test_arrays_and_scalars_come_back(name: str, protocol: int) -> None:
 
 
 def test_shared_and_circular_references_are_kept() -> None:
-    """What was one object is one object again."""
+    """An object that occurs twice is one object again."""
     shared: list[Any] = [torch.zeros(1)]
     shared.append(shared)
     found = loads(pickle.dumps({"a": shared, "b": shared}))
     assert found["a"] is found["b"] is found["a"][1]
 
 
-# ---- what it refuses ----
+# ---- what is refused ----
 
 
 def text(value: str) -> bytes:
-    """A short string, as protocol 4 writes it."""
+    """A short string in protocol 4."""
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
 def blob(value: bytes) -> bytes:
-    """Bytes, as protocol 3 writes them."""
+    """Bytes in protocol 3."""
     return b"B" + struct.pack("<I", len(value)) + value
 
 
 def name(module: str, attribute: str) -> bytes:
-    """A global, as protocol 4 names it."""
+    """A global in protocol 4."""
     return text(module) + text(attribute) + b"\x93"
 
 
 def call(module: str, attribute: str, *arguments: bytes) -> bytes:
-    """A call with arguments that are pickled already."""
+    """A call with pickled arguments."""
     return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
 
 
@@ -184,7 +184,7 @@ def whole(body: bytes) -> bytes:
 
 
 def storage(content: bytes, kind: bytes = b"torch\nFloatStorage", count: int | None = None) -> bytes:
-    """What torch.save writes for a storage, with a count of our choice."""
+    """A storage as torch.save writes it, with the given count."""
     good = io.BytesIO()
     torch.save(torch.zeros(2).untyped_storage(), good, _use_new_zipfile_serialization=False)
     head = good.getvalue()[: -8 - 8].replace(b"torch.storage\nUntypedStorage", kind)
@@ -192,7 +192,7 @@ def storage(content: bytes, kind: bytes = b"torch\nFloatStorage", count: int | N
 
 
 def tensor(content: bytes, offset: int = 0, size: bytes = b"K\x02\x85", stride: bytes = b"K\x01\x85") -> bytes:
-    """A tensor of two floats over `content`, with an offset, size and stride of our choice."""
+    """A tensor of two floats over `content`, with the given offset, size and stride."""
     held = call("torch.storage", "_load_from_bytes", blob(content))
     hooks = call("collections", "OrderedDict")
     return call(
@@ -201,7 +201,7 @@ def tensor(content: bytes, offset: int = 0, size: bytes = b"K\x02\x85", stride: 
 
 
 def test_a_storage_as_metadata_is_refused_without_asking_torch() -> None:
-    """Whether a storage is true torch tells with a warning, which opens files."""
+    """Torch warns about the truth value of a storage, and the warning opens files."""
     good = io.BytesIO()
     torch.save(torch.zeros(2).untyped_storage(), good, _use_new_zipfile_serialization=False)
     held = call("torch.storage", "_load_from_bytes", blob(good.getvalue()))
@@ -211,7 +211,7 @@ def test_a_storage_as_metadata_is_refused_without_asking_torch() -> None:
 
 
 def saved(value: Any, *, new: bool) -> bytes:
-    """What torch.save writes, in the new (zip) or the old format."""
+    """The bytes of torch.save, in the new (zip) or the old format."""
     stream = io.BytesIO()
     torch.save(value, stream, _use_new_zipfile_serialization=new)
     return stream.getvalue()
@@ -225,14 +225,14 @@ class Evil:
 
 
 def array(dtype: bytes, shape: bytes, content: bytes) -> bytes:
-    """An array with a dtype, shape and content of our choice."""
+    """An array with the given dtype, shape and content."""
     made = call("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), b"K\x00\x85", blob(b"b"))
     return made + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
 
 
 FLOAT = call("numpy", "dtype", text("f4"), b"\x89\x88")
 LONG_TEXT = b"X" + struct.pack("<I", 1 << 16) + b"x" * (1 << 16) + b"\x94"
-NESTED_TUPLES = b")" + b"2\x86" * 60  # each level holds the one below twice: 2 ** 60 leaves to hash
+NESTED_TUPLES = b")" + b"2\x86" * 60  # each level contains the one below twice: 2**60 leaves to hash
 
 HOSTILE = {
     "reduce": pickle.dumps(Evil()),
@@ -434,7 +434,7 @@ HOSTILE = {
 
 
 def test_the_builders_of_hostile_pickles_build_good_ones_too() -> None:
-    """What is refused below is refused for its one lie."""
+    """The pickles above are refused for their one fault, as these have none."""
     assert torch.equal(loads(whole(tensor(storage(bytes(8))))), torch.zeros(2))
     assert loads(whole(array(FLOAT, b"K\x02\x85", blob(bytes(8))))).tolist() == [0, 0]
     assert loads(whole(call("_codecs", "encode", text("x"), text("latin1")))) == b"x"
@@ -461,7 +461,7 @@ def events() -> Iterator[list[str]]:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_pickle_is_refused_and_does_nothing(case: str, events: list[str]) -> None:
-    """RefusedError, within seconds, and no import, no code, no file, no process on the way."""
+    """RefusedError within seconds, without an import, code, a file or a process."""
     events.clear()
     with contextlib.suppress(RefusedError):
         loads(HOSTILE[case])
@@ -471,14 +471,14 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(case: str, events: list[st
 
 
 def test_a_sound_pickle_with_large_keys_is_read() -> None:
-    """What guards against chosen hashes does not mind large numbers, repeated tuples or long text."""
+    """The guard against chosen hashes accepts large numbers, repeated tuples and long text."""
     value = [{2**100 + i: (i, str(i)), (i % 3, "x" * 5000): 2**100 + i} for i in range(3000)]
     assert loads(pickle.dumps(value)) == value
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_read_or_refused(data: bytes) -> None:
-    """Law: no other exception ever comes out."""
+    """Law: no other exception is ever raised."""
     with contextlib.suppress(RefusedError):
         loads(data)
 
@@ -499,7 +499,7 @@ def test_damaged_pickles_are_read_or_refused(data: st.DataObject) -> None:
 
 
 def test_a_refusal_names_the_global_and_the_way_out() -> None:
-    """The message tells the name and both keywords."""
+    """The message gives the name and both keywords."""
     with pytest.raises(RefusedError, match=r'os\.system.*allow=\["os\.system"\].*allow_pickle=True'):
         loads(b"cos\nsystem\n(S'true'\ntR.")
 
@@ -517,7 +517,7 @@ class Point:
 
 
 class Sealed(Point):
-    """A class with a state of its own."""
+    """A class with __setstate__."""
 
     def __getstate__(self) -> tuple[int]:
         return (self.x,)
@@ -559,7 +559,7 @@ def test_an_allowed_class_can_take_keywords() -> None:
 
 
 def test_an_allowed_type_is_also_a_value() -> None:
-    """A defaultdict of sets needs two names, and gets them."""
+    """A defaultdict of sets needs two names, and the message gives both."""
     value = collections.defaultdict(set, a={1})
     found = loads(pickle.dumps(value), allow=["collections.defaultdict", "builtins.set"])
     assert found == value
@@ -575,7 +575,7 @@ def test_only_what_is_allowed_is_allowed() -> None:
 
 
 def test_an_allowed_storage_loader_still_runs_nothing() -> None:
-    """The names of torch and numpy stay ours, whatever is allowed."""
+    """The names of torch and numpy keep their stand-ins, whatever is allowed."""
     with pytest.raises(RefusedError):
         loads(HOSTILE["evil storage"], allow=["torch.storage._load_from_bytes"])
     with pytest.raises(RefusedError):
@@ -584,7 +584,7 @@ def test_an_allowed_storage_loader_still_runs_nothing() -> None:
 
 @pytest.mark.parametrize("name_", sorted(FUNCTIONS))
 def test_to_allow_a_name_that_is_ours_changes_nothing(name_: str, events: list[str]) -> None:
-    """A function that has a stand-in is never the real one: not as a call, not as a value, not by NEWOBJ."""
+    """A function with a stand-in is never the real one: not in a call, as a value or by NEWOBJ."""
     module, _, function = name_.rpartition(".")
     arguments = (b"N", text("x"), blob(pickle.dumps(Evil())))
     cases = [call(module, function, *arguments[:number]) for number in range(4)]
@@ -612,7 +612,7 @@ def test_to_allow_a_name_that_is_ours_changes_nothing(name_: str, events: list[s
     ids=["bytes", "set", "text", "attributes"],
 )
 def test_a_small_pickle_cannot_ask_for_much_memory(opcodes: bytes) -> None:
-    """What a call copies is charged by its size, again for each call: 50 kB of pickle make no 200 MB."""
+    """Each call is charged for what it copies: 50 kB of pickle cannot become 200 MB."""
     numbers = b"](" + b"".join(b"M" + struct.pack("<H", number) for number in range(4000)) + b"e\x94"
     long_text = b"X" + struct.pack("<I", 6000) + b"x" * 6000 + b"\x94"
     names = b"}(" + b"".join(text(f"{number}") + b"N" for number in range(2000)) + b"u\x94"
@@ -637,18 +637,18 @@ def test_what_an_allowed_class_raises_is_a_refusal() -> None:
 
 @pytest.mark.parametrize("allow", ["os.system", ["system"], [3]])
 def test_allow_takes_a_collection_of_full_names(allow: Any) -> None:
-    """A lone string would mean each of its letters."""
+    """A string would mean each of its letters."""
     with pytest.raises(CallError, match="full names"):
         loads(pickle.dumps(1), allow=allow)
 
 
 def test_allow_pickle_is_plain_pickle() -> None:
-    """Everything comes back, whatever it is."""
+    """Any value is read."""
     assert loads(pickle.dumps(Point(3)), allow_pickle=True) == Point(3)
 
 
 def test_the_unpickler_does_not_import_what_a_pickle_names() -> None:
-    """In a fresh process, a refused name leaves its module unimported."""
+    """In a new process, the module of a refused name is not imported."""
     program = """
         import sys
         from dray.shards.codecs.pickles.machine import FUNCTIONS
