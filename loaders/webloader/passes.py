@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert, get_worker_info
-from torch.utils.data._utils.pin_memory import pin_memory
 
+from dray.loaders.compat import pin_memory
 from dray.loaders.order.passes import Pass
 from dray.loaders.webloader.chunks import Chunks, Given, Tally, by_chunk
 from dray.loaders.webloader.progress import Progress
@@ -126,7 +126,7 @@ class Passes(IterableDataset[Any]):
                 progress.handed += 1
                 if place == last:
                     progress.end_chunk(end, is_exact=chunk.is_exact)
-                yield pin_memory(output) if self._pins else output  # type: ignore[no-untyped-call]
+                yield pin_memory(output) if self._pins else output
             if last < 0:
                 progress.end_chunk(end, is_exact=chunk.is_exact)
 

@@ -3,7 +3,6 @@
 torch looks every few seconds whether the worker that it waits for is dead; here it is said as well which one that is.
 """
 
-import concurrent.futures.thread
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,9 +13,8 @@ from typing import Any
 
 import cloudpickle
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from dray.loaders.compat import LoaderIterator, WorkersIterator, forget_executor_threads, remove_worker_pids
 from dray.loaders.workers.spawning import check_main
 from dray.shards.errors import CallError
 
@@ -74,7 +72,7 @@ class Patience:
 class TorchLoader(DataLoader[Any]):
     """torch's DataLoader, which says in one sentence why workers cannot be spawned."""
 
-    def _get_iterator(self) -> _BaseDataLoaderIter:
+    def _get_iterator(self) -> LoaderIterator:
         if self.num_workers:
             check_main(self.multiprocessing_context)
         return super()._get_iterator()
@@ -119,7 +117,7 @@ class WorkerProcesses(TorchLoader):
                 self._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-class _Messages(_MultiProcessingDataLoaderIter):
+class _Messages(WorkersIterator):
     """torch's iterator, which comes by here whenever it waits."""
 
     def __init__(self, loader: WorkerProcesses, patience: Patience) -> None:
@@ -142,7 +140,7 @@ class _Messages(_MultiProcessingDataLoaderIter):
             super()._shutdown_workers()
         elif self._worker_pids_set:  # a forked child's copy must not end its parent's workers, only forget them
             self._worker_pids_set = False
-            _remove_worker_pids(id(self))
+            remove_worker_pids(id(self))
 
 
 class Carried:
@@ -164,7 +162,7 @@ def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> Non
 
     Where the trainer's loader runs in one of them, as `to_device` lets it, that would be the worker's own main thread.
     """
-    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
+    forget_executor_threads()
     if also is not None:
         also(worker)
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dray.loaders.batching.buffers import lease
+from dray.loaders.compat import new_shared_storage
 
 ROUND_BYTES = 64 << 10  # sizes are rounded up to this, so that buffers fit again
 MOST_BUFFERS = 64  # of a worker; then those that are free give way
@@ -99,7 +100,7 @@ class SendBuffers:
             for number in [number for numbers in self._free.values() for number in numbers]:
                 self._forget(number)
             self._free.clear()
-        storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+        storage = new_shared_storage(size)
         memory = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,))
         number, self._count = self._count, self._count + 1
         self._memory[number], self._uses[number] = memory, 0

@@ -12,6 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import FrameType
 
+from dray.loaders.compat import current_frames
 from dray.shards.errors import CallError
 
 _GUARDS = {"__name__", "current_process"}  # what tells a worker, while it imports the script, from the first process
@@ -54,7 +55,7 @@ def check_main(context: BaseContext | None) -> None:
 
 def _main_frame() -> FrameType | None:
     """Returns where the main script stands; None where it has ended, or is not on the main thread's stack."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frame = current_frames().get(threading.main_thread().ident or 0)
     found = None
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals is vars(sys.modules["__main__"]):

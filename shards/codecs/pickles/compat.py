@@ -1,6 +1,6 @@
 """The private names of Python and torch that the unpicklers use, all in one place.
 
-tests/shards/codecs/pickles/test_compat.py says which of them has moved when a new version of either breaks this import.
+tests/repo/test_private_names.py says which of them has moved when a new version of either breaks this import.
 """
 
 import pickle
