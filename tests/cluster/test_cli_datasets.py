@@ -1,4 +1,4 @@
-"""Which datasets a command is about: the one in its folder, or those of a split below it."""
+"""Which datasets a command is about: the one in its folder, or those of a split one folder below."""
 
 import json
 import re
@@ -18,7 +18,7 @@ SUFFIX = "x.pyd"
 
 
 def pack(inputs: Inputs, folder: Path, *, start: int, stop: int, prefix: str = "wdshards") -> None:
-    """A dataset of some samples."""
+    """Builds a dataset of some of the samples."""
     names = inputs.names[start:stop]
     pickles_to_tars(inputs.folder, names, SUFFIX, folder, prefix, None, 2, address="none", progress=False)
 
@@ -34,7 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def template(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A split of three groups, of two versions each."""
+    """A split of three groups with two versions each."""
     folder = tmp_path_factory.mktemp("split")
     for number, group in enumerate(GROUPS):
         for size in (2, 3):
@@ -44,7 +44,7 @@ def template(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def split(template: Path, tmp_path: Path) -> Path:
-    """The split, to be changed."""
+    """A copy of the split that a test may change."""
     return Path(shutil.copytree(template, tmp_path / "split"))
 
 
@@ -59,7 +59,7 @@ def several(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", [["ls"], ["log"], ["verify"], ["gc"], ["compact"]], ids=" ".join)
 def test_a_command_on_the_parent_of_a_split_works_on_every_group(dray: Dray, split: Path, words: list[str]) -> None:
-    """Each is named, in order."""
+    """It names the groups in order."""
     done = dray(words[0], split, *words[1:])
     assert done.code == 0
     found = re.findall(rf"^file://{split}/(\w+) wdshards\b", done.out, re.MULTILINE)
@@ -68,7 +68,7 @@ def test_a_command_on_the_parent_of_a_split_works_on_every_group(dray: Dray, spl
 
 @pytest.mark.parametrize("command", ["ls", "log", "verify", "gc"])
 def test_json_of_several_datasets_is_one_list(dray: Dray, split: Path, command: str) -> None:
-    """Each entry names its dataset; of one dataset it is a list as well."""
+    """Each entry names its dataset; the result for one dataset is a list as well."""
     found = json.loads(dray(command, split, "--json").out)
     assert list(dict.fromkeys(entry["url"] for entry in found)) == [f"file://{split}/{group}" for group in GROUPS]
     assert {entry["prefix"] for entry in found} == {"wdshards"}
@@ -77,7 +77,7 @@ def test_json_of_several_datasets_is_one_list(dray: Dray, split: Path, command: 
 
 
 def test_show_finds_the_group_that_holds_a_sample(dray: Dray, split: Path) -> None:
-    """One that none of them holds is an error that names all."""
+    """A sample in none of them is an error that names all groups."""
     assert dray("show", split, "s4").out.startswith(f"file://{split}/train wdshards version 2, key 's4'\n")
     done = dray("show", split, "s99")
     assert done.code == 1
@@ -85,7 +85,7 @@ def test_show_finds_the_group_that_holds_a_sample(dray: Dray, split: Path) -> No
 
 
 def test_one_damaged_group_is_exit_code_1(dray: Dray, split: Path) -> None:
-    """The others are looked at all the same, and a damaged record hides no dataset."""
+    """The other groups are still checked, and a damaged record does not hide its dataset."""
     commits = sorted((split / "train/__dray__/wdshards/commits").iterdir())
     commits[-1].write_bytes(b"{")
     done = dray("verify", split)
@@ -102,7 +102,7 @@ def test_one_damaged_group_is_exit_code_1(dray: Dray, split: Path) -> None:
 def test_a_command_for_one_dataset_names_what_to_run_for_each(
     dray: Dray, split: Path, several: Path, words: list[str]
 ) -> None:
-    """The commands that it names work; nothing was changed before."""
+    """The named commands work, and nothing is changed before."""
     for folder, names in ((split, [f"file://{split}/{group}" for group in GROUPS]), (several, ["--prefix"] * 2)):
         done = dray(words[0], folder, *words[1:])
         assert done.code == 1
@@ -115,14 +115,14 @@ def test_a_command_for_one_dataset_names_what_to_run_for_each(
 
 
 def test_names_of_several_datasets_do_not_fit_one_file(dray: Dray, split: Path, tmp_path: Path) -> None:
-    """The command says what to run for each."""
+    """The error names a command for each dataset."""
     done = dray("verify", split, "--names", tmp_path / "names.txt")
     assert done.code == 1
     assert f"dray verify file://{split}/train --level index --names {tmp_path}/names.txt" in done.err
 
 
 def test_the_only_dataset_of_a_folder_needs_no_prefix(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """Whatever its prefix is."""
+    """Its prefix may be any."""
     pack(inputs, tmp_path / "out", start=0, stop=3, prefix="digits")
     for words in (["ls"], ["log"], ["verify"], ["show", "s1"], ["hold", "paper"], ["gc"], ["compact"], ["diff", "1"]):
         done = dray(words[0], tmp_path / "out", *words[1:])
@@ -130,7 +130,7 @@ def test_the_only_dataset_of_a_folder_needs_no_prefix(dray: Dray, inputs: Inputs
 
 
 def test_of_several_prefixes_each_is_shown_and_one_is_chosen(dray: Dray, several: Path) -> None:
-    """By --prefix, also for groups of a split."""
+    """--prefix chooses one of them."""
     assert [entry["prefix"] for entry in json.loads(dray("verify", several, "--json").out)] == ["a", "b"]
     assert "held as paper" in dray("hold", several, "paper", "--prefix", "a").out
     assert Snapshot.open(several, "a", version="paper").version == 1
@@ -142,33 +142,36 @@ NOTHING = ("ls", "log", "verify", "gc", "compact", "show s1", "hold a", "release
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("nowhere", r"nowhere, and no such folder: .* dray build SRC file://\S+/nowhere --suffix SUFFIX$"),
-        ("empty", r"empty: it is empty, or not there; to make one: dray build SRC file://\S+/empty --suffix SUFFIX$"),
+        ("nowhere", r"nowhere, as the folder does not exist: .* dray build SRC file://\S+/nowhere --suffix SUFFIX$"),
+        (
+            "empty",
+            r"empty: the folder is empty or does not exist; .*: dray build SRC file://\S+/empty --suffix SUFFIX$",
+        ),
         (
             "inputs",
             r"inputs; it holds 9 files \('s0\.x\.pyd', \.\.\.\); .* dray build file://\S+/inputs DEST --suffix x.pyd$",
         ),
-        ("inputs/s0.x.pyd", r"that is a file, and a dataset is a folder: dray ls file://\S+/inputs$"),
+        ("inputs/s0.x.pyd", r"this is a file, and a dataset is a folder: dray ls file://\S+/inputs$"),
         (
             "split/train/wdshards-000000.tar",
-            r"that is a file, and a dataset is a folder: dray ls file://\S+/split/train$",
+            r"this is a file, and a dataset is a folder: dray ls file://\S+/split/train$",
         ),
-        ("split/train/__dray__", r"that is a folder of dray's own records: dray ls file://\S+/split/train$"),
+        ("split/train/__dray__", r"this is a folder of dray's own records: dray ls file://\S+/split/train$"),
         (
             "split/train/__dray__/wdshards/index",
-            r"that is a folder of dray's own records: dray ls file://\S+/split/train$",
+            r"this is a folder of dray's own records: dray ls file://\S+/split/train$",
         ),
-        ("far", r"nor in the folders right below it, but deeper: dray ls file://\S+/far/away$"),
+        ("far", r"nor in its sub-folders, but deeper: dray ls file://\S+/far/away$"),
         ("foreign", r"it holds 1 tar \('a-000000\.tar'\), not built by dray"),
-        ("folders", r"nor in the folders right below it \('one', 'two'\): check the URL$"),
-        ("begun", r"a build of 'wdshards' began there and made no version yet: run the same dray build again$"),
-        ("split --prefix other", r"'other' in \S+/split; there is: \S+/split/test wdshards; .*leave --prefix out"),
+        ("folders", r"nor in its sub-folders \('one', 'two'\): check the URL$"),
+        ("begun", r"a build of 'wdshards' started there but made no version yet: run the same dray build again$"),
+        ("split --prefix other", r"'other' in \S+/split, but there is \S+/split/test wdshards; .*leave --prefix out"),
     ],
 )
-def test_where_no_dataset_is_the_error_says_what_is_there(
+def test_if_there_is_no_dataset_the_error_says_what_is_there(
     dray: Dray, inputs: Inputs, template: Path, tmp_path: Path, place: str, message: str
 ) -> None:
-    """And the command to run, on one line, for every command; nothing is made."""
+    """Every command prints one line with the command to run, and changes nothing."""
     shutil.copytree(template, tmp_path / "split")
     shutil.copytree(template, tmp_path / "far/away")
     shutil.copytree(inputs.folder, tmp_path / "inputs")
@@ -187,19 +190,14 @@ def test_where_no_dataset_is_the_error_says_what_is_there(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_same_on_object_storage(
-    dray: Dray, inputs: Inputs, s3: SeaweedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A split's parent, a folder that is not there, and the URL of a tar."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.storage_options["access_key_id"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.storage_options["secret_access_key"])
-    place = ("--storage-option", f"endpoint={s3.endpoint}", "--storage-option", "region=us-east-1")
+def test_the_same_on_object_storage(dray: Dray, inputs: Inputs, s3: SeaweedServer, s3_words: list[str]) -> None:
+    """It covers a split's parent, a missing folder, and the URL of a tar."""
     url = s3.url("parents")
     for group in ("train", "val"):
-        assert dray("build", inputs.folder, f"{url}/{group}", "--suffix", SUFFIX, "--quiet", *place).code == 0
-    found = [entry["url"] for entry in json.loads(dray("verify", url, "--json", *place).out)]
+        assert dray("build", inputs.folder, f"{url}/{group}", "--suffix", SUFFIX, "--quiet", *s3_words).code == 0
+    found = [entry["url"] for entry in json.loads(dray("verify", url, "--json", *s3_words).out)]
     assert found == [f"{url}/train", f"{url}/val"]
-    assert "it is empty, or not there" in dray("ls", f"{url}/nowhere", *place).err
-    assert f"that is a file, and a dataset is a folder: dray ls {url}/val" in (
-        dray("log", f"{url}/val/wdshards-000000.tar", *place).err
+    assert "the folder is empty or does not exist" in dray("ls", f"{url}/nowhere", *s3_words).err
+    assert f"this is a file, and a dataset is a folder: dray ls {url}/val" in (
+        dray("log", f"{url}/val/wdshards-000000.tar", *s3_words).err
     )

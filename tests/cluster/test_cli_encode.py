@@ -17,7 +17,7 @@ SUFFIXES = ("tensor.pyd", "label.pyd")
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Inputs:
-    """12 tensors; the label of one is a tuple, those of the others are numbers."""
+    """12 tensors with labels: one is a tuple, the others are numbers."""
     inputs = Inputs(tmp_path / "in", [f"s{number:02d}" for number in range(12)], SUFFIXES)
     inputs.folder.mkdir()
     for number, name in enumerate(inputs.names):
@@ -31,7 +31,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(dray: Dray, inputs: Inputs, tmp_path: Path) -> Run:
-    """Runs a command on `in` and `out`, with further words."""
+    """Runs a command on `in` and `out`, with more options."""
     names = [word for suffix in SUFFIXES for word in ("--suffix", suffix)]
     return lambda command, *more: dray(command, inputs.folder, tmp_path / "out", *names, "--shards", 2, *more)
 
@@ -41,8 +41,8 @@ def ls(dray: Dray, folder: Path) -> tuple[str, dict[str, object]]:
     return dray("ls", folder).out, facts
 
 
-def test_ls_tells_what_was_encoded_and_which_parts_are_still_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
-    """From the manifest alone, for people and as JSON."""
+def test_ls_shows_what_was_encoded_and_which_parts_are_still_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """Text and JSON come from the manifest alone."""
     assert run("build", "--encode", "auto").code == 0
     text, facts = ls(dray, tmp_path / "out")
     assert "  parts   tensor.npy (encoded from tensor.pyd), label.json, label.pyd (encoded from label.pyd)\n" in text
@@ -52,7 +52,7 @@ def test_ls_tells_what_was_encoded_and_which_parts_are_still_pickles(dray: Dray,
 
 
 def test_a_dataset_without_pickles_says_so(dray: Dray, run: Run, inputs: Inputs, tmp_path: Path) -> None:
-    """`pickles: none`: nothing is unpickled at training time."""
+    """`pickles: none` means that nothing is unpickled at training time."""
     inputs.path("s00", "label.pyd").write_bytes(pickle.dumps(0))
     run("build", "--encode", "tensor.pyd=npy", "--encode", "label.pyd=json")
     text, facts = ls(dray, tmp_path / "out")
@@ -61,8 +61,8 @@ def test_a_dataset_without_pickles_says_so(dray: Dray, run: Run, inputs: Inputs,
     assert facts["pickles"] == {}
 
 
-def test_a_dataset_that_is_not_encoded_tells_its_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
-    """As its recipe says; nothing was counted."""
+def test_a_dataset_that_is_not_encoded_shows_its_pickles(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """The counts follow from its recipe."""
     run("build")
     text, facts = ls(dray, tmp_path / "out")
     assert "  parts   tensor.pyd, label.pyd\n" in text
@@ -71,7 +71,7 @@ def test_a_dataset_that_is_not_encoded_tells_its_pickles(dray: Dray, run: Run, t
 
 
 def test_a_plan_says_that_the_encoding_changed(run: Run) -> None:
-    """With what it was and what it is; the same words plan nothing."""
+    """It shows the old and the new encoding; the same options plan nothing."""
     run("build", "--encode", "auto")
     assert "encode was 'auto', is {'tensor.pyd': 'npy'}" in run("plan", "--encode", "tensor.pyd=npy").out
     assert "encode was 'auto', is None" in run("plan").out
@@ -79,7 +79,7 @@ def test_a_plan_says_that_the_encoding_changed(run: Run) -> None:
 
 
 def test_show_decodes_what_was_encoded(dray: Dray, run: Run, tmp_path: Path) -> None:
-    """Part by part."""
+    """It shows the value of each part."""
     run("build", "--encode", "auto")
     shown = dray("show", tmp_path / "out", "s07").out
     assert "  tensor.npy: 136 bytes" in shown
@@ -87,8 +87,8 @@ def test_show_decodes_what_was_encoded(dray: Dray, run: Run, tmp_path: Path) -> 
     assert "label.json" in shown
 
 
-def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run, inputs: Inputs) -> None:
-    """It names part, key and type."""
+def test_a_value_that_does_not_fit_is_one_line_with_a_remedy(run: Run, inputs: Inputs) -> None:
+    """The error names part, key and type."""
     done = run("build", "--encode", "label.pyd=json")
     assert done.code == 1
     assert (
@@ -110,14 +110,14 @@ def test_a_value_that_does_not_fit_is_one_line_with_the_way_out(run: Run, inputs
         ),
     ],
 )
-def test_wrong_words_are_one_line(run: Run, words: list[str], message: str) -> None:
-    """Of build and plan alike."""
+def test_wrong_options_are_one_line(run: Run, words: list[str], message: str) -> None:
+    """Build and plan print the same error."""
     for command in ("build", "plan"):
         assert message in run(command, *words).err
 
 
-def test_the_command_that_mends_encodes_alike(dray: Dray, run: Run, tmp_path: Path) -> None:
-    """A damaged shard is packed anew under the same recipe: the others stay."""
+def test_the_repair_command_keeps_the_encoding(dray: Dray, run: Run, tmp_path: Path) -> None:
+    """A damaged shard is packed again with the same recipe, and the others are kept."""
     out = tmp_path / "out"
     run("build", "--encode", "auto", "--allow", "fractions.Fraction")
     (out / "wdshards-000001.tar").unlink()

@@ -1,4 +1,4 @@
-"""Each option of `dray build`, `plan` and `compact` reaches what it is about: with it the outcome is another."""
+"""Each option of `dray build`, `plan` and `compact` changes the outcome."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SUFFIX = "tensor.pyd"
 
 @pytest.fixture
 def inputs(make_inputs: MakeInputs) -> Inputs:
-    """20 numbers; that of sample 5 is of a class that is not on the safe list."""
+    """20 numbers, but sample 5 is of a class that is not on the safe list."""
     inputs = make_inputs(20)
     for number, name in enumerate(inputs.names):
         inputs.path(name, SUFFIX).write_bytes(pickle.dumps(Fraction(1, 3) if number == 5 else 1000 + number))
@@ -34,7 +34,7 @@ class Cli:
         return self._dray("build", self._inputs.folder, self.out, "--suffix", SUFFIX, "--shards", 4, *more)
 
     def plan(self, *more: object) -> dict[str, Any]:
-        """Its shards by fate; empty where it is refused."""
+        """Returns the plan; empty if it is refused."""
         words = ["plan", self._inputs.folder, self.out, "--suffix", SUFFIX, "--shards", 4, "--json"]
         done = self._dray(*words, *more)
         found: list[dict[str, Any]] = json.loads(done.out) if done.code == 0 else [{}]
@@ -54,7 +54,7 @@ def cli(dray: Dray, inputs: Inputs, tmp_path: Path) -> Cli:
 
 
 def test_checksum_reaches_build_and_plan(cli: Cli, inputs: Inputs) -> None:
-    """A content that changed behind the same size and time."""
+    """It detects content that changed with the same size and time."""
     cli.build()
     path = inputs.path(inputs.names[7], SUFFIX)
     info = path.stat()
@@ -67,7 +67,7 @@ def test_checksum_reaches_build_and_plan(cli: Cli, inputs: Inputs) -> None:
 
 
 def test_shuffle_seed_reaches_build_and_plan(cli: Cli) -> None:
-    """Another order; the same seed is the same recipe."""
+    """It changes the order; the same seed is the same recipe."""
     cli.build("--shuffle-seed", 3)
     assert cli.keys() != sorted(cli.keys())
     assert {shard["fate"] for shard in cli.plan("--shuffle-seed", 3)["shards"]} == {"reused"}
@@ -113,7 +113,7 @@ def test_keep_and_older_than_reach_build_and_compact(
 
 
 def test_on_error_and_max_bad_reach_build_and_plan(cli: Cli, inputs: Inputs) -> None:
-    """Two files of twenty are missing."""
+    """Two of 22 files are missing."""
     names = cli.out.parent / "names"
     names.write_text("\n".join([*inputs.names, "gone", "lost"]))
     given = ("--names", names)
@@ -127,7 +127,7 @@ def test_on_error_and_max_bad_reach_build_and_plan(cli: Cli, inputs: Inputs) -> 
 
 @pytest.mark.filterwarnings("ignore:allow_pickle=True:UserWarning")
 def test_allow_reaches_the_encoder_of_build_and_plan(cli: Cli) -> None:
-    """A name that is not on the safe list ends a build that encodes, unless it is allowed."""
+    """A name outside the safe list cannot be encoded unless it is allowed."""
     encode = ("--encode", f"{SUFFIX}=json", "--on-error", "skip", "--max-bad", "100%")
     allow = ("--allow", "fractions.Fraction")
     assert cli.build(*encode).code == 0
@@ -146,7 +146,7 @@ def test_allow_reaches_the_encoder_of_build_and_plan(cli: Cli) -> None:
 
 
 def test_prefix_reaches_build_plan_and_compact(cli: Cli, dray: Dray) -> None:
-    """Two datasets in one folder, each of its own."""
+    """Two datasets in one folder are independent."""
     cli.build("--prefix", "a")
     assert {shard["fate"] for shard in cli.plan("--prefix", "a")["shards"]} == {"reused"}
     assert {shard["fate"] for shard in cli.plan("--prefix", "b")["shards"]} == {"new"}

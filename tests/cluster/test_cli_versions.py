@@ -1,4 +1,4 @@
-"""The commands around a dataset's versions: log, diff, hold, release, rollback, gc, compact, and pinned URLs."""
+"""The commands about a dataset's versions: log, diff, hold, release, rollback, gc, compact; and versions in URLs."""
 
 import json
 import re
@@ -28,7 +28,7 @@ Build = Callable[..., BuildReport]
 
 @pytest.fixture
 def build(inputs: Inputs, tmp_path: Path) -> Build:
-    """Builds the inputs to `out` in four shards; the names of samples to leave out, further options."""
+    """Builds the inputs to `out` in four shards, without some samples and with more options."""
 
     def run(*without: str, **options: Any) -> BuildReport:
         names = [name for name in inputs.names if name not in without]
@@ -40,7 +40,7 @@ def build(inputs: Inputs, tmp_path: Path) -> Build:
 
 @pytest.fixture
 def out(build: Build, inputs: Inputs, tmp_path: Path) -> Path:
-    """Three versions: 39 samples; one of them changed; one more."""
+    """A dataset with three versions: 39 samples, one of them changed, one added."""
     last = inputs.names[-1]
     build(last)
     inputs.path(inputs.names[0], SUFFIX).write_bytes(b"changed")
@@ -50,17 +50,17 @@ def out(build: Build, inputs: Inputs, tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> set[str]:
-    """Every file below a folder."""
+    """Returns every file below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def log_rows(text: str) -> list[list[str]]:
-    """The cells of `dray log`'s table without its headings; the time is left out."""
+    """Returns the cells of `dray log`'s table, without headings and times."""
     return [[cell for cell in re.split(r"  +", line.strip()) if "T" not in cell] for line in text.splitlines()[2:]]
 
 
 def test_log_shows_the_newest_version_first(dray: Dray, out: Path) -> None:
-    """Number, what, version, samples, shards, MB, state."""
+    """The columns are number, operation, version, samples, shards, MB and state."""
     done = dray("log", out)
     assert done.out.splitlines()[0] == f"file://{out} wdshards"
     size = f"{Snapshot.open(out).num_bytes / 1e6:,.1f}"
@@ -71,8 +71,8 @@ def test_log_shows_the_newest_version_first(dray: Dray, out: Path) -> None:
     ]
 
 
-def test_log_tells_what_each_operation_did(dray: Dray, out: Path) -> None:
-    """Holds, releases and gcs have numbers, and no version, size or state."""
+def test_log_shows_what_each_operation_did(dray: Dray, out: Path) -> None:
+    """Holds, releases and gcs have a number, but no version, size or state."""
     dray("hold", out, "paper", "--version", 1)
     dray("rollback", out, 2)
     dray("gc", out, "--keep", 1, "--older-than", 0)
@@ -89,18 +89,16 @@ def test_log_tells_what_each_operation_did(dray: Dray, out: Path) -> None:
     assert [len(row) for row in log_rows(dray("log", out).out)] == [2, 2, 7, 2, 7, 7, 7]
 
 
-def test_log_tells_what_the_second_operation_did(dray: Dray, build: Build, tmp_path: Path) -> None:
-    """Only the first one has none before it to compare with."""
+def test_log_shows_what_the_second_operation_did(dray: Dray, build: Build, tmp_path: Path) -> None:
+    """Only the first commit has none before it to compare with."""
     build()
     dray("hold", tmp_path / "out", "paper")
-    assert [row[:2] for row in log_rows(dray("log", tmp_path / "out").out)] == [
-        ["2", "hold 1 as paper"],
-        ["1", "build"],
-    ]
+    rows = log_rows(dray("log", tmp_path / "out").out)
+    assert [row[:2] for row in rows] == [["2", "hold 1 as paper"], ["1", "build"]]
 
 
-def test_log_tells_what_became_of_each_version(dray: Dray, out: Path) -> None:
-    """Last, kept, held by every name that it has, dropped."""
+def test_log_shows_the_state_of_each_version(dray: Dray, out: Path) -> None:
+    """A version is the last, kept, held under each of its names, or dropped."""
     dray("hold", out, "paper", "--version", 1)
     dray("hold", out, "also", "--version", 1)
     dray("hold", out, "now")
@@ -110,7 +108,7 @@ def test_log_tells_what_became_of_each_version(dray: Dray, out: Path) -> None:
 
 
 def test_log_as_json_lists_every_commit(dray: Dray, out: Path) -> None:
-    """A program need not read the words."""
+    """A program need not parse the table."""
     dray("hold", out, "paper", "--version", 1)
     found = json.loads(dray("log", out, "--json").out)
     assert [(entry["number"], entry["operation"], entry["state"]) for entry in found] == [
@@ -124,7 +122,7 @@ def test_log_as_json_lists_every_commit(dray: Dray, out: Path) -> None:
 
 
 def test_diff_compares_with_the_last_version(dray: Dray, out: Path, inputs: Inputs) -> None:
-    """Counts, shards by number, and the keys."""
+    """It shows counts, shards by number, and keys."""
     assert dray("diff", out, 1).out.splitlines() == [
         f"file://{out} wdshards from version 1 to 3",
         "  samples  1 added, 0 removed, 1 changed, 38 the same",
@@ -135,7 +133,7 @@ def test_diff_compares_with_the_last_version(dray: Dray, out: Path, inputs: Inpu
 
 
 def test_diff_takes_two_versions_by_number_or_hold(dray: Dray, out: Path) -> None:
-    """The other way round what was added is removed."""
+    """In the other direction, added samples are removed ones."""
     dray("hold", out, "new")
     found = json.loads(dray("diff", out, "new", 2, "--json").out)
     assert (found["a"], found["b"]) == (3, 2)
@@ -144,7 +142,7 @@ def test_diff_takes_two_versions_by_number_or_hold(dray: Dray, out: Path) -> Non
 
 
 def test_diff_shows_twenty_keys_unless_asked_for_all(dray: Dray, out: Path, build: Build, inputs: Inputs) -> None:
-    """It says how many it left out."""
+    """It says how many are not shown."""
     build(*inputs.names[:25])
     short, long = dray("diff", out, 3).out, dray("diff", out, 3, "--all").out
     assert short.count("\n  - ") == 21
@@ -154,7 +152,7 @@ def test_diff_shows_twenty_keys_unless_asked_for_all(dray: Dray, out: Path, buil
 
 
 def test_diff_shows_recipe_and_source(dray: Dray, out: Path, build: Build, inputs: Inputs, tmp_path: Path) -> None:
-    """Old and new value."""
+    """It shows the old and the new value."""
     inputs.folder.rename(tmp_path / "moved")
     pickles_to_tars(tmp_path / "moved", inputs.names, SUFFIX, out, "wdshards", min_num_shards=2, progress=False)
     lines = dray("diff", out, 3).out.splitlines()
@@ -164,12 +162,12 @@ def test_diff_shows_recipe_and_source(dray: Dray, out: Path, build: Build, input
 
 
 def test_a_version_is_the_same_as_itself(dray: Dray, out: Path) -> None:
-    """In words."""
+    """The diff says so."""
     assert dray("diff", out, 2, 2).out.splitlines()[1:] == ["  the same"]
 
 
 def test_a_held_version_outlives_every_gc(dray: Dray, out: Path) -> None:
-    """And is opened by its name wherever a version is asked for."""
+    """Its name can be used wherever a version is expected."""
     assert "version 1 is held as paper" in dray("hold", out, "paper", "--version", 1).out
     dray("gc", out, "--keep", 1, "--older-than", 0)
     assert "wdshards version 1, made" in dray("ls", out, "--version", "paper").out
@@ -178,15 +176,15 @@ def test_a_held_version_outlives_every_gc(dray: Dray, out: Path) -> None:
         Snapshot.open(out, version=2)
 
 
-def test_a_hold_is_of_the_last_version_unless_told(dray: Dray, out: Path) -> None:
-    """Doing it again adds nothing to the log."""
+def test_a_hold_is_of_the_last_version_by_default(dray: Dray, out: Path) -> None:
+    """Repeating it adds nothing to the log."""
     assert "version 3 is held as now" in dray("hold", out, "now").out
     assert dray("hold", out, "now").code == 0
     assert len(json.loads(dray("log", out, "--json").out)) == 4
 
 
-def test_a_released_version_goes_with_the_next_gc(dray: Dray, out: Path) -> None:
-    """Release says whether the rule keeps it."""
+def test_the_next_gc_deletes_a_released_version(dray: Dray, out: Path) -> None:
+    """The command says whether the version is still kept."""
     for name, version in (("old", 1), ("new", 3)):
         dray("hold", out, name, "--version", version)
     dray("gc", out, "--keep", 1, "--older-than", 0)
@@ -198,7 +196,7 @@ def test_a_released_version_goes_with_the_next_gc(dray: Dray, out: Path) -> None
 
 
 def test_a_rollback_makes_a_version_that_is_equal_to_an_old_one(dray: Dray, out: Path) -> None:
-    """No tar is written."""
+    """It writes no tar."""
     tars = tree(out)
     done = dray("rollback", out, 1)
     assert "version 4: the same as version 1, 39 samples in 4 shards" in done.out
@@ -207,29 +205,29 @@ def test_a_rollback_makes_a_version_that_is_equal_to_an_old_one(dray: Dray, out:
 
 
 def test_a_rollback_says_that_the_next_build_repeats_what_it_undid(dray: Dray, out: Path, build: Build) -> None:
-    """And so it is."""
+    """The next build does so."""
     assert "next build from the same sources will repeat what this undid" in dray("rollback", out, 1).out
     assert build().version == 5
     assert "  the same" not in dray("diff", out, 1).out
     assert json.loads(dray("diff", out, 3, "--json").out)["num_same"] == 40
 
 
-def test_a_rollback_to_what_is_the_last_already_does_nothing(dray: Dray, out: Path) -> None:
-    """It says so."""
+def test_a_rollback_to_the_last_version_does_nothing(dray: Dray, out: Path) -> None:
+    """The command says so."""
     done = dray("rollback", out, 3)
     assert "nothing to do, version 3 is the same as version 3" in done.out
     assert Snapshot.open(out).version == 3
 
 
 def test_gc_keeps_two_versions_and_what_was_the_last_a_day_ago(dray: Dray, out: Path) -> None:
-    """By default: these are minutes old."""
+    """By default it keeps all three, which are only seconds old."""
     before = tree(out)
     assert "dropped versions: none; kept: 1, 2, 3; 0 objects" in dray("gc", out).out
     assert tree(out) == before
 
 
 def test_a_dry_run_names_what_a_gc_then_deletes(dray: Dray, out: Path) -> None:
-    """And itself changes nothing."""
+    """The dry run changes nothing."""
     before = tree(out)
     shown = dray("gc", out, "--keep", 1, "--older-than", 0, "--dry-run").out.splitlines()
     assert tree(out) == before
@@ -241,7 +239,7 @@ def test_a_dry_run_names_what_a_gc_then_deletes(dray: Dray, out: Path) -> None:
 
 
 def test_a_dry_run_names_twenty_objects_at_most(dray: Dray, out: Path, build: Build) -> None:
-    """It says how many more there are; JSON names all."""
+    """It says how many more there are; JSON lists all."""
     build(min_num_shards=20)
     build(min_num_shards=1)
     rule = ("--keep", 1, "--older-than", 0, "--dry-run")
@@ -254,7 +252,7 @@ def test_a_dry_run_names_twenty_objects_at_most(dray: Dray, out: Path, build: Bu
 
 
 def test_compact_merges_small_shards(dray: Dray, build: Build, inputs: Inputs, tmp_path: Path) -> None:
-    """A version of the same samples in fewer tars; doing it again changes nothing."""
+    """It makes a version of the same samples in fewer tars; a second run changes nothing."""
     for start in (38, 39, 40):
         build(*inputs.names[start:], min_num_shards=None)
     out = tmp_path / "out"
@@ -275,14 +273,14 @@ def test_compact_merges_small_shards(dray: Dray, build: Build, inputs: Inputs, t
     ],
 )
 def test_a_url_names_the_version_that_is_shown(dray: Dray, out: Path, words: list[str], text: str) -> None:
-    """As `--version` does."""
+    """It has the same effect as `--version`."""
     command, *more = words
     assert text in dray(command, f"{out}?version=2", *more).out
 
 
 @pytest.mark.parametrize("command", ["ls", "verify"])
 def test_two_different_versions_are_refused(dray: Dray, out: Path, command: str) -> None:
-    """One in the URL, another as an option."""
+    """The URL names one, and the option another."""
     done = dray(command, f"{out}?version=2", "--version", 3)
     assert done.code == 1
     assert "give one" in done.err
@@ -293,7 +291,7 @@ def test_two_different_versions_are_refused(dray: Dray, out: Path, command: str)
 def test_a_command_about_the_whole_dataset_refuses_a_version_in_its_url(
     dray: Dray, out: Path, words: list[str], scheme: str
 ) -> None:
-    """On any store, before anything is asked of it."""
+    """It does so on any store, before any request."""
     before = tree(out)
     done = dray(words[0], f"{scheme}{out}?version=2", *words[1:])
     assert done.code == 1
@@ -305,7 +303,7 @@ def test_a_command_about_the_whole_dataset_refuses_a_version_in_its_url(
 def test_a_dataset_that_is_not_there_is_one_line_and_exit_code_1(
     dray: Dray, out: Path, tmp_path: Path, words: list[str]
 ) -> None:
-    """Nothing is made; a wrong prefix is as wrong as a wrong folder."""
+    """Nothing is created; a wrong prefix is reported like a wrong folder."""
     for place in ((tmp_path / "nowhere",), (out, "--prefix", "other")):
         done = dray(words[0], place[0], *words[1:], *place[1:])
         assert done.code == 1
@@ -326,25 +324,18 @@ def test_a_dataset_that_is_not_there_is_one_line_and_exit_code_1(
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_1(dray: Dray, out: Path, words: list[str], message: str) -> None:
-    """It says what to mend, and the log stays as it is."""
+    """It says what to change, and the log is unchanged."""
     done = dray(words[0], out, *words[1:])
     assert done.code == 1
     assert re.fullmatch(f"dray: error: .*{message}.*\n", done.err)
     assert Snapshot.open(out).commit.number == 3
 
 
-def test_gc_that_keeps_nothing_is_exit_code_2(dray: Dray, out: Path) -> None:
-    """The last version always stays."""
-    assert dray("gc", out, "--keep", 0).code == 2
-
-
 def test_versions_on_s3_are_reached_by_storage_options(
-    dray: Dray, inputs: Inputs, s3: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+    dray: Dray, inputs: Inputs, s3: SeaweedServer, s3_words: list[str]
 ) -> None:
-    """Each command once; the prefix is another than the default."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.storage_options["access_key_id"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.storage_options["secret_access_key"])
-    more = ("--prefix", "p", "--storage-option", f"endpoint={s3.endpoint}", "--storage-option", "region=us-east-1")
+    """Each command runs once, with a prefix that is not the default."""
+    more = ("--prefix", "p", *s3_words)
     url = s3.url("versions/out")
     assert dray("build", inputs.folder, url, "--suffix", SUFFIX, "--shards", 4, *more).code == 0
     inputs.path(inputs.names[0], SUFFIX).write_bytes(b"changed")

@@ -1,4 +1,4 @@
-"""`dray loadtest`: what it prints is what was read."""
+"""`dray loadtest` prints what was read."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def build(inputs: Inputs, url: str, **options: object) -> None:
 
 
 def test_a_local_dataset_is_read_by_all_ranks(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """An epoch at most; nothing is fetched."""
+    """It reads at most one epoch, and fetches nothing."""
     build(make_inputs(60), str(tmp_path / "out"))
     found = json.loads(dray("loadtest", tmp_path / "out", "--batch-size", 4, "--ranks", 3, "--steps", 99, "--json").out)
     assert (found["steps"], found["ranks"], found["shards"], found["requests"]) == (5, 3, 6, 0)
@@ -34,14 +34,14 @@ def test_a_local_dataset_is_read_by_all_ranks(dray: Dray, make_inputs: MakeInput
 
 
 def test_a_single_step_is_its_own_throughput(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """The first step is left out only where there are others."""
+    """The first step is left out only if there are others."""
     build(make_inputs(8), str(tmp_path / "out"))
     found = json.loads(dray("loadtest", tmp_path / "out", "--batch-size", 8, "--steps", 1, "--json").out)
     assert found["samples_per_s"] == pytest.approx(8 / found["slowest_step_s"])
 
 
-def test_a_remote_dataset_tells_what_was_fetched(dray: Dray, make_inputs: MakeInputs, s3: SeaweedServer) -> None:
-    """Requests, and bytes a byte that was wanted."""
+def test_a_remote_dataset_counts_what_was_fetched(dray: Dray, make_inputs: MakeInputs, s3: SeaweedServer) -> None:
+    """It reports requests, and bytes fetched per byte needed."""
     build(make_inputs(60), s3.url("loadtest"), storage_options=s3.storage_options)
     options = [f"--storage-option={name}={value}" for name, value in s3.storage_options.items()]
     found = json.loads(dray("loadtest", s3.url("loadtest"), "--batch-size", 30, "--json", *options).out)
@@ -50,14 +50,14 @@ def test_a_remote_dataset_tells_what_was_fetched(dray: Dray, make_inputs: MakeIn
     assert found["retries"] == 0
 
 
-def test_too_small_a_dataset_is_said(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """In one line."""
+def test_too_small_a_dataset_is_an_error(dray: Dray, make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """The error is one line."""
     build(make_inputs(5), str(tmp_path / "out"))
     assert "fewer samples than one step" in dray("loadtest", tmp_path / "out", "--ranks", 9).err
 
 
-def test_what_was_not_compiled_is_said(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """Nobody would know otherwise why loading is slow."""
+def test_a_missing_compiled_module_is_reported(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """Nothing else would explain why loading is slow."""
     build(make_inputs(5), str(tmp_path / "out"))
     code = "import sys; sys.modules['dray.loaders.batching.gather'] = None; from dray.cluster.cli import main; main()"
     command = [sys.executable, "-c", code, "loadtest", str(tmp_path / "out"), "--batch-size", "2"]

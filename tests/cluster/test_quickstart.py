@@ -1,4 +1,4 @@
-"""`dray quickstart`, as a newcomer runs it, and the programs in examples/ on its shards, as their first lines say."""
+"""`dray quickstart` and the programs in examples/, run on its shards as their first lines say."""
 
 import os
 import re
@@ -18,14 +18,14 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 class Quickstart(NamedTuple):
-    """What a quickstart printed, and the folder that it was told."""
+    """Output and folder of a quickstart."""
 
     out: str
     folder: Path
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Test accuracy in percent."""
         found = re.search(r"Test accuracy: ([\d.]+)%", self.out)
         assert found, self.out
         return float(found[1])
@@ -49,7 +49,7 @@ def on_s3(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
 
 
 def test_on_disk_it_packs_trains_and_then_has_nothing_to_do(on_disk: Quickstart) -> None:
-    """More than 95 % of the test digits are told right, and the three datasets lie where it says."""
+    """The test accuracy exceeds 95 %, and the three datasets are complete."""
     assert on_disk.accuracy > 95
     first, again = on_disk.out.split("Build again")
     assert first.count("4 packed, 0 reused") == 3
@@ -61,14 +61,14 @@ def test_on_disk_it_packs_trains_and_then_has_nothing_to_do(on_disk: Quickstart)
 
 @pytest.mark.heavy
 def test_on_s3_it_does_the_same(on_s3: Quickstart) -> None:
-    """Samples and shards are objects; on the disk lies only what the server keeps."""
+    """Samples and shards are objects; only the server's folder is on disk."""
     assert on_s3.accuracy > 95
     assert on_s3.out.count("s3://data/shards/test wdshards version 1") == 2
     assert [path.name for path in on_s3.folder.iterdir()] == ["s3"]
 
 
 def test_every_digit_is_two_files() -> None:
-    """A sample of 1,797 is a pickled image of its own 64 numbers, not of all images, and a label as text."""
+    """Each of 1,797 samples is a pickled image with its own 64 numbers only, and a label as text."""
     files = dict(digit_files())
     assert len(files) == 2 * 1797
     assert len(files["digit-0007.image.pyd"]) < 1000
@@ -76,7 +76,7 @@ def test_every_digit_is_two_files() -> None:
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message is a command to type, and nothing was written."""
+    """The message names the command, and nothing is written."""
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(CallError, match=r"pip install 'dray\[quickstart\]'"):
         run_quickstart(tmp_path / "start", "disk")
@@ -84,7 +84,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(tmp_path: Path, mon
 
 
 def metrics(program: str, *words: object, folder: Path, environment: dict[str, str] | None = None) -> dict[str, float]:
-    """What an example's last line tells."""
+    """Returns the metrics in an example's last line."""
     command = [sys.executable, str(EXAMPLES / program), *map(str, words)]
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=200)
@@ -92,10 +92,8 @@ def metrics(program: str, *words: object, folder: Path, environment: dict[str, s
     return {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)(?:, |$)", done.stdout.splitlines()[-1])}
 
 
-def test_lightning_on_two_processes_learns_and_goes_on_from_its_checkpoint_on_one(
-    on_disk: Quickstart, tmp_path: Path
-) -> None:
-    """DDP over gloo; a second run to four epochs trains only the last two, and knows more after them."""
+def test_lightning_learns_on_two_processes_and_resumes_on_one(on_disk: Quickstart, tmp_path: Path) -> None:
+    """With DDP over gloo, a second run to four epochs trains only the last two, and improves."""
     words = ("--data", on_disk.folder / "shards", "--checkpoint-dir", "saved")
     first = metrics("train_lightning.py", *words, "--epochs", 2, "--devices", 2, folder=tmp_path)
     then = metrics("train_lightning.py", *words, "--epochs", 4, folder=tmp_path)
@@ -107,7 +105,7 @@ def test_lightning_on_two_processes_learns_and_goes_on_from_its_checkpoint_on_on
 
 @pytest.mark.heavy
 def test_lightning_learns_from_s3(on_s3: Quickstart, tmp_path: Path) -> None:
-    """The program takes the URL alone; the keys are in its environment, and may only read."""
+    """The program takes only the URL; the read-only keys are in its environment."""
     with SeaweedServer(on_s3.folder / "s3") as server:
         keys = {
             "AWS_ENDPOINT_URL": server.endpoint,
@@ -125,7 +123,7 @@ RAY_TRAIN = pytest.mark.parametrize("program", ["train_ray.py", "train_ray_light
 def ray_train(
     program: str, start: Quickstart, folder: Path, epochs: int, *words: object
 ) -> tuple[dict[str, float], int]:
-    """The last metrics, and how many checkpoints there are."""
+    """Returns the last metrics and the number of checkpoints."""
     options = ("--data", start.folder / "shards", "--epochs", epochs, "--results", "results")
     found = metrics(program, *options, *words, folder=folder, environment={"RAY_ADDRESS": "local"})
     return found, len(list((folder / "results").glob("*/checkpoint_*/")))
@@ -134,7 +132,7 @@ def ray_train(
 @pytest.mark.heavy
 @RAY_TRAIN
 def test_ray_train_on_two_workers_learns(program: str, on_disk: Quickstart, tmp_path: Path) -> None:
-    """Metrics come back to the driver, and three checkpoints an epoch: twice within its 22 steps, and at its end."""
+    """The driver gets metrics and three checkpoints per epoch: two within its 22 steps, and one at its end."""
     found, num_checkpoints = ray_train(program, on_disk, tmp_path, 3)
     assert found["val_accuracy"] > 0.8
     assert num_checkpoints == 9
@@ -143,7 +141,7 @@ def test_ray_train_on_two_workers_learns(program: str, on_disk: Quickstart, tmp_
 @pytest.mark.heavy
 @RAY_TRAIN
 def test_ray_train_loses_nothing_with_a_worker(program: str, on_disk: Quickstart, tmp_path: Path) -> None:
-    """The drill: a worker dies five steps after a checkpoint, and the training ends as the undisturbed one."""
+    """A worker dies five steps after a checkpoint, and the training ends like an undisturbed one."""
     (tmp_path / "drill").mkdir()
     disturbed = ray_train(program, on_disk, tmp_path / "drill", 1, "--kill-at", 15)
     assert disturbed == ray_train(program, on_disk, tmp_path, 1)

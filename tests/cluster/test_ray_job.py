@@ -1,4 +1,4 @@
-"""`ray job submit -- dray build`: the way to a cluster that needs no program of one's own."""
+"""`ray job submit -- dray build` packs on the cluster of the job."""
 
 import os
 import secrets
@@ -27,14 +27,14 @@ cluster.shutdown()
 
 @pytest.fixture(scope="module")
 def ray_environment() -> dict[str, str]:
-    """A token that only this cluster and its callers know: its ports are open to the network while it runs."""
+    """A token for this cluster and its clients, because its ports are open to the network."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @pytest.fixture(scope="module")
 def dashboard(ray_environment: dict[str, str]) -> Iterator[str]:
-    """The dashboard's URL of a cluster of one node that lives as long as a process of its own."""
+    """The URL of the dashboard of a one-node cluster, which lives as long as a process of its own."""
     head = [sys.executable, "-c", HEAD]
     with subprocess.Popen(
         head, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ray_environment
@@ -52,7 +52,7 @@ def call_ray(environment: dict[str, str], *arguments: str) -> subprocess.Complet
 def test_a_submitted_build_packs_on_the_cluster(
     dashboard: str, ray_environment: dict[str, str], make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
-    """No address is given: the job finds its cluster by itself, and its shards are those asked for."""
+    """Without an address the job finds its own cluster, and makes the requested shards."""
     inputs = make_inputs(40, ("image.pyd", "label.cls"))
     build = [str(BIN / "dray"), "build", str(inputs.folder), str(tmp_path / "out"), "--shards", "4"]
     build += ["--suffix", "image.pyd", "--suffix", "label.cls"]
@@ -66,7 +66,7 @@ def test_a_submitted_build_packs_on_the_cluster(
 def test_a_submitted_build_that_fails_fails_its_job(
     dashboard: str, ray_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """The error's one line is the end of the job's log."""
+    """The line of the error is in the job's log."""
     build = [str(BIN / "dray"), "build", str(tmp_path), "out", "--suffix", "image.pyd"]
     done = call_ray(ray_environment, "job", "submit", "--address", dashboard, "--", *build)
     assert done.returncode != 0

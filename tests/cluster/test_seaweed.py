@@ -1,4 +1,4 @@
-"""The S3 server that other tests and the quickstart lean on: it works, it is private, it goes away."""
+"""The S3 server of the tests and the quickstart works, is private, and ends with its owner."""
 
 import os
 import signal
@@ -17,14 +17,14 @@ from dray.shards.storage.store import Store
 
 
 def test_an_object_put_is_the_object_got(s3: SeaweedServer) -> None:
-    """A round trip under a URL and options that the server itself gave."""
+    """The URL and the options of the server work together."""
     store = Store(s3.url("seaweed/round-trip"), s3.storage_options)
     store.put_new("a", b"cargo")
     assert store.get("a") == b"cargo"
 
 
 def test_a_create_only_put_refuses_the_second_writer(s3: SeaweedServer) -> None:
-    """Commits stand on this: the first writer's bytes stay."""
+    """Commits depend on it: the first writer's bytes stay."""
     store = Store(s3.url("seaweed/create"), s3.storage_options)
     store.put_new("a", b"first")
     with pytest.raises(ExistsError):
@@ -44,13 +44,13 @@ def test_the_read_only_key_reads_and_does_not_write(s3: SeaweedServer) -> None:
 
 
 def test_a_wrong_secret_is_denied(s3: SeaweedServer) -> None:
-    """Keys are checked, not just present."""
+    """The server checks keys."""
     with pytest.raises(DeniedError):
         Store(s3.url(), s3.storage_options | {"secret_access_key": "0" * 40}).get("a")
 
 
 def test_two_servers_run_at_once_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own ports, keys and objects; after the `with` the ports are closed and the folders removed."""
+    """Each has its own ports, keys and objects; at the end, ports are closed and folders removed."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with SeaweedServer() as one, SeaweedServer(bucket="other") as two:
         Store(one.url(), one.storage_options).put_new("a", b"one")
@@ -66,7 +66,7 @@ def test_two_servers_run_at_once_and_leave_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_objects_in_a_given_directory_outlive_the_server(tmp_path: Path) -> None:
-    """The next server on the directory has other ports and keys, and the same objects."""
+    """The next server on the directory has other ports and keys, but the same objects."""
     with SeaweedServer(tmp_path / "kept") as first:
         Store(first.url(), first.storage_options).put_new("a", b"cargo")
     with SeaweedServer(tmp_path / "kept") as second:
@@ -75,7 +75,7 @@ def test_objects_in_a_given_directory_outlive_the_server(tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 def test_a_killed_owner_takes_its_server_along(tmp_path: Path) -> None:
-    """SIGKILL leaves the owner no time to clean up: the kernel tells the server."""
+    """SIGKILL leaves the owner no time to clean up: the kernel ends the server."""
     program = """
 from dray.cluster.quickstart.seaweed import SeaweedServer
 with SeaweedServer() as server:
@@ -100,7 +100,7 @@ with SeaweedServer() as server:
 
 
 def test_a_server_that_ends_at_once_is_an_error_with_its_log(tmp_path: Path) -> None:
-    """A file lies where SeaweedFS wants a folder: the message holds what the server said."""
+    """A file is in the place of one of SeaweedFS's folders; the message contains the server's own error."""
     (tmp_path / "filerldb2").write_text("not a folder")
     with pytest.raises(StoreError, match=r"(?s)ended 3 times.*filerldb2 Writable"), SeaweedServer(tmp_path):
         pass
@@ -113,7 +113,7 @@ def test_the_program_is_found_without_path(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_missing_program_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message is a command to type."""
+    """The message is a command to run."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(CallError, match=r"pip install 'dray\[quickstart\]'"):
@@ -128,7 +128,7 @@ def test_a_bad_bucket_name_is_refused_before_anything_starts(bucket: str) -> Non
 
 
 def is_answering(endpoint: str) -> bool:
-    """Whether anything listens there."""
+    """Returns whether anything listens at the endpoint."""
     host, port = endpoint.removeprefix("http://").split(":")
     with socket.socket() as client:
         return client.connect_ex((host, int(port))) == 0

@@ -1,4 +1,4 @@
-"""One sample by its key: `Snapshot.find`, `Snapshot.read` and `dray show`."""
+"""`Snapshot.find`, `Snapshot.read` and `dray show` find one sample by its key."""
 
 import datetime
 import gzip
@@ -42,14 +42,14 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 
 def build(inputs: Inputs, place: Place) -> Snapshot:
-    """Three shards, not in the order of the keys."""
+    """Makes three shards, not in the order of the keys."""
     options = {"min_num_shards": 3, "address": "none", "input_storage_options": {}}
     datasets.build(inputs, place, names=inputs.names[::-1], prefix="wdshards", **options)
     return latest(place, "wdshards")
 
 
 def test_every_sample_is_found_and_read_by_its_key(inputs: Inputs, place: Place) -> None:
-    """In its shard and row, and its parts are its files."""
+    """Its shard and row are correct, and its parts equal its files."""
     snapshot = build(inputs, place)
     for name in inputs.names:
         key = name.replace(".", "-")
@@ -59,8 +59,8 @@ def test_every_sample_is_found_and_read_by_its_key(inputs: Inputs, place: Place)
         assert snapshot.read(key) == {suffix: inputs.part(name, suffix) for suffix in SUFFIXES}
 
 
-def test_an_unknown_key_is_not_found_with_its_neighbours(inputs: Inputs, place: Place) -> None:
-    """A name with dots is told its key; at both ends there is one neighbour."""
+def test_an_unknown_key_is_an_error_with_its_neighbours(inputs: Inputs, place: Place) -> None:
+    """For a name with dots the error suggests its key; at either end there is one neighbour."""
     snapshot = build(inputs, place)
     for key, hint in (
         ("sample-0004x", "near it lie 'sample-0004' and 'sample-0005'"),
@@ -73,8 +73,8 @@ def test_an_unknown_key_is_not_found_with_its_neighbours(inputs: Inputs, place: 
             snapshot.read(key)
 
 
-def test_a_part_that_lacks_is_no_part_of_a_read_sample(inputs: Inputs, tmp_path: Path) -> None:
-    """A function may give samples of different parts; an empty part is one."""
+def test_a_sample_is_read_without_the_parts_that_it_lacks(inputs: Inputs, tmp_path: Path) -> None:
+    """A function may give samples different parts; an empty part is a part."""
 
     def parts(key: str, sample: Mapping[str, bytes]) -> dict[str, bytes]:
         return {"a": b"", "b": b"x"} if key.endswith("1") else {"b": b"y"}
@@ -85,8 +85,8 @@ def test_a_part_that_lacks_is_no_part_of_a_read_sample(inputs: Inputs, tmp_path:
     assert snapshot.read("sample-0002") == {"b": b"y"}
 
 
-def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> None:
-    """Changed bytes and a cut shard name shard, key and suffix, or the shard."""
+def test_a_damaged_part_is_never_read_as_intact(inputs: Inputs, place: Place) -> None:
+    """Changed bytes and a truncated shard are errors that name shard, key and suffix."""
     snapshot = build(inputs, place)
     shard, index, row = snapshot.find("sample-0007")
     name = snapshot.layout.shard(shard.number)
@@ -118,13 +118,13 @@ def test_a_damaged_part_is_never_read_as_whole(inputs: Inputs, place: Place) -> 
     ],
 )
 def test_a_part_is_described_in_a_line(suffix: str, data: bytes, expected: str) -> None:
-    """Decoded safely, by its suffix."""
+    """It is decoded safely, by its suffix."""
     assert re.match(expected, describe_part(suffix, data))
     assert not Path("/tmp/dray-show-was-here").exists()
 
 
 def test_a_description_is_short_whatever_the_value() -> None:
-    """Long, wide, deep or unprintable."""
+    """The values are long, wide, deep or unprintable."""
     deep: list[Any] = []
     for _ in range(10_000):
         deep = [deep]
@@ -133,8 +133,8 @@ def test_a_description_is_short_whatever_the_value() -> None:
     assert describe("x" * 9999).count("x") > 100
 
 
-def test_show_tells_where_a_sample_lies_and_what_it_holds(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """The offsets are those in the tar; a refused pickle is said and does not hide the other part."""
+def test_show_prints_location_and_value_of_each_part(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """Offsets are those in the tar; a refused pickle is reported and does not hide the other part."""
     inputs.path("sample.0003", "image.pyd").write_bytes(pickle.dumps(Evil()))
     build(inputs, Place(str(tmp_path / "out")))
     code, out, err = dray("show", tmp_path / "out", "sample-0003")
@@ -149,7 +149,7 @@ def test_show_tells_where_a_sample_lies_and_what_it_holds(dray: Dray, inputs: In
 
 
 def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """The sample as it was."""
+    """It shows the sample as it was."""
     build(inputs, Place(str(tmp_path / "out")))
     inputs.path("sample.0003", "label.cls").write_bytes(b"1234567")
     build(inputs, Place(str(tmp_path / "out")))
@@ -168,7 +168,7 @@ def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path)
 def test_what_is_not_there_is_one_line_and_exit_code_1(
     dray: Dray, inputs: Inputs, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    """Key, version, dataset."""
+    """Key, version or dataset may be missing."""
     build(inputs, Place(str(tmp_path / "out")))
     code, out, err = dray("show", tmp_path / "out", *words)
     assert (code, out) == (1, "")
@@ -176,7 +176,7 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(
 
 
 def test_a_sample_of_nothing_but_empty_parts_is_read(inputs: Inputs, place: Place) -> None:
-    """No range is asked for."""
+    """There is no range to read."""
     for name in inputs.names[:2]:
         inputs.path(name, "label.cls").write_bytes(b"")
         inputs.path(name, "image.pyd").write_bytes(b"")
@@ -184,8 +184,8 @@ def test_a_sample_of_nothing_but_empty_parts_is_read(inputs: Inputs, place: Plac
     assert snapshot.read("sample-0001") == {"image.pyd": b"", "label.cls": b""}
 
 
-def test_the_way_out_that_show_prints_works(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """A class that was refused is named with the option that lets it in; `dray loadtest` has it too."""
+def test_the_option_that_show_suggests_works(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
+    """The error names a refused class with the option that allows it; so does `dray loadtest`."""
     for name in inputs.names:
         inputs.path(name, "image.pyd").write_bytes(pickle.dumps(datetime.date(2026, 1, 2)))
     build(inputs, Place(str(tmp_path / "out")))

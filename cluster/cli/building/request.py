@@ -112,7 +112,8 @@ class BuildRequest:
         str | None,
         typer.Option(
             metavar="PERCENT|NUMBER",
-            help="Percentage, or number, of the last version's samples that the build may remove (without --names).",
+            help="Maximum percentage, or number, of the last version's samples that the build removes; not checked "
+            "with --names.",
             show_default="10%, or 50% of fewer than 20",
         ),
     ] = None
