@@ -11,6 +11,7 @@ import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,17 @@ class _Places:
 
     @classmethod
     def nowhere(cls, num_samples: int) -> "_Places":
-        """Of a part that no sample has yet; the system gives memory to what is filled in."""
-        starts, sizes = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
-        return cls(starts, sizes, np.zeros(num_samples, np.uint64))
+        """Places of a part that no sample has yet; memory is used only for what is filled in."""
+        starts, sizes, hashes = (_sparse_zeros(num_samples, dtype) for dtype in (np.int64, np.int64, np.uint64))
+        return cls(starts, sizes, hashes)
+
+
+def _sparse_zeros(size: int, dtype: Any) -> NDArray[Any]:
+    """Zeros whose memory is taken in small pages as they are written: huge ones would take 2 MiB for each shard."""
+    memory = mmap.mmap(-1, max(1, size * np.dtype(dtype).itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, size)
 
 
 class MappedReader:
