@@ -42,7 +42,7 @@ from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import find_sources
 from dray.pipelines.planning.plan import Recipe, plan
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import Store
 
 SUFFIX = "tensor.pyd"
@@ -106,7 +106,7 @@ def dray_pack(inputs: Inputs, output: Path, num_shards: int = NUM_SHARDS, encode
     encoder = Encoder.of(encode, (SUFFIX,))
     recipe = Recipe(suffixes=(SUFFIX,), num_shards=num_shards, encoder=encoder)
     source, target = Store(inputs.directory), Store(output)
-    job = PackJob(inputs=source, output=target, layout=Layout("shards"), transform=None, encoder=encoder)
+    job = PackJob(inputs=source, location=Location(target, Layout("shards")), transform=None, encoder=encoder)
     sources = find_sources(job.inputs, inputs.names, recipe.suffixes)
     tasks = [
         PackTask(number=number, sources=sources.take(shard.rows), memory_bytes=shard.num_bytes)

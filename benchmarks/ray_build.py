@@ -29,7 +29,7 @@ from dray.pipelines.planning.plan import Recipe, plan
 from dray.pipelines.running import pace
 from dray.pipelines.running.dispatch import Dispatch
 from dray.pipelines.running.parcel import Parcel
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import Store
 
 SUFFIX = "tensor.pyd"
@@ -103,7 +103,7 @@ def _round(sources: Sources, folder: Path, number: int, num_shards: int) -> dict
     timed = {}
     for contestant in contestants if number % 2 else contestants[::-1]:
         output = Store(folder / f"{contestant.__name__}{number}")
-        job = PackJob(inputs=Store(sources.url), output=output, layout=Layout("wds"), transform=None)
+        job = PackJob(inputs=Store(sources.url), location=Location(output, Layout("wds")), transform=None)
         timed[contestant] = contestant(job, tasks)
     return timed
 

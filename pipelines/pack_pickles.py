@@ -15,7 +15,7 @@ from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.progress import say
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards.errors import CallError
-from dray.shards.layout import Layout, check_suffixes
+from dray.shards.layout import Layout, Location, check_suffixes
 from dray.shards.log import new_write_id
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
@@ -125,8 +125,7 @@ def pickles_to_tars(
         check_apart(inputs.url, output.url)
     job = PackJob(
         inputs=inputs,
-        output=output,
-        layout=Layout(output_prefix),
+        location=Location(output, Layout(output_prefix)),
         transform=None if func_output_data is None else Transform(func_output_data),
         encoder=encoder,
         leaves_out_bad=tolerance.leaves_out,

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dray.shards.errors import CallError
+from dray.shards.storage.store import Store
 
 DRAY_FOLDER = "__dray__"  # in a dataset's directory; holds everything but the shards
 OLD_FOLDER = "_dray"  # where format 1 kept it
@@ -106,6 +108,26 @@ class Layout:
     def table(self, intent: int, digest: str) -> str:
         """A table of a manifest (a chunk of the sources, say), named in the same way."""
         return f"{self.manifests}/{intent:010d}-{digest}.parquet"
+
+
+class Location(NamedTuple):
+    """Where a dataset is: the store of its directory, and the names of its objects there."""
+
+    store: Store
+    layout: Layout
+
+    @property
+    def url(self) -> str:
+        """URL of the directory."""
+        return self.store.url
+
+    @property
+    def prefix(self) -> str:
+        """The dataset's prefix."""
+        return self.layout.prefix
+
+    def __str__(self) -> str:
+        return f"{self.url} {self.prefix}"
 
 
 def record_number(name: str) -> int | None:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
-from dray.shards.layout import MOST_SHARDS, OLD_FOLDER, Layout, record_number
+from dray.shards.layout import MOST_SHARDS, OLD_FOLDER, Location, record_number
 from dray.shards.parsing.records import FormatError, check_digests, read_record, write_record
 from dray.shards.storage.store import Store
 
@@ -145,32 +145,32 @@ def numbers_in(store: Store, folder: str) -> list[int]:
     return sorted(number for number in found if number is not None)
 
 
-def read_head(store: Store, layout: Layout) -> Commit | None:
+def read_head(location: Location) -> Commit | None:
     """The last commit, which tells what is true now; None where nothing was ever committed.
 
     Raises:
         DamagedError: An older dray wrote this dataset.
     """
-    if number := max(numbers_in(store, layout.commits), default=0):
-        return read_commit(store, layout, number)
-    if (old := f"{OLD_FOLDER}/{layout.prefix}") in store.list_folders(OLD_FOLDER):
+    if number := max(numbers_in(location.store, location.layout.commits), default=0):
+        return read_commit(location, number)
+    if (old := f"{OLD_FOLDER}/{location.prefix}") in location.store.list_folders(OLD_FOLDER):
         raise DamagedError(
-            f"{store.url_of(old)} was written by an older dray; rebuild it: build into an empty folder, or delete "
-            f"{store.url_of(old)} and {store.url_of(layout.prefix)}-*.tar first"
+            f"{location.store.url_of(old)} was written by an older dray; rebuild it: build into an empty folder, or "
+            f"delete {location.store.url_of(old)} and {location.store.url_of(location.prefix)}-*.tar first"
         )
     return None
 
 
-def read_commit(store: Store, layout: Layout, number: int) -> Commit:
+def read_commit(location: Location, number: int) -> Commit:
     """A commit by its number.
 
     Raises:
         NotFoundError: There is none.
     """
-    return _read(store, layout.commit(number), Commit)
+    return _read(location.store, location.layout.commit(number), Commit)
 
 
-def check_log(store: Store, layout: Layout, first: int, stop: int) -> range:
+def check_log(location: Location, first: int, stop: int) -> range:
     """Returns the numbers of the commits from `first` up to `stop`, all of which are there.
 
     A number alone may name any commit: without this, one that somebody made up would be counted up to.
@@ -178,29 +178,28 @@ def check_log(store: Store, layout: Layout, first: int, stop: int) -> range:
     Raises:
         DamagedError: Commits are missing.
     """
-    there = set(numbers_in(store, layout.commits))
+    there = set(numbers_in(location.store, location.layout.commits))
     if stop - first > len(there) or not there.issuperset(range(first, stop)):
         raise DamagedError(
             f"not all of the commits {first} to {stop - 1} are there: restore them "
             "from a copy, or delete those that dray did not write",
-            url=store.url_of(layout.commits),
+            url=location.store.url_of(location.layout.commits),
         )
     return range(first, stop)
 
 
-def read_intent(store: Store, layout: Layout, number: int) -> Intent:
+def read_intent(location: Location, number: int) -> Intent:
     """An intent by its number."""
-    return _read(store, layout.intent(number), Intent)
+    return _read(location.store, location.layout.intent(number), Intent)
 
 
 def append_commit(
-    store: Store, layout: Layout, head: Commit | None, next_of: Callable[[Commit | None], Commit | None]
+    location: Location, head: Commit | None, next_of: Callable[[Commit | None], Commit | None]
 ) -> Commit | None:
     """Add a commit at the end of the log. Durable.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         head: The last commit that the caller knows.
         next_of: The commit to put after a given one, numbered one more; asked anew whenever another writer was faster.
             None gives up.
@@ -212,22 +211,22 @@ def append_commit(
         StoreError: The store did not take it, and nothing stands there.
     """
     while (commit := next_of(head)) is not None:
-        head = create_commit(store, layout, commit)
+        head = create_commit(location, commit)
         if head.write_id == commit.write_id:
             return head
     return None
 
 
-def create_commit(store: Store, layout: Layout, commit: Commit) -> Commit:
+def create_commit(location: Location, commit: Commit) -> Commit:
     """Create-only, durable: returns the commit that now stands under that number, this one or another's.
 
     Raises:
         StoreError: Nothing stands there and the store did not take ours.
     """
-    return _create(store, layout.commit(commit.number), commit)
+    return _create(location.store, location.layout.commit(commit.number), commit)
 
 
-def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
+def create_intent(location: Location, intent: Intent) -> Intent:
     """Create-only, durable: returns the intent that now stands under that number, this one or another's.
 
     Every build that writes shards comes by here first, so here a store that would overwrite them is found out.
@@ -235,11 +234,11 @@ def create_intent(store: Store, layout: Layout, intent: Intent) -> Intent:
     Raises:
         StoreError: The store ignores the condition of a conditional put.
     """
-    name = layout.intent(intent.number)
-    standing = _create(store, name, intent)
-    if standing.write_id == intent.write_id and store.takes_again(name, write_record(intent)):
+    name = location.layout.intent(intent.number)
+    standing = _create(location.store, name, intent)
+    if standing.write_id == intent.write_id and location.store.takes_again(name, write_record(intent)):
         raise StoreError(
-            f"{store.url} ignores conditional puts (If-None-Match): it took {name} twice, so two builds could "
+            f"{location.url} ignores conditional puts (If-None-Match): it took {name} twice, so two builds could "
             "overwrite each other's shards; use a store that honours them, as S3, GCS, Azure and SeaweedFS do"
         )
     return standing

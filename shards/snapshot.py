@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout, key_of
+from dray.shards.layout import Layout, Location, key_of
 from dray.shards.log import Commit, read_head
 from dray.shards.manifest import Manifest, Shard, TableChunk
 from dray.shards.parsing.parquet import (
@@ -40,15 +40,13 @@ class Snapshot:
     Open one by `Snapshot.open(url, prefix)`.
 
     Attributes:
-        store: Where the dataset is.
-        layout: Names of its objects.
+        location: Where the dataset is.
         commit: The commit that made the version.
         manifest: Its content.
         tars: Where the tars are: `store`, or a store of the manifest's base.
     """
 
-    store: Store
-    layout: Layout
+    location: Location
     commit: Commit
     manifest: Manifest
     tars: Store = field(init=False, compare=False)
@@ -56,6 +54,16 @@ class Snapshot:
     def __post_init__(self) -> None:
         base = self.manifest.base
         object.__setattr__(self, "tars", self.store if base is None else self.store.at(base))
+
+    @property
+    def store(self) -> Store:
+        """Store of the dataset's directory."""
+        return self.location.store
+
+    @property
+    def layout(self) -> Layout:
+        """Names of the dataset's objects."""
+        return self.location.layout
 
     @classmethod
     def open(
@@ -81,30 +89,30 @@ class Snapshot:
             DamagedError: Its manifest is not the one that was committed.
         """
         directory, pinned = split_version(url, version)
-        store, layout = Store(directory, storage_options), Layout(prefix)
-        return cls.load(store, layout, read_version(store, layout, pinned))
+        location = Location(Store(directory, storage_options), Layout(prefix))
+        return cls.load(location, read_version(location, pinned))
 
     @classmethod
-    def load(cls, store: Store, layout: Layout, commit: Commit) -> "Snapshot":
+    def load(cls, location: Location, commit: Commit) -> "Snapshot":
         """The version that was the last as of a commit, on an open store.
 
         Raises:
             NotFoundError: It was dropped.
             DamagedError: Its manifest is missing, or not the one that was committed.
         """
-        name = layout.manifest(commit.intent, commit.manifest)
-        body = _read_record(store, layout, commit, name, "manifest")
+        name = location.layout.manifest(commit.intent, commit.manifest)
+        body = _read_record(location, commit, name, "manifest")
         if digest_of(body) != commit.manifest:
             raise DamagedError(
-                f"the manifest is not the one that version {commit.version} committed", url=store.url_of(name)
+                f"the manifest is not the one that version {commit.version} committed", url=location.store.url_of(name)
             )
-        snapshot = cls(store, layout, commit, Manifest.from_bytes(body, store.url_of(name)))
+        snapshot = cls(location, commit, Manifest.from_bytes(body, location.store.url_of(name)))
         found = snapshot.num_samples, len(snapshot.shards), snapshot.num_bytes
         if found != (commit.num_samples, commit.num_shards, commit.num_bytes):
             raise DamagedError(
                 f"the manifest does not hold the samples, shards and bytes that version {commit.version} committed: "
                 f"dray log lists the versions, dray rollback goes back to one",
-                url=store.url_of(name),
+                url=location.store.url_of(name),
             )
         return snapshot
 
@@ -300,7 +308,7 @@ class Snapshot:
 
     def _table(self, chunk: TableChunk, schema: pa.Schema) -> pa.Table:
         name = self.layout.table(chunk.intent, chunk.digest)
-        body = _read_record(self.store, self.layout, self.commit, name, "table")
+        body = _read_record(self.location, self.commit, name, "table")
         if digest_of(body) != chunk.digest:
             raise self._damaged_table(chunk, "not the one that its name says")
         try:
@@ -316,7 +324,7 @@ class Snapshot:
         )
 
 
-def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: str) -> bytes:
+def _read_record(location: Location, commit: Commit, name: str, what: str) -> bytes:
     """A manifest or one of its tables.
 
     Raises:
@@ -324,17 +332,19 @@ def _read_record(store: Store, layout: Layout, commit: Commit, name: str, what: 
         DamagedError: It is missing.
     """
     try:
-        return store.get(name)
+        return location.store.get(name)
     except NotFoundError as exc:
-        head = read_head(store, layout)
-        if head is not None and not keeps(store, layout, head, commit.version):
-            holds = read_holds(store, layout, head)
+        head = read_head(location)
+        if head is not None and not keeps(location, head, commit.version):
+            holds = read_holds(location, head)
             held = "".join(f", {version} as {name!r}" for name, version in sorted(holds.items()))
             raise NotFoundError(
-                f"version {commit.version} of {layout.prefix!r} under {store.url} was dropped: kept are those from "
-                f"{head.kept_from} on{held}; dray log {store.url} shows them"
+                f"version {commit.version} of {location.prefix!r} under {location.url} was dropped: kept are those "
+                f"from {head.kept_from} on{held}; dray log {location.url} shows them"
             ) from exc
-        raise DamagedError(f"the {what} of version {commit.version} is missing", url=store.url_of(name)) from exc
+        raise DamagedError(
+            f"the {what} of version {commit.version} is missing", url=location.store.url_of(name)
+        ) from exc
 
 
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:

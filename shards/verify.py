@@ -19,7 +19,7 @@ from xxhash import xxh3_64
 
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
 from dray.shards.index import ShardIndex
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.manifest import Kind, Shard
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
@@ -71,7 +71,7 @@ class _Expected:
         return self.offset - len(self.header)
 
 
-def open_whole(store: Store, layout: Layout, version: int | str | None) -> Snapshot | Finding:
+def open_whole(location: Location, version: int | str | None) -> Snapshot | Finding:
     """A version, or what is wrong with the two records that it cannot be opened without.
 
     Raises:
@@ -79,9 +79,9 @@ def open_whole(store: Store, layout: Layout, version: int | str | None) -> Snaps
         StoreError: The store does not answer.
     """
     try:
-        return Snapshot.load(store, layout, read_version(store, layout, version))
+        return Snapshot.load(location, read_version(location, version))
     except DamagedError as exc:
-        return _finding(exc, store)
+        return _finding(exc, location.store)
 
 
 def _finding(exc: DrayError, store: Store) -> Finding:
@@ -125,7 +125,7 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
     store, layout, version = snapshot.store, snapshot.layout, snapshot.version
     now = None
     try:
-        now = open_whole(store, layout, version)
+        now = open_whole(snapshot.location, version)
     except NotFoundError as exc:  # the commit is missing, or the version was dropped meanwhile
         yield Finding(url=store.url_of(layout.commit(version)), what=str(exc))
     if isinstance(now, Finding):

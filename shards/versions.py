@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from dray.shards.arguments import as_int
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, check_holds, put_content, read_commit, read_head
 from dray.shards.parsing.records import FormatError, read_record, write_record
-from dray.shards.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +26,17 @@ class Holds:
     holds: dict[str, int]  # name -> version
 
 
-def put_holds(store: Store, layout: Layout, holds: Mapping[str, int]) -> str | None:
+def put_holds(location: Location, holds: Mapping[str, int]) -> str | None:
     """Store a list of holds, durably. Returns the digest by which a commit names it; None for an empty one."""
     if not holds:
         return None
     body = write_record(Holds(holds=dict(holds)))
     digest = digest_of(body)
-    put_content(store, layout.hold_list(digest), body)
+    put_content(location.store, location.layout.hold_list(digest), body)
     return digest
 
 
-def read_holds(store: Store, layout: Layout, commit: Commit) -> dict[str, int]:
+def read_holds(location: Location, commit: Commit) -> dict[str, int]:
     """Returns name -> version of all holds as of a commit.
 
     Raises:
@@ -45,35 +44,34 @@ def read_holds(store: Store, layout: Layout, commit: Commit) -> dict[str, int]:
     """
     if commit.holds is None:
         return {}
-    name = layout.hold_list(commit.holds)
+    name = location.layout.hold_list(commit.holds)
     try:
-        body = store.get(name)
+        body = location.store.get(name)
         if digest_of(body) != commit.holds:
             raise ValueError("its digest is another one")
         holds = read_record(Holds, body).holds
         check_holds(holds, commit.number)
     except FormatError as exc:
-        raise DamagedError(str(exc), url=store.url_of(name)) from exc
+        raise DamagedError(str(exc), url=location.store.url_of(name)) from exc
     except (ValueError, NotFoundError) as exc:
         raise DamagedError(
             f"not a readable list of the holds of commit {commit.number} ({exc}): restore it "
             "from a copy; nothing is deleted until then",
-            url=store.url_of(name),
+            url=location.store.url_of(name),
         ) from exc
     return holds
 
 
-def keeps(store: Store, layout: Layout, head: Commit, version: int) -> bool:
+def keeps(location: Location, head: Commit, version: int) -> bool:
     """Whether a version is kept as of a commit."""
-    return version >= head.kept_from or version in read_holds(store, layout, head).values()
+    return version >= head.kept_from or version in read_holds(location, head).values()
 
 
-def read_version(store: Store, layout: Layout, version: int | str | None = None) -> Commit:
+def read_version(location: Location, version: int | str | None = None) -> Commit:
     """The commit that made a version.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         version: A number, also as text; the name of a hold; None: the last.
 
     Raises:
@@ -81,47 +79,47 @@ def read_version(store: Store, layout: Layout, version: int | str | None = None)
         NotFoundError: Nothing was ever committed, or there is no such version or hold.
     """
     if version is not None and not isinstance(version, str):
-        return _numbered(store, layout, as_int("version", version, 1))
+        return _numbered(location, as_int("version", version, 1))
     if version is not None and version.isdecimal():
-        return _numbered(store, layout, int(version))
-    head = read_head(store, layout)
+        return _numbered(location, int(version))
+    head = read_head(location)
     if head is None:
-        raise no_dataset(store, layout)
-    number = head.version if version is None else _held(store, layout, head, version)
-    return head if number == head.number else _numbered(store, layout, number)
+        raise no_dataset(location)
+    number = head.version if version is None else _held(location, head, version)
+    return head if number == head.number else _numbered(location, number)
 
 
-def no_dataset(store: Store, layout: Layout) -> NotFoundError:
+def no_dataset(location: Location) -> NotFoundError:
     """The error for a place where nothing was ever committed."""
     return NotFoundError(
-        f"no dataset with prefix {layout.prefix!r} under {store.url}: "
+        f"no dataset with prefix {location.prefix!r} under {location.url}: "
         "check the URL and the prefix, or build one with `dray build`"
     )
 
 
-def _numbered(store: Store, layout: Layout, version: int) -> Commit:
+def _numbered(location: Location, version: int) -> Commit:
     try:
-        commit = read_commit(store, layout, version)
+        commit = read_commit(location, version)
     except NotFoundError as exc:
-        head = read_head(store, layout)
+        head = read_head(location)
         raise NotFoundError(
-            f"no version {version} of prefix {layout.prefix!r} under {store.url}; the last one there is "
+            f"no version {version} of prefix {location.prefix!r} under {location.url}; the last one there is "
             f"{head.version if head else 'none'}: check the URL, the prefix and the version"
         ) from exc
     if not commit.makes_version:
         raise NotFoundError(
-            f"number {version} of {layout.prefix!r} under {store.url} is a {commit.operation}, which makes no version: "
-            f"the last one then was {commit.version}"
+            f"number {version} of {location.prefix!r} under {location.url} is a {commit.operation}, which makes no "
+            f"version: the last one then was {commit.version}"
         )
     return commit
 
 
-def _held(store: Store, layout: Layout, head: Commit, name: str) -> int:
-    holds = read_holds(store, layout, head)
+def _held(location: Location, head: Commit, name: str) -> int:
+    holds = read_holds(location, head)
     if name not in holds:
         names = ", ".join(sorted(holds)) or "none"
         raise NotFoundError(
-            f"no hold {name!r} of prefix {layout.prefix!r} under {store.url}; there are: {names}. "
+            f"no hold {name!r} of prefix {location.prefix!r} under {location.url}; there are: {names}. "
             "A version is a number or the name of a hold: dray log shows them"
         )
     return holds[name]

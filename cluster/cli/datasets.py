@@ -7,10 +7,9 @@ commit is not read, so damaged datasets are found as well. If there is none, the
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from dray.shards.errors import CallError, NotFoundError
-from dray.shards.layout import DRAY_FOLDER, OLD_FOLDER, Layout, some
+from dray.shards.layout import DRAY_FOLDER, OLD_FOLDER, Layout, Location, some
 from dray.shards.log import numbers_in
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
@@ -21,17 +20,7 @@ MAX_FOLDERS = 100  # searched if a URL itself holds no dataset
 MAX_NAMED = 5  # files, folders or commands in an error
 
 
-class Found(NamedTuple):
-    """A dataset with at least one commit."""
-
-    store: Store
-    layout: Layout
-
-    def __str__(self) -> str:
-        return f"{self.store.url} {self.layout.prefix}"
-
-
-def find_datasets(url: str, prefix: str | None, storage_options: StorageOptions) -> list[Found]:
+def find_datasets(url: str, prefix: str | None, storage_options: StorageOptions) -> list[Location]:
     """Returns the datasets under a URL, at least one, sorted by folder and prefix.
 
     Args:
@@ -51,7 +40,7 @@ def find_datasets(url: str, prefix: str | None, storage_options: StorageOptions)
     return found
 
 
-def find_dataset(url: str, prefix: str | None, storage_options: StorageOptions, words: Sequence[str]) -> Found:
+def find_dataset(url: str, prefix: str | None, storage_options: StorageOptions, words: Sequence[str]) -> Location:
     """Returns the only dataset under a URL.
 
     Args:
@@ -75,7 +64,7 @@ def find_dataset(url: str, prefix: str | None, storage_options: StorageOptions, 
     )
 
 
-def datasets_below(store: Store, prefix: str, storage_options: StorageOptions) -> list[Found]:
+def datasets_below(store: Store, prefix: str, storage_options: StorageOptions) -> list[Location]:
     """Returns the datasets with a prefix in the sub-folders of a folder, sorted; none if the folder does not exist."""
     return [one for folder in _folders(store, storage_options) for one in _directly_in(folder, prefix)]
 
@@ -92,23 +81,23 @@ def without_version(url: str) -> str:
     return directory
 
 
-def _words(one: Found, found: Sequence[Found], prefix: str | None) -> list[str]:
+def _words(one: Location, found: Sequence[Location], prefix: str | None) -> list[str]:
     """Returns the arguments that name one of the datasets: its URL, and its prefix if the URL is ambiguous."""
     alone = prefix is None and sum(other.store.url == one.store.url for other in found) == 1
     return [one.store.url] if alone else [one.store.url, "--prefix", one.layout.prefix]
 
 
-def _found_from(store: Store, prefix: str | None, options: StorageOptions) -> list[Found]:
+def _found_from(store: Store, prefix: str | None, options: StorageOptions) -> list[Location]:
     if store.local_root is not None and os.path.isfile(store.local_root):
         return []
     found = list(_directly_in(store, prefix))
     return found or [one for folder in _folders(store, options) for one in _directly_in(folder, prefix)]
 
 
-def _directly_in(store: Store, prefix: str | None) -> Iterator[Found]:
+def _directly_in(store: Store, prefix: str | None) -> Iterator[Location]:
     prefixes = [prefix] if prefix is not None else _begun(store)
     layouts = (Layout(name) for name in prefixes)
-    return (Found(store, layout) for layout in layouts if numbers_in(store, layout.commits))
+    return (Location(store, layout) for layout in layouts if numbers_in(store, layout.commits))
 
 
 def _begun(store: Store) -> list[str]:

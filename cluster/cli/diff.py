@@ -41,11 +41,11 @@ def diff(
 
     [cyan]dray diff s3://lab/digits/train paper 7 --all[/]
     """
-    found = store, layout = dataset.find_one("diff", a, *(() if b is None else (b,)))
-    old, new = (Snapshot.load(store, layout, read_version(store, layout, version)) for version in (a, b))
+    found = dataset.find_one("diff", a, *(() if b is None else (b,)))
+    old, new = (Snapshot.load(found, read_version(found, version)) for version in (a, b))
     difference = compare(old, new)
     if as_json:
-        facts = {"url": store.url, "prefix": layout.prefix, "a": old.version, "b": new.version}
+        facts = {"url": found.url, "prefix": found.prefix, "a": old.version, "b": new.version}
         typer.echo(json.dumps(facts | asdict(difference), indent=1))
         return
     typer.echo(f"{found} from version {old.version} to {new.version}")

@@ -9,9 +9,8 @@ import typer
 
 from dray.cluster.cli.options import AsJson, DatasetOptions
 from dray.pipelines.versions.holds import history
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, Operation
-from dray.shards.storage.store import Store
 from dray.shards.versions import read_holds
 
 _HEADINGS = ("number", "when", "what", "version", "samples", "shards", "MB", "state")
@@ -61,10 +60,10 @@ def log(dataset: DatasetOptions, *, as_json: AsJson = False) -> None:
 
     [cyan]dray log s3://lab/digits/train --json[/]
     """
-    logs = [(found, _entries(*found)) for found in dataset.find_all()]
+    logs = [(found, _entries(found)) for found in dataset.find_all()]
     if as_json:
         facts = [
-            {"url": found.store.url, "prefix": found.layout.prefix, **asdict(entry)}
+            {"url": found.url, "prefix": found.prefix, **asdict(entry)}
             for found, log_entries in logs
             for entry in log_entries
         ]
@@ -76,11 +75,11 @@ def log(dataset: DatasetOptions, *, as_json: AsJson = False) -> None:
             typer.echo(line)
 
 
-def _entries(store: Store, layout: Layout) -> list[Entry]:
+def _entries(location: Location) -> list[Entry]:
     """Returns the log, newest first."""
-    commits = history(store, layout)
+    commits = history(location)
     names = defaultdict[int, list[str]](list)
-    for name, version in sorted(read_holds(store, layout, commits[-1]).items()):
+    for name, version in sorted(read_holds(location, commits[-1]).items()):
         names[version].append(name)
     return [_entry(commits, place, names[commits[place].number]) for place in range(len(commits) - 1, -1, -1)]
 

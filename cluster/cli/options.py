@@ -14,10 +14,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from dray.cluster.cli.datasets import Found, find_dataset, find_datasets, without_version
+from dray.cluster.cli.datasets import find_dataset, find_datasets, without_version
 from dray.pipelines.running.ray_session import check_address
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError
+from dray.shards.layout import Location
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.urls import split_version
 from dray.shards.versions import read_version
@@ -85,11 +86,11 @@ class DatasetOptions:
         """Options for `Store`."""
         return parse_storage_options(self.storage_option)
 
-    def find_all(self) -> list[Found]:
+    def find_all(self) -> list[Location]:
         """Returns the datasets, at least one; see `find_datasets`."""
         return find_datasets(self.directory, self.prefix, self.storage_options)
 
-    def find_one(self, *words: str) -> Found:
+    def find_one(self, *words: str) -> Location:
         """Returns the only dataset; an error about several names the command line `words` for each of them."""
         return find_dataset(self.directory, self.prefix, self.storage_options, words)
 
@@ -119,7 +120,7 @@ class VersionOptions(DatasetOptions):
     def snapshots(self) -> list[Snapshot]:
         """Returns that version of each dataset."""
         pinned = self.pinned
-        return [Snapshot.load(store, layout, read_version(store, layout, pinned)) for store, layout in self.find_all()]
+        return [Snapshot.load(location, read_version(location, pinned)) for location in self.find_all()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dray.cluster.cli.datasets import Found
 from dray.cluster.cli.ls import parts_of
 from dray.cluster.cli.options import AsJson, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.versions.attempts import check_is_build
 from dray.shards import Snapshot
+from dray.shards.layout import Location
 from dray.shards.manifest import Kind
 from dray.shards.messages import counted
 from dray.shards.storage.client import StorageOptions
@@ -97,7 +97,7 @@ class Report:
         rebuild: Command line to run after that; None if the dataset was made by a program's function.
     """
 
-    dataset: Found
+    dataset: Location
     pinned: int | str | None
     level: str
     findings: Sequence[Finding]
@@ -113,12 +113,12 @@ class Report:
     @property
     def is_last(self) -> bool:
         """Whether this is the last version."""
-        return self.pinned is None or self.version == read_version(*self.dataset).version
+        return self.pinned is None or self.version == read_version(self.dataset).version
 
 
-def _verify(found: Found, options: VersionOptions, level: str, names_file: Path | None) -> Report:
+def _verify(found: Location, options: VersionOptions, level: str, names_file: Path | None) -> Report:
     """Returns the report on one version; writes the names of its samples to the file if a build needs them."""
-    opened = open_whole(*found, options.pinned)
+    opened = open_whole(found, options.pinned)
     if isinstance(opened, Finding):
         return Report(dataset=found, pinned=options.pinned, level=level, findings=[opened])
     findings = _findings(opened, level)

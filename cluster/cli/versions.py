@@ -41,7 +41,7 @@ def hold(
     [cyan]dray hold s3://lab/digits/train baseline --version 3[/]
     """
     found = dataset.find_one("hold", name, *(("--version", version) if version else ()))
-    number = holds.hold(*found, name, version)
+    number = holds.hold(found, name, version)
     typer.echo(f"{found}: version {number} is held as {name} until it is released")
 
 
@@ -56,9 +56,9 @@ def release(
     [cyan]dray release shards/train paper[/]
     """
     found = dataset.find_one("release", name)
-    number = holds.release(*found, name)
-    head = read_head(*found)
-    is_kept = head is not None and keeps(*found, head, number)
+    number = holds.release(found, name)
+    head = read_head(found)
+    is_kept = head is not None and keeps(found, head, number)
     then = "is still kept" if is_kept else "is dropped: the next gc deletes the files that only it uses"
     typer.echo(f"{found}: {name} is released; version {number} {then}")
 
@@ -78,8 +78,8 @@ def rollback(
     [cyan]dray rollback s3://lab/digits/train paper[/]
     """
     found = dataset.find_one("rollback", version)
-    old, last = (read_version(*found, wanted).version for wanted in (version, None))
-    made = holds.rollback(*found, version)
+    old, last = (read_version(found, wanted).version for wanted in (version, None))
+    made = holds.rollback(found, version)
     if made.version == last:
         typer.echo(f"{found}: nothing to do, version {last} is the same as version {old}")
         return
@@ -116,7 +116,7 @@ def gc(
     reports: list[GcReport] = []
     try:
         for found in dataset.find_all():
-            reports.append(collect_garbage(*found, rule, dry_run=dry_run))
+            reports.append(collect_garbage(found, rule, dry_run=dry_run))
             if not as_json:
                 _print_gc(reports[-1])
     finally:
@@ -148,5 +148,5 @@ def compact(dataset: DatasetOptions, retention: RetentionOptions, *, address: Ad
     rule, ray_address = retention.rule(), cluster_address(address)
     found = dataset.find_all()
     with ray_session(ray_address if len(found) > 1 else None):  # a single dataset connects only if it has work
-        for store, layout in found:
-            typer.echo(str(merge_shards(store, layout, retention=rule, address=ray_address)))
+        for location in found:
+            typer.echo(str(merge_shards(location, retention=rule, address=ray_address)))

@@ -22,7 +22,7 @@ from dray.loaders.workers.processes import Carried, TorchLoader
 from dray.shards.arguments import as_seed
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import NotFoundError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import read_head
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.foreign_tars import PlainCatalog, PlainTars, tar_names
@@ -85,7 +85,7 @@ def open_split(
         snapshot = open_agreed(url, prefix, storage_options=storage_options)
     except NotFoundError:
         store = Store(directory, storage_options)
-        if version is not None or read_head(store, Layout(prefix)) is not None:
+        if version is not None or read_head(Location(store, Layout(prefix))) is not None:
             raise
         if store.local_root is None:
             wanted = named_parts(suffixes, None, missing, by_ending=True)

@@ -30,16 +30,16 @@ def announce(
         stored: The names of what lies in the dataset's directory.
         progress: Whether to say what is kept.
     """
-    tars = {number for name in stored if (number := job.layout.shard_number(name)) is not None}
-    numbers = numbers_in(job.output, job.layout.intents)
+    tars = {number for name in stored if (number := job.location.layout.shard_number(name)) is not None}
+    numbers = numbers_in(job.location.store, job.location.layout.intents)
     if not numbers:
         _say_what_is_kept(job, tars, show=progress)
-    log = [read_intent(job.output, job.layout, number) for number in _recent(numbers, last)]
+    log = [read_intent(job.location, number) for number in _recent(numbers, last)]
     while True:
         for intent in log:
             if _is_ours(intent, planned, last):
                 return intent
-        log.append(create_intent(job.output, job.layout, _next_intent(planned, last, tars, log)))
+        log.append(create_intent(job.location, _next_intent(planned, last, tars, log)))
 
 
 def _recent(numbers: list[int], last: Snapshot | None) -> list[int]:
@@ -89,7 +89,7 @@ def _next_intent(planned: Plan, last: Snapshot | None, stored: set[int], log: li
 def _say_what_is_kept(job: PackJob, foreign: set[int], *, show: bool) -> None:
     if foreign:
         say(
-            f"{counted(len(foreign), 'tar')} that dray did not write under {job.output.url_of(job.layout.prefix)}-*: "
+            f"{counted(len(foreign), 'tar')} that dray did not write under {job.location.url}/{job.location.prefix}-*: "
             f"kept; new shards start at {max(foreign) + 1:06d}, and readers that glob see both; dray's see the new",
             show=show,
         )

@@ -41,7 +41,7 @@ def survey(spec: BuildSpec) -> Work:
     def attempt(head: Commit | None, *, is_first: bool) -> Work:  # noqa: ARG001  all are alike
         return work_out(spec, head)
 
-    return until_committed(spec.job.output, spec.job.layout, attempt, progress=spec.progress)
+    return until_committed(spec.job.location, attempt, progress=spec.progress)
 
 
 def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None = None) -> BuildReport:
@@ -91,8 +91,8 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
         manifest, changes = next_manifest(job, recipe, work, intent, packed, bad)
         if spec.guard and (refusal := spec.guard.refuses_removal(changes)):
-            raise CallError(f"{job.output.url}: no version was made: {refusal}")
-        made = commit_version(job.output, job.layout, manifest, base, retention=retention)
+            raise CallError(f"{job.location.url}: no version was made: {refusal}")
+        made = commit_version(job.location, manifest, base, retention=retention)
         if made is None:
             return None
         if unpacked := [left.bad for left in bad if not left.bad.is_empty]:
@@ -101,7 +101,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         _say_if_small(made, show=progress)
         return report(made, changes, packed)
 
-    return until_committed(job.output, job.layout, attempt, progress=progress)
+    return until_committed(job.location, attempt, progress=progress)
 
 
 def _say_if_small(made: Snapshot, *, show: bool) -> None:
@@ -120,9 +120,10 @@ def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Sna
     theirs = _kind(last)
     if theirs != _kind_of(recipe.to_json(), job.inputs.url) and (base is None or theirs != _kind(base)):
         raise ConflictError(
-            f"{job.output.url}: while this build ran, another committed version {last.version} of "
-            f"{job.layout.prefix!r} by another recipe or from another directory ({last.manifest.source_url}); nothing "
-            f"was lost: agree which one is wanted, then run it again (dray ls {job.output.url} shows the other's)"
+            f"{job.location.url}: while this build ran, another committed version {last.version} of "
+            f"{job.location.prefix!r} by another recipe or from another directory ({last.manifest.source_url}); "
+            f"nothing was lost: decide which one is wanted, then run it again "
+            f"(dray ls {job.location.url} shows the other's)"
         )
 
 
@@ -146,7 +147,7 @@ def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
             number=number,
             sources=work.sources.take(shard.rows),
             memory_bytes=shard.num_bytes * 5 // 4 + TASK_BYTES,
-            is_stored=job.layout.shard(number) in work.stored,
+            is_stored=job.location.layout.shard(number) in work.stored,
         )
         for shard, number in zip(work.planned.shards, intent.shards, strict=True)
         if shard.fate != "reused"
@@ -165,7 +166,7 @@ def _pack(
     bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_empty]
     most = tolerance.most(work.num_inputs) or NAMED
     tasks = _tasks(job, work, intent)
-    with shard_progress(f"packing {job.layout.prefix}", num_shards=len(tasks), show=progress) as advance:
+    with shard_progress(f"packing {job.location.prefix}", num_shards=len(tasks), show=progress) as advance:
         for shard in _packed_shards(job, tasks, intent, address, progress=progress):
             packed[shard.number] = shard
             advance(shard.num_bytes)
@@ -176,9 +177,7 @@ def _pack(
             if len(bad) > most:
                 tolerance.check(bad, work.num_inputs, job.inputs.url)
     tolerance.check(bad, work.num_inputs, job.inputs.url)
-    check_stored(
-        job.output, job.layout, {shard.number: shard.num_bytes for shard in packed.values() if shard.num_bytes}
-    )
+    check_stored(job.location, {shard.number: shard.num_bytes for shard in packed.values() if shard.num_bytes})
     return packed
 
 
@@ -191,7 +190,7 @@ def _packed_shards(
         ClusterError: This process could: names the node.
     """
     job = replace(job, is_remote=not runs_in_process(address))
-    witness = Witness(job.output, job.layout.intent(intent.number))
+    witness = Witness(job.location.store, job.location.layout.intent(intent.number))
     waiting = {task.number: task for task in tasks}
     while waiting:
         tasks, waiting = list(waiting.values()), {}

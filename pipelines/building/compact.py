@@ -31,7 +31,7 @@ from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, Intent, Operation
 from dray.shards.manifest import Manifest, Shard, TableChunk, part_table
 from dray.shards.messages import counted
@@ -96,8 +96,7 @@ class MergeTask:
 
 
 def compact(
-    store: Store,
-    layout: Layout,
+    location: Location,
     *,
     retention: Retention | None,
     address: str | None = None,
@@ -109,8 +108,7 @@ def compact(
     it is planned again from there; what was merged serves. Samples of merged shards move to the place of the first one.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         retention: Which versions stay; None: all.
         address: See `run_tasks`.
         progress: Show a bar or lines on standard error.
@@ -125,8 +123,8 @@ def compact(
     def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  all are alike
         """None where another writer committed meanwhile."""
         if head is None:
-            raise no_dataset(store, layout)
-        base = Snapshot.load(store, layout, head)
+            raise no_dataset(location)
+        base = Snapshot.load(location, head)
         check_is_build(base)
         groups = plan_for(base.shards, base.manifest.recipe)
         merged = [group for group in groups if len(group) > 1]
@@ -139,14 +137,14 @@ def compact(
         finish(made, base, retention, progress=progress)
         return _report(made, merged, started)
 
-    return until_committed(store, layout, attempt, progress=progress)
+    return until_committed(location, attempt, progress=progress)
 
 
 def _merge(
     base: Snapshot, groups: Sequence[Group], retention: Retention | None, address: str | None, *, progress: bool
 ) -> Snapshot | None:
     """Announce, merge and commit; None where the dataset moved on meanwhile."""
-    job = PackJob(inputs=base.store, output=base.store, layout=base.layout, transform=None)  # no input is read
+    job = PackJob(inputs=base.store, location=base.location, transform=None)  # no input is read
     stored = stored_sizes(job)
     intent = announce(job, _announced(groups), base, stored, progress=progress)
     witness = Witness(base.store, base.layout.intent(intent.number))
@@ -160,10 +158,10 @@ def _merge(
         for shard in run_tasks(merge_shards, base, tasks, address, witness=witness, progress=progress):
             merged[shard.number] = shard
             advance(shard.num_bytes)
-    check_stored(base.store, base.layout, {shard.number: shard.num_bytes for shard in merged.values()})
+    check_stored(base.location, {shard.number: shard.num_bytes for shard in merged.values()})
     shards = [merged.get(number, group[0]) for group, number in zip(groups, intent.shards, strict=True)]
     manifest = _next_manifest(job, base, groups, shards, intent)
-    return commit_version(base.store, base.layout, manifest, base, operation=Operation.COMPACT, retention=retention)
+    return commit_version(base.location, manifest, base, operation=Operation.COMPACT, retention=retention)
 
 
 def _announced(groups: Sequence[Group]) -> Plan:
@@ -224,7 +222,7 @@ def _merge_shard(base: Snapshot, task: MergeTask) -> Shard:
         num_bytes=index.shard_bytes,
         num_samples=len(index.keys),
         digest=_merged_digest(task.parts),
-        index_digest=store_index(store, base.layout, task.number, index),
+        index_digest=store_index(base.location, task.number, index),
         parts=index.parts(),
     )
 

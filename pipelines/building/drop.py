@@ -14,24 +14,22 @@ from dray.pipelines.planning.plan import Plan
 from dray.pipelines.versions.attempts import check_is_build, finish, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit
 from dray.shards.manifest import Accounting
 from dray.shards.parts import parts_of
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import Store
 from dray.shards.versions import no_dataset
 
 
-def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, progress: bool = True) -> BuildReport:
+def drop_samples(location: Location, *, retention: Retention | None, progress: bool = True) -> BuildReport:
     """Make the last version of a dataset one without samples.
 
     Atomic, and undone by a rollback for as long as the versions before are kept. Where the last version is empty
     already, nothing is written.
 
     Args:
-        store: Where the dataset is.
-        layout: Its names.
+        location: Where the dataset is.
         retention: Which versions stay; None: all.
         progress: Whether to show progress on standard error.
 
@@ -40,12 +38,12 @@ def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, p
         ConflictError: Other writers were faster again and again.
     """
     started = time.monotonic()
-    job = PackJob(inputs=store, output=store, layout=layout, transform=None)  # no input is read
+    job = PackJob(inputs=location.store, location=location, transform=None)  # no input is read
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  all are alike
         if head is None:
-            raise no_dataset(store, layout)
-        base = Snapshot.load(store, layout, head)
+            raise no_dataset(location)
+        base = Snapshot.load(location, head)
         check_is_build(base)
         if not base.shards:
             return report_of(base, None, {}, seconds=time.monotonic() - started)
@@ -60,11 +58,11 @@ def drop_samples(store: Store, layout: Layout, *, retention: Retention | None, p
             sources=(put_table(job, intent, empty_like(base.sources()), 0, {}),),
             left_out=None,
         )
-        made = commit_version(store, layout, manifest, base, retention=retention)
+        made = commit_version(location, manifest, base, retention=retention)
         if made is None:
             return None
         finish(made, base, retention, progress=progress)
         changes = Changes(num_last=base.num_samples, num_removed=base.num_samples)
         return report_of(made, changes, {}, seconds=time.monotonic() - started)
 
-    return until_committed(store, layout, attempt, progress=progress)
+    return until_committed(location, attempt, progress=progress)

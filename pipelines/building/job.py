@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import BadInput, Sources
 from dray.pipelines.inputs.transform import Transform
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.parts import ArrayTypes, Counts
 from dray.shards.storage.store import Store
 
@@ -19,8 +19,7 @@ class PackJob:
     """What all shards of a build share. It travels to every worker once."""
 
     inputs: Store
-    output: Store
-    layout: Layout
+    location: Location
     transform: Transform | None  # None: a sample's parts are its files
     encoder: Encoder | None = None  # None: pickled parts stay pickles
     leaves_out_bad: bool = False  # whether a shard is stored without the samples that cannot be packed

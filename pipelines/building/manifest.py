@@ -64,7 +64,7 @@ def next_manifest(
     known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
     parts, shown = part_table(recipe.to_json(), shards, arrays)
     manifest = Manifest(
-        prefix=job.layout.prefix,
+        prefix=job.location.prefix,
         source_url=job.inputs.url,
         recipe=recipe.to_json(),
         intent=intent.number,
@@ -106,7 +106,7 @@ def put_table(job: PackJob, intent: Intent, body: bytes, num_rows: int, known: M
     digest = digest_of(body)
     if digest in known:
         return known[digest]
-    put_content(job.output, job.layout.table(intent.number, digest), body)
+    put_content(job.location.store, job.location.layout.table(intent.number, digest), body)
     return TableChunk(intent=intent.number, digest=digest, num_rows=num_rows)
 
 

@@ -21,7 +21,7 @@ from dray.pipelines.inputs.sources import ABSENT, BadInput, Sources, hash_files
 from dray.pipelines.running.node import node_name
 from dray.shards.errors import DamagedError, ExistsError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.storage.store import Store
 from dray.shards.tar import scan
 
@@ -63,7 +63,7 @@ def _prepare(job: PackJob, task: PackTask) -> Callable[[], PackedShard]:
     """Fill a shard that is not stored yet; returns what is left to do: to store it, or to adopt the stored one."""
     is_stored = task.is_stored
     if is_stored is None:
-        is_stored = job.output.head(job.layout.shard(task.number)) is not None
+        is_stored = job.location.store.head(job.location.layout.shard(task.number)) is not None
     if is_stored:
         return partial(adopt_shard, job, task)
     return partial(store_shard, job, fill_shard(job, task))
@@ -89,9 +89,9 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
             unread=unread,
             node=node_name() if unread else "",
         )
-    if not create(job.output, job.layout.shard(filled.task.number), filled.tar):
+    if not create(job.location.store, job.location.layout.shard(filled.task.number), filled.tar):
         return adopt_shard(job, filled.task)  # a parallel attempt's, or the retry of our own request
-    digest = store_index(job.output, job.layout, filled.task.number, filled.index)
+    digest = store_index(job.location, filled.task.number, filled.index)
     return PackedShard(
         number=filled.task.number,
         num_bytes=filled.index.shard_bytes,
@@ -112,10 +112,10 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     Raises:
         DamagedError: It is broken, or holds other samples than the task's.
     """
-    name = job.layout.shard(task.number)
-    url = job.output.url_of(name)
+    name = job.location.layout.shard(task.number)
+    url = job.location.store.url_of(name)
     try:
-        index = read_index(job.output, name)
+        index = read_index(job.location.store, name)
         is_packed = _held(index, job, task.sources)
         bad = None if is_packed is None else _left_out(job, task.sources.take(np.flatnonzero(~is_packed)))
         if is_packed is None or bad is None:
@@ -129,7 +129,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
     return PackedShard(
         number=task.number,
         num_bytes=index.shard_bytes,
-        index_digest=store_index(job.output, job.layout, task.number, index),
+        index_digest=store_index(job.location, task.number, index),
         is_packed=is_packed,
         source_hashes=hashes,
         adopted=True,
@@ -226,19 +226,19 @@ def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...] | None:
     return tuple(still.get(name, replace(then, name=name)) for name in sources.names)
 
 
-def store_index(store: Store, layout: Layout, number: int, index: ShardIndex) -> str:
+def store_index(location: Location, number: int, index: ShardIndex) -> str:
     """Store the index of a stored shard; returns its digest. Their folders are the driver's to sync, once.
 
     Raises:
         DamagedError: Another index lies there.
         StoreError: The store failed.
     """
-    shard_name, index_name = layout.shard(number), layout.index(number)
+    shard_name, index_name = location.layout.shard(number), location.layout.index(number)
     body = index.to_bytes()
-    if not create(store, index_name, body) and store.get(index_name) != body:
+    if not create(location.store, index_name, body) and location.store.get(index_name) != body:
         raise DamagedError(
             f"not the index of {shard_name} beside it: was a shard deleted by hand? Delete both, then build again",
-            url=store.url_of(index_name),
+            url=location.store.url_of(index_name),
         )
     return digest_of(body)
 

@@ -125,7 +125,7 @@ def work_out(spec: BuildSpec, head: Commit | None) -> Work:
     left_out += [LeftOut(bad=entry, fate=tolerance.fate, stamp=0) for entry in unusable]
     if spec.checksum:
         sources = _by_content(spec, sources)
-    snapshot = Snapshot.load(job.output, job.layout, head) if head else None
+    snapshot = Snapshot.load(job.location, head) if head else None
     if snapshot is not None:
         check_is_build(snapshot)
     stored = stored_sizes(job)
@@ -166,9 +166,8 @@ def _refusal(spec: BuildSpec, last: Last | None, planned: Plan) -> str:
     )
     if not any(reasons):
         return ""
-    return (
-        f"{spec.job.output.url}: this build is refused, and nothing was written: {'; and '.join(filter(None, reasons))}"
-    )
+    problems = "; and ".join(filter(None, reasons))
+    return f"{spec.job.location.url}: this build is refused, and nothing was written: {problems}"
 
 
 def _say_if_folders_are_new(spec: BuildSpec, sources: Sources, last: Last | None) -> None:
@@ -201,13 +200,13 @@ def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
 
 def stored_sizes(job: PackJob) -> dict[str, int]:
     """Name -> bytes of what lies in the dataset's directory."""
-    return {info.name: info.size for info in job.output.list_folder()}
+    return {info.name: info.size for info in job.location.store.list_folder()}
 
 
 def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
     """The last version as a plan sees it; what somebody deleted by hand is to be packed anew."""
-    layout = job.layout
-    indexed = {indexed_number(info.name) for info in job.output.list_folder(layout.indexes)}
+    layout = job.location.layout
+    indexed = {indexed_number(info.name) for info in job.location.store.list_folder(layout.indexes)}
     whole = {
         shard.number
         for shard in snapshot.shards

@@ -7,12 +7,11 @@ from dray.pipelines.progress import say
 from dray.pipelines.versions.gc import sweep
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError, ConflictError, DamagedError, StoreError
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, read_head
 from dray.shards.manifest import Kind
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import Store
 
 ATTEMPTS = 8  # to commit, where others commit meanwhile
 Report = TypeVar("Report", covariant=True)
@@ -26,26 +25,26 @@ class Attempt(Protocol[Report]):
         ...
 
 
-def until_committed(store: Store, layout: Layout, attempt: Attempt[Report], *, progress: bool) -> Report:
+def until_committed(location: Location, attempt: Attempt[Report], *, progress: bool) -> Report:
     """Try until nobody else was faster; each attempt starts from the last commit.
 
     Raises:
         ConflictError: Others were faster again and again.
     """
     for number in range(ATTEMPTS):
-        head = read_head(store, layout)
+        head = read_head(location)
         try:
             report = attempt(head, is_first=number == 0)
         except (StoreError, DamagedError):
-            if read_head(store, layout) == head:
+            if read_head(location) == head:
                 raise
             report = None  # a gc without a grace may have taken what this one was reading, or had stored
         if report is not None:
             return report
         say("another writer committed meanwhile: planning again from there", show=progress)
     raise ConflictError(
-        f"{store.url}: other writers of {layout.prefix!r} were faster {ATTEMPTS} times in a row; nothing was lost: "
-        "run it again"
+        f"{location.url}: other writers of {location.prefix!r} were faster {ATTEMPTS} times in a row; "
+        "nothing was lost: run it again"
     )
 
 
@@ -63,31 +62,30 @@ def check_is_build(base: Snapshot) -> None:
         )
 
 
-def check_stored(store: Store, layout: Layout, expected: Mapping[int, int]) -> None:
+def check_stored(location: Location, expected: Mapping[int, int]) -> None:
     """Hold what lies there against the tasks' records, and make it durable.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         expected: Shard number -> bytes of its tar.
 
     Raises:
         StoreError: A shard is not there: its task wrote to another place.
     """
-    stored = {info.name: info.size for info in store.list_folder()} if expected else {}
+    stored = {info.name: info.size for info in location.store.list_folder()} if expected else {}
     for number, num_bytes in expected.items():
-        name = layout.shard(number)
+        name = location.layout.shard(number)
         if stored.get(name) == num_bytes:
             continue
-        found = store.head(name)  # a network mount may list what it remembers
+        found = location.store.head(name)  # a network mount may list what it remembers
         if found is None or found.size != num_bytes:
             raise StoreError(
-                f"{store.url_of(name)} was stored with {num_bytes} bytes, but here is "
+                f"{location.store.url_of(name)} was stored with {num_bytes} bytes, but here is "
                 f"{f'one of {found.size}' if found else 'nothing'}: do the workers write to another place? "
                 "A local directory must be on a disk that all nodes share"
             )
     for number in list(expected)[:1]:  # all shards share their folders
-        store.sync([layout.shard(number), layout.index(number)])
+        location.store.sync([location.layout.shard(number), location.layout.index(number)])
 
 
 def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *, progress: bool) -> None:
@@ -111,7 +109,7 @@ def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *
     if retention is None or (before.kept_from, before.open_intent) == (after.kept_from, after.open_intent):
         return
     try:
-        deleted = sweep(made.store, made.layout, after, retention.grace_s)
+        deleted = sweep(made.location, after, retention.grace_s)
     except (StoreError, DamagedError) as exc:
         say(f"version {made.version} stands, but old objects were not deleted: {exc}; dray gc tries again")
         return

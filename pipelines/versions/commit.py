@@ -8,16 +8,14 @@ from dataclasses import replace
 
 from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, Operation, append_commit, new_write_id, now, put_content
 from dray.shards.manifest import Manifest
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import Store
 
 
 def commit_version(
-    store: Store,
-    layout: Layout,
+    location: Location,
     manifest: Manifest,
     base: Snapshot | None,
     *,
@@ -27,8 +25,7 @@ def commit_version(
     """Make a manifest the next version. Atomic, durable.
 
     Args:
-        store: Where the dataset lies; the shards, indexes and tables that the manifest names lie there.
-        layout: Its names.
+        location: Where the dataset is.
         manifest: What the version holds.
         base: The version that the plan started from, with the last commit that the caller knows.
         operation: What made it.
@@ -40,7 +37,7 @@ def commit_version(
     """
     body = manifest.to_bytes()
     digest = digest_of(body)
-    put_content(store, layout.manifest(manifest.intent, digest), body)
+    put_content(location.store, location.layout.manifest(manifest.intent, digest), body)
     standing: Commit | None = None
 
     def next_of(head: Commit | None) -> Commit | None:
@@ -71,10 +68,10 @@ def commit_version(
                 open_intent=head.open_intent,
                 open_shard=head.open_shard,
             )
-        return retain(store, layout, commit, retention) if retention else commit
+        return retain(location, commit, retention) if retention else commit
 
-    commit = append_commit(store, layout, base.commit if base else None, next_of) or standing
-    return Snapshot(store, layout, commit, manifest) if commit else None
+    commit = append_commit(location, base.commit if base else None, next_of) or standing
+    return Snapshot(location, commit, manifest) if commit else None
 
 
 def _may_follow(head: Commit | None, manifest: Manifest, base: Snapshot | None) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from dray.shards.errors import CallError, ConflictError, DamagedError, NotFoundError
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import (
     HOLD_NAME,
     Commit,
@@ -19,19 +19,17 @@ from dray.shards.log import (
     read_head,
 )
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import Store
 from dray.shards.verify import verify
 from dray.shards.versions import keeps, no_dataset, put_holds, read_holds, read_version
 
 READS_AT_ONCE = 16
 
 
-def hold(store: Store, layout: Layout, name: str, version: int | str | None = None) -> int:
+def hold(location: Location, name: str, version: int | str | None = None) -> int:
     """Keep a version under a name, through every gc, until it is released. Returns its number.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         name: A letter, then letters, digits, `_`, `.` and `-`, 64 at most.
         version: A number, or another hold; None: the last.
 
@@ -41,52 +39,53 @@ def hold(store: Store, layout: Layout, name: str, version: int | str | None = No
     """
     if not HOLD_NAME.fullmatch(name):
         raise CallError(f"hold {name!r}: a name is a letter, then letters, digits, '_', '.' and '-', 64 at most")
-    number = read_version(store, layout, version).version
+    number = read_version(location, version).version
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(store, layout, head)
-        if not keeps(store, layout, head, number):
-            raise NotFoundError(f"version {number} of {layout.prefix!r} under {store.url} was dropped: nothing to hold")
-        holds = read_holds(store, layout, head)
+        head = _standing(location, head)
+        if not keeps(location, head, number):
+            raise NotFoundError(
+                f"version {number} of {location.prefix!r} under {location.url} was dropped: nothing to hold"
+            )
+        holds = read_holds(location, head)
         if holds.get(name, number) != number:
-            raise CallError(f"{name!r} holds version {holds[name]} already: dray release {store.url} {name}")
+            raise CallError(f"{name!r} holds version {holds[name]} already: dray release {location.url} {name}")
         if name in holds:
             return None
-        digest = put_holds(store, layout, {**holds, name: number})
+        digest = put_holds(location, {**holds, name: number})
         return replace(head.follow(Operation.HOLD), holds=digest, hold={name: number})
 
-    append_commit(store, layout, read_head(store, layout), next_of)
+    append_commit(location, read_head(location), next_of)
     return number
 
 
-def release(store: Store, layout: Layout, name: str) -> int:
+def release(location: Location, name: str) -> int:
     """Give up a hold; the next gc may drop its version. Returns the version's number.
 
     Raises:
         NotFoundError: There is no such hold.
     """
-    number = read_version(store, layout, name).version if HOLD_NAME.fullmatch(name) else 0
+    number = read_version(location, name).version if HOLD_NAME.fullmatch(name) else 0
     if not number:
-        raise NotFoundError(f"no hold {name!r}: dray log {store.url} shows those there")
+        raise NotFoundError(f"no hold {name!r}: dray log {location.url} shows those there")
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(store, layout, head)
-        holds = read_holds(store, layout, head)
+        head = _standing(location, head)
+        holds = read_holds(location, head)
         if (version := holds.pop(name, None)) is None:
             return None
-        digest = put_holds(store, layout, holds)
+        digest = put_holds(location, holds)
         return replace(head.follow(Operation.RELEASE), holds=digest, hold={name: version})
 
-    append_commit(store, layout, read_head(store, layout), next_of)
+    append_commit(location, read_head(location), next_of)
     return number
 
 
-def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
+def rollback(location: Location, version: int | str) -> Snapshot:
     """Make a new version that is equal to an old one; the ones between stay what they are.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         version: A number, or a hold.
 
     Returns:
@@ -97,22 +96,22 @@ def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
         DamagedError: Something that it names is missing.
         ConflictError: It was dropped, or another version was committed, while this ran.
     """
-    old = Snapshot.load(store, layout, read_version(store, layout, version))
-    start = _standing(store, layout, read_head(store, layout))
-    if not keeps(store, layout, start, old.version):
-        raise NotFoundError(f"version {old.version} of {layout.prefix!r} under {store.url} was dropped")
+    old = Snapshot.load(location, read_version(location, version))
+    start = _standing(location, read_head(location))
+    if not keeps(location, start, old.version):
+        raise NotFoundError(f"version {old.version} of {location.prefix!r} under {location.url} was dropped")
     findings = list(verify(old, "quick"))
-    last = _standing(store, layout, read_head(store, layout)) if findings else start
-    if findings and keeps(store, layout, last, old.version):  # else it went while it was looked at
+    last = _standing(location, read_head(location)) if findings else start
+    if findings and keeps(location, last, old.version):  # else it went while it was looked at
         raise DamagedError(
             f"version {old.version} is not whole: {findings[0]}; dray verify shows all that is wrong with it"
         )
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(store, layout, head)
-        if head.version != start.version or not keeps(store, layout, head, old.version):
+        head = _standing(location, head)
+        if head.version != start.version or not keeps(location, head, old.version):
             raise ConflictError(
-                f"{store.url} {layout.prefix}: another writer committed {head.operation} {head.number} while this "
+                f"{location.url} {location.prefix}: another writer committed {head.operation} {head.number} while this "
                 "rollback ran: look at dray log, then run it again"
             )
         if (head.intent, head.manifest) == (old.commit.intent, old.commit.manifest):
@@ -128,24 +127,24 @@ def rollback(store: Store, layout: Layout, version: int | str) -> Snapshot:
             num_bytes=old.commit.num_bytes,
         )
 
-    made = append_commit(store, layout, last, next_of)
-    return Snapshot(store, layout, made or read_commit(store, layout, start.version), old.manifest)
+    made = append_commit(location, last, next_of)
+    return Snapshot(location, made or read_commit(location, start.version), old.manifest)
 
 
-def history(store: Store, layout: Layout) -> list[Commit]:
+def history(location: Location) -> list[Commit]:
     """Every commit, the first one first: a small read each.
 
     Raises:
         NotFoundError: There is no such dataset.
         DamagedError: A commit is missing, or cannot be read.
     """
-    head = _standing(store, layout, read_head(store, layout))
-    numbers = check_log(store, layout, 1, head.number)
+    head = _standing(location, read_head(location))
+    numbers = check_log(location, 1, head.number)
     with ThreadPoolExecutor(READS_AT_ONCE) as threads:
-        return [*threads.map(partial(read_commit, store, layout), numbers), head]
+        return [*threads.map(partial(read_commit, location), numbers), head]
 
 
-def _standing(store: Store, layout: Layout, head: Commit | None) -> Commit:
+def _standing(location: Location, head: Commit | None) -> Commit:
     if head is None:
-        raise no_dataset(store, layout)
+        raise no_dataset(location)
     return head

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 from dray.shards.arguments import as_int, as_seconds
-from dray.shards.layout import Layout
+from dray.shards.layout import Location
 from dray.shards.log import Commit, Intent, check_log, numbers_in, read_commit, read_intent, unix_time
-from dray.shards.storage.store import Store
 
 DAY_S = 86_400.0
 
@@ -62,32 +61,35 @@ class Retention:
         return last.number + 1, last.numbers.stop
 
 
-def retain(store: Store, layout: Layout, commit: Commit, retention: Retention) -> Commit:
+def retain(location: Location, commit: Commit, retention: Retention) -> Commit:
     """A commit that is about to be made, its floors moved as far as the rule lets them.
 
     Args:
-        store: Where the dataset lies.
-        layout: Its names.
+        location: Where the dataset is.
         commit: With the floors of the one before.
         retention: The rule.
     """
     now = time.time()
-    numbers = check_log(store, layout, commit.kept_from, commit.number)
-    records = [read_commit(store, layout, number) for number in numbers]
+    numbers = check_log(location, commit.kept_from, commit.number)
+    records = [read_commit(location, number) for number in numbers]
     records += [commit] if commit.makes_version else []
     versions = [(record.version, unix_time(record.created)) for record in records if record.makes_version]
-    open_numbers = [number for number in numbers_in(store, layout.intents) if number >= commit.open_intent]
-    intents = [read_intent(store, layout, number) for number in open_numbers]
+    open_numbers = [
+        number for number in numbers_in(location.store, location.layout.intents) if number >= commit.open_intent
+    ]
+    intents = [read_intent(location, number) for number in open_numbers]
     kept = replace(commit, kept_from=retention.first_kept(versions, now)) if versions else commit
     if not intents:
         return kept
-    open_intent, open_shard = retention.first_open(_with_signs_of_life(store, layout, intents), now)
+    open_intent, open_shard = retention.first_open(_with_signs_of_life(location, intents), now)
     return replace(kept, open_intent=open_intent, open_shard=open_shard)
 
 
-def _with_signs_of_life(store: Store, layout: Layout, intents: Sequence[Intent]) -> list[tuple[Intent, float]]:
+def _with_signs_of_life(location: Location, intents: Sequence[Intent]) -> list[tuple[Intent, float]]:
     """When each intent was announced, or the last shard of its numbers stored."""
-    infos = ((layout.shard_number(info.name), info.modified.timestamp()) for info in store.list_folder())
+    infos = (
+        (location.layout.shard_number(info.name), info.modified.timestamp()) for info in location.store.list_folder()
+    )
     stored = sorted((number, time_s) for number, time_s in infos if number is not None)
 
     def last_sign(intent: Intent) -> float:

@@ -9,7 +9,7 @@ from typing import Self
 
 from dray.shards.errors import NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit
 from dray.shards.manifest import Accounting, Kind, Manifest, Shard, part_table
 from dray.shards.parsing.columns import Columns
@@ -124,4 +124,4 @@ def _snapshot(store: Store, prefix: str, counted_shards: Sequence[Shard], arrays
         write_id="",
         created="",
     )
-    return Snapshot(store, Layout(prefix), commit, manifest)
+    return Snapshot(Location(store, Layout(prefix)), commit, manifest)

@@ -27,7 +27,7 @@ from dray.pipelines.versions.gc import gc, kept_versions
 from dray.pipelines.versions.retention import Retention
 from dray.shards import DrayError, NotFoundError, Snapshot, Store
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import read_head
 from dray.shards.storage import disk, retry
 from dray.shards.verify import verify
@@ -79,7 +79,7 @@ def building(inputs: Inputs, names: Sequence[str], retention: Retention = KEEP_B
     """A build in process, which stores shards from a thread."""
 
     def run(store: Store) -> None:
-        job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
+        job = PackJob(inputs=Store(inputs.folder), location=Location(store, LAYOUT), transform=None)
         build(spec_of(job, names), retention=retention)
 
     return run
@@ -87,7 +87,7 @@ def building(inputs: Inputs, names: Sequence[str], retention: Retention = KEEP_B
 
 def collecting(store: Store) -> object:
     """A gc that keeps the last version only."""
-    return gc(store, LAYOUT, KEEP_ONE)
+    return gc(Location(store, LAYOUT), KEEP_ONE)
 
 
 class World:
@@ -220,8 +220,10 @@ def check(
         outcomes.append(scenario.old)
     try:
         assert read(place) in outcomes
-        head = read_head(store, LAYOUT)
-        assert head is None or None not in [read(place, version) for version in kept_versions(store, LAYOUT, head)]
+        head = read_head(Location(store, LAYOUT))
+        assert head is None or None not in [
+            read(place, version) for version in kept_versions(Location(store, LAYOUT), head)
+        ]
         (scenario.then or scenario.run)(store)
         assert read(place) == (scenario.end or scenario.new)
         assert expected is None or comparable(stored(store)) == comparable(expected)
@@ -464,8 +466,8 @@ NaiveFlaw = Literal["overwrites shards", "commits first", "deletes first"]
 
 def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveFlaw) -> None:
     """A builder that ends as well as dray's where nothing goes wrong, with one flaw."""
-    job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
-    work = work_out(spec_of(job, names), read_head(store, LAYOUT))
+    job = PackJob(inputs=Store(inputs.folder), location=Location(store, LAYOUT), transform=None)
+    work = work_out(spec_of(job, names), read_head(Location(store, LAYOUT)))
     if not work.has_work:
         return
     intent = announce(job, work.planned, work.snapshot, work.stored, progress=False)
@@ -485,7 +487,7 @@ def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveF
                                      bad=())  # fmt: skip
     manifest, _ = next_manifest(job, RECIPE, work, intent, packed, ())
     if flaw == "commits first":
-        commit_version(store, LAYOUT, manifest, work.snapshot, retention=KEEP_ONE)
+        commit_version(Location(store, LAYOUT), manifest, work.snapshot, retention=KEEP_ONE)
     if flaw == "deletes first" and work.snapshot is not None:
         kept = {shard.number for shard in manifest.shards}
         store.delete([LAYOUT.shard(old.number) for old in work.snapshot.shards if old.number not in kept])
@@ -493,7 +495,7 @@ def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveF
         with store.open_writer(name) as sink:
             sink.write(body)
     if flaw != "commits first":
-        commit_version(store, LAYOUT, manifest, work.snapshot, retention=KEEP_ONE)
+        commit_version(Location(store, LAYOUT), manifest, work.snapshot, retention=KEEP_ONE)
 
 
 @pytest.mark.parametrize("flaw", ["overwrites shards", "commits first", "deletes first"])

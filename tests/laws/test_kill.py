@@ -24,7 +24,7 @@ from dray.pipelines.inputs.transform import Function
 from dray.pipelines.versions.gc import gc
 from dray.pipelines.versions.retention import Retention
 from dray.shards import Snapshot, Store
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.verify import verify
 from tests.conftest import Inputs
 from tests.support import processes
@@ -105,7 +105,7 @@ def tars(folder: Path) -> dict[str, tuple[int, int]]:
 
 def clear(output: Path) -> Content:
     """What is left after a gc that keeps one version."""
-    gc(Store(output), Layout("wds"), NOTHING)
+    gc(Location(Store(output), Layout("wds")), NOTHING)
     return content(output)
 
 

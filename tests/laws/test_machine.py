@@ -34,7 +34,7 @@ from dray.pipelines.versions.gc import gc
 from dray.pipelines.versions.holds import hold, release, rollback
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards import CallError, ConflictError, DrayError, ExistsError, NotFoundError, Snapshot, Store, StoreError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, read_commit, read_head
 from dray.shards.verify import verify
 from dray.shards.versions import read_holds, read_version
@@ -137,7 +137,7 @@ class Build:
         return replace(self, files=some or dict(machine.files))
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        job = PackJob(inputs=Store(machine.folder), output=store, layout=LAYOUT, transform=None)
+        job = PackJob(inputs=Store(machine.folder), location=Location(store, LAYOUT), transform=None)
         names = list(self.files)
         spec = BuildSpec(job=job, recipe=RECIPE, names=names, tolerance=Tolerance(), address="none", progress=False)
         return build(spec, retention=self.retention)
@@ -164,7 +164,7 @@ class Gc:
         return self
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        return gc(store, LAYOUT, self.retention)
+        return gc(Location(store, LAYOUT), self.retention)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         return None if model.versions else NotFoundError
@@ -188,7 +188,7 @@ class Hold:
         return replace(self, version=machine.number(self.back))
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        return hold(store, LAYOUT, self.name, self.version)
+        return hold(Location(store, LAYOUT), self.name, self.version)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         if not model.keeps(self.version):
@@ -213,7 +213,7 @@ class Release:
         return self
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        return release(store, LAYOUT, self.name)
+        return release(Location(store, LAYOUT), self.name)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         return None if self.name in model.holds else NotFoundError
@@ -235,7 +235,7 @@ class Rollback:
         return replace(self, version=machine.number(self.back))
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        return rollback(store, LAYOUT, self.version)
+        return rollback(Location(store, LAYOUT), self.version)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         return None if model.keeps(self.version) else NotFoundError
@@ -260,7 +260,7 @@ class Compact:
         return self
 
     def run(self, machine: "Machine", store: Store) -> Any:
-        return compact(store, LAYOUT, retention=self.retention, address="none", progress=False)
+        return compact(Location(store, LAYOUT), retention=self.retention, address="none", progress=False)
 
     def refusal(self, model: Model) -> type[DrayError] | None:
         return None if model.versions else NotFoundError

@@ -21,7 +21,7 @@ from dray.pipelines.inputs.transform import Function, Transform
 from dray.pipelines.versions.holds import history
 from dray.shards import Snapshot, Store
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.processes import call_at_once, meet
@@ -34,8 +34,7 @@ NUM_TASKS = 6
 def job_of(inputs: Inputs, place: Place, function: Function | None) -> PackJob:
     return PackJob(
         inputs=Store(inputs.folder),
-        output=Store(place.url, place.storage_options),
-        layout=Layout("wds"),
+        location=Location(Store(place.url, place.storage_options), Layout("wds")),
         transform=Transform(function) if function else None,
     )
 
@@ -65,11 +64,15 @@ def check_one_object_each(job: PackJob, attempts: list[list[PackedShard]]) -> No
         assert [packed.adopted for packed in twice].count(False) == 1
         first = record(twice[0])
         assert all(record(packed) == first for packed in twice[1:])
-        index = job.output.get(job.layout.index(first["number"]))
+        index = job.location.store.get(job.location.layout.index(first["number"]))
         assert digest_of(index) == first["index_digest"]
-        assert index == read_index(job.output, job.layout.shard(first["number"])).to_bytes()
-    assert len(job.output.list_folder()) == len(job.output.list_folder(job.layout.indexes)) == NUM_TASKS
-    assert not job.output.leftovers()
+        assert index == read_index(job.location.store, job.location.layout.shard(first["number"])).to_bytes()
+    assert (
+        len(job.location.store.list_folder())
+        == len(job.location.store.list_folder(job.location.layout.indexes))
+        == NUM_TASKS
+    )
+    assert not job.location.store.leftovers()
 
 
 @pytest.mark.parametrize("is_random", [False, True])
@@ -123,12 +126,12 @@ def check_prepared(inputs: Inputs, output: Path, names: dict[Split, list[str]], 
     """One more version of each split, whole: just these samples; and no tar that no version names."""
     for split, subset in names.items():
         snapshot = Snapshot.open(output / split.name)
-        commits = history(snapshot.store, snapshot.layout)
+        commits = history(snapshot.location)
         assert [commit.version for commit in commits] == list(range(1, version + 1))
         assert list(verify(snapshot, "full")) == []
         found = {key: snapshot.read(key)[SUFFIX] for shard in snapshot.shards for key in snapshot.index(shard).keys}
         assert found == {name.replace(".", "-"): inputs.part(name, SUFFIX) for name in subset}
-        versions = [Snapshot.load(snapshot.store, snapshot.layout, commit) for commit in commits]
+        versions = [Snapshot.load(snapshot.location, commit) for commit in commits]
         urls = {url for one in versions for url in one.urls()}
         assert {snapshot.store.url_of(info.name) for info in snapshot.store.list_folder()} == urls
 

@@ -12,7 +12,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
 from dray.shards.parts import PartForms
@@ -82,7 +82,7 @@ def commit_shards(folder: Path, layout: Layout, shard_bytes: int, index_digest: 
         number=1, operation="build", version=1, intent=1, manifest=digest_of(manifest), write_id=new_write_id(),
         created=now(), num_samples=num_samples, num_shards=NUM_SHARDS, num_bytes=NUM_SHARDS * shard_bytes,
     )  # fmt: skip
-    create_commit(store, layout, commit)
+    create_commit(Location(store, layout), commit)
 
 
 OPEN = """

@@ -16,7 +16,7 @@ from dray.pipelines.inputs.sources import Sources
 from dray.shards import Manifest, Shard, Snapshot, Store
 from dray.shards.diff import Diff, compare_sources, diff
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, TableChunk
 from tests.conftest import MakeInputs, Place
@@ -67,7 +67,7 @@ def snapshot_of(
         write_id=new_write_id(),
         created=now(),
     )
-    return Snapshot(STORE, LAYOUT, commit, manifest)
+    return Snapshot(Location(STORE, LAYOUT), commit, manifest)
 
 
 SAMPLES = st.dictionaries(st.text("abü-/", min_size=1, max_size=3), st.sampled_from([0, 1, 2**64 - 1]), max_size=12)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dray.pipelines.versions.holds import hold
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import Store
 from tests.conftest import Inputs, Place
 from tests.support.datasets import build, number_as_text, tensor_of
@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs.path(inputs.names[7], "cls").unlink()
     place = Place(str(folder / "out"))
     build(inputs, place, names=inputs.names[:9], on_error="skip", min_num_shards=2)
-    hold(Store(place.url), Layout("wds"), "best")
+    hold(Location(Store(place.url), Layout("wds")), "best")
     build(inputs, place, on_error="skip", min_num_shards=2)
     return folder / "out"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.shards.errors import DamagedError, DeniedError, ExistsError, NotFoundError, StoreError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import (
     Commit,
     Intent,
@@ -69,17 +69,17 @@ def an_intent(number: int = 1) -> Intent:
 
 def test_a_commit_comes_back_as_it_was(store: Store) -> None:
     """And is the last version."""
-    assert read_head(store, LAYOUT) is None
+    assert read_head(Location(store, LAYOUT)) is None
     commit = a_commit(1)
-    assert create_commit(store, LAYOUT, commit) == read_commit(store, LAYOUT, 1) == commit
-    assert read_head(store, LAYOUT) == commit
+    assert create_commit(Location(store, LAYOUT), commit) == read_commit(Location(store, LAYOUT), 1) == commit
+    assert read_head(Location(store, LAYOUT)) == commit
 
 
 def test_an_intent_comes_back_as_it_was(store: Store) -> None:
     """Its numbers and digests in order; it is no version."""
     intent = an_intent(3)
-    assert create_intent(store, LAYOUT, intent) == read_intent(store, LAYOUT, 3) == intent
-    assert (numbers_in(store, LAYOUT.intents), read_head(store, LAYOUT)) == ([3], None)
+    assert create_intent(Location(store, LAYOUT), intent) == read_intent(Location(store, LAYOUT), 3) == intent
+    assert (numbers_in(store, LAYOUT.intents), read_head(Location(store, LAYOUT))) == ([3], None)
 
 
 DIGEST = st.text("0123456789abcdef", min_size=32, max_size=32)
@@ -98,19 +98,19 @@ def test_any_intent_comes_back(adopted: list[int], count: int, data: st.DataObje
         first, count = data.draw(st.integers(0, 10**17)), data.draw(st.integers(0, 9 * 10**17))
     build_id = data.draw(st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}", fullmatch=True))
     intent = replace(an_intent(number), first=first, count=count, shards=shards, digests=digests, build_id=build_id)
-    create_intent(store, LAYOUT, intent)
-    assert read_intent(store, LAYOUT, intent.number) == intent
+    create_intent(Location(store, LAYOUT), intent)
+    assert read_intent(Location(store, LAYOUT), intent.number) == intent
 
 
 def test_the_last_version_is_the_highest_number(store: Store) -> None:
     """Whatever else strayed into the folder; the logs of another prefix are another dataset's."""
     for version in (1, 2, 10):
-        create_commit(store, LAYOUT, a_commit(version))
+        create_commit(Location(store, LAYOUT), a_commit(version))
     for name in ("notes.txt", "0000000099.json.tmp", "99.json", "deeper/0000000099.json"):
         store.put_new(f"{LAYOUT.commits}/{name}", b"")
-    create_commit(store, Layout("other"), a_commit(50))
+    create_commit(Location(store, Layout("other")), a_commit(50))
     assert numbers_in(store, LAYOUT.commits) == [1, 2, 10]
-    head = read_head(store, LAYOUT)
+    head = read_head(Location(store, LAYOUT))
     assert head is not None
     assert head.version == 10
 
@@ -130,15 +130,15 @@ def test_racing_writers_agree_on_one_commit(store: Store) -> None:
     """Each learns the truth: its own commit or the winner's."""
     commits = [a_commit() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda commit: create_commit(store, LAYOUT, commit), commits))
-    assert found == [read_commit(store, LAYOUT, 1)] * 4
+        found = list(threads.map(lambda commit: create_commit(Location(store, LAYOUT), commit), commits))
+    assert found == [read_commit(Location(store, LAYOUT), 1)] * 4
     assert found[0] in commits
 
 
 def test_a_second_commit_learns_of_the_first(store: Store) -> None:
     """It is told by the write id, and changes nothing."""
-    first = create_commit(store, LAYOUT, a_commit())
-    assert create_commit(store, LAYOUT, a_commit()) == first == read_commit(store, LAYOUT, 1)
+    first = create_commit(Location(store, LAYOUT), a_commit())
+    assert create_commit(Location(store, LAYOUT), a_commit()) == first == read_commit(Location(store, LAYOUT), 1)
 
 
 class LostReply(Store):
@@ -173,29 +173,29 @@ class Denying(Store):
 def test_a_commit_whose_reply_was_lost_is_recognised_as_ours() -> None:
     """It stands there under our write id: the build has succeeded."""
     commit = a_commit()
-    assert create_commit(LostReply("memory://log-lost"), LAYOUT, commit) == commit
+    assert create_commit(Location(LostReply("memory://log-lost"), LAYOUT), commit) == commit
 
 
 def test_a_lost_reply_does_not_hide_a_lost_race() -> None:
     """What stands there is another's: that is told."""
     url = "memory://log-lost-race"
-    first = create_commit(Store(url), LAYOUT, a_commit())
-    assert create_commit(LostReply(url), LAYOUT, a_commit()) == first
+    first = create_commit(Location(Store(url), LAYOUT), a_commit())
+    assert create_commit(Location(LostReply(url), LAYOUT), a_commit()) == first
 
 
 def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
     """After a few tries, without a version."""
     with pytest.raises(ExistsError, match="conflict"):
-        create_commit(Conflicting("memory://log-never", times=99), LAYOUT, a_commit())
+        create_commit(Location(Conflicting("memory://log-never", times=99), LAYOUT), a_commit())
     with pytest.raises(DeniedError, match="permission denied"):
-        create_commit(Denying("memory://log-never"), LAYOUT, a_commit())
-    assert read_head(Store("memory://log-never"), LAYOUT) is None
+        create_commit(Location(Denying("memory://log-never"), LAYOUT), a_commit())
+    assert read_head(Location(Store("memory://log-never"), LAYOUT)) is None
 
 
 def test_reading_no_record_is_not_found(store: Store) -> None:
     """A version that was never committed."""
     with pytest.raises(NotFoundError, match=r"commits/0000000007\.json"):
-        read_commit(store, LAYOUT, 7)
+        read_commit(Location(store, LAYOUT), 7)
 
 
 def _changed(**values: object) -> bytes:
@@ -233,7 +233,10 @@ def test_a_garbage_record_is_damage(body: bytes) -> None:
     """Named by its URL, and no writer takes the number for free."""
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), body)
-    for act in (lambda: read_commit(store, LAYOUT, 1), lambda: create_commit(store, LAYOUT, a_commit())):
+    for act in (
+        lambda: read_commit(Location(store, LAYOUT), 1),
+        lambda: create_commit(Location(store, LAYOUT), a_commit()),
+    ):
         _assert_damaged(act, f"{store.url}/__dray__/wdshards/commits/0000000001.json: not a readable commit")
 
 
@@ -256,7 +259,7 @@ def test_a_record_of_another_version_of_dray_says_what_to_do(changes: dict[str, 
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), _changed(**changes, version="none"))
     with pytest.raises(DamagedError, match=f"commits/0000000001.json: {message}$"):
-        read_commit(store, LAYOUT, 1)
+        read_commit(Location(store, LAYOUT), 1)
 
 
 def test_an_unknown_field_is_ignored() -> None:
@@ -264,7 +267,7 @@ def test_an_unknown_field_is_ignored() -> None:
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), _changed(write_id="a", created="2026-01-01T00:00:00Z", later={"a": [1]}))
     expected = replace(a_commit(), write_id="a", created="2026-01-01T00:00:00Z")
-    assert read_commit(store, LAYOUT, 1) == expected
+    assert read_commit(Location(store, LAYOUT), 1) == expected
 
 
 def test_a_dataset_of_format_1_must_be_rebuilt() -> None:
@@ -272,8 +275,8 @@ def test_a_dataset_of_format_1_must_be_rebuilt() -> None:
     store = Store(f"memory://{new_write_id()}")
     store.put_new("_dray/wdshards/commits/0000000001.json", b"{}")
     with pytest.raises(DamagedError, match=r"_dray/wdshards was written by an older dray; rebuild it: build into"):
-        read_head(store, LAYOUT)
-    assert read_head(store, Layout("other")) is None
+        read_head(Location(store, LAYOUT))
+    assert read_head(Location(store, Layout("other"))) is None
 
 
 def test_a_commit_is_no_intent() -> None:
@@ -281,7 +284,7 @@ def test_a_commit_is_no_intent() -> None:
     store = Store("memory://log-kinds")
     store.put_new(LAYOUT.intent(1), _changed())
     with pytest.raises(DamagedError, match="not a readable intent"):
-        read_intent(store, LAYOUT, 1)
+        read_intent(Location(store, LAYOUT), 1)
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()))

@@ -13,7 +13,7 @@ from dray.pipelines.building.tables import parquet_of, source_table
 from dray.pipelines.inputs.sources import Sources
 from dray.shards.errors import DamagedError, NotFoundError, StoreError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, create_commit, new_write_id, now, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
 from dray.shards.parts import PartForms
@@ -78,7 +78,7 @@ def put_version(store: Store, version: int, manifest: Manifest) -> None:
         write_id=new_write_id(),
         created=now(),
     )
-    create_commit(store, LAYOUT, commit)
+    create_commit(Location(store, LAYOUT), commit)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dray.cluster.cli.verify import rebuild_command
 from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
@@ -229,7 +229,7 @@ class Silent(Store):
 def test_a_store_that_does_not_answer_is_an_error(in_memory: Snapshot) -> None:
     """It says nothing about the data."""
     with pytest.raises(StoreError, match="no answer"):
-        found(replace(in_memory, store=Silent(in_memory.store.url)), "quick")
+        found(replace(in_memory, location=Location(Silent(in_memory.store.url), LAYOUT)), "quick")
 
 
 def test_an_unknown_level_is_refused_at_once(in_memory: Snapshot) -> None:
@@ -241,7 +241,7 @@ def test_an_unknown_level_is_refused_at_once(in_memory: Snapshot) -> None:
 def test_a_version_that_never_was_is_not_found(in_memory: Snapshot) -> None:
     """It is no damage."""
     with pytest.raises(NotFoundError):
-        open_whole(in_memory.store, LAYOUT, 7)
+        open_whole(Location(in_memory.store, LAYOUT), 7)
 
 
 def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _build_datasets(
         for spec, work in zip(found.specs, found.works, strict=True):
             yield build_dataset(spec, retention=retention, surveyed=work)
         for leak in found.leaks if request.missing_groups == MissingGroups.drop else ():
-            yield drop_samples(leak.dataset.store, leak.dataset.layout, retention=retention, progress=progress)
+            yield drop_samples(leak.dataset, retention=retention, progress=progress)
 
 
 def _print_reports(reports: Iterator[BuildReport], *, as_json: bool) -> None:

@@ -30,7 +30,7 @@ def plan(request: BuildRequest, *, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(_facts(found), indent=1))
         return
     for spec, work in zip(found.specs, found.works, strict=True):
-        _print_plan(spec.job.output.url, work)
+        _print_plan(spec.job.location.url, work)
     for refusal in found.refusals:
         typer.echo(f"dray build would be refused: {refusal}")
 
@@ -43,7 +43,7 @@ def _facts(found: Survey) -> list[dict[str, Any]]:
 def _plan_facts(spec: BuildSpec, work: Work) -> dict[str, Any]:
     planned = work.planned
     return {
-        "url": spec.job.output.url,
+        "url": spec.job.location.url,
         "has_work": work.has_work,
         "samples": asdict(planned.changes),
         "unscanned": asdict(spec.scan.unscanned) if spec.scan else {},

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dray.cluster.cli.datasets import Found, datasets_below
+from dray.cluster.cli.datasets import datasets_below
 from dray.pipelines import split_by_hash
 from dray.pipelines.building.survey import BuildSpec, Work
 from dray.pipelines.planning.plan import find_in
 from dray.pipelines.progress import say
-from dray.shards.layout import Layout, some
+from dray.shards.layout import Layout, Location, some
 from dray.shards.log import numbers_in, read_head
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.client import StorageOptions
@@ -26,7 +26,7 @@ from dray.shards.storage.store import Store
 class Leak(NamedTuple):
     """A dataset beside the groups of a split that shares samples with them."""
 
-    dataset: Found
+    dataset: Location
     num_samples: int
     num_shared: int
 
@@ -84,13 +84,13 @@ def leaks(
     destination: Store, options: StorageOptions, specs: Sequence[BuildSpec], works: Sequence[Work]
 ) -> Iterator[Leak]:
     """Yields the datasets beside a split's groups that hold samples of the groups, from the same input folder."""
-    groups = {spec.job.output.url for spec in specs}
+    groups = {spec.job.location.url for spec in specs}
     origins = {spec.job.inputs.url for spec in specs} | {work.last.source_url for work in works if work.last}
-    for found in datasets_below(destination, specs[0].job.layout.prefix, options):
-        head = None if found.store.url in groups else read_head(found.store, found.layout)
+    for found in datasets_below(destination, specs[0].job.location.prefix, options):
+        head = None if found.store.url in groups else read_head(found)
         if head is None:
             continue
-        snapshot = Snapshot.load(found.store, found.layout, head)
+        snapshot = Snapshot.load(found, head)
         manifest = snapshot.manifest
         if not manifest.shards or manifest.sources is None or manifest.source_url not in origins:
             continue

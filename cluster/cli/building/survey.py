@@ -22,7 +22,7 @@ from dray.pipelines.inputs.scan import Scan, scan
 from dray.pipelines.planning.changes import Guard
 from dray.pipelines.progress import say
 from dray.shards.errors import CallError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import check_apart, check_distinct, normal_url
 
@@ -56,7 +56,7 @@ def survey_datasets(request: BuildRequest, *, address: str | None = None, progre
     works = [survey(spec) for spec in specs]
     found: list[Leak] = []
     if request.fractions is not None:
-        groups = [spec.job.output.url.rpartition("/")[2] for spec in specs]
+        groups = [spec.job.location.url.rpartition("/")[2] for spec in specs]
         if moves := moved_between(dict(zip(groups, works, strict=True))):
             say(f"samples move between the groups of the split: {moves}; did --split or --seed change?", show=progress)
         options = request.storage_options
@@ -87,8 +87,7 @@ def specs_of(request: BuildRequest, *, address: str | None = None, progress: boo
     folders = _names_by_folder(request, inputs, found)
     job = PackJob(
         inputs=inputs,
-        output=target,
-        layout=layout,
+        location=Location(target, layout),
         transform=None,
         encoder=recipe.encoder,
         leaves_out_bad=recipe.leaves_out_bad,
@@ -127,7 +126,7 @@ def _spec_for(spec: BuildSpec, output: Store, names: Sequence[str]) -> BuildSpec
     bad = {entry.name: entry for entry in (spec.scan.unusable if spec.scan else ())}
     return replace(
         spec,
-        job=replace(spec.job, output=output),
+        job=replace(spec.job, location=spec.job.location._replace(store=output)),
         names=[name for name in names if name not in bad],
         unusable=tuple(bad[name] for name in names if name in bad),
     )

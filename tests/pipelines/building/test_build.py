@@ -24,7 +24,7 @@ from dray.pipelines.building.pack import read_index
 from dray.pipelines.inputs.sources import FETCH_FILES, find_sources
 from dray.pipelines.planning.plan import Recipe, plan
 from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.parsing.arrays import ArrayLayout
 from dray.shards.tar import TarWriter
 from tests.conftest import Inputs, MakeInputs, Place
@@ -428,7 +428,7 @@ def test_a_foreign_shard_with_the_right_keys_is_not_adopted(make_inputs: MakeInp
     for name in inputs.names[:2]:
         tar.add(f"{name.replace('.', '-')}.other".encode(), b"foreign")
     store = Store(place.url, place.storage_options)
-    announce(PackJob(inputs=Store(inputs.folder), output=store, layout=Layout("wds"), transform=None),
+    announce(PackJob(inputs=Store(inputs.folder), location=Location(store, Layout("wds")), transform=None),
              plan(find_sources(Store(inputs.folder), inputs.names, (SUFFIX,)), RECIPE), None, ())  # fmt: skip
     store.put_new("wds-000000.tar", tar.finish())
     with pytest.raises(DamagedError, match="holds other samples"):

@@ -24,7 +24,7 @@ from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.versions.holds import hold, rollback
 from dray.pipelines.versions.retention import Retention
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import new_write_id, read_head
 from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES, TarWriter
@@ -40,7 +40,7 @@ LAYOUT = Layout("wds")
 def compacted(where: Place | Store, **options: Any) -> CompactReport:
     """With the defaults of these tests: two versions kept, no progress."""
     store = store_at(where) if isinstance(where, Place) else where
-    return compact(store, LAYOUT, **{"retention": Retention(), "progress": False, **options})
+    return compact(Location(store, LAYOUT), **{"retention": Retention(), "progress": False, **options})
 
 
 def version_of(place: Place, version: int) -> Snapshot:
@@ -267,7 +267,7 @@ def test_where_nothing_is_small_nothing_is_written(make_inputs: MakeInputs, plac
 
 def build_from(store: Store, inputs: Inputs, end: int, retention: Retention | None = None, **recipe: Any) -> None:
     """By a size of 12 KiB, the first samples."""
-    job = PackJob(inputs=Store(inputs.folder), output=store, layout=LAYOUT, transform=None)
+    job = PackJob(inputs=Store(inputs.folder), location=Location(store, LAYOUT), transform=None)
     recipe = {"suffixes": (SUFFIX,), "shard_bytes": 12 << 10, **recipe}
     spec = BuildSpec(job=job, recipe=Recipe(**recipe), names=inputs.names[:end], tolerance=Tolerance(), progress=False)
     build_spec(spec, retention=retention)
@@ -434,7 +434,7 @@ def test_a_rerun_after_a_crash_makes_only_what_was_missing(make_inputs: MakeInpu
         assert compacted(second).version == version + 1
         assert first.created + second.created == undisturbed.created
         assert not set(first.tars) & set(second.sent)
-        assert latest(crashed).manifest == Snapshot.load(undisturbed, LAYOUT, latest(crashed).commit).manifest
+        assert latest(crashed).manifest == Snapshot.load(Location(undisturbed, LAYOUT), latest(crashed).commit).manifest
         assert_whole(latest(crashed))
 
 
@@ -491,11 +491,11 @@ def test_a_build_that_commits_meanwhile_loses_nothing(
 def test_a_hold_that_is_committed_meanwhile_stays(make_inputs: MakeInputs, place: Place) -> None:
     """It is no other version: nothing is planned again."""
     eight_small(make_inputs(24), place)
-    watched = Watched(place, lambda name: "commits" in name, lambda: hold(store_at(place), LAYOUT, "mine"))
+    watched = Watched(place, lambda name: "commits" in name, lambda: hold(Location(store_at(place), LAYOUT), "mine"))
     assert compacted(watched).version == 10
-    head = read_head(watched, LAYOUT)
+    head = read_head(Location(watched, LAYOUT))
     assert head is not None
-    assert (read_holds(watched, LAYOUT, head), len(watched.tars)) == ({"mine": 8}, 3)
+    assert (read_holds(Location(watched, LAYOUT), head), len(watched.tars)) == ({"mine": 8}, 3)
 
 
 def test_shards_that_another_gc_deletes_while_they_are_read_are_no_damage(
@@ -546,7 +546,7 @@ def test_a_compaction_undone_by_a_rollback_is_done_again_without_merging(make_in
     eight_small(make_inputs(24), place)
     compacted(place, retention=None)
     merged = latest(place)
-    rollback(store_at(place), LAYOUT, 8)
+    rollback(Location(store_at(place), LAYOUT), 8)
     watched = Watched(place)
     assert compacted(watched, retention=None).version == 11
     assert (watched.tars, latest(place).shards) == ([], merged.shards)

@@ -25,7 +25,7 @@ from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
 from dray.shards.codecs.npy import as_npy
 from dray.shards.codecs.safetensors import as_safetensors
 from dray.shards.codecs.unfit import UnfitError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from tests.conftest import Inputs, Place
 from tests.support.datasets import stored
 from tests.support.values import VALUES, read_safetensors, same
@@ -571,6 +571,6 @@ def test_a_merged_shard_counts_its_parts(tmp_path: Path) -> None:
     for number in range(8, 25, 8):
         names = inputs.names[:number]
         build(Inputs(inputs.folder, names, inputs.suffixes), tmp_path / "out", min_num_shards=None)
-    compact(Store(str(tmp_path / "out")), Layout("wds"), retention=None, progress=False)
+    compact(Location(Store(str(tmp_path / "out")), Layout("wds")), retention=None, progress=False)
     (counts,) = Snapshot.open(tmp_path / "out", "wds").manifest.counts()
     assert counts == {"value.npy": 18, "value.pyd": 6}

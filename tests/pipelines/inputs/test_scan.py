@@ -16,7 +16,7 @@ from dray.pipelines.building.compact import compact
 from dray.pipelines.inputs.scan import Scan, scan
 from dray.pipelines.inputs.sources import find_missing, find_sources
 from dray.shards import CallError, MissingInputError, Snapshot, Store
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.verify import verify
 from tests.conftest import Dray, Place
 from tests.support.datasets import latest, store_at, stored
@@ -248,7 +248,7 @@ def test_what_samples_lack_is_packed_adopted_and_merged_alike(
     again = pickles_to_tars(folder, list(expected), "a", place.url, "wds", **options)
     assert (again.num_reused, again.num_shards) == (report.num_shards, report.num_shards)
     assert {key: latest(place).read(key) for key in expected} == expected
-    compact(store_at(place), Layout("wds"), retention=None, progress=False)
+    compact(Location(store_at(place), Layout("wds")), retention=None, progress=False)
     assert {key: latest(place).read(key) for key in expected} == expected
     counts = parts_of(latest(place))
     assert counts is not None

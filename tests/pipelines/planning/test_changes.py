@@ -21,7 +21,7 @@ from dray.pipelines.planning.changes import Changes, Guard
 from dray.pipelines.planning.plan import Recipe
 from dray.shards import CallError, Snapshot, Store
 from dray.shards.diff import diff
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from tests.conftest import Dray, Outcome, Place
 from tests.pipelines.building.test_compact import Watched
 
@@ -170,7 +170,7 @@ def spec_for(source: Path, output: Store) -> BuildSpec:
     inputs = Store(source)
     found = scan(inputs, ["pyd"])
     return BuildSpec(
-        job=PackJob(inputs=inputs, output=output, layout=Layout("wdshards"), transform=None),
+        job=PackJob(inputs=inputs, location=Location(output, Layout("wdshards")), transform=None),
         recipe=Recipe(suffixes=("pyd",), num_shards=3),
         names=found.names,
         scan=found,

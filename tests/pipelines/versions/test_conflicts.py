@@ -8,7 +8,7 @@ import pytest
 
 from dray.pipelines.versions.holds import rollback
 from dray.shards import ConflictError, DamagedError
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.datasets import build, latest, store_at
 
@@ -98,7 +98,7 @@ def test_a_rollback_to_a_version_that_lost_a_shard_is_refused(make_inputs: MakeI
     build(inputs, place)
     store_at(place).delete(["wds-000001.tar"])
     with pytest.raises(DamagedError, match=r"version 1 is not whole.*wds-000001\.tar.*dray verify"):
-        rollback(store_at(place), Layout("wds"), 1)
+        rollback(Location(store_at(place), Layout("wds")), 1)
     assert latest(place).version == 2
 
 

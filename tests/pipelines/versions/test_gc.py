@@ -11,7 +11,7 @@ from dray.pipelines.versions.gc import GcReport, gc
 from dray.pipelines.versions.holds import hold
 from dray.pipelines.versions.retention import Retention
 from dray.shards import NotFoundError, Snapshot
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Intent, create_intent, now
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
@@ -22,7 +22,7 @@ NOTHING = Retention(keep=1, grace_s=0)
 
 
 def collect(place: Place, retention: Retention = NOTHING) -> GcReport:
-    return gc(store_at(place), Layout("wds"), retention)
+    return gc(Location(store_at(place), Layout("wds")), retention)
 
 
 def change(inputs: Inputs, number: int) -> None:
@@ -80,7 +80,7 @@ def test_shards_and_records_of_every_kept_version_stay(make_inputs: MakeInputs, 
     store = store_at(place)
     before = {version: Snapshot.open(place.url, "wds", version=version, storage_options=place.storage_options)
               for version in (1, 2, 3, 4)}  # fmt: skip
-    hold(store, Layout("wds"), "paper", 1)
+    hold(Location(store, Layout("wds")), "paper", 1)
     report = collect(place, Retention(keep=2, grace_s=0))
     assert (report.dropped, report.kept) == ((2,), (1, 3, 4))
     for version in report.kept:
@@ -100,7 +100,7 @@ def test_shards_that_no_plan_lists_are_kept_for_the_grace(make_inputs: MakeInput
     intent = Intent(
         number=2, plan="", base=1, first=2, count=98, shards=(), digests=(), build_id="job", write_id="", created=now()
     )
-    create_intent(store, Layout("wds"), intent)
+    create_intent(Location(store, Layout("wds")), intent)
     for name in ("wds-000002.tar", "wds-000007.tar"):
         store.put_new(name, b"a shard")
     change(inputs, 0)

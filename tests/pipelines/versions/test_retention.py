@@ -10,7 +10,7 @@ import pytest
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import DAY_S, Retention, retain
 from dray.shards import CallError, Store
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, Intent, create_commit, create_intent, new_write_id, now, read_head
 from dray.shards.manifest import Accounting, Manifest, Shard
 from tests.conftest import Place
@@ -116,11 +116,13 @@ def test_a_build_of_days_is_alive_while_it_stores_shards(
 ) -> None:
     """An intent is closed when neither it nor a shard under its numbers is younger than the grace."""
     store, present = Store(tmp_path), time.time()
-    create_intent(store, LAYOUT, intent(1, 0, 2, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(present - age_s))))
+    create_intent(
+        Location(store, LAYOUT), intent(1, 0, 2, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(present - age_s)))
+    )
     if shard_age_s is not None:
         store.put_new(LAYOUT.shard(1), b"a shard")
         os.utime(tmp_path / LAYOUT.shard(1), (present - shard_age_s,) * 2)
-    kept = retain(store, LAYOUT, commit_of(1), Retention())
+    kept = retain(Location(store, LAYOUT), commit_of(1), Retention())
     assert (kept.open_intent, kept.open_shard) == (open_intent, 0 if open_intent == 1 else 2)
 
 
@@ -128,9 +130,9 @@ def test_a_build_of_days_is_alive_while_it_stores_shards(
 def test_any_shard_under_reserved_numbers_keeps_an_intent_open(tmp_path: Path, number: int, open_intent: int) -> None:
     """Also where the intent does not say which shards there will be."""
     store, created = Store(tmp_path), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 2 * DAY_S))
-    create_intent(store, LAYOUT, replace(intent(1, 4, 0, created), count=10**12, build_id="job"))
+    create_intent(Location(store, LAYOUT), replace(intent(1, 4, 0, created), count=10**12, build_id="job"))
     store.put_new(LAYOUT.shard(number), b"a shard")
-    kept = retain(store, LAYOUT, commit_of(1), Retention())
+    kept = retain(Location(store, LAYOUT), commit_of(1), Retention())
     assert (kept.open_intent, kept.open_shard) == (open_intent, 4 if open_intent == 1 else 4 + 10**12)
 
 
@@ -166,22 +168,22 @@ def test_a_build_never_commits_what_a_gc_gave_up(
 ) -> None:
     """Its intent must be open still, and each of its shards of the base or of an open intent."""
     store = store_at(place)
-    base = commit_version(store, LAYOUT, manifest_of(1, 0, 1), None, retention=None)
+    base = commit_version(Location(store, LAYOUT), manifest_of(1, 0, 1), None, retention=None)
     assert base is not None
     gc = replace(commit_of(2, version=1, open_intent=3, open_shard=10), operation="gc", manifest=base.commit.manifest)
-    create_commit(store, LAYOUT, replace(gc, intent=1))
-    made = commit_version(store, LAYOUT, manifest_of(intent_number, *shards), base, retention=None)
+    create_commit(Location(store, LAYOUT), replace(gc, intent=1))
+    made = commit_version(Location(store, LAYOUT), manifest_of(intent_number, *shards), base, retention=None)
     assert (made is not None) == may_be_committed
-    assert read_head(store, LAYOUT) == (made.commit if made else replace(gc, intent=1))
+    assert read_head(Location(store, LAYOUT)) == (made.commit if made else replace(gc, intent=1))
 
 
 @pytest.mark.parametrize("has_base", [False, True])
 def test_a_build_never_commits_over_a_version_that_it_did_not_see(place: Place, *, has_base: bool) -> None:
     """It plans again from there."""
     store = store_at(place)
-    first = commit_version(store, LAYOUT, manifest_of(1, 0), None, retention=None)
-    other = commit_version(store, LAYOUT, manifest_of(2, 1), first, retention=None)
+    first = commit_version(Location(store, LAYOUT), manifest_of(1, 0), None, retention=None)
+    other = commit_version(Location(store, LAYOUT), manifest_of(2, 1), first, retention=None)
     base = first if has_base else None
-    assert commit_version(store, LAYOUT, manifest_of(3, 2), base, retention=None) is None
+    assert commit_version(Location(store, LAYOUT), manifest_of(3, 2), base, retention=None) is None
     assert other is not None
-    assert read_head(store, LAYOUT) == other.commit
+    assert read_head(Location(store, LAYOUT)) == other.commit

@@ -9,7 +9,7 @@ import pytest
 
 from dray.shards.errors import DamagedError
 from dray.shards.index import digest_of
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit, read_intent
 from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk
 from dray.shards.parsing.records import HEADER, read_record
@@ -198,7 +198,7 @@ def test_a_hostile_commit_is_damage(path: str) -> None:
     for value in HOSTILE_COMMIT[path]:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.commit(7), with_values(COMMIT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000007.json: not a readable commit \(.*\): restore it from a co"):
-            read_commit(store, LAYOUT, 7)
+            read_commit(Location(store, LAYOUT), 7)
 
 
 @pytest.mark.parametrize("holds", [*HOSTILE_HOLDS, *({"best": number} for number in NO_NUMBERS)], ids=repr)
@@ -209,7 +209,7 @@ def test_a_hostile_list_of_holds_is_damage(holds: object) -> None:
     with pytest.raises(
         DamagedError, match=r"holds/\w{32}.json: not a readable list of the holds of commit 7 \(.*\): re"
     ):
-        read_holds(store, LAYOUT, replace(COMMIT, holds=digest_of(body)))
+        read_holds(Location(store, LAYOUT), replace(COMMIT, holds=digest_of(body)))
 
 
 @pytest.mark.parametrize("path", HOSTILE_INTENT)
@@ -218,7 +218,7 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
     for value in HOSTILE_INTENT[path]:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
-            read_intent(store, LAYOUT, 3)
+            read_intent(Location(store, LAYOUT), 3)
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 2**63 - 1), (10**18, 1), (10**18 - 2, 3)])
@@ -227,7 +227,7 @@ def test_an_intent_cannot_reserve_numbers_that_no_shard_has(first: int, count: i
     intent = replace(INTENT, first=first, count=count, shards=(), digests=())
     store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(intent, {}))
     with pytest.raises(DamagedError, match=rf"number 3 reserves {count} shards from {first} on"):
-        read_intent(store, LAYOUT, 3)
+        read_intent(Location(store, LAYOUT), 3)
 
 
 def test_what_may_be_left_out_has_its_default() -> None:
@@ -270,8 +270,8 @@ def test_bytes_that_are_no_record_are_damage(body: bytes) -> None:
     put(put(store, LAYOUT.commit(7), body), LAYOUT.intent(3), body)
     readers: list[Callable[[], object]] = [
         lambda: Manifest.from_bytes(body, "x"),
-        lambda: read_commit(store, LAYOUT, 7),
-        lambda: read_intent(store, LAYOUT, 3),
+        lambda: read_commit(Location(store, LAYOUT), 7),
+        lambda: read_intent(Location(store, LAYOUT), 3),
     ]
     for read in readers:
         with pytest.raises(DamagedError, match="not a readable"):

@@ -10,7 +10,7 @@ from dray.loaders import ShardLoader
 from dray.pipelines.versions.gc import gc
 from dray.pipelines.versions.retention import Retention
 from dray.shards import CallError, DeniedError, Snapshot, Store
-from dray.shards.layout import Layout
+from dray.shards.layout import Layout, Location
 from dray.shards.verify import verify
 from tests.conftest import MakeInputs, Place, place_of
 from tests.support.azurite import ACCOUNT, AzuriteServer
@@ -45,7 +45,7 @@ def test_a_dataset_is_built_changed_read_and_cleaned_up(make_inputs: MakeInputs,
         )  # fmt: skip
         labels = sorted(int(label) for batch in loader for label in batch["label.cls"])
         assert labels == sorted([third, *(number for number in range(24) if number != 3)])
-    gc(store, Layout("wds"), Retention(keep=1, grace_s=0))
+    gc(Location(store, Layout("wds")), Retention(keep=1, grace_s=0))
     assert len(stored(store)) < len(before) + 4
     assert Snapshot.open(place.url, "wds", storage_options=place.storage_options).version == 2
 
