@@ -1,6 +1,1 @@
-"""`python -m dray`: the same as the `dray` command."""
-
-from dray.cluster.cli import main
-
-if __name__ == "__main__":
-    main()
+../../../cluster/package/__main__.py
