@@ -11,7 +11,7 @@ written back, so that nobody pays for the writes of the one before. Only dray wa
     dray pack    the pack step of a build in process: files in, shards and their indexes out, on the disk
     dray npy     the same, each tensor unpickled safely and stored as `.npy` (encode={"tensor.pyd": "npy"})
     dray call    `pickles_to_tars`: fingerprints, plan, pack step, table of sources, commit
-    ShardWriter  the loop of bionemo-webdatamodule, without its unpickling and pickling anew
+    ShardWriter  the loop of bionemo-webdatamodule, without its unpickling and pickling again
     GNU tar      one process, one tar, names from a file
 """
 
@@ -234,7 +234,9 @@ def memory_ratio_here(inputs: Inputs, scratch: Path) -> float:
         dray_pack(Inputs(inputs.directory, inputs.names[:1]), Path(warm_up), num_shards=1)()  # imports do not count
     with tempfile.TemporaryDirectory(dir=scratch) as output:
         run = dray_pack(inputs, Path(output), num_shards=1)
-        Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew; getrusage would tell the parent's, if larger
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # resets VmHWM; getrusage would give the parent's if that is larger
         before = status_bytes("VmRSS")
         run()
         used = status_bytes("VmHWM") - before

@@ -40,15 +40,15 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Note the share of digits told right, over all ranks."""
+        """Log the share of digits classified correctly, over all ranks."""
         self.log("val_accuracy", self.accuracy(batch), sync_dist=True)
 
     def test_step(self, batch: Batch) -> None:
-        """Note the share of digits told right, over all ranks."""
+        """Log the share of digits classified correctly, over all ranks."""
         self.log("test_accuracy", self.accuracy(batch), sync_dist=True)
 
     def accuracy(self, batch: Batch) -> Tensor:
-        """The share of a batch's digits told right."""
+        """Return the share of a batch's digits classified correctly."""
         return (self.layers(batch["image.pyd"]).argmax(dim=1) == batch["label.cls"]).float().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

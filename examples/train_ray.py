@@ -97,7 +97,7 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, loader: ShardLoader
 
 @torch.no_grad()
 def accuracy(model: nn.Module, config: dict[str, Any]) -> float:
-    """The share of the validation split that is told right; each of its samples counts once."""
+    """Return the share of the validation split that is classified correctly; each of its samples counts once."""
     counts = torch.zeros(2)
     for batch in open_loader(config, "val", remainder="keep"):
         right = bare(model)(batch["image.pyd"]).argmax(dim=1) == batch["label.cls"]

@@ -64,7 +64,7 @@ def pickles_to_tars(
             for `.npy`, dicts of them for `.safetensors`, plain values for `.json`, integers for `.cls`, text for
             `.txt`, anything for `.pyd`. None leaves the sample out: the report counts it as empty, and it is not
             asked for again until its files or `transform_version` change.
-        min_num_shards: Exactly so many shards (fewer if there are fewer samples), equal to one sample. None: by size,
+        min_num_shards: Exact number of shards (fewer if there are fewer samples), equal to one sample. None: by size,
             about 256 MiB and at most 100,000 samples each.
         optional_suffixes: Suffixes of further files, which samples may lack; their parts come last.
         transform_version: The version of `func_output_data`: change it when the function changes. Without one nothing
@@ -74,7 +74,7 @@ def pickles_to_tars(
         storage_options: Of `dir_output`: see `dray.shards.Store`.
         input_storage_options: Of `dir_input`; None: the same as `storage_options`.
         shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
-        encode: What becomes of pickled parts, so that no reader has to unpickle: suffix -> "npy", "safetensors" or
+        encode: Encoding of pickled parts, so that no reader has to unpickle: suffix -> "npy", "safetensors" or
             "json", which changes the last extension (`tensor.pyd` -> `tensor.npy`); a value that the format cannot
             hold makes a bad sample. "auto" takes what fits, and leaves a pickle where nothing does; alone it is for
             all parts whose suffix ends in `pyd`, `pkl` or `pickle`, those of `func_output_data` included. None: they
@@ -87,8 +87,8 @@ def pickles_to_tars(
             "quarantine" leaves them out and tries them again in every build. What is left out is listed in a table
             beside the manifest.
         max_bad: The most that may be left out: a number, or per cent of the samples (at least one).
-        keep: The last so many versions stay readable, older ones are deleted; None: all. Held ones stay.
-        grace_s: A version stays for so many seconds after it was superseded.
+        keep: Number of versions that stay readable; older ones are deleted unless held. None: all.
+        grace_s: Seconds for which a superseded version is kept.
         progress: Show a bar on a terminal, plain lines elsewhere.
 
     Returns:

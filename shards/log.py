@@ -201,7 +201,7 @@ def append_commit(
     Args:
         location: Where the dataset is.
         head: The last commit that the caller knows.
-        next_of: The commit to put after a given one, numbered one more; asked anew whenever another writer was faster.
+        next_of: The commit to put after a given one, numbered one more; asked again whenever another writer was faster.
             None gives up.
 
     Returns:
@@ -229,7 +229,7 @@ def create_commit(location: Location, commit: Commit) -> Commit:
 def create_intent(location: Location, intent: Intent) -> Intent:
     """Create-only, durable: returns the intent that now stands under that number, this one or another's.
 
-    Every build that writes shards comes by here first, so here a store that would overwrite them is found out.
+    Every build that writes shards comes by here first, so here a store that would overwrite them is detected.
 
     Raises:
         StoreError: The store ignores the condition of a conditional put.
@@ -249,11 +249,11 @@ def put_content(store: Store, name: str, data: bytes) -> None:
 
     Raises:
         StoreError: The store did not take it.
-        DamagedError: What lies there is not what its name says.
+        DamagedError: The stored object is not what its name says.
     """
     try:
         store.put_new(name, data)
-    except StoreError as exc:  # there already, or a lost reply: what lies there tells
+    except StoreError as exc:  # there already, or a lost reply: the stored object decides
         try:
             standing = store.get(name)
         except NotFoundError:
@@ -278,7 +278,7 @@ def _create(store: Store, name: str, record: Record) -> Record:
     standing = record
     try:
         store.put_new(name, write_record(record))
-    except StoreError as exc:  # refused, or unknown: only what lies there tells
+    except StoreError as exc:  # refused, or unknown: only the stored object decides
         found = _find(store, name, type(record))
         if found is None:
             raise exc from None

@@ -204,7 +204,7 @@ def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
             yield Member(name, offset, size, digest, layout_of(name, head, size))
             overrides = {}
         elif info.type == tarfile.GNUTYPE_SPARSE:
-            raise reader.damaged("a sparse member: write the tar anew")
+            raise reader.damaged("a sparse member: write the tar again")
         elif info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):  # a comment for all members, a link's target
             reader.read(info.size)
         else:  # a directory, a link, a device has no data; what nobody knows has; WebDataset passes all of them over
@@ -277,7 +277,7 @@ def _pax_values(data: bytes, reader: _Blocks) -> dict[str, str]:
         if key in (b"path", b"size"):
             values[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
         if key.startswith(b"GNU.sparse"):
-            raise reader.damaged("a sparse member: write the tar anew")
+            raise reader.damaged("a sparse member: write the tar again")
         data = data[int(length) :]
     return values
 

@@ -121,7 +121,7 @@ def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None])
 
 
 def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
-    """The commit, the manifest and its tables, as they lie there now."""
+    """The commit, the manifest and its tables, as they are stored now."""
     store, layout, version = snapshot.store, snapshot.layout, snapshot.version
     now = None
     try:
@@ -264,7 +264,7 @@ def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *,
 
 
 def _read_hash(stream: BinaryIO, size: int, *, full: bool) -> int:
-    """Read so many bytes, as far as there are; their xxh3_64 where `full`."""
+    """Read this number of bytes or fewer, as there are; return their xxh3_64 if `full`."""
     hasher = xxh3_64()
     while size and (chunk := stream.read(min(size, _CHUNK_BYTES))):
         size -= len(chunk)

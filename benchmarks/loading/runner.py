@@ -1,4 +1,4 @@
-"""A contestant in a process of its own, in whatever environment it needs: it loads an epoch when it is told to.
+"""A contestant in a process of its own, in whatever environment it needs: it loads an epoch on request.
 
     python -m loading.runner MODULE:FUNCTION
 

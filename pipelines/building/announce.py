@@ -21,7 +21,7 @@ def announce(
     """The intent that a plan works under: an earlier one of the same plan and base, or a new one at the log's end.
 
     Whole shards of recent intents are adopted where their digest is the plan's.
-    A new range starts after every range and every tar that lies there.
+    A new range starts after every earlier range and every stored tar.
 
     Args:
         job: Where the dataset lies.

@@ -14,7 +14,7 @@ from dray.pipelines.building.job import PackedShard, PackJob, PackTask
 from dray.pipelines.building.manifest import next_manifest
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.building.report import BuildReport, report_of
-from dray.pipelines.building.survey import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, work_out
+from dray.pipelines.building.survey import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, survey_dataset
 from dray.pipelines.inputs.reading import check_unread
 from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named
@@ -32,14 +32,14 @@ from dray.shards.errors import CallError, ConflictError
 from dray.shards.log import Commit, Intent
 from dray.shards.snapshot import Snapshot
 
-SMALL_SHARDS = 10  # so many are worth a word
+SMALL_SHARDS = 10  # number of small shards from which a build recommends compaction
 
 
 def survey(spec: BuildSpec) -> Work:
-    """Find out what a build would do; nothing is written. The arguments and errors are those of `work_out`."""
+    """Return what a build would do; nothing is written. Arguments and errors are those of `survey_dataset`."""
 
     def attempt(head: Commit | None, *, is_first: bool) -> Work:  # noqa: ARG001  all are alike
-        return work_out(spec, head)
+        return survey_dataset(spec, head)
 
     return until_committed(spec.job.location, attempt, progress=spec.progress)
 
@@ -54,7 +54,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
     Args:
         spec: What to make of which samples.
         retention: Which versions stay; None: all.
-        surveyed: What `survey` found out; it serves unless somebody has changed the dataset since.
+        surveyed: Result of `survey`, used unless someone has changed the dataset since.
 
     Raises:
         CallError: It would change more than the guard allows: nothing was written; or samples that could not be packed
@@ -77,7 +77,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         if surveyed is not None and is_first and surveyed.head == head:
             work = replace(surveyed, stored=stored_sizes(job))
         else:
-            work = work_out(spec, head)
+            work = survey_dataset(spec, head)
         if not is_first:
             _check_rebase(job, recipe, before, work.snapshot)
         if work.refusal:

@@ -64,7 +64,7 @@ class PackedShard:
         index_digest: Of the index.
         is_packed: (n,) which of the task's samples the shard holds; none where none was stored.
         source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
-        adopted: It lay there whole already.
+        adopted: Whether it was already stored, complete.
         bad: The samples that cannot be packed.
         unread: Those of them that this worker could not read; then the shard waits for the driver to try.
         node: Where it was packed, if there are any of those.

@@ -107,7 +107,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
 
 
 def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
-    """Take the shard that lies there for this task's: read from its first byte to its last, and indexed as it is.
+    """Adopt the stored shard as this task's: read it completely and index what it contains.
 
     Raises:
         DamagedError: It is broken, or holds other samples than the task's.
@@ -230,7 +230,7 @@ def store_index(location: Location, number: int, index: ShardIndex) -> str:
     """Store the index of a stored shard; returns its digest. Their folders are the driver's to sync, once.
 
     Raises:
-        DamagedError: Another index lies there.
+        DamagedError: Another index is stored under its name.
         StoreError: The store failed.
     """
     shard_name, index_name = location.layout.shard(number), location.layout.index(number)
@@ -244,7 +244,7 @@ def store_index(location: Location, number: int, index: ShardIndex) -> str:
 
 
 def create(store: Store, name: str, data: bytes | bytearray) -> bool:
-    """Whether this call created the object; False where one lay there: an earlier or parallel attempt's."""
+    """Whether this call created the object; False if an earlier or parallel attempt did."""
     try:
         store.put_new(name, data)
     except ExistsError:

@@ -26,7 +26,7 @@ class BuildReport:
     num_added: int  # samples whose key the version before did not have
     num_changed: int  # samples of which a file has another content than in the version before
     num_removed: int  # samples of the version before whose key this one does not have
-    num_reused: int  # shards that lay there already, whole
+    num_reused: int  # shards that were already stored, complete
     num_skipped: int  # inputs that the version leaves out
     num_quarantined: int
     num_empty: int  # inputs for which func_output_data gave no sample

@@ -1,4 +1,4 @@
-"""What a build finds out before it writes anything: its inputs, what lies there, and the plan.
+"""What a build determines before it writes anything: its inputs, what is stored, and the plan.
 
 Nothing here writes. Inputs are looked up, those that were touched are read to see whether they changed, and those that
 an earlier build left out are tried again.
@@ -71,7 +71,7 @@ class BuildSpec:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Work:
-    """What a build has found out.
+    """What a build has determined before it writes.
 
     Attributes:
         num_inputs: Names given.
@@ -100,7 +100,7 @@ class Work:
     seconds: float
 
 
-def work_out(spec: BuildSpec, head: Commit | None) -> Work:
+def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
     """Fingerprint the inputs, look at what is there, and plan; nothing is written.
 
     Args:
@@ -204,7 +204,7 @@ def stored_sizes(job: PackJob) -> dict[str, int]:
 
 
 def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
-    """The last version as a plan sees it; what somebody deleted by hand is to be packed anew."""
+    """The last version as a plan sees it; shards that someone deleted by hand are packed again."""
     layout = job.location.layout
     indexed = {indexed_number(info.name) for info in job.location.store.list_folder(layout.indexes)}
     whole = {

@@ -18,14 +18,14 @@ from dray.shards.codecs.unfit import UnfitError
 from dray.shards.errors import CallError, InputError, RefusedError
 from dray.shards.parts import AUTO, PICKLES, TARGETS, encoded_suffixes, is_pickled, stem_of
 
-_GROWTH, _SMALL_BYTES = 64, 1 << 20  # a part may take so many times its pickle, and so much in any case
+_GROWTH, _SMALL_BYTES = 64, 1 << 20  # maximum size of a part: this multiple of its pickle plus this many bytes
 
 Encode = str | Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """What becomes of the pickled parts of a sample. It travels to every worker.
+    """Encodes the pickled parts of a sample; it is sent to every worker.
 
     Make one by `Encoder.of`.
 

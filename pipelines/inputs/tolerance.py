@@ -56,7 +56,7 @@ class Tolerance:
         return "skipped" if self.on_error == OnError.SKIP else "quarantined"
 
     def most(self, num_inputs: int) -> int:
-        """How many of so many inputs may be left out."""
+        """Return how many of the inputs may be left out."""
         if not self.leaves_out:
             return 0
         text = str(self.max_bad)

@@ -40,7 +40,7 @@ def bounds_by_size(sizes: NDArray[np.int64], *, shard_bytes: int, shard_samples:
 
 
 def too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
-    """What to say where so many shards would pass 4 GiB: how many fit."""
+    """Return the error for a number of shards that would pass 4 GiB; it says how many fit."""
     if sizes.max() + len(END) > MAX_SHARD_BYTES:
         return f"one sample of {int(sizes.max())} bytes passes 4 GiB, the most that a shard may hold"
     fits = num_shards

@@ -49,7 +49,7 @@ def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | N
 
 
 def plan_for(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> list[Group]:
-    """By the recipe: its size of a shard; or so many bytes that its number of shards holds the version."""
+    """Return the recipe's shard size, or the size at which its number of shards holds the version."""
     if recipe["num_shards"] is None:
         return plan_merges(shards, recipe["shard_bytes"], recipe["shard_samples"])
     return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))

@@ -1,6 +1,6 @@
-"""What a build will do, worked out before it does it: which shards stay, which are packed, and why.
+"""What a build will do: which shards stay, which are packed, and why.
 
-A first build, or one whose recipe or input directory changed, deals all samples anew. Any other keeps each shard whose
+A first build, or one whose recipe or input directory changed, deals all samples again. Any other keeps each shard whose
 samples are all there unchanged, rewrites in its old order one that lost or changed some, and puts new samples into new
 shards. Everything here takes values and returns values: no I/O, no clock, no global state.
 """
@@ -37,7 +37,7 @@ class Recipe:
 
     suffixes: tuple[str, ...]
     transform: str | None = None  # None: a part is its file; else the declared version of the user's function
-    num_shards: int | None = None  # exactly so many at first, or by size where None
+    num_shards: int | None = None  # exact number for the first build; None: by size
     shard_bytes: int = DEFAULT_SHARD_BYTES  # by size: a shard ends before it would pass this
     shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
     shuffle_seed: int | None = None  # samples in the order of a keyed hash of their keys; None: as given
@@ -73,7 +73,7 @@ class Last:
         recipe: Its recipe, as its manifest records it.
         source_url: Where its inputs lay.
         shards: Its shards, in order.
-        whole: The numbers of those that lie there with their size and their index.
+        whole: Numbers of the shards that are stored with their size and their index.
         table: Its table of sources.
     """
 
@@ -134,14 +134,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """The number of each planned shard: its own, reserved anew, or of a shard with the same digest."""
+    """The number of each planned shard: its own, newly reserved, or of a shard with the same digest."""
 
     numbers: tuple[int, ...]
-    count: int  # how many are reserved anew, from the first on
+    count: int  # how many are newly reserved, from the first on
 
 
 def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: NDArray[np.bool_] | None = None) -> Plan:
-    """Work out the next snapshot.
+    """Return the plan of the next snapshot.
 
     Args:
         sources: The n samples that it is to hold.
@@ -222,7 +222,7 @@ def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | No
 
 
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
-    """Why everything is packed anew; empty where it is not. How the samples were found decides no byte."""
+    """Why everything is packed again; empty if it is not. How the samples were found decides no byte."""
     then, now = last.recipe, recipe.to_json() | {"recursive": last.recipe.get("recursive")}
     names = dict.fromkeys((*now, *then))  # encode is there only where something is encoded
     changed = [

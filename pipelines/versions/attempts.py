@@ -63,7 +63,7 @@ def check_is_build(base: Snapshot) -> None:
 
 
 def check_stored(location: Location, expected: Mapping[int, int]) -> None:
-    """Hold what lies there against the tasks' records, and make it durable.
+    """Compare what is stored with the tasks' records, and make it durable.
 
     Args:
         location: Where the dataset is.

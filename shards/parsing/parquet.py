@@ -21,7 +21,7 @@ _MOST_ITEMS = 1 << 16  # of a list in the footer: columns, mostly
 _WIDTHS = {2: 8, 6: 4}  # least bytes of a value, by the number of its physical type: INT64, BYTE_ARRAY
 _DEEPEST = 8  # structs in structs
 _BITS = {4: 16, 5: 32, 6: 64}  # of whole numbers, by the number of their type in Thrift
-_SKIPPED = {1: 1, 2: 1, 3: 1, 7: 8, 8: 0}  # bytes of bools in lists, bytes and doubles; of binaries it is told
+_SKIPPED = {1: 1, 2: 1, 3: 1, 7: 8, 8: 0}  # bytes of bools in lists, bytes and doubles; binaries give their length
 _PLAIN_PAGE = (0, 0, 3, 3)  # a data page, plain values, levels as runs
 LEFT_OUT = pa.schema(
     [

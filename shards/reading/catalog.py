@@ -1,4 +1,4 @@
-"""Which shard holds a sample, and where its parts lie there: the snapshot's list and the shards' indexes."""
+"""Which shard holds a sample, and where its parts are in it: the snapshot's list and the shards' indexes."""
 
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -22,7 +22,7 @@ class Catalog:
 
     Args:
         snapshot: The version.
-        limit: Only the first so many samples; None: all.
+        limit: Maximum number of samples, from the first on; None: all.
         index_bytes: Of indexes that are kept; the least recently used are read again.
         blocks: The node's store of indexes on object storage; None: each process reads its own.
 

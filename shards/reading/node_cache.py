@@ -2,7 +2,7 @@
 
 The bytes of an object lie in sparse files of `CELL_BYTES`, each byte at its place; the files are named by a digest of
 content, never by a URL. Nothing that is read here is believed: a hole, a write that a kill cut off, a file that was cut
-or deleted meanwhile are all found by the checksums that readers have anyway, and fetched anew. So a write needs no
+or deleted meanwhile are all found by the checksums that readers have anyway, and fetched again. So a write needs no
 order, no second name and no fsync. The files that were used longest ago are deleted when all together grow too large.
 No file stays open, so a store crosses forks and pickles as it is.
 """
@@ -166,9 +166,9 @@ class BlockStore:
         descriptor = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            told = os.pread(descriptor, 8, 0)
-            used = int.from_bytes(told, "little") + num_bytes
-            if used > self.max_bytes or not told:
+            stored = os.pread(descriptor, 8, 0)
+            used = int.from_bytes(stored, "little") + num_bytes
+            if used > self.max_bytes or not stored:
                 used = self._empty(self.max_bytes * EMPTIER // FULL - num_bytes) + num_bytes
             os.pwrite(descriptor, used.to_bytes(8, "little"), 0)
         finally:
@@ -176,7 +176,7 @@ class BlockStore:
             os.close(descriptor)
 
     def _empty(self, target: int) -> int:
-        """Delete what was used longest ago until so many bytes are left at most; how many are."""
+        """Delete the least recently used until at most this number of bytes is left; return how many are."""
         files = []
         for entry in os.scandir(self.folder):
             if _CELL.fullmatch(entry.name):

@@ -142,7 +142,7 @@ def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memor
     """Creates an object by one conditional request.
 
     Raises:
-        AlreadyExistsError: An object lies there.
+        AlreadyExistsError: An object with this name exists.
         OSError: The store says so, and none does: it may be asked again.
     """
     try:
@@ -151,7 +151,7 @@ def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memor
         try:
             client.head(key)
         except FileNotFoundError:  # S3 answers 409 while somebody writes, who may fail
-            raise OSError("the store says that an object lies there, and that none does") from None
+            raise OSError("the store says that the object exists, and that it does not") from None
         raise
 
 
@@ -171,7 +171,7 @@ def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
     except FileNotFoundError as exc:
         raise NotFoundError(f"cannot {verb} {where}: {_reason(exc, options)}") from None
     except (AlreadyExistsError, FileExistsError):
-        raise ExistsError(f"cannot {verb} {where}: an object lies there already") from None
+        raise ExistsError(f"cannot {verb} {where}: an object exists already") from None
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
         if _PROVIDER in str(exc):
             raise DeniedError(f"cannot {verb} {where}: {_provider_reason(exc, options)}") from None
@@ -233,7 +233,7 @@ _client_process: int | None = None  # the process that used a client first
 
 
 def check_process() -> None:
-    """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait for ever.
+    """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait forever.
 
     Raises:
         StoreError: A parent of this process used a client before it forked.

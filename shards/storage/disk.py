@@ -18,7 +18,7 @@ def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
     """Create a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
 
     Raises:
-        FileExistsError: A file lies there already.
+        FileExistsError: A file with this name exists.
         OSError: It cannot be written; nothing is left.
     """
     try:

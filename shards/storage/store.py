@@ -1,7 +1,7 @@
 """One way to reach a dataset's objects: disk, S3, GCS, Azure or memory, all through obstore.
 
 Objects are created, never overwritten: `put_new` is one conditional request, so of two writers one wins and the
-other is told. Local disk obeys the same rule through hard links. Every error names the URL and none shows a secret.
+other gets an error. Local disk obeys the same rule through hard links. Errors name the URL and never show a secret.
 """
 
 import io
@@ -113,7 +113,7 @@ class Store:
         On local disk its content is durable then, its name after `sync`: a power cut leaves the whole object or none.
 
         Raises:
-            ExistsError: An object lies there already; it was not touched. Where the server failed after it had stored
+            ExistsError: An object exists already; it was not touched. Where the server failed after it had stored
                 this very one, and the client tried again, it may be that: read it back before judging.
             DeniedError: The caller may not write.
             StoreError: The outcome is unknown, after some tries: read back. Or the disk refuses hard links.
@@ -160,7 +160,7 @@ class Store:
     def open_writer(self, name: str) -> Iterator[ByteSink]:
         """A streaming write: the object appears whole when the block ends, and never if it raises.
 
-        It replaces what lies there; where two writers may meet use `put_new`.
+        It replaces an existing object; where two writers may meet use `put_new`.
         """
         with self._errors("write", name), obstore.open_writer(self._client, self._key(name)) as sink:
             yield cast(ByteSink, sink)
@@ -169,7 +169,7 @@ class Store:
         """The bytes of one object.
 
         Raises:
-            NotFoundError: Nothing lies there.
+            NotFoundError: There is no such object.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
             check_name(self.url, name)
@@ -185,7 +185,7 @@ class Store:
             expected_bytes: Its size, if known: a large one is given the time that it takes.
 
         Raises:
-            NotFoundError: Nothing lies there.
+            NotFoundError: There is no such object.
         """
         client = self._client_for(expected_bytes)
 
@@ -204,7 +204,7 @@ class Store:
             name: The object.
             starts: In bytes.
             lengths: In bytes.
-            gap: Ranges that lie at most so many bytes apart are fetched in one request.
+            gap: Maximum number of bytes between ranges that are fetched in one request.
 
         Raises:
             DamagedError: The object ends before a range does.
@@ -249,7 +249,7 @@ class Store:
             expected_bytes: Its size, if it must be that.
 
         Raises:
-            NotFoundError: Nothing lies there.
+            NotFoundError: There is no such object.
             DamagedError: Nothing, or something of another size, lies where a size is expected.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
@@ -262,7 +262,7 @@ class Store:
         info = self.head(name)
         self._check_size(name, info.size if info else None, expected_bytes)
         if info is None:
-            raise NotFoundError(f"cannot read {self.url_of(name)}: nothing lies there")
+            raise NotFoundError(f"cannot read {self.url_of(name)}: there is no such object")
         with ThreadPoolExecutor(1) as ahead:
             reader = RangeReader(lambda start, length: self.get_ranges(name, [start], [length])[0], info.size, ahead)
             yield io.BufferedReader(reader, STREAM_CHUNK_BYTES)

@@ -19,7 +19,7 @@ from dray.pipelines.building.build import build
 from dray.pipelines.building.fill import fill_shard
 from dray.pipelines.building.job import PackedShard, PackJob, PackTask
 from dray.pipelines.building.manifest import next_manifest
-from dray.pipelines.building.survey import BuildSpec, work_out
+from dray.pipelines.building.survey import BuildSpec, survey_dataset
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.planning.plan import Recipe
 from dray.pipelines.versions.commit import commit_version
@@ -41,7 +41,7 @@ LAYOUT = Layout("wds")
 RECIPE = Recipe(suffixes=(SUFFIX,), num_shards=3)
 KEEP_BOTH = Retention(keep=2)
 KEEP_ONE = Retention(keep=1, grace_s=0)
-READS = 12  # of so many, one fails on disk and on S3
+READS = 12  # one of this many fails on disk and on S3
 
 Content = Mapping[str, bytes] | None  # key -> part; None where there is no version
 Objects = dict[str, bytes]
@@ -53,7 +53,7 @@ class Scenario:
     """What is disturbed, and between which contents.
 
     Attributes:
-        start: What lies there before.
+        start: What is stored before.
         run: What is disturbed.
         old: The last version before the run.
         new: And after it.
@@ -114,7 +114,7 @@ class World:
         return replace(self.place, url=f"{self.place.url}-{next(self._numbers)}")
 
     def after(self, start: Objects, *runs: Run) -> Objects:
-        """What lies there."""
+        """All stored objects."""
         place = self.fresh()
         copy_to(place, start)
         store = Store(place.url, place.storage_options)
@@ -129,7 +129,7 @@ class World:
 
 @pytest.fixture
 def world(make_inputs: MakeInputs, place: Place, monkeypatch: pytest.MonkeyPatch) -> World:
-    """After the change. What is lost without a sync the store works out: the disk need not wait for each."""
+    """After the change. The store computes what is lost without a sync: the disk need not wait for each."""
     monkeypatch.setattr(disk, "fsync", os.close)
     monkeypatch.setattr(retry, "PAUSES_S", (0, 0, 0))
     world = World(make_inputs(9), place)
@@ -289,13 +289,13 @@ def check_every_call(
             if world.place.url.startswith("s3:") and not exhaustive:
                 ways = [ways[at % len(ways)]]
             for fault in ways:
-                with told(f"there was {fault} call {at}, {call}"):
+                with context(f"there was {fault} call {at}, {call}"):
                     check(scenario, world.fresh(), at, fault, expected, may_fail=not is_borne(call, fault))
     return calls
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def context(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as exc:
@@ -403,7 +403,7 @@ def test_a_build_of_other_samples_after_a_fault_ends_well(world: World) -> None:
 
 @on_memory
 def test_a_builder_that_a_gc_took_for_dead_comes_back(world: World) -> None:
-    """Its intent is closed and its shards are gone, or half of them: it plans anew."""
+    """Its intent is closed and its shards are gone, or half of them: it plans again."""
     others = world.names[1::2]
     scenario = Scenario(start=abandoned(world), run=collecting, old=world.new, new=world.new,
                         then=building(world.inputs, others), end=world.content(others))  # fmt: skip
@@ -467,7 +467,7 @@ NaiveFlaw = Literal["overwrites shards", "commits first", "deletes first"]
 def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveFlaw) -> None:
     """A builder that ends as well as dray's where nothing goes wrong, with one flaw."""
     job = PackJob(inputs=Store(inputs.folder), location=Location(store, LAYOUT), transform=None)
-    work = work_out(spec_of(job, names), read_head(Location(store, LAYOUT)))
+    work = survey_dataset(spec_of(job, names), read_head(Location(store, LAYOUT)))
     if not work.has_work:
         return
     intent = announce(job, work.planned, work.snapshot, work.stored, progress=False)

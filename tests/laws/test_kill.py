@@ -54,7 +54,7 @@ class Case:
         before: A folder with the first version.
         old: Key -> bytes of the first version.
         new: Key -> bytes of the second.
-        cleared: All that lies there after an undisturbed build and a gc that keeps one version.
+        cleared: All that is stored after an undisturbed build and a gc that keeps one version.
         num_packed: Shards that the second build packs.
         num_calls: Calls to the store that it makes.
     """
@@ -93,7 +93,7 @@ def parts_in(inputs: Inputs) -> Parts:
 
 
 def content(folder: Path) -> Content:
-    """All that lies there, unfinished writes too, but for the records that hold a time and a write id."""
+    """All that is stored, unfinished writes too, but for the records that hold a time and a write id."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.parent.name not in RECORDS}
 

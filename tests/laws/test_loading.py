@@ -121,7 +121,7 @@ class EntryPoint:
         return self.ranks(url, 1, batch_size, **options)[0]
 
     def num_repeated(self, num_samples: int, num_ranks: int, batch: int) -> int:
-        """Number of samples that come a second time when so many are shared out in steps of a global batch."""
+        """Number of samples that come a second time when this number is shared out in steps of a global batch."""
         return max(0, num_ranks - (num_samples % batch or batch)) if self.fills_up and num_samples else 0
 
 

@@ -67,7 +67,7 @@ class Version:
 
 @dataclass
 class Model:
-    """What is true of a dataset, by what its writers were told."""
+    """What is true of a dataset, by the replies that its writers got."""
 
     commits: list[Commit] = field(default_factory=list)
     versions: dict[int, Version] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class Gc:
 @dataclass(frozen=True)
 class Hold:
     name: str
-    back: int  # so many commits
+    back: int  # number of commits
     version: int = 0
 
     def on(self, machine: "Machine") -> "Hold":
@@ -228,7 +228,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Rollback:
-    back: int  # so many commits
+    back: int  # number of commits
     version: int = 0
 
     def on(self, machine: "Machine") -> "Rollback":
@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         self.files: dict[str, File] = {}
         self.time = 0
         self.model = Model()
-        self.swept: set[int] = set()  # versions of which nothing may lie there any more
+        self.swept: set[int] = set()  # versions of which nothing may be stored any more
         self.named: dict[int, set[str]] = {}  # by each version
 
     def teardown(self) -> None:
@@ -519,7 +519,7 @@ class Machine(RuleBasedStateMachine):
     def check_swept(self, retention: Retention | None, *, is_gc: bool) -> None:
         """After a gc, or what moved the floors: dropped versions are gone.
 
-        Without a grace, nothing lies there but what kept versions name, and the logs.
+        Without a grace, nothing is stored but what kept versions name, and the logs.
         """
         has_grace = retention is None or retention.grace_s > 0
         if has_grace and not is_gc:
@@ -626,7 +626,7 @@ def check(folder: Path, *, num_examples: int, num_steps: int, is_fixed: bool = F
         run_state_machine_as_test(make, settings=config)
 
 
-def test_a_dataset_is_what_its_writers_were_told(tmp_path: Path) -> None:
+def test_a_dataset_is_what_the_replies_to_its_writers_say(tmp_path: Path) -> None:
     """Laws 2 and 3 over histories of builds, other operations, crashes and writers that meet."""
     check(tmp_path, num_examples=80, num_steps=30)
 

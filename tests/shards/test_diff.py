@@ -39,7 +39,7 @@ def table_of(samples: Samples, suffix: str = "pyd", shard: int = 0) -> pa.Table:
 def snapshot_of(
     samples: Samples, *, suffix: str = "pyd", rows: int = 3, numbers: Sequence[int] = (0,), **fields: Any
 ) -> Snapshot:
-    """A version of these samples, its table in chunks of so many rows; further fields of the manifest."""
+    """A version of these samples, its table in chunks of this number of rows; further fields of the manifest."""
     table, chunks = table_of(samples, suffix, numbers[0]), []
     for start in range(0, max(1, len(table)), rows):
         body = parquet_of(table[start : start + rows])
@@ -112,7 +112,7 @@ def test_a_sample_changed_where_one_of_its_files_did() -> None:
     assert (changed.to_pylist(), num_same) == (["b"], 1)
 
 
-def test_shards_are_told_apart_by_their_numbers() -> None:
+def test_shards_are_distinguished_by_their_numbers() -> None:
     """A number is never given to another shard."""
     found = diff(snapshot_of({"a": 1}, numbers=(4, 0, 2)), snapshot_of({"a": 1}, numbers=(9, 2, 3)))
     assert (found.shards_in_both, found.shards_in_a, found.shards_in_b) == ((2,), (0, 4), (3, 9))

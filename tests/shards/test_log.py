@@ -136,7 +136,7 @@ def test_racing_writers_agree_on_one_commit(store: Store) -> None:
 
 
 def test_a_second_commit_learns_of_the_first(store: Store) -> None:
-    """It is told by the write id, and changes nothing."""
+    """It is recognised by the write id, and changes nothing."""
     first = create_commit(Location(store, LAYOUT), a_commit())
     assert create_commit(Location(store, LAYOUT), a_commit()) == first == read_commit(Location(store, LAYOUT), 1)
 
@@ -177,7 +177,7 @@ def test_a_commit_whose_reply_was_lost_is_recognised_as_ours() -> None:
 
 
 def test_a_lost_reply_does_not_hide_a_lost_race() -> None:
-    """What stands there is another's: that is told."""
+    """The stored object is another's, which is an error."""
     url = "memory://log-lost-race"
     first = create_commit(Location(Store(url), LAYOUT), a_commit())
     assert create_commit(Location(LostReply(url), LAYOUT), a_commit()) == first

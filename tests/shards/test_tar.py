@@ -120,7 +120,7 @@ def test_no_name_that_builds_take_is_passed_over_by_webdataset(name: str, suffix
 @given(some_files)
 @settings(max_examples=100, deadline=None)
 def test_the_scan_finds_what_the_writer_noted(files: Files) -> None:
-    """Offsets, sizes and checksums, and the data lie there."""
+    """Offsets, sizes and checksums are right, and the data are at the offsets."""
     tar = write(files)
     assert scanned(tar) == noted(files)
     assert [tar[m.offset : m.offset + m.size] for m in scanned(tar)] == [data for _, data in files]
@@ -470,6 +470,6 @@ def test_headers_of_large_members_are_as_one_by_one() -> None:
 
 
 def test_a_part_of_another_size_than_announced_is_refused() -> None:
-    """The layout was worked out from the sizes."""
+    """The layout was computed from the sizes."""
     with pytest.raises(CallError, match="'a': 2 bytes announced, 1 given"):
         TarWriter().extend([b"a"], np.array([2], np.int64), [b"x"])

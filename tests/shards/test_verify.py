@@ -1,4 +1,4 @@
-"""`verify` finds every damage, and `dray verify` tells how to mend it in a way that does."""
+"""`verify` finds every damage, and the advice of `dray verify` repairs it."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def in_memory(inputs: Inputs, request: pytest.FixtureRequest) -> Snapshot:
 
 @pytest.mark.parametrize("level", Level)
 def test_a_whole_dataset_has_no_finding(inputs: Inputs, place: Place, level: str) -> None:
-    """At any level, on any store; every shard is told as done."""
+    """At any level, on any store; every shard is reported as done."""
     snapshot, done = build(inputs, place), list[int]()
     assert list(verify(snapshot, level, on_shard=done.append)) == []
     assert sum(done) == snapshot.num_bytes
@@ -254,7 +254,7 @@ def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["missing shard", "missing index", "cut shard", "stale index", "data", "header"])
-def test_what_the_command_prints_mends_the_dataset(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
+def test_what_the_command_prints_repairs_the_dataset(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
     """Exit code 1; after deleting what it names and running what it prints, all is whole, and the rest was kept."""
     out, names_file = tmp_path / "out", tmp_path / "names.txt"
     names = [inputs.names[row] for row in (4, 1, 0, 2, 3)]  # some of the source, in another order
@@ -269,10 +269,10 @@ def test_what_the_command_prints_mends_the_dataset(dray: Dray, inputs: Inputs, t
     (command,) = re.findall(r"^  (dray build .*)$", text, re.MULTILINE)
     code, text, _ = dray(*shlex.split(command)[1:])
     assert (code, "1 packed, 1 reused" in text) == (0, True), text
-    mended = Snapshot.open(out)
-    assert mended.version == 2
-    assert found(mended, "full") == []
-    assert [key for shard in mended.shards for key in mended.index(shard).keys] == [
+    repaired = Snapshot.open(out)
+    assert repaired.version == 2
+    assert found(repaired, "full") == []
+    assert [key for shard in repaired.shards for key in repaired.index(shard).keys] == [
         name.replace(".", "-") for name in names
     ]
 
@@ -301,7 +301,7 @@ def test_a_damaged_record_asks_for_another_prefix(dray: Dray, inputs: Inputs, tm
 
 
 def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """Without them everything would be packed anew, or the build would fail at the inputs that are bad."""
+    """Without them everything would be packed again, or the build would fail at the inputs that are bad."""
     inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
     out, words = tmp_path / "out", [word for suffix in inputs.suffixes for word in ("--suffix", suffix)]
     words += ["--shards", 4, "--shuffle-seed", 3, "--on-error", "quarantine", "--max-bad", 1]

@@ -148,7 +148,7 @@ class Chaos:
                 `reset_body`: the connection is reset after `at` bytes of the body.
                 `short_length`: the answer is whole with `at` bytes, as if the object ended there.
                 `flip`: the byte at `at` in the body has all its bits turned.
-                `ignore_condition`: a PUT that the server refused with 409 or 412 is told to have been done, as by a
+                `ignore_condition`: a PUT that the server refused with 409 or 412 is answered as a success, as by a
                 store that does not know conditions. (Such a store also overwrites; here the first bytes stay.)
                 The three that touch a body look only at successful answers that are longer than `at`.
             method: Of requests that it concerns; "" is any.
@@ -273,7 +273,7 @@ async def _read_head(reader: asyncio.StreamReader) -> Message:
 
 
 async def _read_body(reader: asyncio.StreamReader, message: Message) -> None:
-    """Read the body that a head announces; a chunked one is joined and told by its length."""
+    """Read the body that a head announces; a chunked one is joined and gets a length."""
     if message.header("transfer-encoding").lower() != "chunked":
         message.body = await reader.readexactly(int(message.header("content-length") or 0))
         return

@@ -27,7 +27,7 @@ class Fault(StrEnum):
     """What happens at a call."""
 
     CRASH_BEFORE = "a crash before"  # the call is not made
-    CRASH_WITHIN = "a crash within"  # of a `put_new` to disk: half the object lies there under its leftover's name
+    CRASH_WITHIN = "a crash within"  # of a `put_new` to disk: half the object is stored under its leftover's name
     CRASH_AFTER = "a crash after"  # the call is made
     POWER_CUT = "a power cut at"  # not made, and on a disk all names that were not synced are lost
     LUCKY_CUT = "a lucky power cut at"  # the same, but the last object that was put reached the disk

@@ -1,7 +1,7 @@
 """Fresh processes for tests that need several: they share nothing with the test's own but the files.
 
 They are forked from a server that has imported dray and used none of it: a child of a process that used obstore would
-wait for ever, and a spawned one imports for seconds.
+wait forever, and a spawned one imports for seconds.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ def start(function: Callable[..., object], *args: Any) -> ForkServerProcess:
 
 
 def call_at_once(count: int, function: Callable[..., Result], *args: Any) -> list[Result]:
-    """Call a module's function in so many processes at the same time; what each returned."""
+    """Call a module's function in this number of processes at the same time; return what each returned."""
     barrier = _CONTEXT.Barrier(count)
     with ProcessPoolExecutor(count, _CONTEXT, _share, (barrier,)) as pool:
         return [future.result() for future in [pool.submit(_meet_and_call, function, *args) for _ in range(count)]]

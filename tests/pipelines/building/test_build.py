@@ -310,8 +310,8 @@ def test_a_failing_function_names_the_sample_and_leaves_no_version(make_inputs: 
     assert before.items() <= stored(place).items()
 
 
-def test_after_a_bad_file_was_mended_only_its_shard_is_packed(make_inputs: MakeInputs, place: Place) -> None:
-    """The mended file makes another plan, which adopts the shards of the first."""
+def test_after_a_bad_file_was_repaired_only_its_shard_is_packed(make_inputs: MakeInputs, place: Place) -> None:
+    """The repaired file makes another plan, which adopts the shards of the first."""
     inputs = make_inputs(20)
     options = {"transform_version": "1", "func_output_data": refuse_bad_files}
     inputs.path(inputs.names[17], SUFFIX).write_bytes(b"bad")
@@ -377,7 +377,7 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
 def test_a_store_that_ignores_conditional_puts_is_refused(
     make_inputs: MakeInputs, s3: SeaweedServer, chaos: Chaos
 ) -> None:
-    """It says "created" whatever lies there: found out before a shard is written."""
+    """It says "created" whatever is stored: detected before a shard is written."""
     place = Place(s3.url("careless"), {**s3.storage_options, "endpoint": chaos.endpoint})
     careless = chaos.rule("ignore_condition")
     with pytest.raises(StoreError, match="ignores conditional puts"):
@@ -399,7 +399,7 @@ def test_tars_of_another_maker_are_kept_and_said(
     assert "1 tar that dray did not write" in capsys.readouterr().err
 
 
-def test_shards_deleted_by_hand_are_packed_anew(make_inputs: MakeInputs, place: Place) -> None:
+def test_shards_deleted_by_hand_are_packed_again(make_inputs: MakeInputs, place: Place) -> None:
     """A rebuild is the way out that the reader's error names."""
     inputs = make_inputs(20)
     build(inputs, place)
@@ -410,7 +410,7 @@ def test_shards_deleted_by_hand_are_packed_anew(make_inputs: MakeInputs, place: 
     assert [data for _, _, data in parts_of(latest(place))] == [inputs.part(name, SUFFIX) for name in inputs.names]
 
 
-def test_a_shard_that_was_cut_is_packed_anew(make_inputs: MakeInputs, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_packed_again(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """The rebuild does not take the cut one for its own, and leaves it where it lies."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
@@ -477,7 +477,7 @@ def test_a_failed_build_serves_a_later_one_though_others_committed_meanwhile(
     assert (report.version, report.num_reused) == (2, 3)
 
 
-def test_a_failed_and_mended_build_ends_in_the_same_bytes(make_inputs: MakeInputs, place: Place) -> None:
+def test_a_failed_and_repaired_build_ends_in_the_same_bytes(make_inputs: MakeInputs, place: Place) -> None:
     """Law 3: the table of sources and the manifest too."""
     inputs, fresh = make_inputs(20), Place(f"{place.url}-fresh", place.storage_options)
     with pytest.raises(InputError):

@@ -309,7 +309,9 @@ def test_after_a_compaction_a_build_has_nothing_to_do_and_one_change_rewrites_on
     assert_whole(latest(place))
 
 
-def test_samples_added_to_and_removed_from_merged_shards_are_told_apart(make_inputs: MakeInputs, place: Place) -> None:
+def test_samples_added_to_and_removed_from_merged_shards_are_distinguished(
+    make_inputs: MakeInputs, place: Place
+) -> None:
     """A later build works on merged shards as on any."""
     inputs = make_inputs(50)
     names = thinned_and_grown(inputs, place)
@@ -363,7 +365,7 @@ def test_what_a_version_leaves_out_stays_noted(make_inputs: MakeInputs, place: P
 def test_chunks_of_the_table_of_sources_that_tell_of_no_merged_shard_are_kept(
     make_inputs: MakeInputs, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what changed is stored anew."""
+    """Only what changed is stored again."""
     monkeypatch.setattr(tables, "CHUNK_ROWS", 5)
     thinned_and_grown(make_inputs(46), place)
     old = latest(place).manifest
@@ -439,7 +441,7 @@ def test_a_rerun_after_a_crash_makes_only_what_was_missing(make_inputs: MakeInpu
 
 
 def test_what_was_merged_before_a_build_committed_serves(make_inputs: MakeInputs, place: Place) -> None:
-    """A crash before the commit, and another sample: only the last shard is merged anew."""
+    """A crash before the commit, and another sample: only the last shard is merged again."""
     inputs = make_inputs(25)
     eight_small(inputs, place)
     first, second = Watched(place, lambda name: "commits" in name), Watched(place)
@@ -453,15 +455,15 @@ def test_what_was_merged_before_a_build_committed_serves(make_inputs: MakeInputs
 
 
 def test_a_merged_shard_is_adopted_only_for_the_same_bytes(make_inputs: MakeInputs, place: Place) -> None:
-    """A part was deleted by hand and packed anew by a function that gives other bytes each time."""
-    inputs, told = make_inputs(12), ["first"]
-    options = {"func_output_data": lambda key, parts: {"x.txt": told[0].encode()}, "transform_version": "1"}
+    """A part was deleted by hand and packed again by a function that gives other bytes each time."""
+    inputs, text = make_inputs(12), ["first"]
+    options = {"func_output_data": lambda key, parts: {"x.txt": text[0].encode()}, "transform_version": "1"}
     grown(inputs, place, **options)
     crashing, rerun = Watched(place, lambda name: "commits" in name), Watched(place)
     with pytest.raises(Crash):
         compacted(crashing)
     store_at(place).delete(["wds-000001.tar", "__dray__/wds/index/000001.arrow"])
-    told[0] = "second"
+    text[0] = "second"
     build(inputs, place, min_num_shards=None, **options)
     compacted(rerun)
     assert (crashing.tars, rerun.tars) == (["wds-000003.tar"], ["wds-000005.tar"])
@@ -542,7 +544,7 @@ def test_two_compactions_at_once_make_one_version(make_inputs: MakeInputs, place
 
 
 def test_a_compaction_undone_by_a_rollback_is_done_again_without_merging(make_inputs: MakeInputs, place: Place) -> None:
-    """Its shards lie there still."""
+    """Its shards are still stored."""
     eight_small(make_inputs(24), place)
     compacted(place, retention=None)
     merged = latest(place)
@@ -637,7 +639,7 @@ def test_a_shard_that_another_program_wrote_is_refused_as_verify_does(make_input
 
 
 def test_what_is_not_byte_for_byte_the_merged_shard_is_not_adopted(small_place: Place) -> None:
-    """Though all its parts are right: nothing is overwritten, and moved away it is made anew."""
+    """Though all its parts are right: nothing is overwritten, and once moved away it is made again."""
     name = "wds-000009.tar"
     undisturbed = copy_of(small_place, stored(small_place), "undisturbed")
     compacted(undisturbed)
@@ -672,7 +674,7 @@ def test_a_shard_that_appears_while_it_is_made_is_adopted_if_it_is_the_same(smal
 
 
 def test_an_index_that_is_not_the_merged_shards_is_refused(small_place: Place) -> None:
-    """It lay there, though its shard did not."""
+    """It was stored, though its shard was not."""
     with pytest.raises(Crash):
         compacted(Watched(small_place, lambda created: created == "wds-000009.tar"))
     store_at(small_place).put_new("__dray__/wds/index/000009.arrow", b"other")
@@ -681,7 +683,7 @@ def test_an_index_that_is_not_the_merged_shards_is_refused(small_place: Place) -
 
 
 def test_a_shard_that_lies_elsewhere_is_not_committed(small_place: Place) -> None:
-    """Workers that write to disks of their own are found out."""
+    """Workers that write to disks of their own are detected."""
     remove = partial(store_at(small_place).delete, ["wds-000009.tar"])
     with pytest.raises(
         StoreError, match=r"wds-000009\.tar was stored with \d+ bytes, but here is nothing: do the workers"

@@ -488,7 +488,7 @@ def test_without_encode_nothing_of_it_is_recorded(tmp_path: Path) -> None:
     assert digest == "5a4ab57b36db8163195a68f3ec941704"
 
 
-def test_a_bad_value_fails_the_build_and_mending_it_packs_only_its_shard(tmp_path: Path) -> None:
+def test_a_bad_value_fails_the_build_and_repairing_it_packs_only_its_shard(tmp_path: Path) -> None:
     """The others are adopted."""
     inputs = write(tmp_path / "in", [FLOAT32 * n for n in range(20)])
     good = inputs.path(inputs.names[7], SUFFIX).read_bytes()

@@ -30,7 +30,7 @@ def change_in_secret(path: Path) -> None:
 
 
 def test_checksum_sees_what_size_and_time_hide(make_inputs: MakeInputs, place: Place) -> None:
-    """Each time anew: the shard of an earlier content is not taken for the present one's."""
+    """Each time: the shard of an earlier content is not taken for the present one's."""
     inputs = make_inputs(20)
     build(inputs, place, checksum=True)
     for version in (2, 3):
@@ -44,7 +44,7 @@ def test_checksum_sees_what_size_and_time_hide(make_inputs: MakeInputs, place: P
 
 
 def test_without_checksum_a_secret_change_is_not_seen(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """The price of not reading; with it, the next build mends it."""
+    """The price of not reading; with it, the next build repairs it."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
     change_in_secret(inputs.path("sample.0007", SUFFIX))

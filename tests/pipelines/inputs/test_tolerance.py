@@ -54,7 +54,7 @@ def num_objects(place: Place) -> int:
 
 
 def test_fail_names_every_bad_sample_after_the_other_shards_are_stored(make_inputs: MakeInputs, place: Place) -> None:
-    """So that all can be mended at once, and the rerun packs only theirs."""
+    """All can be repaired at once, and the rerun packs only theirs."""
     inputs = make_inputs(20)
     spoil(inputs, 2, 4, 17)
     with pytest.raises(InputError, match=r"3 of 20 .*'sample\.0002'.*'sample\.0004'.*'sample\.0017'.*a bad file"):
@@ -94,7 +94,7 @@ def test_bad_samples_are_left_out_and_listed(make_inputs: MakeInputs, place: Pla
 
 
 def test_the_table_of_what_was_left_out_is_plain_parquet(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """For whoever mends the files."""
+    """For whoever repairs the files."""
     inputs, place = make_inputs(8), Place(str(tmp_path / "out"))
     spoil(inputs, 5)
     report = build(inputs, place, on_error="quarantine")
@@ -146,10 +146,10 @@ def test_skipped_samples_are_looked_at_again_only_when_they_change(make_inputs: 
         raise AssertionError(key)
 
     assert build(inputs, place, on_error="skip", func_output_data=never).version == 1
-    inputs.path(inputs.names[3], SUFFIX).write_bytes(b"mended")
+    inputs.path(inputs.names[3], SUFFIX).write_bytes(b"repaired")
     report = build(inputs, place, on_error="skip")
     assert (report.num_reused, report.num_skipped, left_out(place)) == (4, 0, [])
-    assert latest(place).read("sample-0003") == {SUFFIX: b"mended"}
+    assert latest(place).read("sample-0003") == {SUFFIX: b"repaired"}
 
 
 def test_a_new_input_that_is_left_out_is_recorded_though_no_shard_changes(
@@ -268,7 +268,7 @@ def test_an_accounting_that_does_not_add_up_is_refused(inputs: int, packed: int,
 def test_every_input_is_packed_or_listed_whatever_went_wrong(
     tmp_path_factory: pytest.TempPathFactory, bad: list[set[int]], fates: list[str]
 ) -> None:
-    """Over several builds, as files go bad and are mended; each version lists exactly those that are bad then."""
+    """Over several builds, as files go bad and are repaired; each version lists exactly those that are bad then."""
     folder = tmp_path_factory.mktemp("inputs")
     inputs = Inputs(folder, [f"s{number}" for number in range(12)], (SUFFIX,))
     place = Place(f"memory://{folder.name}-{id(bad)}")

@@ -233,7 +233,7 @@ def test_a_report_counts_what_differs(
 
 
 def test_new_sub_folders_of_an_old_dataset_are_announced(cli: Build, source: Path, tmp_path: Path) -> None:
-    """A dataset that no scan of sub-folders made, here of listed names; nothing is packed anew for it."""
+    """A dataset that no scan of sub-folders made, here of listed names; nothing is packed again for it."""
     (tmp_path / "names.txt").write_text("\n".join(f"s{number:03d}" for number in range(30)))
     cli("--names", tmp_path / "names.txt")
     assert "nothing to do" in cli().out

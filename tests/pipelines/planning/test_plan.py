@@ -184,7 +184,7 @@ def test_a_shard_with_no_sample_left_is_dropped() -> None:
     assert second.has_work
 
 
-def test_a_missing_shard_is_packed_anew_under_another_number() -> None:
+def test_a_missing_shard_is_packed_again_under_another_number() -> None:
     """With the reason."""
     before = named(dict.fromkeys("abcdef", 1))
     second = plan(before, RECIPE, committed(before, plan(before, RECIPE), missing={1}))
@@ -217,7 +217,7 @@ def test_another_order_of_the_same_names_is_nothing_to_do() -> None:
     assert not plan(named(dict.fromkeys("fedcba", 1)), RECIPE, committed(before, plan(before, RECIPE))).has_work
 
 
-def test_a_plan_that_packs_a_shard_anew_is_another_than_one_that_keeps_it() -> None:
+def test_a_plan_that_packs_a_shard_again_is_another_than_one_that_keeps_it() -> None:
     """Though the shard's digest is the same: the one must not work under the other's intent and reuse the name."""
     before = named(dict.fromkeys("abcdef", 1))
     first = plan(before, RECIPE)

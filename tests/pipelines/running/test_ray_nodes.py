@@ -271,7 +271,7 @@ def keys_in_environment(s3: SeaweedServer) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("on_s3", ["inputs", "output"])
-def test_workers_that_lack_the_keys_of_the_drivers_shell_are_told_where_to_put_them(
+def test_workers_that_lack_the_keys_of_the_drivers_shell_get_an_error_that_says_where_to_put_them(
     cluster: Cluster, s3: SeaweedServer, make_inputs: MakeInputs, tmp_path: Path, on_s3: str
 ) -> None:
     """One line after one task, without tracebacks and retries; no input is left out for it."""

@@ -54,7 +54,7 @@ def long_name() -> bytes:
 
 
 def with_page_bytes(size: int) -> bytes:
-    """The first page says that it takes so many bytes: a zigzag number after the page's type."""
+    """The first page announces this number of bytes: a zigzag number after the page's type."""
     body = bytearray(parquet_of(GOOD))
     assert body[4:7] == b"\x15\x00\x15"
     start, number = 7, bytearray()

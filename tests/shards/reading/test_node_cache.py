@@ -123,7 +123,7 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_spoils_nothing(blocks: BlockStore) -> None:
-    """A write ends amid a cell: what lay there before is right still, and no more is written."""
+    """A write ends amid a cell: what was there before is still right, and no more is written."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     blocks.write(NAME, 0, memoryview(b"before"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))

@@ -327,7 +327,7 @@ def test_two_jobs_read_everything_once(short: str, options: dict[str, Any], chao
 def test_a_spoiled_cache_is_not_believed(
     packed: str, options: dict[str, Any], tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
-    """Files that were cut, emptied or changed, indexes too: what they lack is fetched anew, and every byte is right."""
+    """Files that were cut, emptied or changed, indexes too: what they lack is fetched again, and each byte is right."""
     expected = [row[SUFFIX] for batch in open_loader(packed, options, limit=64) for row in batch]
     arguments = {"cache_dir": tmp_path / "cache", "limit": 64}
     keys_of(open_loader(packed, options, **arguments))
@@ -381,7 +381,7 @@ def test_a_passing_fault_costs_no_sample(reader: RangeReader, chaos: Chaos, faul
 
 
 def test_a_lasting_fault_names_the_shard(reader: RangeReader, chaos: Chaos, packed: str) -> None:
-    """After so many attempts; and once it is over the same reader goes on."""
+    """After this number of attempts; and once it is over the same reader goes on."""
     rule = chaos.rule("status", method="GET", path=TAR, code=503)
     with pytest.raises(StoreError, match=rf"{packed}/wdshards-000000\.tar.*'s0004' to 's0007'"):
         read_rows(reader, [(4, 4)])

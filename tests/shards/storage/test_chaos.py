@@ -207,7 +207,7 @@ def test_a_refused_condition_with_nothing_there_is_tried_again(
     assert [found.method for found in chaos.log] == ["PUT", "HEAD", "PUT"]
     assert direct.get("b") == b"cargo"
     chaos.rule("status", method="PUT", code=code)
-    with pytest.raises(StoreError, match="says that an object lies there, and that none does") as caught:
+    with pytest.raises(StoreError, match="says that the object exists, and that it does not") as caught:
         hasty.put_new("c", b"")
     assert type(caught.value) is StoreError
 
@@ -294,7 +294,7 @@ def test_a_lost_reply_to_a_read_is_asked_for_again(store: Store, chaos: Chaos) -
 
 
 def test_a_put_tried_again_may_meet_itself(store: Store, hasty: Store, direct: Store, chaos: Chaos) -> None:
-    """Who tries a put again after a lost reply is told that an object lies there: it may be its own."""
+    """Who tries a put again after a lost reply gets the error that the object exists: it may be its own."""
     chaos.rule("lost_reply", times=1)
     with pytest.raises(StoreError):
         hasty.put_new("b", b"cargo")

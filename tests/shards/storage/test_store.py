@@ -93,13 +93,13 @@ def test_a_folder_of_any_name_holds_the_objects(place: Place, folder: str) -> No
 def test_a_second_put_is_refused_and_touches_nothing(store: Store) -> None:
     """Objects are created, never overwritten."""
     store.put_new("a", b"first")
-    with pytest.raises(ExistsError, match=r"/a: an object lies there already"):
+    with pytest.raises(ExistsError, match=r"/a: an object exists already"):
         store.put_new("a", b"second")
     assert store.get("a") == b"first"
 
 
 def test_one_of_eight_racing_writers_wins(store: Store) -> None:
-    """The others are told, and the winner's bytes stand."""
+    """The others get an error, and the winner's bytes stand."""
 
     def put(writer: int) -> bool:
         try:
@@ -458,7 +458,7 @@ def test_a_secret_of_the_environment_is_not_shown(s3: SeaweedServer, monkeypatch
 
 @pytest.mark.parametrize("options", [{"secret_acess_key": SECRET}, {"timeout": "soon"}, {"region": 5}])
 def test_a_wrong_option_is_a_wrong_call(options: dict[str, object]) -> None:
-    """A misspelt option is told, its value is not."""
+    """A misspelt option is named, its value is not."""
     with pytest.raises(CallError, match="cannot open s3://bucket/x") as caught:
         Store("s3://bucket/x", options)
     assert SECRET not in _shown(caught.value)
