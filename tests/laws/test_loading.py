@@ -1,4 +1,4 @@
-"""Laws 5 to 8 (docs/design.md) through real files: one suite that every entry point passes."""
+"""Laws 5 to 8 of docs/design.md over real files: one suite that every entry point passes."""
 
 import json
 import multiprocessing
@@ -39,7 +39,7 @@ class Rank:
         return [numbers(batch) for batch in islice(self.loader, most)]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, read back."""
+        """Returns the state after a round trip through JSON."""
         state = self.loader.state_dict() if self.module is None else self.module.state_dict()["train"]
         found: dict[str, Any] = json.loads(json.dumps(state))
         return found
@@ -103,12 +103,12 @@ def web_module(
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """One way to load."""
+    """How to open the loaders of one entry point, and how it ends an epoch."""
 
     open: Callable[..., Rank]
     remainders: tuple[str, ...] = ("drop", "pad", "keep")
-    fills_up: bool = False  # whether each rank gets a sample in the last step, one of the epoch's first if need be
-    sends: Mapping[str, Any] = field(default_factory=dict)  # options that hold what only cloudpickle can send
+    fills_up: bool = False  # whether a rank without a sample in the last step gets one from the beginning of the epoch
+    sends: Mapping[str, Any] = field(default_factory=dict)  # options with values that only cloudpickle can pickle
 
     def ranks(self, url: str, num_ranks: int, batch_size: int, **options: Any) -> list[Rank]:
         options = {"remainder": "keep", "shuffle": True, **options}
@@ -121,7 +121,7 @@ class EntryPoint:
         return self.ranks(url, 1, batch_size, **options)[0]
 
     def num_repeated(self, num_samples: int, num_ranks: int, batch: int) -> int:
-        """Number of samples that come a second time when this number is shared out in steps of a global batch."""
+        """Returns how many samples come twice when `num_samples` are shared out in steps of a global batch."""
         return max(0, num_ranks - (num_samples % batch or batch)) if self.fills_up and num_samples else 0
 
 
@@ -137,7 +137,7 @@ def num_steps(num_samples: int, batch: int, remainder: str) -> int:
 
 
 def by_step(ranks: list[list[list[int]]]) -> list[list[int]]:
-    """The samples of each step over all ranks, in rank order."""
+    """Returns the samples of each step over all ranks, in rank order."""
     return [flat(step) for step in zip(*ranks, strict=True)]
 
 
@@ -147,7 +147,7 @@ def flat(steps: Iterable[Iterable[int]]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
-    """A dataset of each size, that of 47 samples with a short last shard."""
+    """Datasets by number of samples; the one of 47 has a short last shard."""
     folder = tmp_path_factory.mktemp("loading")
     found = {size: pack(folder / str(size), size, min(size, 5)) for size in (1, 3, MANY)}
     pack(folder / "47", 47)
@@ -160,7 +160,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS.values(), ids=ENTRY_POINTS)
 class TestLoading:
-    """What every entry point keeps."""
+    """Properties of every entry point."""
 
     @settings(max_examples=30, deadline=None)
     @given(st.data(), st.sampled_from([1, 3, 47, MANY]), st.integers(1, 9), st.integers(1, 16), st.booleans())
@@ -168,7 +168,7 @@ class TestLoading:
         self, urls: Mapping[int, str], entry_point: EntryPoint, data: st.DataObject, size: int, num_ranks: int,
         batch_size: int, shuffle: bool,
     ) -> None:  # fmt: skip
-        """Laws 5 and 6, in any epoch; `drop` leaves out what does not fill a global batch."""
+        """Laws 5 and 6, in any epoch; `drop` leaves out the samples that do not fill a global batch."""
         remainder, batch = data.draw(st.sampled_from(entry_point.remainders)), num_ranks * batch_size
         ranks = entry_point.ranks(urls[size], num_ranks, batch_size, remainder=remainder, shuffle=shuffle)
         epoch = data.draw(st.integers(0, 3))
@@ -189,7 +189,7 @@ class TestLoading:
     def test_a_resume_takes_the_rest(
         self, urls: Mapping[int, str], entry_point: EntryPoint, data: st.DataObject, shuffle: bool
     ) -> None:
-        """Law 7: with other ranks and batches, twice in a row, before the first batch and after the last."""
+        """Law 7: resumed twice, with other numbers of ranks and batch sizes, from any step."""
         remainder = data.draw(st.sampled_from(entry_point.remainders))
         state, found, num_repeated = None, list[int](), 0
         for is_last in (False, False, True):
@@ -219,7 +219,7 @@ class TestLoading:
     def test_batches_depend_neither_on_ranks_nor_on_workers(
         self, urls: Mapping[int, str], entry_point: EntryPoint, shuffle: bool
     ) -> None:
-        """Law 8: a global batch of 12 over two epochs; there may be more workers than shards or steps."""
+        """Law 8: two epochs in global batches of 12, also with more workers than shards or steps."""
 
         def steps(num_ranks: int, num_workers: int = 0) -> list[list[int]]:
             ranks = entry_point.ranks(urls[47], num_ranks, 12 // num_ranks, shuffle=shuffle, num_workers=num_workers)
@@ -237,7 +237,7 @@ class TestLoading:
     def test_each_iteration_takes_the_next_epoch(
         self, urls: Mapping[int, str], entry_point: EntryPoint, num_workers: int
     ) -> None:
-        """Also after one that was abandoned; `set_epoch` and a state name another."""
+        """Also after an abandoned one; `set_epoch` and a state choose another epoch."""
         plain = entry_point.one(urls[MANY])
         epochs = [plain.steps() for _ in range(4)]
         assert len({str(epoch) for epoch in epochs}) == 4
@@ -256,7 +256,7 @@ class TestLoading:
     def test_an_iterator_ends_when_its_loader_goes_elsewhere(
         self, urls: Mapping[int, str], entry_point: EntryPoint, num_workers: int
     ) -> None:
-        """It must not take batches of another iterator, nor count its own at another place."""
+        """It must neither take batches of another iterator nor count its own steps at another position."""
         plain = entry_point.one(urls[MANY])
         epochs = [plain.steps() for _ in range(2)]
         loader = entry_point.one(urls[MANY], num_workers=num_workers).loader
@@ -276,7 +276,7 @@ class TestLoading:
     def test_a_resumed_epoch_ends_and_the_next_one_follows(
         self, urls: Mapping[int, str], entry_point: EntryPoint
     ) -> None:
-        """`len()` counts the steps that were taken and those that remain; afterwards those of a whole epoch."""
+        """`len()` is the steps that were taken plus those that remain, and afterwards those of a whole epoch."""
         first = entry_point.one(urls[MANY], 12)
         before = first.steps(3)
         second = entry_point.one(urls[MANY], 10, state=first.state())
@@ -290,7 +290,7 @@ class TestLoading:
         assert third.cursor()["epoch"] == 1
 
     def test_a_state_of_other_data_or_order_is_refused(self, urls: Mapping[int, str], entry_point: EntryPoint) -> None:
-        """With the difference, and the URL of the version that it belongs to."""
+        """The error names the difference and the URL of the version to open."""
         state = entry_point.one(urls[MANY]).state()
         for url, shuffle in ((urls[47], True), (urls[MANY], False)):
             with pytest.raises(CallError, match=r"saved over other data or in another order.*\?version=1"):
@@ -301,7 +301,7 @@ class TestLoading:
     def test_a_worker_that_was_killed_between_two_epochs_is_replaced(
         self, urls: Mapping[int, str], entry_point: EntryPoint
     ) -> None:
-        """Torch raises its error wherever the trainer is then; the next epoch has every sample."""
+        """Torch raises its error somewhere in the trainer; the next epoch has every sample."""
         plain, others = entry_point.one(urls[MANY]), set(multiprocessing.active_children())
         rank = entry_point.one(urls[MANY], num_workers=2)
         assert rank.steps() == plain.steps()
@@ -315,7 +315,7 @@ class TestLoading:
 
 @pytest.mark.parametrize("name", ["ShardLoader", "WebDataModule"])
 def test_object_storage_gives_the_same(urls: Mapping[int, str], s3: SeaweedServer, tmp_path: Path, name: str) -> None:
-    """With a read-only key, from spawned workers, after a state of the local dataset."""
+    """With a read-only key, spawned workers, and a state of the local dataset."""
     entry_point, url = ENTRY_POINTS[name], s3.url(f"loading/{tmp_path.name}")
     remote = Store(url, s3.storage_options)
     for file, body in stored(Store(urls[MANY])).items():

@@ -1,4 +1,4 @@
-"""Both readers and both entry points against a model: the same batches, or the same error, whatever is asked for.
+"""Both readers and both entry points against a model: for any options, the same batches or the same error.
 
 The model is a plain dict, key -> suffix -> value. A local dataset and its copy on a real S3 server are read.
 """
@@ -36,7 +36,7 @@ def tensor(number: int, size: int = 2) -> torch.Tensor:
 
 
 def lacking(number: int) -> dict[str, Any]:
-    """Parts that some samples lack, some shards lack, and a sample that has only what nobody asks for."""
+    """Returns parts that some samples or whole shards lack; one sample has only a part that no test reads."""
     parts: dict[str, Any] = {"other.txt": "note"}
     if number not in (3, 6):
         parts["x.pyd"] = tensor(number)
@@ -48,7 +48,7 @@ def lacking(number: int) -> dict[str, Any]:
 
 
 def ragged(number: int) -> dict[str, Any]:
-    """Tensors of two shapes, of two dtypes, and of one."""
+    """Returns tensors of two shapes, of two dtypes, and of equal shape and dtype."""
     return {
         "shape.pyd": tensor(number, 2 if number < 10 else 3),
         "dtype.pyd": tensor(number).to(torch.float64 if number == 5 else torch.float32),
@@ -79,7 +79,7 @@ def build(folder: Path, parts_of: Any) -> None:
 
 
 def flip_part(folder: Path, number: int) -> None:
-    """Change a byte of every part of a sample."""
+    """Flip a bit in every part of a sample."""
     snapshot = Snapshot.open(folder)
     place, row = divmod(number, NUM_SAMPLES // NUM_SHARDS)
     index = snapshot.index(snapshot.shards[place])
@@ -106,7 +106,7 @@ DAMAGE = ("none", "flip 2", "flip 6 3", "no shard", "no index")
 
 
 def damaged(damage: str, number: int, wanted: Sequence[str]) -> type[DrayError] | None:
-    """The error that reading these parts of a sample raises, if it does."""
+    """Returns the error class that reading these parts of a sample raises, or None."""
     if damage in ("no shard", "no index"):
         return NotFoundError if number // (NUM_SAMPLES // NUM_SHARDS) == 1 else None
     return DamagedError if wanted and str(number) in damage.split()[1:] else None
@@ -114,7 +114,7 @@ def damaged(damage: str, number: int, wanted: Sequence[str]) -> type[DrayError] 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Every dataset with every damage, on disk and on object storage."""
+    """Every dataset with every kind of damage, on disk and on object storage."""
 
     folder: Path
     s3_url: str
@@ -146,7 +146,7 @@ def has(parts: Mapping[str, Any], wanted: str) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value that can be compared: tensors with dtype, and whether they are one."""
+    """Returns a value that can be compared; tensors as a tuple with their dtype."""
     if isinstance(value, torch.Tensor):
         return "tensor", str(value.dtype), value.tolist()
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -155,7 +155,7 @@ def plain(value: Any) -> Any:
 def expected(
     name: str, damage: str, numbers: Sequence[int], wanted: Sequence[str], missing: str, stack: Any
 ) -> tuple[Any, ...]:
-    """What the model says of one step: ("batch", part -> plain value), or ("error", class, keys and suffix in it)."""
+    """Returns the model's result of a step: ("batch", part -> plain value), or ("error", class, words of it)."""
     parts_of = DATASETS[name]
     for number in numbers:
         there = [part for part in wanted if has(parts_of(number), part)]
@@ -191,7 +191,7 @@ def agrees(found: Any, model: tuple[Any, ...]) -> None:
 
 
 def read_loader(place: Place, step_numbers: list[list[int]], **options: Any) -> list[Any]:
-    """The batches until the first error; the samples that each step has are noted."""
+    """Returns the batches up to the first error, which is included; notes the samples of each step."""
     loader = ShardLoader(place.url, batch_size=BATCH, storage_options=place.storage_options, **options)
     undamaged = re.sub(r"(lacking|ragged)-[a-z0-9-]*$", r"\1-none", place.url)
     order = ShardLoader(undamaged, storage_options=place.storage_options, batch_size=BATCH,
@@ -229,7 +229,7 @@ selections = st.sampled_from(sorted(DATASETS)).flatmap(
 def test_both_readers_give_what_the_model_says(
     places: Datasets, selection: tuple[str, list[str]], damage: str, missing: str, stack: Any, shuffle: bool, seed: int
 ) -> None:
-    """Batches of any parts in any order, and the first error: its class, and the samples that it names."""
+    """Batches of any parts in any order, or the first error: its class, and the samples that it names."""
     name, wanted = selection
     stack = {wanted[0]} if stack == "first" else stack
     for where in ("disk", "s3"):
@@ -256,7 +256,7 @@ def test_both_readers_give_what_the_model_says(
 def test_workers_give_the_same(
     places: Datasets, where: str, name: str, wanted: list[str], damage: str, missing: str
 ) -> None:
-    """As the process itself: batches, and the class and the text of the first error."""
+    """The same batches and the same first error as without workers."""
     place, steps = places.place(name, damage, where), list[list[int]]()
     options: dict[str, Any] = {"parts": wanted, "missing": missing, "shuffle": True, "seed": 2}
     here = read_loader(place, steps, **options)
@@ -267,7 +267,7 @@ def test_workers_give_the_same(
 
 
 def in_batches(source: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of BATCH samples, each as soon as it is full."""
+    """Yields lists of BATCH samples, each as soon as it is full."""
     samples = iter(source)
     while rows := list(itertools.islice(samples, BATCH)):
         yield rows
@@ -278,7 +278,7 @@ def in_batches(source: Iterable[Any]) -> Iterator[list[Any]]:
 def test_the_data_module_gives_what_the_model_says(
     places: Datasets, selection: tuple[str, list[str]], damage: str, missing: str, where: str
 ) -> None:
-    """Tuples in the dataset's order, and the same errors."""
+    """Tuples in the dataset's order, or the same errors."""
     name, wanted = selection
     place = places.place(name, damage, where)
     data = WebDataModule(
@@ -301,7 +301,7 @@ def test_the_data_module_gives_what_the_model_says(
 
 
 def test_a_sample_without_any_wanted_part_is_read_everywhere(places: Datasets) -> None:
-    """Shuffled from object storage it was a KeyError."""
+    """Reading it in shuffled order from object storage once raised a KeyError."""
     for where in ("disk", "s3"):
         place = places.place("lacking", "none", where)
         options: dict[str, Any] = {"parts": ["x.pyd", "n.cls"], "storage_options": place.storage_options}

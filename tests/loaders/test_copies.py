@@ -1,4 +1,4 @@
-"""Copies of loaders, pickled or by `copy`: they go on from where the loader is, and share nothing that runs."""
+"""Copies of loaders, by pickle or `copy`: they go on where the loader is, and share no threads or workers with it."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from dray.loaders import ShardLoader, Split, WebDataModule, to_device
 from tests.loaders.workers.test_forks import Wrapped, classes
 from tests.support.datasets import pack
 
-WAYS: dict[str, Callable[[Any], Any]] = {
+COPIERS: dict[str, Callable[[Any], Any]] = {
     "pickle": lambda loader: pickle.loads(pickle.dumps(loader)),
     "deepcopy": copy.deepcopy,
     "copy": copy.copy,
@@ -35,29 +35,29 @@ def a_loader(url: str, **options: Any) -> ShardLoader:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_copy_goes_on_from_where_the_loader_is(url: str, way: str, num_workers: int) -> None:
-    """Before, in and after an epoch; at its end with the next one. The loader itself is not disturbed."""
+@pytest.mark.parametrize("copier", COPIERS)
+def test_a_copy_goes_on_from_where_the_loader_is(url: str, copier: str, num_workers: int) -> None:
+    """Before, in and after an epoch, at whose end they start the next one. The loader itself is not disturbed."""
     plain = a_loader(url)
     epochs = [classes(plain) for _ in range(3)]
     loader = a_loader(url, num_workers=num_workers, transform=lambda row: row)
-    assert classes(WAYS[way](loader)) == epochs[0]
+    assert classes(COPIERS[copier](loader)) == epochs[0]
     batches = iter(loader)
     seen = classes(islice(batches, 3))
-    other = WAYS[way](loader)
+    other = COPIERS[copier](loader)
     assert other.state_dict() == loader.state_dict()
     assert len(other) == STEPS
     pairs = list(zip(batches, other, strict=True))
     assert seen + classes(ours for ours, _ in pairs) == epochs[0]
     assert classes(theirs for _, theirs in pairs) == epochs[0][3:]
     assert other.stats()["samples"] == 4 * len(pairs)
-    assert classes(WAYS[way](loader)) == classes(loader) == classes(other) == epochs[1]
+    assert classes(COPIERS[copier](loader)) == classes(loader) == classes(other) == epochs[1]
     loader.set_epoch(2)
-    assert classes(WAYS[way](loader)) == epochs[2]
+    assert classes(COPIERS[copier](loader)) == epochs[2]
 
 
 def test_what_does_not_pickle_is_no_obstacle_to_a_copy(url: str) -> None:
-    """A transform may hold a lock; functions are not copied."""
+    """A transform may hold a lock, as functions are not copied."""
     lock = Lock()
 
     def locked(row: dict[str, Any]) -> dict[str, Any]:
@@ -68,21 +68,21 @@ def test_what_does_not_pickle_is_no_obstacle_to_a_copy(url: str) -> None:
 
 
 def test_a_copy_of_a_device_loader_takes_what_the_trainer_has_not_got(url: str) -> None:
-    """However many batches were copied ahead."""
+    """For any number of batches that were copied ahead."""
     plain = a_loader(url, with_keys=True)
     keys = [batch["__key__"] for batch in plain]
     loader = to_device(a_loader(url, with_keys=True), "meta", ahead=3)
     batches = iter(loader)
     next(batches)
-    for make in WAYS.values():
+    for make in COPIERS.values():
         assert [batch["__key__"] for batch in make(loader)] == keys[1:]
     assert [batch["__key__"] for batch in batches] == keys[1:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
-def test_loaders_of_a_data_module_are_copied_too(url: str, way: str, num_workers: int) -> None:
-    """With their pipelines, lambdas among them."""
+@pytest.mark.parametrize("copier", ["pickle", "deepcopy"])
+def test_loaders_of_a_data_module_are_copied_too(url: str, copier: str, num_workers: int) -> None:
+    """With their pipelines, including lambdas."""
     data = WebDataModule(
         None,
         "cls",
@@ -95,10 +95,10 @@ def test_loaders_of_a_data_module_are_copied_too(url: str, way: str, num_workers
     )
     data.setup("fit")
     loader = data.train_dataloader()
-    untouched = WAYS[way](loader)
+    untouched = COPIERS[copier](loader)
     outputs = iter(loader)
     seen = list(islice(outputs, 3))
-    other = WAYS[way](loader)
+    other = COPIERS[copier](loader)
     rest = list(outputs)
     assert list(other) == rest
     assert list(untouched) == seen + rest
@@ -108,7 +108,7 @@ def test_loaders_of_a_data_module_are_copied_too(url: str, way: str, num_workers
 
 
 def test_copies_over_object_storage(tmp_path: Path, s3: SeaweedServer) -> None:
-    """With requests on their way; in another process a copy has connections of its own."""
+    """While requests are running; in another process a copy has connections of its own."""
     options = {"storage_options": s3.storage_options}
     url = pack(tmp_path, NUM_SAMPLES, 4, s3.url("copies"), storage_options=s3.storage_options)
     expected = classes(a_loader(url, **options))
@@ -129,7 +129,7 @@ def test_copies_of_loaders_with_workers_over_object_storage(tmp_path: Path, s3: 
     loader = a_loader(url, **options)
     batches = iter(loader)
     next(batches)
-    copies = [make(loader) for make in WAYS.values()]
+    copies = [make(loader) for make in COPIERS.values()]
     expected = classes(batches)
     for other in copies:
         assert classes(other) == expected

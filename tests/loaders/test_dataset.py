@@ -30,7 +30,7 @@ class Evil:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Tensors and labels; the samples know their number."""
+    """Pickled tensors and labels that hold the sample's number."""
     folder = tmp_path / "pickles"
     folder.mkdir()
     for number, name in enumerate(NAMES):
@@ -60,7 +60,7 @@ def test_every_sample_is_found_by_its_key(folder: Path, place: Place) -> None:
 
 
 def test_an_old_version_is_read_by_number_or_url(folder: Path, tmp_path: Path) -> None:
-    """Pinned."""
+    """By argument, and by URL."""
     build(folder, Place(str(tmp_path / "out")), NAMES[:20])
     build(folder, Place(str(tmp_path / "out")), NAMES[3:])
     for dataset in (Dataset(f"{tmp_path}/out?version=1", "wds"), Dataset(tmp_path / "out", "wds", version=1)):
@@ -68,7 +68,7 @@ def test_an_old_version_is_read_by_number_or_url(folder: Path, tmp_path: Path) -
 
 
 def test_an_unknown_key_is_named_with_its_neighbours(folder: Path, tmp_path: Path) -> None:
-    """A name with dots is no key; the message says so."""
+    """A name with dots is not a key, and the message says so."""
     build(folder, Place(str(tmp_path / "out")))
     dataset = Dataset(tmp_path / "out", "wds")
     with pytest.raises(NotFoundError, match=r"no sample 's\.03'.*'s-03'\?"):
@@ -77,7 +77,7 @@ def test_an_unknown_key_is_named_with_its_neighbours(folder: Path, tmp_path: Pat
 
 
 def test_what_is_not_on_the_safe_list_is_refused(folder: Path, tmp_path: Path) -> None:
-    """With shard and key; nothing runs."""
+    """The error names shard and key; no code runs."""
     (folder / f"{NAMES[7]}.tensor.pyd").write_bytes(pickle.dumps(Evil()))
     build(folder, Place(str(tmp_path / "out")))
     with pytest.raises(RefusedError, match=r"wds-00000[01]\.tar.*'s-07'"):
@@ -85,7 +85,7 @@ def test_what_is_not_on_the_safe_list_is_refused(folder: Path, tmp_path: Path) -
 
 
 def test_a_damaged_part_is_named(folder: Path, tmp_path: Path) -> None:
-    """And never decoded."""
+    """And not decoded."""
     build(folder, Place(str(tmp_path / "out")))
     tar = tmp_path / "out" / "wds-000000.tar"
     body = bytearray(tar.read_bytes())
@@ -99,7 +99,7 @@ def test_a_damaged_part_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_are_positions_in_the_datasets_own_order(folder: Path, place: Place) -> None:
-    """That of a loader that does not shuffle, and of the keys, also after builds that moved samples."""
+    """The order of a loader without shuffling, and of the keys, also after builds that moved samples."""
     build(folder, place, NAMES[5:20])
     build(folder, place, [*NAMES[:3], *NAMES[7:]])
     options = {"storage_options": place.storage_options}
@@ -119,7 +119,7 @@ def test_numbers_are_positions_in_the_datasets_own_order(folder: Path, place: Pl
 
 
 def test_what_is_neither_a_key_nor_a_number_is_refused(folder: Path, tmp_path: Path) -> None:
-    """As by a list: IndexError beyond the ends, TypeError for anything else."""
+    """As for a list: IndexError beyond the ends, TypeError for anything else."""
     build(folder, Place(str(tmp_path / "out")))
     dataset = Dataset(tmp_path / "out", "wds")
     for number in (30, -31, 2**70):
@@ -135,7 +135,7 @@ def test_what_is_neither_a_key_nor_a_number_is_refused(folder: Path, tmp_path: P
 
 
 def test_torch_takes_it_as_a_map_style_dataset(folder: Path, tmp_path: Path) -> None:
-    """Shuffled, in forked workers, by keys, by a subset; after other look-ups or none."""
+    """Shuffled, in forked workers, by keys and as a subset, before and after other look-ups."""
     build(folder, Place(str(tmp_path / "out")))
     dataset = Dataset(tmp_path / "out", "wds")
 
@@ -156,7 +156,7 @@ def test_torch_takes_it_as_a_map_style_dataset(folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("make", [lambda dataset: pickle.loads(pickle.dumps(dataset)), copy.deepcopy, copy.copy])
 def test_a_copy_reads_the_same(folder: Path, place: Place, make: Callable[[Dataset], Dataset]) -> None:
-    """After look-ups too; with decoders that are lambdas."""
+    """Also after look-ups, and with lambdas as decoders."""
     build(folder, place)
     dataset = Dataset(place.url, "wds", storage_options=place.storage_options, decoders={"cls": lambda data: data})
     assert dataset["s-07"]["label.cls"] == b"7"
@@ -165,7 +165,7 @@ def test_a_copy_reads_the_same(folder: Path, place: Place, make: Callable[[Datas
 
 
 def test_threads_share_one(folder: Path, place: Place) -> None:
-    """Each gets what it asked for."""
+    """Each gets the samples that it requested."""
     build(folder, place)
     dataset = Dataset(place.url, "wds", storage_options=place.storage_options)
     with ThreadPoolExecutor(8) as threads:
@@ -174,7 +174,7 @@ def test_threads_share_one(folder: Path, place: Place) -> None:
 
 
 def test_spawned_workers_of_torch_read_object_storage(folder: Path, s3: SeaweedServer) -> None:
-    """Forked ones are refused: connections do not live through a fork."""
+    """Forked workers are refused, as connections do not survive a fork."""
     place = Place(s3.url("map-style"), s3.storage_options)
     build(folder, place)
     dataset = Dataset(place.url, "wds", storage_options=place.storage_options)

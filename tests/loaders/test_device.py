@@ -1,6 +1,6 @@
-"""`to_device`: what reaches the trainer, in which order, and that a checkpoint counts no more than that.
+"""`to_device`: the trainer gets all batches in order, and a checkpoint counts only those that it got.
 
-The logic runs on the meta device, which takes tensors and keeps no values; the copies themselves need a GPU.
+The logic runs on the meta device, which stores no values; the copies themselves need a GPU.
 """
 
 import json
@@ -31,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The tensors go, the list stays."""
+    """Returns a batch of tensors, which are copied, and a list, which is not."""
     return {"x": torch.stack([row["x.pyd"] for row in rows]), "numbers": [row["cls"] for row in rows]}
 
 
@@ -42,8 +42,8 @@ def open_loader(url: str, num_workers: int = 0) -> ShardLoader:
 
 
 @pytest.mark.parametrize(("ahead", "num_workers"), [(1, 0), (20, 0), (2, 2)])
-def test_batches_come_as_they_are_and_lie_on_the_device(url: str, ahead: int, num_workers: int) -> None:
-    """Two epochs, in the loader's order, of its length."""
+def test_batches_arrive_in_order_on_the_device(url: str, ahead: int, num_workers: int) -> None:
+    """Two epochs, in the loader's order and of its length."""
     plain, loader = open_loader(url), to_device(open_loader(url, num_workers), "meta", ahead=ahead)
     for _ in range(2):
         expected, found = list(plain), list(loader)
@@ -55,7 +55,7 @@ def test_batches_come_as_they_are_and_lie_on_the_device(url: str, ahead: int, nu
 
 @pytest.mark.parametrize(("taken", "num_workers"), [(0, 0), (1, 0), (5, 2), (STEPS, 0)])
 def test_a_state_counts_what_was_handed_on(url: str, taken: int, num_workers: int) -> None:
-    """Whatever was copied since: it is the state of the bare loader at that step, and both go on from it."""
+    """It equals the state of the plain loader at that step, whatever was copied since, and both resume from it."""
     plain, loader = open_loader(url), to_device(open_loader(url, num_workers), "meta", ahead=3)
     batches = iter(loader)
     assert [batch["numbers"] for batch in islice(batches, taken)] == [
@@ -71,7 +71,7 @@ def test_a_state_counts_what_was_handed_on(url: str, taken: int, num_workers: in
 
 
 def test_an_epoch_that_was_named_is_the_next(url: str) -> None:
-    """`set_epoch` reaches the loader, and the state at once."""
+    """`set_epoch` changes the loader and the state at once."""
     plain, loader = open_loader(url), to_device(open_loader(url), "meta")
     next(iter(loader))
     for one in (plain, loader):
@@ -81,7 +81,7 @@ def test_an_epoch_that_was_named_is_the_next(url: str) -> None:
 
 
 def test_an_error_comes_after_the_batches_before_it(url: str) -> None:
-    """And the state is that of the last of them."""
+    """The state is that of the last batch before it."""
 
     def fail(rows: list[dict[str, Any]]) -> list[int]:
         if any(row["cls"] == 13 for row in rows):
@@ -97,7 +97,7 @@ def test_an_error_comes_after_the_batches_before_it(url: str) -> None:
 
 
 def test_an_epoch_that_is_left_ends_its_threads(url: str) -> None:
-    """Those of the wrapper, and soon that of the loader."""
+    """The thread of the wrapper at once, that of the loader soon after."""
     before = set(threading.enumerate())
 
     def begun() -> list[threading.Thread]:
@@ -123,21 +123,21 @@ print("end")
 
 
 def test_an_iterator_that_is_open_at_the_end_does_not_hold_the_interpreter(url: str) -> None:
-    """It ends, and says nothing."""
+    """The process ends without output."""
     done = subprocess.run([sys.executable, "-c", LEFT_OPEN, url], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
 def test_a_loader_for_the_cpu_is_handed_back(url: str) -> None:
-    """There is nothing to do."""
+    """No wrapper is needed."""
     loader = open_loader(url)
     assert to_device(loader, "cpu") is loader
     with pytest.raises(CallError, match="ahead=0"):
         to_device(loader, "cpu", ahead=0)
 
 
-def test_stats_tell_the_waiting_of_the_trainer(url: str) -> None:
-    """Not that of the thread; the rest is the loader's."""
+def test_stats_count_the_waiting_of_the_trainer(url: str) -> None:
+    """Not that of the thread; the other values are the loader's."""
     source = open_loader(url)
     loader = to_device(source, "meta")
     list(loader)
@@ -148,7 +148,7 @@ def test_stats_tell_the_waiting_of_the_trainer(url: str) -> None:
 
 
 def test_any_loader_with_a_length_will_do() -> None:
-    """What it lacks is said when it is needed; a state is needed only where there is one."""
+    """A missing method is an error when it is called; a state is optional."""
     loader = to_device(DataLoader([torch.ones(1), torch.zeros(2)], batch_size=None), "meta")
     assert [batch.shape for batch in loader] == [(1,), (2,)]
     assert loader.state_dict() == {}
@@ -163,7 +163,7 @@ Pair = namedtuple("Pair", "a b")
 
 
 def test_tensors_are_found_wherever_they_are() -> None:
-    """Containers keep their kinds; what is no tensor stays the same object."""
+    """Containers keep their types; other values stay the same objects."""
     odd = object()
     one = torch.ones(1)
     batch = {"list": [one, 1], "pair": Pair(one, "x"), "tuple": (one, {"deep": [(one,)]}), "odd": odd}
@@ -175,7 +175,7 @@ def test_tensors_are_found_wherever_they_are() -> None:
 @needs_cuda
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_copies_are_whole_on_a_gpu(num_workers: int) -> None:
-    """Small and large tensors, used at once on the trainer's stream, and while later copies are under way."""
+    """Small and large tensors, used at once on the trainer's stream while later copies run."""
     sizes = [3, 50_000, 1 << 20]
     source = DataLoader(
         [[torch.full((size,), float(number)) for size in sizes] for number in range(50)],

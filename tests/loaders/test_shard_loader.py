@@ -1,4 +1,4 @@
-"""`ShardLoader`: what a batch is made of, workers, versions, ranks and damage."""
+"""`ShardLoader`: the contents of a batch, workers, versions and ranks."""
 
 import os
 import pickle
@@ -21,8 +21,7 @@ from dray.loaders import ShardLoader
 from dray.loaders.batching.collate import collate
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot
-from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
-from dray.shards.layout import Layout
+from dray.shards.errors import CallError, DamagedError, RefusedError
 from tests.support.datasets import pack
 
 MANY = 61
@@ -35,14 +34,8 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
     return {size: pack(folder / str(size), size, min(size, 5)) for size in (1, 3, MANY)}
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A dataset of 12 samples in 3 shards to spoil."""
-    return Path(pack(tmp_path, 12, 3))
-
-
 def numbers(batch: Mapping[str, Any]) -> list[int]:
-    """The samples of a batch, without filler."""
+    """Returns the samples of a batch, without filler."""
     valid = batch.get("__valid__", torch.ones(len(batch["cls"]), dtype=torch.bool))
     assert torch.equal(torch.as_tensor(batch["x.pyd"])[:, 0].long(), torch.as_tensor(batch["cls"]))
     return [int(number) for number in batch["cls"][valid]]
@@ -53,7 +46,7 @@ def loaders_of(url: str, num_ranks: int, **options: Any) -> list[ShardLoader]:
 
 
 def steps_of(loaders: list[ShardLoader], steps: int | None = None) -> list[list[int]]:
-    """The samples of each step over all ranks, in rank order; ranks without the same number of steps are an error."""
+    """Returns the samples of each step over all ranks, in rank order; all ranks must have as many steps."""
     ranks = [[numbers(batch) for batch in islice(loader, steps)] for loader in loaders]
     return [flat(list(step)) for step in zip(*ranks, strict=True)]
 
@@ -74,7 +67,7 @@ next(held)  # is left to the interpreter's end
 
 
 def test_another_process_has_the_same_order(urls: Mapping[int, str]) -> None:
-    """By the seed alone; and an iterator that is open at its end does not keep it from ending."""
+    """The seed alone decides. An iterator that is still open does not keep the process from ending."""
     done = subprocess.run(
         [sys.executable, "-c", ORDER_PROGRAM, urls[MANY]], capture_output=True, text=True, check=True, timeout=120
     )
@@ -84,7 +77,7 @@ def test_another_process_has_the_same_order(urls: Mapping[int, str]) -> None:
 
 
 def test_a_rank_without_samples_has_a_batch_of_no_rows(urls: Mapping[int, str]) -> None:
-    """With the parts, dtypes and shapes of any other; with a collate of one's own as well."""
+    """It has the parts, dtypes and shapes of any other batch, also with a custom `collate`."""
     options: Any = {"batch_size": 2, "remainder": "keep", "rank": 0, "num_ranks": 3}
     (batch,) = ShardLoader(urls[1], with_keys=True, **options)
     assert batch["x.pyd"].shape == (0, 2)
@@ -103,7 +96,7 @@ def test_a_rank_without_samples_has_a_batch_of_no_rows(urls: Mapping[int, str]) 
 
 
 def test_what_a_batch_is_made_of() -> None:
-    """What is alike is stacked without loss, what is not stays a list."""
+    """Equal dtypes and shapes are stacked without loss; anything else stays a list."""
     tensor, array = torch.ones(2, dtype=torch.bfloat16), np.ones((2, 3), ">i4")
     rows: list[dict[str, Any]] = [
         {"t": tensor, "a": array, "n": 1, "f": 0.1, "b": True, "s": "x", "g": np.float32(2), "l": None, "m": [1]},
@@ -128,7 +121,7 @@ def test_what_a_batch_is_made_of() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_arrays_in_a_batch_stay_arrays_with_workers(urls: Mapping[int, str], num_workers: int) -> None:
-    """A batch is what collate made, wherever it was made."""
+    """A batch is what `collate` returned, in either process."""
     loader = ShardLoader(
         urls[3], batch_size=3, num_workers=num_workers, collate=lambda rows: (np.ones(2), {"a": [np.ones(1)]})
     )
@@ -137,7 +130,7 @@ def test_arrays_in_a_batch_stay_arrays_with_workers(urls: Mapping[int, str], num
 
 
 def test_lists_of_many_tensors_need_no_file_descriptors(urls: Mapping[int, str]) -> None:
-    """PyTorch sends each tensor by one, and a worker without any hangs: here it may have a few only."""
+    """PyTorch sends each tensor by a descriptor, and a worker that has none left hangs; here it has only a few."""
 
     def ragged(row: dict[str, Any]) -> dict[str, Any]:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -150,7 +143,7 @@ def test_lists_of_many_tensors_need_no_file_descriptors(urls: Mapping[int, str])
 
 
 def test_only_wanted_parts_are_read(urls: Mapping[int, str]) -> None:
-    """Keys on demand; a limit; a transform."""
+    """With keys, a limit and a transform."""
     loader = ShardLoader(urls[MANY], batch_size=4, parts="cls", with_keys=True, limit=6, remainder="keep")
     batches = list(loader)
     assert [list(batch) for batch in batches] == [["cls", "__key__"]] * 2
@@ -161,7 +154,7 @@ def test_only_wanted_parts_are_read(urls: Mapping[int, str]) -> None:
 
 
 def test_a_part_that_no_sample_has_is_refused(tmp_path: Path) -> None:
-    """With those that there are; one that whole shards lack is there."""
+    """The error lists the parts that exist. A part that whole shards lack exists."""
 
     def extra(key: str, parts: Mapping[str, bytes]) -> dict[str, Any]:
         return dict(parts) if key < "s0004" else {**parts, "more.cls": b"7"}
@@ -174,7 +167,7 @@ def test_a_part_that_no_sample_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_filler_is_marked_or_refused(urls: Mapping[int, str]) -> None:
-    """`__valid__` is added to what collate gives, if that is a dict."""
+    """`__valid__` is added to the result of `collate` if that is a dict."""
     (batch,) = ShardLoader(urls[3], batch_size=4, remainder="pad", collate=lambda rows: {"n": len(rows)})
     assert (batch["n"], batch["__valid__"].tolist()) == (4, [True, True, True, False])
     with pytest.raises(CallError, match="collate gave list, no dict"):
@@ -182,7 +175,7 @@ def test_filler_is_marked_or_refused(urls: Mapping[int, str]) -> None:
 
 
 def test_a_version_is_kept_while_others_are_built(tmp_path: Path) -> None:
-    """A loader goes on with the version that it opened; a URL or an argument names another than the last."""
+    """A loader keeps the version that it opened. A URL or an argument names a version other than the latest."""
     url = pack(tmp_path, 12, 3)
     loader = ShardLoader(url, batch_size=2)
     batches = iter(loader)
@@ -200,70 +193,9 @@ def test_a_version_is_kept_while_others_are_built(tmp_path: Path) -> None:
         ShardLoader(url, version=1, batch_size=2, seed=1).load_state_dict(loader.state_dict())
 
 
-def flip(path: Path, old: bytes) -> None:
-    """One byte of the last place that holds these."""
-    body = bytearray(path.read_bytes())
-    body[body.rindex(old)] ^= 1
-    path.write_bytes(body)
-
-
-def swap(one: Path, two: Path) -> None:
-    one_body, two_body = one.read_bytes(), two.read_bytes()
-    one.write_bytes(two_body)
-    two.write_bytes(one_body)
-
-
-def spoil(own: Path, how: str) -> None:
-    shards = [own / f"wdshards-00000{number}.tar" for number in range(3)]
-    indexes = [own / Layout("wdshards").index(number) for number in range(3)]
-    match how:
-        case "truncated":
-            shards[1].write_bytes(shards[1].read_bytes()[:-512])
-        case "flipped":
-            flip(shards[1], b"note 5")
-        case "swapped shards":
-            swap(shards[1], shards[2])
-        case "swapped indexes":
-            swap(indexes[1], indexes[2])
-        case "missing shard":
-            shards[1].unlink()
-        case "missing index":
-            indexes[1].unlink()
-
-
-DAMAGES: dict[str, tuple[type[DrayError], str]] = {
-    "truncated": (DamagedError, r"wdshards-000001\.tar: \d+ bytes expected, found \d+"),
-    "flipped": (DamagedError, r"wdshards-000001\.tar at offset \d+, key 's0005', suffix 'txt': not the bytes"),
-    "swapped shards": (DamagedError, r"wdshards-000001\.tar.*(expected|key 's0004')"),
-    "swapped indexes": (DamagedError, r"wdshards.*000001.*: not the index that version 1 names"),
-    "missing shard": (NotFoundError, r"wdshards-000001\.tar: the shard is missing"),
-    "missing index": (NotFoundError, r"wdshards.*000001.*: the index is missing"),
-}
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damage_is_named(own: Path, how: str, num_workers: int) -> None:
-    """Law 10: after the batches before it, the shard and where there is one the key; the same from workers."""
-    spoil(own, how)
-    kind, message = DAMAGES[how]
-    batches = iter(ShardLoader(own, batch_size=2, num_workers=num_workers))
-    assert [numbers(batch) for batch in islice(batches, 2)] == [[0, 1], [2, 3]]
-    with pytest.raises(kind, match=message):
-        next(batches)
-
-
-def test_what_is_not_read_is_not_checked(own: Path) -> None:
-    """Headers are not looked at, nor parts that are not wanted: `dray verify` does both."""
-    flip(own / "wdshards-000001.tar", b"note 5")
-    flip(own / "wdshards-000001.tar", b"s0006.x.pyd")
-    loader = ShardLoader(own, batch_size=12, parts=["x.pyd", "cls"])
-    assert [numbers(batch) for batch in loader] == [list(range(12))]
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_pickle_that_is_not_safe_is_refused(tmp_path: Path, num_workers: int) -> None:
-    """With the shard, the key and the suffix; what is allowed is read."""
+    """The error names shard, key and suffix."""
     (tmp_path / "inputs").mkdir()
     (tmp_path / "inputs" / "a.x.pyd").write_bytes(pickle.dumps(subprocess.DEVNULL.__class__))
     (tmp_path / "inputs" / "b.x.pyd").write_bytes(pickle.dumps(Path("x")))
@@ -273,7 +205,7 @@ def test_a_pickle_that_is_not_safe_is_refused(tmp_path: Path, num_workers: int) 
 
 
 def test_a_killed_worker_is_an_error_and_the_next_pass_has_others(urls: Mapping[int, str]) -> None:
-    """Not a hang; it tells the process."""
+    """The trainer does not hang, and the error names the process."""
 
     def die(row: dict[str, Any]) -> dict[str, Any]:
         if row["cls"] == 20 and not os.environ.get("DRAY_TEST_LIVE"):
@@ -289,16 +221,16 @@ def test_a_killed_worker_is_an_error_and_the_next_pass_has_others(urls: Mapping[
         assert flat([numbers(batch) for batch in loader]) == list(range(MANY))
 
 
-def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
-    """Of every rank and step, in a resumed epoch and before it goes on, and in others."""
+def test_locate_returns_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
+    """For every rank and step: in a resumed epoch, before it is continued, and in other epochs."""
     options = {"shuffle": True, "with_keys": True, "remainder": "pad"}
     old = ShardLoader(urls[MANY], batch_size=15, **options)  # type: ignore[arg-type]
     next(iter(old))
     loaders = loaders_of(urls[MANY], 2, batch_size=4, **options)
     for loader in loaders:
         loader.load_state_dict(old.state_dict())
-    told = [[sample["key"] for sample in loaders[0].locate(0, 2, rank)] for rank in (0, 1)]
-    assert told == [list(islice(loader, 2))[1]["__key__"] for loader in loaders]
+    located = [[sample["key"] for sample in loaders[0].locate(0, 2, rank)] for rank in (0, 1)]
+    assert located == [list(islice(loader, 2))[1]["__key__"] for loader in loaders]
     with pytest.raises(CallError, match="step 0 of epoch 0"):
         loaders[0].locate(0, 0)
     with pytest.raises(CallError, match="on rank 2"):
@@ -323,7 +255,7 @@ def test_locate_tells_the_keys_of_every_batch(urls: Mapping[int, str]) -> None:
     ],
 )
 def test_wrong_arguments_are_refused(urls: Mapping[int, str], options: dict[str, Any], message: str) -> None:
-    """By name."""
+    """The error names the argument."""
     with pytest.raises(CallError, match=message):
         ShardLoader(urls[3], **{"batch_size": 1, **options})
     with pytest.raises(CallError, match="epoch=-1"):
@@ -344,7 +276,7 @@ class Locked(os.PathLike):
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-if rank == 1:  # it comes late: rank 0 has told its version before
+if rank == 1:  # it comes late: rank 0 has sent its version before
     real = dist.broadcast_object_list
     def late(*args, **kwargs):
         real(*args, **kwargs)
@@ -366,7 +298,7 @@ dist.destroy_process_group()
 
 
 def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
-    """Although a build commits between them; and rank 0's error of any kind is told to every rank, not a hang."""
+    """Although a build commits in between. If rank 0 fails, every rank raises its error instead of hanging."""
     pack(tmp_path, 12, 3)
     (tmp_path / "program.py").write_text(RANK_PROGRAM)
     command = [sys.executable, f"{tmp_path}/program.py"]
@@ -383,7 +315,7 @@ def test_all_ranks_read_the_version_of_rank_0(tmp_path: Path) -> None:
 
 
 def test_ranks_of_a_named_group_agree_where_a_version_is_named(tmp_path: Path) -> None:
-    """Without one each takes the last at its time: then a state of the one is refused by the other, which says so."""
+    """Without a version each rank opens the latest one, and a state of one version is refused by the other."""
     url = pack(tmp_path, 12, 3)
     early = ShardLoader(url, batch_size=2, rank=0, num_ranks=2)
     pickles_to_tars(tmp_path / "inputs", ["s0000"], ["x.pyd", "cls", "txt"], url, "wdshards", progress=False)
@@ -398,7 +330,7 @@ def test_ranks_of_a_named_group_agree_where_a_version_is_named(tmp_path: Path) -
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_own_decoders_come_before_the_table(urls: Mapping[int, str], num_workers: int) -> None:
-    """Also for parts that would be stacked as they lie; a lambda reaches the workers; a failure names the sample."""
+    """Also for parts that could be stacked without decoding. Lambdas reach the workers; a failure names the sample."""
     options: Any = {"batch_size": 3, "num_workers": num_workers}
     loader = ShardLoader(urls[3], decoders={"x.pyd": len, "txt": lambda data: data.decode().upper()}, **options)
     (batch,) = loader
@@ -409,7 +341,7 @@ def test_own_decoders_come_before_the_table(urls: Mapping[int, str], num_workers
 
 
 def test_maps_leave_file_descriptors_to_others(tmp_path: Path) -> None:
-    """More shards than a quarter of them: the others are closed meanwhile."""
+    """With more shards than a quarter of the descriptors, some maps are closed."""
     url = pack(tmp_path, 60, 60)
     program = (
         "import resource, sys; from dray.loaders import ShardLoader\n"
@@ -421,8 +353,8 @@ def test_maps_leave_file_descriptors_to_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_transform_that_fails_is_told_with_its_sample(urls: Mapping[int, str], num_workers: int) -> None:
-    """After the batches before it."""
+def test_an_error_of_a_transform_names_its_sample(urls: Mapping[int, str], num_workers: int) -> None:
+    """It is raised after the batches before it."""
 
     def fail(row: dict[str, Any]) -> dict[str, Any]:
         return {"cls": 1 // (row["cls"] - 45)}

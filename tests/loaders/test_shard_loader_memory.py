@@ -1,4 +1,4 @@
-"""What `ShardLoader` needs: little to open a dataset of any size, and no more after many epochs than after a few."""
+"""Resources of `ShardLoader`: little for a dataset of any size, and no more after many epochs than after a few."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PART_BYTES, STRIDE = 4096, 4096 + 512
 
 
 def run(program: str, *args: object, timeout_s: float = 120) -> Any:
-    """What a program in a process of its own tells, as JSON."""
+    """Runs a program in a process of its own; returns the last line of its output, read as JSON."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # so that threads do not scatter it
     command = [sys.executable, "-c", program, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
@@ -35,7 +35,7 @@ def run(program: str, *args: object, timeout_s: float = 120) -> Any:
 
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real snapshot of 100 M samples of 4 kB: all its shards are links to one tar of zeros, which takes no room."""
+    """A real snapshot of 100 M samples of 4 kB, whose shards are all links to one sparse tar of zeros."""
     folder, layout = tmp_path_factory.mktemp("huge"), Layout("wdshards")
     (folder / layout.index(0)).parent.mkdir(parents=True)
     tar, index = folder / "tar", folder / "index"
@@ -58,7 +58,7 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commit_shards(folder: Path, layout: Layout, shard_bytes: int, index_digest: str) -> None:
-    """Version 1 of a dataset whose shards lie there."""
+    """Commit version 1 of a dataset whose shards exist already."""
     store, num_samples = Store(folder), NUM_SHARDS * PER_SHARD
     shards = tuple(
         Shard(
@@ -113,7 +113,7 @@ print(json.dumps({**opened, **first, **grown, "steps": len(loader), "grown_mib_a
 
 @pytest.mark.parametrize("step", [0, 90_000])
 def test_a_hundred_million_samples_take_little(huge: Path, step: int) -> None:
-    """Of 10,000 shards: opening reads the manifest and an index, the first batch the indexes of its lanes' shards."""
+    """In 10,000 shards: opening reads the manifest and one index, the first batch the indexes of its lanes' shards."""
     manifest, index = 2.5, 0.45  # MB
     found = run(OPEN, huge, step)
     assert found["steps"] == 100_000_000 // 1024
@@ -131,7 +131,7 @@ from dray.loaders import ShardLoader
 url, num_workers, batch_size, num_batches = sys.argv[1], *map(int, sys.argv[2:])
 
 def measure():
-    for batch in loader:  # a whole epoch: after it nothing is on its way from a worker
+    for batch in loader:  # a whole epoch, after which no worker is sending anything
         pass
     del batch
     gc.collect()
@@ -165,7 +165,7 @@ print(json.dumps({"taken": taken, "epochs": loader.state_dict()["epoch"], "warm"
 def test_many_batches_take_no_more_than_a_few(
     tmp_path: Path, num_workers: int, batch_size: int, num_batches: int
 ) -> None:
-    """From a fifth of them to the end, in all processes: neither memory, nor files, nor threads for every epoch."""
+    """In all processes, memory, files and threads do not grow per epoch after the first fifth of the batches."""
     url = pack(tmp_path, 1001, 7, parts={"x.pyd": tensor_of(16), "cls": number_as_text})
     found = run(SOAK, url, num_workers, batch_size, num_batches, timeout_s=550)
     assert found["taken"] >= num_batches

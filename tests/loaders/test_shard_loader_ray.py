@@ -1,4 +1,4 @@
-"""`ShardLoader` under Ray Train: workers and nodes go and come in the middle of an epoch; the rest of it is trained."""
+"""`ShardLoader` under Ray Train: workers and nodes come and go inside an epoch, whose rest is trained exactly."""
 
 import json
 import os
@@ -122,7 +122,7 @@ cluster.shutdown()
 
 
 def run(program: str, folder: Path, num_samples: int, **variables: str) -> tuple[str, list[dict[str, Any]]]:
-    """What the driver printed, and all the notes of its workers."""
+    """Returns the output of the driver and the notes of all workers."""
     url = pack(folder, num_samples, parts={"tensor.pyd": tensor_of(3)})
     (folder / "program.py").write_text(WORKER + program)
     command = [sys.executable, folder / "program.py", url, folder]
@@ -134,7 +134,7 @@ def run(program: str, folder: Path, num_samples: int, **variables: str) -> tuple
 
 
 def trained(notes: list[dict[str, Any]]) -> dict[int, list[list[dict[str, Any]]]]:
-    """Epoch -> its steps in order -> the ranks' notes, of the last attempt that took the step: the one that counts."""
+    """Returns epoch -> steps in order -> notes of the ranks, from the last attempt that took the step."""
     steps = defaultdict(list)
     for note in notes:
         steps[note["epoch"], note["step"]].append(note)
@@ -146,7 +146,7 @@ def trained(notes: list[dict[str, Any]]) -> dict[int, list[list[dict[str, Any]]]
 
 
 def check_exact(notes: list[dict[str, Any]], num_samples: int) -> None:
-    """Every rank took every step; together they trained each sample once an epoch."""
+    """Check that every rank took every step, and that together they trained each sample once per epoch."""
     num_steps = -(-num_samples // BATCH)
     epochs = trained(notes)
     assert sorted(epochs) == [0, 1]
@@ -159,7 +159,7 @@ def check_exact(notes: list[dict[str, Any]], num_samples: int) -> None:
 
 @pytest.mark.heavy
 def test_a_killed_worker_costs_no_sample(tmp_path: Path) -> None:
-    """The epoch goes on from the last checkpoint: what was trained up to it and after it is every sample once."""
+    """The epoch is resumed from the last checkpoint: before and after it, each sample is trained once in total."""
     output, notes = run(KILLED_WORKER, tmp_path, 96)
     assert "trained until 1 8" in output
     assert {tuple(note["start"]) for note in notes} == {(0, 0), (0, 4)}
@@ -168,7 +168,7 @@ def test_a_killed_worker_costs_no_sample(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_an_epoch_goes_on_with_one_worker_less_and_then_with_one_more(tmp_path: Path) -> None:
-    """2 -> 1 -> 2 workers: a node is lost in mid-epoch, another comes; 190 samples do not fill the last batch."""
+    """2 -> 1 -> 2 workers: a node is lost and another added inside an epoch whose last batch is not full."""
     output, notes = run(
         LOST_NODE,
         tmp_path,

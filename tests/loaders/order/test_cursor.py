@@ -1,4 +1,4 @@
-"""Laws 5 to 8, as arithmetic: every sample once, equal steps, exact resumes, batches that no worker or rank changes."""
+"""Cursors and shares: laws 5 to 8 of docs/design.md as arithmetic."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ remainders = st.sampled_from(list(Remainder))
 
 
 def taken(rest: Rest, steps: int | None = None) -> list[list[np.ndarray]]:
-    """The valid positions of each rank in each step."""
+    """Returns the valid positions of each rank in each step."""
     num_steps = len(rest) if steps is None else steps
     shares = [[rest.share(step, rank) for rank in range(rest.num_ranks)] for step in range(num_steps)]
     return [[share.positions[: share.num_valid] for share in step] for step in shares]
@@ -41,7 +41,7 @@ def a_rest(num_samples: int, num_ranks: int, batch: int, remainder: Remainder, c
 @settings(max_examples=300, deadline=None)
 @given(counts, ranks, batches, remainders)
 def test_every_position_is_taken_once(num_samples: int, num_ranks: int, batch: int, remainder: Remainder) -> None:
-    """Law 5: in order, over all ranks; dropped are fewer than one global batch."""
+    """Law 5: in order, over all ranks; `drop` leaves out fewer than a global batch."""
     found = flat(taken(a_rest(num_samples, num_ranks, batch, remainder)))
     assert found == list(range(len(found)))
     missing = num_samples - len(found)
@@ -51,7 +51,7 @@ def test_every_position_is_taken_once(num_samples: int, num_ranks: int, batch: i
 @settings(max_examples=300, deadline=None)
 @given(counts, ranks, batches, remainders)
 def test_all_ranks_have_what_they_expect(num_samples: int, num_ranks: int, batch: int, remainder: Remainder) -> None:
-    """Law 6: a full batch in every step, but for a kept last one, which differs by one sample at most."""
+    """Law 6: every step is a full batch, except for the last with `keep`, in which ranks differ by at most 1."""
     rest = a_rest(num_samples, num_ranks, batch, remainder)
     for step in range(len(rest)):
         sizes = [len(rest.share(step, rank).positions) for rank in range(num_ranks)]
@@ -67,7 +67,7 @@ def test_all_ranks_have_what_they_expect(num_samples: int, num_ranks: int, batch
 def test_stopping_and_going_on_otherwise_takes_the_rest(
     data: st.DataObject, num_samples: int, remainder: Remainder
 ) -> None:
-    """Law 7: with other ranks and batches after each stop, nothing twice, nothing missing but what drop may leave."""
+    """Law 7: with other numbers of ranks and batch sizes after each stop, no position is repeated or lost."""
     consumed, found, last_batch = 0, list[int](), 1
     for _ in range(data.draw(st.integers(1, 4))):
         num_ranks, batch = data.draw(ranks), data.draw(batches)
@@ -88,7 +88,7 @@ def test_stopping_and_going_on_otherwise_takes_the_rest(
 def test_batches_are_the_same_for_every_number_of_ranks(
     num_samples: int, factor: int, batch: int, remainder: Remainder
 ) -> None:
-    """Law 8: a global batch is one thing, however many ranks share it."""
+    """Law 8: a global batch does not depend on the number of ranks that share it."""
     whole = a_rest(num_samples, 1, 12 * factor * batch, remainder)
     for num_ranks in (2, 3, 4, 6, 12):
         parts = a_rest(num_samples, num_ranks, 12 // num_ranks * factor * batch, remainder)
@@ -97,7 +97,7 @@ def test_batches_are_the_same_for_every_number_of_ranks(
 
 
 def test_filler_is_marked_and_repeats_the_beginning() -> None:
-    """Even where there are fewer samples than ranks."""
+    """Also with fewer samples than ranks."""
     rest = a_rest(3, 5, 2, Remainder.PAD)
     shares = [rest.share(0, rank) for rank in range(5)]
     assert [share.positions.tolist() for share in shares] == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 0]]
@@ -105,7 +105,7 @@ def test_filler_is_marked_and_repeats_the_beginning() -> None:
 
 
 def test_a_cursor_goes_through_json_and_is_small() -> None:
-    """It lies in every checkpoint."""
+    """Every checkpoint contains one."""
     text = json.dumps(CURSOR.to_dict())
     assert Cursor.from_dict(json.loads(text)) == CURSOR
     assert len(text) < 300
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_other_data_or_order_is_refused_by_name() -> None:
 
 
 def test_advancing_counts_samples_and_steps() -> None:
-    """A short last step counts what there was."""
+    """A short last step counts the samples that it had."""
     assert (CURSOR.advanced(3, 64).consumed, CURSOR.advanced(3, 64).steps) == (192, 3)
     assert CURSOR.advanced(16, 64).consumed == 1000
     assert CURSOR.order().at(np.arange(5)).tolist() == CURSOR.advanced(3, 64).order().at(np.arange(5)).tolist()

@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation by arithmetic, well mixed, cheap to seek, the same everywhere."""
+"""The order of an epoch: a well-mixed permutation that is cheap to seek and equal on every machine."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ orders = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(orders)
 def test_every_sample_comes_exactly_once(order: Order) -> None:
-    """Whatever the number of samples, lanes, blocks and rows."""
+    """For any number of samples, lanes and samples per block."""
     assert sorted(order.at(np.arange(order.num_samples))) == list(range(order.num_samples))
 
 
 @settings(max_examples=100, deadline=None)
 @given(order=orders, data=st.data())
 def test_a_position_may_be_asked_for_alone(order: Order, data: st.DataObject) -> None:
-    """Seeking is the same as reading on, in any shape."""
+    """Seeking gives the same samples as reading on, in any shape."""
     positions = data.draw(st.lists(st.integers(0, order.num_samples - 1), min_size=1, max_size=20))
     whole = order.at(np.arange(order.num_samples))
     assert order.at(positions).tolist() == whole[positions].tolist()
@@ -40,7 +40,7 @@ def test_a_position_may_be_asked_for_alone(order: Order, data: st.DataObject) ->
 @settings(max_examples=100, deadline=None)
 @given(orders)
 def test_runs_are_the_neighbours_that_are_read_together(order: Order) -> None:
-    """Each holds its position's sample; together they hold every sample once."""
+    """Each run holds its position's sample; together they hold every sample once."""
     positions = np.arange(order.num_samples)
     firsts, sizes = order.runs(positions)
     assert ((order.at(positions) - firsts) % order.num_samples < sizes).all()
@@ -55,7 +55,7 @@ def test_without_shuffle_position_p_is_sample_p() -> None:
 
 
 def test_golden_values() -> None:
-    """Integers only: no Python, numpy or machine may give another order, for a resumed epoch would repeat samples."""
+    """No Python, numpy or machine may compute another order: a resumed epoch would repeat samples."""
     assert Order(100, 4, 5, seed=1, epoch=0).at(np.arange(8)).tolist() == [17, 63, 78, 27, 18, 64, 79, 26]
     assert Order(100, 4, 5, seed=1, epoch=1).at(np.arange(8)).tolist() == [11, 61, 38, 97, 10, 64, 39, 99]
     last = Order(103, 4, 5, seed=1, epoch=0).at(np.arange(95, 103))
@@ -83,7 +83,7 @@ def test_golden_digests_of_whole_epochs(order: Order, digests: tuple[str, str]) 
 
 
 def test_epochs_and_seeds_differ() -> None:
-    """Everywhere, and not by a shift."""
+    """At almost every position, and not just by a shift."""
     base = Order(1000, 8, 10).at(np.arange(1000))
     for other in (Order(1000, 8, 10, epoch=1), Order(1000, 8, 10, seed=1)):
         found = other.at(np.arange(1000))
@@ -105,7 +105,7 @@ def test_a_global_batch_is_spread_over_all_shards_with_little_of_the_data_in_use
 
 
 def test_neighbours_in_the_data_are_far_apart_in_the_epoch() -> None:
-    """The mean distance of two samples that lie side by side, in global batches: chance gives a third of the epoch."""
+    """The place of a sample in the epoch does not correlate with its number."""
     num_samples, batch = 100_000, 100
     order = Order(num_samples, batch, choose_block(num_samples, batch, 10**5), seed=2)
     places = np.empty(num_samples, np.int64)
@@ -127,7 +127,7 @@ def test_a_rank_reads_no_block_that_another_reads(num_ranks: int) -> None:
 
 
 def test_a_block_is_as_long_as_a_good_request_where_the_data_allow() -> None:
-    """And one sample at least."""
+    """And at least one sample."""
     assert choose_block(10**9, 256, 4096) == BLOCK_BYTES // 4096
     assert choose_block(1_000_000, 256, 1) == 1_000_000 // (50 * 256)
     assert choose_block(1_000, 256, 1) == 1
@@ -135,7 +135,7 @@ def test_a_block_is_as_long_as_a_good_request_where_the_data_allow() -> None:
 
 
 def test_positions_outside_the_epoch_are_refused() -> None:
-    """Never wrapped round in silence."""
+    """They are not wrapped silently."""
     for position in (-1, 10):
         with pytest.raises(IndexError, match="of an epoch of 10 samples"):
             Order(10).at([0, position])
@@ -144,7 +144,7 @@ def test_positions_outside_the_epoch_are_refused() -> None:
 
 
 def test_a_hundred_million_samples_need_no_list() -> None:
-    """What an order keeps is a number a lane."""
+    """An order stores one number per lane."""
     order = Order(100_000_000, 1024, 64, seed=9)
     assert len(np.unique(order.at(np.arange(90_000_000, 90_000_000 + 4096)))) == 4096
     kept = [value for value in vars(order).values() if isinstance(value, np.ndarray)]
