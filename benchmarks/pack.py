@@ -41,7 +41,8 @@ from dray.pipelines.building.job import PackJob, PackTask
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import find_sources
-from dray.pipelines.planning.plan import Recipe, plan
+from dray.pipelines.planning.plan import plan
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards.layout import Layout, Location
 from dray.shards.storage.store import Store
 

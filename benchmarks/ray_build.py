@@ -25,7 +25,8 @@ from dray.pipelines.building.job import PackedShard, PackJob, PackTask
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.building.survey import TASK_BYTES
 from dray.pipelines.inputs.sources import Sources, find_sources
-from dray.pipelines.planning.plan import Recipe, plan
+from dray.pipelines.planning.plan import plan
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.running import pace
 from dray.pipelines.running.dispatch import Dispatch
 from dray.pipelines.running.parcel import Parcel

@@ -11,7 +11,7 @@ from dray.pipelines.inputs.encoder import Encode, Encoder
 from dray.pipelines.inputs.sources import as_names
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.inputs.transform import Function, Transform
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards.errors import CallError

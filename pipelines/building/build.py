@@ -20,7 +20,7 @@ from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.merges import num_small
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS

@@ -11,7 +11,8 @@ from dray.pipelines.building.survey import Work, none_left
 from dray.pipelines.building.tables import LeftOut, left_out_table, source_chunks
 from dray.pipelines.inputs.sources import EMPTY
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Recipe, compare, find_in, fingerprints_in
+from dray.pipelines.planning.plan import compare, find_in, fingerprints_in
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
 from dray.shards.log import Intent, put_content

@@ -21,7 +21,8 @@ from dray.pipelines.inputs.scan import Scan
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources, hash_files
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
 from dray.pipelines.planning.changes import Guard
-from dray.pipelines.planning.plan import Last, Plan, Recipe, changes_of, find_in, fingerprints_in, plan
+from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
 from dray.pipelines.running.node import node_name
 from dray.pipelines.running.tasks import run_tasks, runs_in_process

@@ -1,8 +1,8 @@
-"""How the samples of a version differ from those of the last, and how much of that a build may do unasked.
+"""How the samples of a version differ from those of the last, and which changes a build refuses by default.
 
-A scan of the wrong folder looks like a build that removes nearly every sample. So where the samples come from a scan, a
-build that would remove many, or that reads another folder or other suffixes than before, is refused unless an option
-allows it.
+A scan of the wrong folder looks like a build that removes nearly every sample. So if the samples come from a scan, a
+build that would remove many, or that reads another folder or other suffixes than before, needs an option that allows
+it.
 """
 
 import re
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 from dray.shards.errors import CallError
 
-MOST_REMOVED = 0.1  # share of the last version's samples that a build may remove unasked
-MOST_REMOVED_OF_FEW = 0.5  # the same where they are fewer than FEW
+MOST_REMOVED = 0.1  # share of the last version's samples that a build may remove by default
+MOST_REMOVED_OF_FEW = 0.5  # the share if the last version has fewer than FEW samples
 FEW = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Number of samples, by how they differ from the last version's.
+    """Number of samples by how they differ from the last version's.
 
     Attributes:
-        num_last: In the last version; 0 where there is none.
-        num_added: With a key that the last version does not have.
-        num_changed: With a key that both have, and other files.
-        num_removed: Of the last version, with a key that this one does not have.
+        num_last: Samples of the last version; 0 if there is none.
+        num_added: Samples whose key the last version does not have.
+        num_changed: Samples whose key both versions have, and whose files differ.
+        num_removed: Samples of the last version whose key this one does not have.
     """
 
     num_last: int = 0
@@ -37,15 +37,15 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """What a build of scanned samples may change.
+    """The changes that a build of scanned samples may make.
 
     Attributes:
-        allow_removal: Maximum number of samples to remove, or per cent of the last version's such as "25%"; None: 10 %,
-            or 50 % of fewer than 20.
-        allow_changed_source: Whether the input folder and the suffixes may be others than the last version's.
+        allow_removal: Maximum number of samples to remove, or a percentage of the last version's such as "25%";
+            None: 10 %, or 50 % of fewer than 20.
+        allow_changed_source: Whether the input folder and the suffixes may differ from the last version's.
 
     Raises:
-        CallError: `allow_removal` is neither a number nor per cent.
+        CallError: `allow_removal` is neither a number nor a percentage.
     """
 
     allow_removal: str | None = None
@@ -62,14 +62,14 @@ class Guard:
             )
 
     def most_removed(self, num_last: int) -> float:
-        """Returns the number of samples that may be removed from a version of that many."""
+        """Returns the maximum number of samples that may be removed from a version of `num_last`."""
         if self.allow_removal is None:
             return num_last * (MOST_REMOVED_OF_FEW if num_last < FEW else MOST_REMOVED)
         text = self.allow_removal
         return num_last * float(text[:-1]) / 100 if text.endswith("%") else int(text)
 
     def refuses_removal(self, changes: Changes) -> str:
-        """Returns why a build with these changes is refused; empty where it is not."""
+        """Returns why a build with these changes is refused; empty if it is not."""
         most = self.most_removed(changes.num_last)
         if changes.num_removed <= most:
             return ""
@@ -81,11 +81,11 @@ class Guard:
         )
 
     def refuses_source(self, then: tuple[str, frozenset[str]], now: tuple[str, frozenset[str]]) -> str:
-        """Returns why a build from another source is refused; empty where it is not.
+        """Returns why a build from another source is refused; empty if it is not.
 
         Args:
             then: Input folder and suffixes of the last version.
-            now: Those of the build.
+            now: Input folder and suffixes of the build.
         """
         if self.allow_changed_source or then == now:
             return ""

@@ -1,4 +1,4 @@
-"""Dealing samples to shards: evenly to a number of shards, or by size. Arithmetic on sizes, nothing else."""
+"""Dealing samples to shards, evenly to a number of shards or by size: arithmetic on sizes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES, max_member_bytes
 
 
 def sample_bytes(sources: Sources) -> NDArray[np.int64]:
-    """(n,) upper bound of what each sample takes in a tar."""
+    """Returns (n,) the maximum number of bytes that each sample takes in a tar."""
     padded = (sources.sizes + BLOCK - 1) // BLOCK * BLOCK
     data: NDArray[np.int64] = padded.sum(axis=1) + BLOCK * len(sources.suffixes)
     longest = 100 - 1 - max(map(len, sources.suffixes))
@@ -22,13 +22,13 @@ def sample_bytes(sources: Sources) -> NDArray[np.int64]:
 
 
 def even_bounds(num_samples: int, num_shards: int) -> NDArray[np.int64]:
-    """Half-open bounds of contiguous shards whose sample counts differ by at most one."""
+    """Returns half-open bounds of contiguous shards whose numbers of samples differ by at most one."""
     num_shards = min(num_shards, num_samples)
     return np.arange(num_shards + 1, dtype=np.int64) * num_samples // num_shards
 
 
 def bounds_by_size(sizes: NDArray[np.int64], *, shard_bytes: int, shard_samples: int) -> NDArray[np.int64]:
-    """Half-open bounds of shards filled one after another; a sample larger than a shard has one of its own."""
+    """Returns half-open bounds of shards filled one after another; a sample larger than a shard gets its own."""
     ends = np.cumsum(sizes)
     bounds = [0]
     while bounds[-1] < len(sizes):
@@ -40,7 +40,7 @@ def bounds_by_size(sizes: NDArray[np.int64], *, shard_bytes: int, shard_samples:
 
 
 def too_large(sizes: NDArray[np.int64], num_shards: int) -> str:
-    """Return the error for a number of shards that would pass 4 GiB; it says how many fit."""
+    """Returns the message for a number of shards that would pass 4 GiB: how many shards fit."""
     if sizes.max() + len(END) > MAX_SHARD_BYTES:
         return f"one sample of {int(sizes.max())} bytes passes 4 GiB, the most that a shard may hold"
     fits = num_shards

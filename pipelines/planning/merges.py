@@ -1,4 +1,4 @@
-"""Which small shards to merge: a rule, and the list of shards that follows from it."""
+"""Which small shards a compaction merges."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,26 +11,25 @@ Group = tuple[Shard, ...]
 
 
 def num_small(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> int:
-    """How many shards a compaction would merge with others.
+    """Returns the number of shards that a compaction would merge with others.
 
     Args:
-        shards: Of a version.
-        recipe: Its recipe, as its manifest records it.
+        shards: The shards of a version.
+        recipe: The version's recipe, as its manifest records it.
     """
     return sum(len(group) for group in plan_for(shards, recipe) if len(group) > 1)
 
 
 def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | None = None) -> list[Group]:
-    """The shards of the next version: each is one that stays, or several that are merged in this order.
+    """Returns the shards of the next version: each is one that stays, or several to merge in this order.
 
-    A shard is small when it has less than half of what a shard should have, in bytes and in samples. Small ones are
-    joined to the small ones before them up to the target. So at most one small shard is left, and doing it again
-    changes nothing.
+    A shard is small if it has less than half of the target, in bytes and in samples. Small ones are joined to the small
+    ones before them up to the target. So at most one small shard is left, and a second compaction changes nothing.
 
     Args:
-        shards: Of the last version.
-        target_bytes: Of a tar; 4 GiB where it is more.
-        max_samples: Of a shard; None: any number.
+        shards: The shards of the last version.
+        target_bytes: Target size of a tar; at most 4 GiB are used.
+        max_samples: Maximum number of samples in a shard; None: no limit.
     """
     most_bytes, most_samples = min(target_bytes, MAX_SHARD_BYTES), math.inf if max_samples is None else max_samples
     groups: list[list[Shard]] = []
@@ -49,7 +48,7 @@ def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | N
 
 
 def plan_for(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> list[Group]:
-    """Return the recipe's shard size, or the size at which its number of shards holds the version."""
+    """Returns `plan_merges` for a recipe's shard size, or the size at which its number of shards holds the version."""
     if recipe["num_shards"] is None:
         return plan_merges(shards, recipe["shard_bytes"], recipe["shard_samples"])
     return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))

@@ -1,13 +1,13 @@
-"""What a build will do: which shards stay, which are packed, and why.
+"""The plan of a build: which shards stay, which are packed, and why.
 
-A first build, or one whose recipe or input directory changed, deals all samples again. Any other keeps each shard whose
-samples are all there unchanged, rewrites in its old order one that lost or changed some, and puts new samples into new
-shards. Everything here takes values and returns values: no I/O, no clock, no global state.
+A first build, or one whose recipe or input directory changed, deals all samples to new shards. Any other keeps each
+shard whose samples all exist unchanged, rewrites in its old order one that lost or changed some, and puts new samples
+into new shards. All functions here are pure: no I/O, no clock, no global state.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,65 +16,28 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.sources import Sources
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.deal import bounds_by_size, even_bounds, sample_bytes, too_large
-from dray.shards.arguments import as_int, as_seed
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
 from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
-DEFAULT_SHARD_BYTES = 256 << 20
-MAX_SHARD_SAMPLES = 100_000
 Fate = Literal["reused", "rewritten", "new"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything but the sources that decides the bytes of a dataset."""
-
-    suffixes: tuple[str, ...]
-    transform: str | None = None  # None: a part is its file; else the declared version of the user's function
-    num_shards: int | None = None  # exact number for the first build; None: by size
-    shard_bytes: int = DEFAULT_SHARD_BYTES  # by size: a shard ends before it would pass this
-    shard_samples: int = MAX_SHARD_SAMPLES  # by size: nor does it hold more samples
-    shuffle_seed: int | None = None  # samples in the order of a keyed hash of their keys; None: as given
-    encoder: Encoder | None = None  # None: pickled parts stay pickles
-    leaves_out_bad: bool = False  # a shard may lack samples that cannot be packed; what it holds is the same
-    recursive: bool = False  # whether the samples were found by a scan of the input folder and its sub-folders
-
-    def __post_init__(self) -> None:
-        if self.num_shards is not None:
-            object.__setattr__(self, "num_shards", as_int("min_num_shards", self.num_shards, 1))
-        if self.shuffle_seed is not None:
-            object.__setattr__(self, "shuffle_seed", as_seed("shuffle_seed", self.shuffle_seed))
-
-    def to_json(self) -> dict[str, Any]:
-        """As the manifest records it: what must not change for shards to be kept."""
-        values = {**asdict(replace(self, encoder=None)), "suffixes": list(self.suffixes)}
-        del values["leaves_out_bad"], values["encoder"]
-        if not self.recursive:
-            del values["recursive"]
-        return values if self.encoder is None else values | self.encoder.to_json()
-
-    def content_digest(self) -> str:
-        """Of what decides the bytes of one shard, given its samples: how they are dealt to shards does not."""
-        encoding = [] if self.encoder is None else [self.encoder.to_json()]
-        return digest_of(json.dumps([self.suffixes, self.transform, self.leaves_out_bad, *encoding]).encode())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Last:
-    """The last snapshot, as a plan sees it.
+    """The last snapshot, as far as a plan needs it.
 
     Attributes:
-        recipe: Its recipe, as its manifest records it.
-        source_url: Where its inputs lay.
-        shards: Its shards, in order.
-        whole: Numbers of the shards that are stored with their size and their index.
-        table: Its table of sources.
+        recipe: The recipe, as the manifest records it.
+        source_url: The input directory.
+        shards: The shards, in order.
+        whole: Numbers of the shards that are stored with the expected size and an index.
+        table: The table of sources.
     """
 
     recipe: Mapping[str, Any]
@@ -89,12 +52,12 @@ class PlannedShard:
     """One shard of the next snapshot.
 
     Attributes:
-        rows: (n,) which of the sources it holds, in its order.
-        fate: Whether it is there already.
-        reason: Why it is packed, for the person who asks.
-        number: Of a shard that stays; None for one that is packed.
-        num_bytes: Of the tar; for one that is packed an upper bound, where parts are stored as they are.
-        digest: Of its sources and the recipe.
+        rows: (n,) rows of the sources that it holds, in its order.
+        fate: "reused" if it stays, "rewritten" or "new" if it is packed.
+        reason: Why it is packed, in words.
+        number: The number of a shard that stays; None if it is packed.
+        num_bytes: Size of the tar; an upper bound for a shard that is packed, if parts are stored as they are.
+        digest: Digest of its sources and the recipe.
     """
 
     rows: NDArray[np.int64]
@@ -110,10 +73,10 @@ class Plan:
     """The shards of the next snapshot, in order.
 
     Attributes:
-        shards: Those that stay, those that are packed.
-        num_refreshed: Samples whose fingerprint changed and whose content did not.
-        dropped: Shards of the last snapshot that none in this plan takes the place of, and why.
-        changes: How its samples differ from the last snapshot's.
+        shards: The shards that stay and those that are packed.
+        num_refreshed: Number of samples whose fingerprint changed and whose content did not.
+        dropped: Shards of the last snapshot that no shard of this plan replaces, and why.
+        changes: How the samples differ from the last snapshot's.
     """
 
     shards: tuple[PlannedShard, ...]
@@ -123,7 +86,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of the whole plan, which shards stay included: two builders with the same digest do the same."""
+        """Digest of the whole plan, reused shards included: two builders with the same digest do the same."""
         return digest_of(json.dumps([(shard.digest, shard.number) for shard in self.shards]).encode())
 
     @property
@@ -134,20 +97,20 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """The number of each planned shard: its own, newly reserved, or of a shard with the same digest."""
+    """The number of each planned shard: its own, that of a stored shard with the same digest, or a new one."""
 
     numbers: tuple[int, ...]
-    count: int  # how many are newly reserved, from the first on
+    count: int  # number of new ones, which follow each other
 
 
 def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: NDArray[np.bool_] | None = None) -> Plan:
-    """Return the plan of the next snapshot.
+    """Returns the plan of the next snapshot.
 
     Args:
-        sources: The n samples that it is to hold.
-        recipe: What to make of them.
+        sources: The n samples to hold.
+        recipe: How to store them.
         last: The snapshot to start from, if there is one.
-        is_same: (n,) samples whose content is known to be the last snapshot's though their fingerprint is not.
+        is_same: (n,) whether a sample's content is known to be the last snapshot's although its fingerprint differs.
 
     Raises:
         CallError: A shard would pass 4 GiB; the message says how many shards fit.
@@ -165,12 +128,12 @@ def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: ND
 
 
 def number_shards(planned: Plan, known: Mapping[str, int], first: int) -> Numbering:
-    """Give each planned shard its number.
+    """Returns the number of each planned shard.
 
     Args:
         planned: The plan.
         known: Digest -> number of shards that exist.
-        first: The first number that nobody has reserved.
+        first: The first number that is not reserved.
     """
     numbers: list[int] = []
     free = first
@@ -183,7 +146,7 @@ def number_shards(planned: Plan, known: Mapping[str, int], first: int) -> Number
 
 
 def find_in(table: pa.Table, sources: Sources) -> NDArray[np.int64]:
-    """(n,) the row of each source in a table of sources, by key; -1 where it is not there."""
+    """Returns (n,) the row of each source in a table of sources, by key; -1 if it is missing."""
     options = pc.SetLookupOptions(value_set=table["key"].combine_chunks())
     rows = pc.call_function("index_in", [pa.array(sources.keys(), pa.string())], options)
     found: NDArray[np.int64] = rows.fill_null(-1).to_numpy().astype(np.int64)
@@ -191,15 +154,15 @@ def find_in(table: pa.Table, sources: Sources) -> NDArray[np.int64]:
 
 
 def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDArray[Any]:
-    """(n, s) one kind of column of a table of sources: size, stamp or xxh3_64."""
+    """Returns (n, s) one kind of column of a table of sources: size, stamp or xxh3_64."""
     return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
 
 
 def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | None = None) -> Changes:
-    """How samples differ from the last snapshot's.
+    """Returns how samples differ from the last snapshot's.
 
     Args:
-        last: The snapshot; None where there is none.
+        last: The last snapshot; None if there is none.
         sources: n samples of s files.
         hashes: (n, s) xxh3_64 of each file, to compare contents; None: fingerprints are compared.
     """
@@ -208,7 +171,7 @@ def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | No
     rows = find_in(last.table, sources)
     is_old = rows >= 0
     num_changed = num_old = int(is_old.sum())
-    if set(last.recipe["suffixes"]) == set(sources.suffixes):  # else all parts of all samples are others
+    if set(last.recipe["suffixes"]) == set(sources.suffixes):  # else all samples changed
         old = last.table.take(pa.array(rows[is_old]))
         now = {"size": sources.sizes, "stamp": sources.stamps} if hashes is None else {"xxh3_64": hashes}
         differs = [fingerprints_in(old, sources.suffixes, what) != found[is_old] for what, found in now.items()]
@@ -222,9 +185,9 @@ def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | No
 
 
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
-    """Why everything is packed again; empty if it is not. How the samples were found decides no byte."""
+    """Returns why all samples are packed again; empty if they are not. How they were found decides no byte."""
     then, now = last.recipe, recipe.to_json() | {"recursive": last.recipe.get("recursive")}
-    names = dict.fromkeys((*now, *then))  # encode is there only where something is encoded
+    names = dict.fromkeys((*now, *then))  # "encode" is recorded only if something is encoded
     changed = [
         f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)
     ]
@@ -275,7 +238,7 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
 
 
 def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
-    """Samples as given, or shuffled: by xxh3_64 of the key under the seed, which no other sample has a say in."""
+    """Returns rows as given, or shuffled by xxh3_64 of the key under the seed: independent of other samples."""
     if recipe.shuffle_seed is None:
         return rows
     seed = recipe.shuffle_seed & 0xFFFF_FFFF_FFFF_FFFF
@@ -285,14 +248,14 @@ def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray
 
 
 def _members(shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """Shard number -> its samples that are still there, in its order."""
+    """Returns shard number -> rows of its samples that still exist, in its order."""
     order = np.lexsort((row_of, shard_of))
     numbers, starts = np.unique(shard_of[order], return_index=True)
     return dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _num_new_shards(num_samples: int, recipe: Recipe, last: Last) -> int | None:
-    """As many as keep the last snapshot's samples a shard, where the recipe names a number of shards."""
+    """Returns the number that keeps the last snapshot's samples a shard; None if the recipe deals by size."""
     if recipe.num_shards is None:
         return None
     per_shard = -(-sum(shard.num_samples for shard in last.shards) // len(last.shards))
@@ -314,7 +277,7 @@ def _deal(
     *,
     fate: Fate = "new",
 ) -> Iterator[PlannedShard]:
-    """Cut samples, in their order, into shards that are to be packed.
+    """Yield shards to pack: the samples in their order, cut evenly or by size.
 
     Raises:
         CallError: A shard would pass 4 GiB; the message says how many shards fit.
@@ -336,9 +299,9 @@ def _deal(
 
 
 def _shard_digest(content: str, sources: Sources) -> str:
-    """Of the files, by where they lie, their names and their fingerprints.
+    """Returns the digest of the files' directory, names and fingerprints, and of the recipe's content digest.
 
-    The place is part of it: two folders unpacked from archives may well hold other files of the same sizes and times.
+    The directory is part of it: two unpacked archives may hold different files of the same sizes and times.
     """
     names = "\0".join((content, sources.url, *sources.names)).encode()
     return digest_of(b"".join((names, sources.sizes.tobytes(), sources.stamps.tobytes())))

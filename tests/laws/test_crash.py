@@ -21,7 +21,7 @@ from dray.pipelines.building.job import PackedShard, PackJob, PackTask
 from dray.pipelines.building.manifest import next_manifest
 from dray.pipelines.building.survey import BuildSpec, survey_dataset
 from dray.pipelines.inputs.tolerance import Tolerance
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.gc import gc, kept_versions
 from dray.pipelines.versions.retention import Retention

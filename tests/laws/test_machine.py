@@ -29,7 +29,7 @@ from dray.pipelines.building.compact import compact
 from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.survey import BuildSpec
 from dray.pipelines.inputs.tolerance import Tolerance
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.versions.gc import gc
 from dray.pipelines.versions.holds import hold, release, rollback
 from dray.pipelines.versions.retention import DAY_S, Retention

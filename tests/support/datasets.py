@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards import Snapshot, Store
 from tests.conftest import Inputs, Place
 

@@ -12,7 +12,7 @@ import typer
 from dray.cluster.cli.options import AllowList, AllowPickle, StorageOptionList, parse_storage_options
 from dray.pipelines.inputs.encoder import Encode, Encoder
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import CallError
 from dray.shards.layout import check_suffixes
 from dray.shards.parts import AUTO

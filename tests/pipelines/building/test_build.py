@@ -22,7 +22,8 @@ from dray.pipelines.building.fill import WAITING_BYTES, WAITING_PARTS
 from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.pack import read_index
 from dray.pipelines.inputs.sources import FETCH_FILES, find_sources
-from dray.pipelines.planning.plan import Recipe, plan
+from dray.pipelines.planning.plan import plan
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards import CallError, DamagedError, DeniedError, InputError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.layout import Layout, Location
 from dray.shards.parsing.arrays import ArrayLayout

@@ -20,7 +20,7 @@ from dray.pipelines.building.pack import read_index
 from dray.pipelines.building.survey import BuildSpec
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.planning.merges import Group, num_small, plan_merges
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.versions.holds import hold, rollback
 from dray.pipelines.versions.retention import Retention
 from dray.shards import ConflictError, DamagedError, NotFoundError, Snapshot, Store, StoreError

@@ -20,7 +20,8 @@ from dray.loaders import Dataset, ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.building.compact import compact
 from dray.pipelines.inputs.encoder import Encoder
-from dray.pipelines.planning.plan import Last, Recipe, changes_of
+from dray.pipelines.planning.plan import Last, changes_of
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
 from dray.shards.codecs.npy import as_npy
 from dray.shards.codecs.safetensors import as_safetensors
@@ -383,7 +384,7 @@ def test_only_the_last_extension_of_a_pickle_changes(suffix: str, encode: Any, e
         ("npy", ["x.pyd"], "encode='npy': expected \"auto\", or a dict"),
         ({}, ["x.pyd"], 'expected "auto", or a dict'),
         ({"x.pyd": "pt"}, ["x.pyd"], "expected one of npy, safetensors, json, auto"),
-        ({"x.cls": "npy"}, ["x.cls"], "'x.cls', which is no pickled part"),
+        ({"x.cls": "npy"}, ["x.cls"], "'x.cls', which is not a pickled part"),
         ({"y.pyd": "npy"}, ["x.pyd"], "encode= names 'y.pyd': the samples have x.pyd"),
         ({"x.pyd": "npy"}, ["x.pyd", "x.npy"], "two parts 'x.npy' of one sample"),
         ("auto", ["x.pyd", "x.pkl"], "two parts 'x.json' of one sample"),

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.pipelines.planning.plan import Recipe, plan
+from dray.pipelines.planning.plan import plan
+from dray.pipelines.planning.recipe import Recipe
 from tests.conftest import MakeInputs, Place
 from tests.pipelines.planning.test_plan import named
 from tests.support.chaos import Chaos

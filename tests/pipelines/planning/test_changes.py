@@ -18,7 +18,7 @@ from dray.pipelines.building.survey import BuildSpec
 from dray.pipelines.inputs.scan import scan
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.planning.changes import Changes, Guard
-from dray.pipelines.planning.plan import Recipe
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards import CallError, Snapshot, Store
 from dray.shards.diff import diff
 from dray.shards.layout import Layout, Location

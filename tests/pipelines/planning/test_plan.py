@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dray.pipelines.building.tables import source_table
 from dray.pipelines.inputs.sources import Sources
-from dray.pipelines.planning.plan import Last, Plan, PlannedShard, Recipe, number_shards, plan
+from dray.pipelines.planning.plan import Last, Plan, PlannedShard, number_shards, plan
+from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import CallError
 from dray.shards.manifest import Shard
 from dray.shards.tar import MAX_SHARD_BYTES, TarWriter
