@@ -1,8 +1,8 @@
-"""Transcoding: pickled parts become `.npy`, `.safetensors` or `.json` while they are packed: no reader unpickles them.
+"""Encoding of pickled parts as `.npy`, `.safetensors` or `.json` while they are packed, so that no reader unpickles.
 
 It happens part by part in the task that packs the shard, after the user's function if there is one. A pickle is opened
-by the readers' own unpickler, which runs nothing, so packing is as safe as reading. That is the one place where this
-room looks into the readers' (at the first pickle, for it loads torch): a second safe unpickler would be one too many.
+by the readers' own unpickler, which executes no code, so packing is as safe as reading. It is imported at the first
+pickle, because it loads torch.
 """
 
 import platform
@@ -18,16 +18,14 @@ from dray.shards.codecs.unfit import UnfitError
 from dray.shards.errors import CallError, InputError, RefusedError
 from dray.shards.parts import AUTO, PICKLES, TARGETS, encoded_suffixes, is_pickled, stem_of
 
-_GROWTH, _SMALL_BYTES = 64, 1 << 20  # maximum size of a part: this multiple of its pickle plus this many bytes
+_GROWTH, _SMALL_BYTES = 64, 1 << 20  # an encoded part has at most _GROWTH times its pickle's bytes + _SMALL_BYTES
 
 Encode = str | Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """Encodes the pickled parts of a sample; it is sent to every worker.
-
-    Make one by `Encoder.of`.
+    """Encodes the pickled parts of samples. It is sent to every worker; make one by `Encoder.of`.
 
     Attributes:
         targets: Suffix -> "npy", "safetensors", "json" or "auto"; None: "auto" for every pickled part.
@@ -48,17 +46,17 @@ class Encoder:
         allow: Collection[str] = (),
         allow_pickle: bool = False,
     ) -> "Encoder | None":
-        """As the caller of a build asks for it; None where nothing is to be encoded.
+        """Returns the encoder that the arguments of a build ask for; None if nothing is to be encoded.
 
         Args:
-            encode: "auto", or suffix -> what it becomes; None: nothing is encoded.
+            encode: "auto", or suffix -> target format; None: nothing is encoded.
             suffixes: The parts of every sample; None where a function makes them.
             allow: Full names (`pkg.module.Class`) that a pickle may use besides the safe list.
             allow_pickle: Let pickles run any code: only for data that you made yourself.
 
         Raises:
-            CallError: An unknown target; a suffix that no sample has, or that is no pickle's; two parts that could
-                become one; names to allow where nothing is unpickled.
+            CallError: A target is unknown, no sample has a suffix, or it is not that of a pickle; two parts could get
+                the same suffix; or names are allowed although nothing is unpickled.
         """
         if encode is None:
             if allow or allow_pickle:
@@ -87,7 +85,7 @@ class Encoder:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As a recipe records it."""
+        """Returns the fields that a recipe records."""
         values = {
             "encode": AUTO if self.targets is None else dict(self.targets),
             "allow": list(self.allow),
@@ -97,29 +95,29 @@ class Encoder:
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> "Encoder | None":
-        """As a manifest's recipe records it; None where nothing was encoded."""
+        """Returns the encoder that a manifest's recipe records; None if nothing was encoded."""
         if "encode" not in recipe:
             return None
         targets = None if recipe["encode"] == AUTO else recipe["encode"]
         return cls(targets=targets, allow=tuple(recipe.get("allow", ())), allow_pickle="allow_pickle" in recipe)
 
     def outputs(self, suffix: str) -> tuple[str, ...]:
-        """The suffixes that a part may have after it: one, or with "auto" several."""
+        """Returns the suffixes that a part may have once it is encoded: one, or several with "auto"."""
         return encoded_suffixes(suffix, self._target(suffix))
 
     def may_stay(self, suffix: str) -> bool:
-        """Whether a part of that suffix is a pickle that "auto" could not encode."""
+        """Whether a stored part of that suffix is a pickle that "auto" could not encode."""
         return is_pickled(suffix) and self._target(suffix) == AUTO
 
     def __call__(self, parts: Mapping[str, bytes], stayed: Counter[str] | None = None) -> dict[str, bytes]:
-        """The parts of one sample, in their order, under their new suffixes.
+        """Returns the parts of one sample, encoded, in their order, under their new suffixes.
 
         Args:
-            parts: Its parts.
+            parts: Suffix -> bytes.
             stayed: Counts the parts that stay pickles, by reason.
 
         Raises:
-            InputError: A part is not what it was to become, or two became one; says which, and the way out.
+            InputError: A part cannot be encoded, or two get the same suffix; names the part and says what to do.
         """
         encoded: dict[str, bytes] = {}
         for suffix, data in parts.items():
@@ -131,13 +129,13 @@ class Encoder:
         return encoded
 
     def _target(self, suffix: str) -> str | None:
-        """What a part is to become; None where it stays."""
+        """Returns the target format of a part; None if it stays as it is."""
         if self.targets is None:
             return AUTO if is_pickled(suffix) else None
         return self.targets.get(suffix)
 
     def _encoded(self, suffix: str, target: str, data: bytes, stayed: Counter[str] | None) -> tuple[str, bytes]:
-        """The new suffix and bytes of one pickled part; with "auto" the old ones where no format fits."""
+        """Returns the new suffix and bytes of one pickled part; with "auto" the old ones if no format fits."""
         loads, formats = _tools()
         if target in ("npy", AUTO) and (npy := formats.pickle_as_npy(data)) is not None:
             return f"{stem_of(suffix)}npy", npy
@@ -156,7 +154,7 @@ class Encoder:
                     stayed[str(exc)] += 1
                 return suffix, data
             raise InputError(
-                f"{suffix!r} cannot become {target!r}: {exc}. The way out: "
+                f"{suffix!r} cannot become {target!r}: {exc}. What to do: "
                 f"encode={{{suffix!r}: 'auto'}} keeps what fits no format as a pickle, or on_error='skip' leaves it out"
             ) from exc
         return stem_of(suffix) + extension, encoded
@@ -166,7 +164,7 @@ class Encoder:
             return loads(data, allow=self.allow, allow_pickle=self.allow_pickle)
         except RefusedError:
             raise
-        except Exception as exc:  # with allow_pickle code of others runs
+        except Exception as exc:  # with allow_pickle the pickle's code runs
             raise RefusedError(f"its pickle fails: {type(exc).__name__}: {exc!s:.200}") from exc
 
 
@@ -180,15 +178,15 @@ def _tools() -> tuple[Callable[..., Any], ModuleType]:
 
 
 def _missing_module(exc: BaseException) -> str | None:
-    """The name of the module that an allowed name needs and this process lacks; None where that is not the reason."""
+    """Returns the module that an allowed name needs and this process lacks; None if that is not the cause."""
     return exc.__cause__.name if isinstance(exc.__cause__, ModuleNotFoundError) else None
 
 
 def _checked(encode: Encode) -> Mapping[str, str] | None:
-    """The targets, sorted; None for "auto" alone.
+    """Returns the targets, sorted; None for "auto" alone.
 
     Raises:
-        CallError: One is unknown, or of a suffix that is no pickle's.
+        CallError: A target is unknown, or its suffix is not that of a pickle.
     """
     if encode == AUTO:
         return None
@@ -198,5 +196,5 @@ def _checked(encode: Encode) -> Mapping[str, str] | None:
         if target not in (*TARGETS, AUTO):
             raise CallError(f"encode={{{suffix!r}: {target!r}}}: expected one of {', '.join((*TARGETS, AUTO))}")
         if not is_pickled(suffix):
-            raise CallError(f"encode= names {suffix!r}, which is no pickled part: those end in {', '.join(PICKLES)}")
+            raise CallError(f"encode= names {suffix!r}, which is not a pickled part: those end in {', '.join(PICKLES)}")
     return dict(sorted(encode.items()))

@@ -1,7 +1,7 @@
-"""Whether an input that a worker could not read is at fault, or the worker's node.
+"""Decides whether an input that a worker could not read is bad, or the worker's node is unfit.
 
-A folder may be mounted on some nodes only, another node may have an old copy or lack credentials. What the driver can
-read is no bad input, and no build leaves it out.
+A folder may be mounted on some nodes only; a node may have an old copy or lack credentials. An input that the driver
+can read is good, and no build leaves it out.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from dray.shards.storage.store import Store
 
 
 def unhashed(sources: Sources, hashes: NDArray[np.uint64]) -> list[BadInput]:
-    """The samples of which a file that is there could not be read, so that its hash is 0."""
+    """Returns the samples with a file that exists but could not be read, so that its hash is 0."""
     rows = np.flatnonzero(((hashes == 0) & (sources.sizes >= 0)).any(axis=1)).tolist()
     names = [sources.names[row] for row in rows]
     return [BadInput(name=name, file="", stage="read", error=f"cannot read the files of {name!r}") for name in names]
 
 
 def check_unread(inputs: Store, sources: Sources, unread: Sequence[BadInput], node: str) -> None:
-    """Read here what a worker could not read.
+    """Read the samples that a worker could not read, to see whether this process can.
 
     Raises:
-        ClusterError: This process reads a sample whole: names node, sample and the way out.
+        ClusterError: This process can read one: names node and sample, and says what to do.
     """
     errors = {entry.name: entry.error for entry in unread}
     rows = np.array([row for row, name in enumerate(sources.names) if name in errors], np.int64)
@@ -37,11 +37,11 @@ def check_unread(inputs: Store, sources: Sources, unread: Sequence[BadInput], no
         if not any(isinstance(data, InputError) for data in parts):
             raise ClusterError(
                 f"node {node} cannot read sample {name!r} of {inputs.url}, which this process reads: {errors[name]}; "
-                f"{_way_out(inputs, node)}. No sample was left out for it; shards already stored are kept"
+                f"{_advice(inputs, node)}. No sample was left out for it; shards already stored are kept"
             )
 
 
-def _way_out(inputs: Store, node: str) -> str:
+def _advice(inputs: Store, node: str) -> str:
     if inputs.local_root is None:
         return credentials_hint(node)
     return (
@@ -51,7 +51,7 @@ def _way_out(inputs: Store, node: str) -> str:
 
 
 def credentials_hint(node: str) -> str:
-    """What to do where a worker may not do what this process may."""
+    """Returns what to do when a worker is denied access that this process has."""
     return (
         f"workers on {node} do not have the credentials of the shell that started the build: give the nodes an "
         "instance role, or put the keys on every node into a file (~/.aws/credentials) or into the environment in "

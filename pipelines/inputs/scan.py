@@ -1,4 +1,4 @@
-"""Scanning an input folder: which samples its files make up, sub-folders included.
+"""Scanning an input folder and its sub-folders for samples.
 
 The same rules hold on a disk and on object storage, where one recursive listing serves. A name counts as a sample if
 any of the suffixes has a file under it; hidden files and folders, and folders that hold a dray dataset, are left out
@@ -16,13 +16,13 @@ from dray.shards.errors import CallError, MissingInputError
 from dray.shards.layout import DRAY_FOLDER, NAME_RULE, bad_names
 from dray.shards.storage.store import Store
 
-MOST_KINDS = 16  # distinct last words of sample names up to which they look like parts of a suffix
+MOST_KINDS = 16  # up to this many distinct last words of sample names look like parts of a suffix
 _WORD = re.compile(r"[A-Za-z][\w-]*")
 
 
 @dataclass(slots=True, kw_only=True)
 class Unscanned:
-    """Number of files and folders that a scan left out, by reason. What lies in such a folder is not counted.
+    """Number of files and folders that a scan left out, by reason. Files in such a folder are not counted.
 
     Attributes:
         hidden_files: Files whose name starts with a dot.
@@ -69,8 +69,8 @@ class Scan:
 
     Attributes:
         names: n names, sorted.
-        unusable: Files whose name no key can be made of, one entry a sample.
-        prints: File -> (size, stamp) as the listing gave it; None on a disk, where files are looked up one by one.
+        unusable: The samples whose names cannot become keys.
+        prints: File -> (size, stamp) from the listing; None on a disk, where files are looked up one by one.
         unscanned: What was left out.
     """
 
@@ -81,11 +81,11 @@ class Scan:
 
 
 def scan(store: Store, suffixes: Sequence[str]) -> Scan:
-    """Find the samples in a folder and its sub-folders, without opening a file.
+    """Returns the samples in a folder and its sub-folders, without opening a file.
 
     Args:
         store: The input folder.
-        suffixes: Those of the samples' files. A file belongs to the longest suffix that it ends with.
+        suffixes: The suffixes of the samples' files. A file belongs to the longest one that it ends with.
 
     Raises:
         MissingInputError: No file has any of the suffixes, or a folder cannot be listed.
@@ -128,7 +128,7 @@ def _stems(files: Sequence[str], endings: Sequence[str], longer: dict[str, str])
     Args:
         files: The visible files of a folder.
         endings: The suffixes with their dots, the longest first.
-        longer: Takes suffix -> file for files that may really have a longer suffix.
+        longer: Is filled with suffix -> file for files that may really have a longer suffix.
     """
     stems: set[str] = set()
     for ending in endings:
@@ -164,9 +164,9 @@ def _unusable(name: str) -> BadInput:
 
 
 def _walk(root: str, unscanned: Unscanned) -> Iterator[tuple[str, list[str]]]:
-    """(folder, the names of the files right in it) for a folder on disk and all below, as paths from it.
+    """Yields (folder, names of the files directly in it) for a folder on disk and all below, as relative paths.
 
-    Links to folders come last, and are followed where the folder was not scanned by then: so every folder is scanned
+    Links to folders come last, and are followed only if the folder was not scanned before: so every folder is scanned
     once, under its own path if it has one, and loops end.
     """
     if not os.path.isdir(root):
@@ -200,7 +200,7 @@ def _walk(root: str, unscanned: Unscanned) -> Iterator[tuple[str, list[str]]]:
 
 
 def _sorted_out(entries: "Iterator[os.DirEntry[str]]") -> tuple[list[str], dict[str, bool]]:
-    """The files, and the folders with whether each is a symbolic link to one."""
+    """Returns the files, and the folders with whether each is a symbolic link."""
     files: list[str] = []
     folders: dict[str, bool] = {}
     for entry in entries:
@@ -214,7 +214,7 @@ def _sorted_out(entries: "Iterator[os.DirEntry[str]]") -> tuple[list[str], dict[
 def _listed_folders(
     store: Store, endings: tuple[str, ...], prints: dict[str, Print], unscanned: Unscanned
 ) -> Iterator[tuple[str, list[str]]]:
-    """What `_walk` gives, by one listing of an object store; records size and stamp of each input file."""
+    """Like `_walk`, by one listing of an object store; adds size and stamp of each input file to `prints`."""
     folders: defaultdict[str, list[str]] = defaultdict(list)
     for info in store.list_tree():
         folder, _, file = info.name.rpartition("/")

@@ -1,7 +1,7 @@
-"""The inputs of a build: which files they are, their fingerprints, and their bytes.
+"""The input files of a build: their names, fingerprints and bytes.
 
-A fingerprint is size and stamp: the modification time in ns on a disk, xxh3_64 of the ETag on object storage. What is
-read while packing is held against it, so a file that changes during a build is an error and not a silent mixture.
+A fingerprint is size and stamp: the modification time in ns on a disk, xxh3_64 of the ETag on object storage. Bytes
+read while packing are checked against it, so a file that changes during a build raises an error.
 """
 
 import os
@@ -23,14 +23,14 @@ from dray.shards.errors import CallError, ClusterError, DeniedError, InputError,
 from dray.shards.layout import check_names, key_of, some
 from dray.shards.storage.store import ObjectInfo, Store
 
-STAT_PROBE = 256  # files whose look-up times tell a disk from a network mount
+STAT_PROBE = 256  # number of files that are timed to tell a disk from a network mount
 FAST_STAT_S = 100e-6
 STAT_THREADS = 16
 STAT_CHUNK = 4096
-MOST_LOOK_UPS = 2000  # maximum number of objects that are looked up one by one; for more the folder is listed
-FETCH_FILES = 128  # objects fetched at a time
+MOST_LOOK_UPS = 2000  # maximum number of objects to look up one by one; for more, the folders are listed
+FETCH_FILES = 128  # maximum number of concurrent fetches
 FETCH_BYTES = 64 << 20
-ABSENT, UNREADABLE = -1, -2  # in place of a file's size
+ABSENT, UNREADABLE = -1, -2  # stand for a file's size
 Print = tuple[int, int]  # size and stamp of a file
 
 
@@ -58,11 +58,11 @@ class Sources:
         return len(self.names)
 
     def keys(self) -> list[str]:
-        """The key of each sample."""
+        """Returns the key of each sample."""
         return [key_of(name) for name in self.names]
 
     def take(self, rows: NDArray[np.int64]) -> "Sources":
-        """Some of the samples, in the order of `rows`."""
+        """Returns the samples of `rows`, in that order."""
         names = [self.names[row] for row in rows.tolist()]
         return replace(self, names=names, sizes=self.sizes[rows], stamps=self.stamps[rows])
 
@@ -75,8 +75,8 @@ class BadInput:
     """An input that cannot be packed, or for which the user's function gave no sample."""
 
     name: str
-    file: str  # which of its files; empty where it is none of them
-    stage: str  # "find", "read", "transform", "encode", or "empty" where the function gave no sample
+    file: str  # the bad file; empty if the error is not about one file
+    stage: str  # "find", "read", "transform", "encode", or "empty": the user's function returned None
     error: str
 
     @property
@@ -86,10 +86,10 @@ class BadInput:
 
 
 def check_sample_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot become the keys of one dataset.
+    """Check that names can become the keys of one dataset.
 
     Raises:
-        CallError: None given; one that would leave the directory; one given twice; two that become the same key.
+        CallError: There are none, one would leave the directory, one is given twice, or two become the same key.
     """
     if not names:
         raise CallError("no input samples: the list of names is empty")
@@ -104,10 +104,10 @@ def check_sample_names(names: Sequence[str]) -> None:
 
 
 def as_names(names: Iterable[str]) -> list[str]:
-    """Names as a list: in the order given, or sorted where a set gives none.
+    """Returns names as a list: in the order given, or sorted if they are a set.
 
     Raises:
-        TypeError: One string, or something that is not a string among them.
+        TypeError: They are one string, or not all are strings.
     """
     listed = sorted(names) if isinstance(names, Set) else list(names)
     if isinstance(names, str) or not all(isinstance(name, str) for name in listed):
@@ -118,13 +118,13 @@ def as_names(names: Iterable[str]) -> list[str]:
 def find_sources(
     store: Store, names: Sequence[str], suffixes: tuple[str, ...], prints: Mapping[str, Print] | None = None
 ) -> Sources:
-    """Fingerprint every input file, concurrently, reading none.
+    """Returns the fingerprint of every input file, looked up concurrently; no file is read.
 
     Args:
         store: The input directory.
-        names: One a sample, in the order wanted.
-        suffixes: One a file of each sample.
-        prints: File -> (size, stamp), where a listing of the whole directory gave them; None: each file is looked up.
+        names: The samples, in order.
+        suffixes: The suffixes of each sample's files.
+        prints: File -> (size, stamp) from a listing of the whole directory; None: each file is looked up.
 
     Raises:
         CallError: See `check_sample_names`.
@@ -150,7 +150,7 @@ def find_sources(
 
 
 def find_missing(sources: Sources, optional: Collection[str] = ()) -> list[BadInput]:
-    """The samples of which a file is missing or cannot be read: the first such file of each.
+    """Returns the samples with a file that is missing or cannot be read: the first such file of each.
 
     Files of the suffixes in `optional` may be missing.
     """
@@ -168,10 +168,10 @@ def find_missing(sources: Sources, optional: Collection[str] = ()) -> list[BadIn
 
 
 def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(size, mtime in ns) of each file; of one that does not exist, or is no regular file that can be read, (< 0, 0).
+    """Yields (size, mtime in ns) of each file; (ABSENT or UNREADABLE, 0) if it is not a regular file that can be read.
 
-    A disk answers in microseconds, and threads would only fight for the interpreter; a network mount takes a
-    millisecond, and answers many at once. The first files tell which it is.
+    A disk answers in microseconds, where threads would only compete for the interpreter; a network mount takes a
+    millisecond, and answers many requests at once. Which it is, the first files show.
     """
     try:
         folder = os.open(root, os.O_RDONLY)
@@ -189,7 +189,7 @@ def _stat_files(root: str, files: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _stat_chunk(folder: int, files: Sequence[str]) -> list[tuple[int, int]]:
-    may_read: dict[tuple[int, int, int], bool] = {}  # by mode and owner: one question for all files that are alike
+    may_read: dict[tuple[int, int, int], bool] = {}  # (mode, owner, group) -> answer
     return [_stat_file(folder, file, may_read) for file in files]
 
 
@@ -207,7 +207,7 @@ def _stat_file(folder: int, file: str, may_read: dict[tuple[int, int, int], bool
 
 
 def _is_link(folder: int, file: str) -> bool:
-    """Whether a file that cannot be found is a symbolic link whose target is gone."""
+    """Whether a file that cannot be found is a symbolic link to a missing target."""
     try:
         return stat.S_ISLNK(os.lstat(file, dir_fd=folder).st_mode)
     except OSError:
@@ -215,7 +215,7 @@ def _is_link(folder: int, file: str) -> bool:
 
 
 def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(size, stamp) of each object; (ABSENT, 0) for one that is missing. Few are asked for, many are listed."""
+    """Yields (size, stamp) of each object; (ABSENT, 0) if it is missing. Few are looked up, many are listed."""
     if len(files) <= MOST_LOOK_UPS:
         with ThreadPoolExecutor(FETCH_FILES) as threads:
             found = {info.name: info for info in threads.map(store.head, files) if info is not None}
@@ -228,17 +228,17 @@ def _look_up_files(store: Store, files: Sequence[str]) -> Iterator[tuple[int, in
 
 
 def etag_stamp(info: ObjectInfo) -> int:
-    """The stamp of an object: the bits of xxh3_64 of its ETag as a signed number."""
+    """Returns the stamp of an object: the bits of xxh3_64 of its ETag as a signed number."""
     return int.from_bytes(xxh3_64_digest(info.etag.encode()), signed=True)
 
 
 def read_files(store: Store, sources: Sources) -> Iterator[bytes]:
-    """Every file's bytes, sample by sample and suffix by suffix; object storage is read many at a time and ahead.
+    """Yields every file's bytes, sample by sample and suffix by suffix; object storage is read concurrently and ahead.
 
-    Files that were absent when they were fingerprinted are passed over.
+    Files that were absent when they were fingerprinted are skipped.
 
     Raises:
-        InputError: A file is gone, cannot be read, or is not what was fingerprinted; names the file.
+        InputError: A file is missing, cannot be read, or differs from its fingerprint; names the file.
     """
     for data in try_files(store, sources):
         if isinstance(data, InputError):
@@ -248,26 +248,26 @@ def read_files(store: Store, sources: Sources) -> Iterator[bytes]:
 
 
 def try_files(store: Store, sources: Sources) -> Iterator[bytes | InputError | None]:
-    """The same with what is wrong in a bad file's place, and None in an absent one's."""
+    """Like `read_files`, but yields the error of a file that cannot be read, and None for an absent one."""
     return _read_local(store.local_root, sources) if store.local_root is not None else _read_remote(store, sources)
 
 
 def hash_files(store: Store, sources: Sources) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each file, read for it; 0 for one that is absent, unreadable or not what was fingerprinted."""
+    """Returns (n, s) xxh3_64 of each file, read now; 0 if it is absent, unreadable or differs from its fingerprint."""
     found = try_files(store, sources)
     hashes = [xxh3_64_intdigest(data) if isinstance(data, bytes) else 0 for data in found]
     return np.array(hashes, np.uint64).reshape(sources.sizes.shape)
 
 
 def _files(sources: Sources) -> Iterator[tuple[str, int, int]]:
-    """(file, size, stamp), sample by sample."""
+    """Yields (file, size, stamp), sample by sample."""
     files = (f"{name}.{suffix}" for name in sources.names for suffix in sources.suffixes)
     return zip(files, sources.sizes.ravel().tolist(), sources.stamps.ravel().tolist(), strict=True)
 
 
 def _read_local(root: str, sources: Sources) -> Iterator[bytes | InputError | None]:
     try:
-        folder = os.open(root, os.O_RDONLY)  # files are opened relative to it: the path is resolved once
+        folder = os.open(root, os.O_RDONLY)  # files are opened relative to it, so its path is resolved once
     except OSError as exc:
         raise ClusterError(
             f"node {node_name()} cannot open the input directory {root}: {exc.strerror}; a local directory must be on "
@@ -286,7 +286,7 @@ def _read_file(folder: int, file: str, size: int, stamp: int, *, by_content: boo
         try:
             info = os.fstat(descriptor)
             data = os.read(descriptor, size)
-            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read gives 2 GiB at most
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # a read returns at most 2 GiB
                 data += more
         finally:
             os.close(descriptor)
@@ -297,7 +297,7 @@ def _read_file(folder: int, file: str, size: int, stamp: int, *, by_content: boo
 
 
 def _read_remote(store: Store, sources: Sources) -> Iterator[bytes | InputError | None]:
-    """A window of requests, in order: while a sample is packed the next ones are on their way."""
+    """Keep a window of requests in flight: while a sample is packed the next ones are fetched."""
     files = _files(sources)
     window = _files_at_a_time(sources)
     fetch = partial(_fetch, store, sources.by_content)
@@ -313,14 +313,14 @@ def _fetch(store: Store, by_content: bool, file: str, size: int, stamp: int) -> 
         return None
     try:
         data, info = store.get_object(file, size)
-    except (NotFoundError, DeniedError) as exc:  # others may pass: a worker tries them again
+    except (NotFoundError, DeniedError) as exc:  # other errors may be transient: a worker retries them
         return InputError(str(exc))
     found = content_stamp(data) if by_content else etag_stamp(info)
     return data if len(data) == size and found == stamp else _changed(store.url_of(file))
 
 
 def content_stamp(data: bytes) -> int:
-    """The bits of a content's xxh3_64 as a signed number."""
+    """Returns the bits of a content's xxh3_64 as a signed number."""
     return int.from_bytes(xxh3_64_digest(data), signed=True)
 
 

@@ -1,4 +1,4 @@
-"""What a build does about inputs that cannot be packed."""
+"""The policy of a build for inputs that cannot be packed."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.messages import counted
 
-NAMED = 20  # bad inputs that an error names
+NAMED = 20  # maximum number of bad inputs that an error names
 
 
 class OnError(StrEnum):
-    """The ways."""
+    """How a build treats inputs that cannot be packed."""
 
     FAIL = "fail"
     SKIP = "skip"
@@ -23,15 +23,15 @@ class OnError(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """What a build does about bad inputs, and how many it bears.
+    """How a build treats bad inputs, and how many it accepts.
 
     Attributes:
         on_error: "fail" makes no version, and names them. "skip" leaves them out until their files change.
             "quarantine" leaves them out and tries them again in every build.
-        max_bad: The most that may be left out: a number, or per cent of the inputs such as "1%" (one at least).
+        max_bad: Maximum number of inputs to leave out, or a percentage of the inputs such as "1%" (at least one).
 
     Raises:
-        CallError: There is no such way, or no such limit.
+        CallError: `on_error` or `max_bad` is invalid.
     """
 
     on_error: str = OnError.FAIL
@@ -52,29 +52,29 @@ class Tolerance:
 
     @property
     def fate(self) -> str:
-        """Of what is left out."""
+        """How the tables call inputs that are left out."""
         return "skipped" if self.on_error == OnError.SKIP else "quarantined"
 
     def most(self, num_inputs: int) -> int:
-        """Return how many of the inputs may be left out."""
+        """Returns the maximum number of inputs that may be left out."""
         if not self.leaves_out:
             return 0
         text = str(self.max_bad)
         return max(1, int(float(text[:-1]) / 100 * num_inputs)) if text.endswith("%") else int(text)
 
     def check(self, bad: Sequence[BadInput], num_inputs: int, where: str) -> None:
-        """Refuse more bad inputs than are borne.
+        """Check that no more inputs are bad than are accepted.
 
         Raises:
-            MissingInputError: Too many, and all of them were not found.
-            InputError: Too many; names the first 20.
+            MissingInputError: Too many are bad, and all of them because files are missing.
+            InputError: Too many are bad; names the first 20.
         """
         bad = [entry for entry in bad if not entry.is_empty]
         if len(bad) <= self.most(num_inputs):
             return
         kind = MissingInputError if all(entry.stage == "find" for entry in bad) else InputError
         most = self.most(num_inputs)
-        limit = f", more than the {most} that on_error={str(self.on_error)!r} bears" if self.leaves_out else ""
+        limit = f", more than the {most} that on_error={str(self.on_error)!r} accepts" if self.leaves_out else ""
         if len(bad) == 1:
             raise kind(f"sample {bad[0].name!r} of {where}: {bad[0].error}{limit}")
         raise kind(f"{len(bad)} of {counted(num_inputs, 'sample')} of {where} cannot be packed{limit}: {named(bad)}")
@@ -86,4 +86,4 @@ def named(bad: Sequence[BadInput]) -> str:
     for entry in bad[:NAMED]:
         names.setdefault(entry.error, []).append(repr(entry.name))
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    return "; ".join(f"{', '.join(alike)}: {error}" for error, alike in names.items()) + more
+    return "; ".join(f"{', '.join(same)}: {error}" for error, same in names.items()) + more

@@ -1,4 +1,4 @@
-"""The user's function that makes the parts of a sample: how it reaches the workers, and what it may give."""
+"""The user's function that makes the parts of a sample: how it is sent to workers, and what it may return."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,14 +14,14 @@ from dray.shards.tar import MAX_SHARD_BYTES
 Function = Callable[[str, dict[str, bytes]], Mapping[str, Any] | None]
 
 _ARRAY_FORMATS = ("npy", "safetensors")
-_NUMBERS = ("cls", "cls2", "index", "inx", "id")  # that readers take for an integer
+_NUMBERS = ("cls", "cls2", "index", "inx", "id")  # suffixes that readers decode as an integer
 
 
 class Transform:
     """A function `f(key, {suffix: bytes}) -> {suffix: value}`, or None for a sample to leave out.
 
-    In process it is called as it is. To other processes it travels by cloudpickle and is opened at its first call, so
-    that a worker that cannot open it can say so with the sample's name.
+    In process it is called directly. Other processes get it by cloudpickle and load it at its first call, so that a
+    worker that cannot load it can name the sample.
     """
 
     def __init__(self, function: Function) -> None:
@@ -44,9 +44,8 @@ class Transform:
         """Returns the parts of one sample, checked; None where the function leaves the sample out.
 
         Raises:
-            ClusterError: The function cannot be opened here, or needs a module that is missing: it is not the sample's
-                fault.
-            InputError: The function raised, or returned what cannot be stored.
+            ClusterError: The function cannot be loaded here, or needs a module that is missing: the node is at fault.
+            InputError: The function raised, or returned a value that cannot be stored.
         """
         key, function = key_of(name), self._opened(name)
         try:
@@ -74,10 +73,10 @@ def _unfit_node(name: str, exc: Exception) -> ClusterError:
 
 
 def _as_parts(key: str, returned: Any) -> dict[str, bytes]:
-    """Returns what a function returned for a sample as bytes by suffix.
+    """Returns suffix -> bytes of what a function returned for a sample.
 
     Raises:
-        InputError: It is no dict, has no part, changes the key, or holds a value that its suffix cannot.
+        InputError: It is not a dict, has no part, changes the key, or holds a value that its suffix cannot store.
     """
     try:
         sample = dict(returned)
@@ -117,7 +116,7 @@ def _written(extension: str, suffix: str, value: Any) -> bytes:
 
         return FORMATS[extension](value, MAX_SHARD_BYTES)
     if not is_pickled(suffix) and getattr(value, "ndim", None) == 0:
-        value = value.item()  # of numpy or torch: their text differs from the number's
+        value = value.item()  # a numpy or torch scalar's text differs from the number's
     if extension in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise TypeError("expected an integer")
     from webdataset.writer import default_handlers, encode_based_on_extension1  # slow to import, rarely needed

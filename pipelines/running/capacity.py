@@ -1,16 +1,16 @@
-"""What a Ray cluster has room for: how many tasks to send out, with how much memory, and why none may start."""
+"""The capacity of a Ray cluster: how many tasks to send, with how much memory, and why none may start."""
 
 import time
 from collections.abc import Sequence
 from typing import Any
 
-LOOK_EVERY_S = 1.0  # clusters grow and shrink; a look costs a millisecond or two
-TASKS_PER_CPU = 2  # in flight: one runs, one waits at hand
-FEWEST = 4  # in flight, on any cluster
+LOOK_EVERY_S = 1.0  # seconds between queries, 1-2 ms each: clusters grow and shrink
+TASKS_PER_CPU = 2  # tasks in flight: one runs, one waits
+FEWEST = 4  # minimum number of tasks in flight, on any cluster
 
 
 class Capacity:
-    """The nodes that can run tasks, looked at about once a second."""
+    """The nodes that can run tasks, queried about once a second."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
@@ -19,12 +19,12 @@ class Capacity:
 
     @property
     def window(self) -> int:
-        """How many Ray tasks may be in flight."""
+        """Maximum number of Ray tasks in flight."""
         return max(FEWEST, int(TASKS_PER_CPU * self._num_cpus))
 
     @property
     def largest_bytes(self) -> int:
-        """Memory for tasks of the largest node; 0 where no node is there yet."""
+        """Bytes of memory that the largest node has for tasks; 0 while there is no node."""
         self._look()
         return int(max((node.get("memory", 0) for node in self._nodes), default=0))
 
@@ -39,7 +39,7 @@ class Capacity:
             self._looked = time.monotonic()
 
     def why_waiting(self, memory_bytes: int) -> str:
-        """Why tasks of one CPU and so much memory may not have started, and how much is free."""
+        """Returns why tasks of one CPU and `memory_bytes` may not have started, and how much is free."""
         free = self._ray.available_resources()
         cpus, memory = free.get("CPU", 0), free.get("memory", 0)
         if not self._num_cpus:
@@ -58,11 +58,11 @@ class Capacity:
 
 
 def nodes_with_cpus(ray: Any) -> Sequence[dict[str, Any]]:
-    """The live nodes that can run a task of one CPU."""
+    """Returns the live nodes that can run a task of one CPU."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 
 def rounded(memory_bytes: int) -> int:
-    """Rounded up by at most a quarter: Ray starts tasks of equal needs in the same workers."""
+    """Returns bytes rounded up by at most a quarter: Ray starts tasks of equal needs in the same workers."""
     step = 1 << max(0, memory_bytes.bit_length() - 3)
     return -(-memory_bytes // step) * step

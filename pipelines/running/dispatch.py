@@ -1,7 +1,7 @@
-"""Sending the tasks of a build to a Ray cluster: in groups, in a bounded window, each tried again a few times.
+"""Sending the tasks of a build to a Ray cluster: in groups, in a bounded window, with a few retries each.
 
-Ray itself retries nothing. Its retries have no bound after a kill for lack of memory, no second size of memory, and do
-not know that what an attempt has stored need not be done again.
+Ray's own retries are off: they are unlimited after an out-of-memory kill, reserve no more memory, and cannot know that
+a shard that an earlier attempt stored need not be packed again.
 """
 
 import pickle
@@ -22,28 +22,28 @@ from dray.pipelines.running.pace import Pace
 from dray.pipelines.running.parcel import Parcel
 from dray.shards.errors import ClusterError, DeniedError, StoreError
 
-MAX_RETRIES = 4  # of a task whose worker or node died, or whose store failed
-SILENT_S = 30.0  # after so long without a finished task the driver says what it waits for, again and again
-CALL_OFF_S = 1.0  # at most, for tasks in flight to end: `ray job stop` waits 3 s for the whole process
-CHECK_S = 60.0  # at most, for the nodes to say what dray they have; tasks say it as well
-MOST_NAMED = 3  # tasks that are waited for
+MAX_RETRIES = 4  # retries of a task whose worker or node died, or whose store failed
+SILENT_S = 30.0  # seconds without a finished task after which the driver says what it waits for, repeatedly
+CALL_OFF_S = 1.0  # timeout for tasks in flight to end: `ray job stop` waits 3 s for the whole process
+CHECK_S = 60.0  # timeout for the nodes to report their dray; tasks report it as well
+MOST_NAMED = 3  # maximum number of tasks that a message names
 
 
 class Task(Protocol):
-    """A piece of work that may be done twice."""
+    """A piece of work that is safe to run twice."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that it reads."""
+        """Number of bytes that it reads."""
         ...
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that it takes at most."""
+        """Maximum number of bytes of memory that it needs."""
         ...
 
     def again(self) -> Self:
-        """The same for another attempt: what an earlier one has stored is looked for first."""
+        """Returns the task for another attempt, which first looks for what an earlier one has stored."""
         ...
 
 
@@ -55,7 +55,7 @@ Function = Callable[[Shared, Sequence[AnyTask]], Iterable[Result]]
 
 @dataclass(frozen=True, slots=True)
 class _Try(Generic[AnyTask]):
-    """A task and what became of earlier attempts."""
+    """A task, and the number of its failed attempts."""
 
     task: AnyTask
     memory_bytes: int
@@ -70,10 +70,10 @@ class _Try(Generic[AnyTask]):
 
 
 class Dispatch(Generic[AnyTask, Result]):
-    """The tasks of one call on their way.
+    """The tasks of one call, from sending to results.
 
     Attributes:
-        task_seconds: How long the groups that have ended took together.
+        task_seconds: Total run time of the groups that have ended.
     """
 
     def __init__(self, ray: Any, parcel: Parcel, name: str, tasks: Sequence[AnyTask], *, progress: bool) -> None:
@@ -87,10 +87,10 @@ class Dispatch(Generic[AnyTask, Result]):
         self._progress = progress
 
     def results(self) -> Iterator[Result]:
-        """Do all tasks; yields what they return, as they end.
+        """Run all tasks; yields their results as they end.
 
         Raises:
-            ClusterError: A node is unfit, or a task was lost again and again: names it.
+            ClusterError: A node is unfit, or a task was lost too often; names it.
         """
         try:
             while self._send():
@@ -100,7 +100,7 @@ class Dispatch(Generic[AnyTask, Result]):
             _call_off(self._ray, list(self._flying))  # after an error or an interrupt
 
     def _send(self) -> bool:
-        """Fill the window; whether anything is in flight."""
+        """Fill the window; returns whether any task is in flight."""
         window = self._capacity.window
         while len(self._flying) < window and (self._failed or self._fresh):
             group = [self._failed.popleft()] if self._failed else self._pace.take(self._fresh, window)
@@ -108,12 +108,12 @@ class Dispatch(Generic[AnyTask, Result]):
         return bool(self._flying)
 
     def _memory_of(self, group: Sequence[_Try[AnyTask]]) -> int:
-        """Enough for two tasks, as one shard is stored while the next is filled; at most what the largest node has."""
+        """Returns bytes for two tasks, as one shard is stored while the next is filled; at most the largest node's."""
         wanted = rounded(sum(sorted(one.memory_bytes for one in group)[-2:]))
         return min(wanted, self._capacity.largest_bytes or wanted)
 
     def _wait(self) -> list[Any]:
-        """The groups that have ended, one at least; none where the window may have grown meanwhile."""
+        """Returns the groups that have ended; none after `SILENT_S`, once a message says what is waited for."""
         started = time.monotonic()
         while time.monotonic() - started < SILENT_S:
             flying = list(self._flying)
@@ -137,7 +137,7 @@ class Dispatch(Generic[AnyTask, Result]):
         )
 
     def _settle(self, group: list[_Try[AnyTask]], reference: Any) -> Iterator[Result]:
-        """Yield the results of a group; what has none is done again, or is an error."""
+        """Yield the results of a group; tasks without one are retried, or raise."""
         errors = self._ray.exceptions
         try:
             node, problem, outcome = self._ray.get(reference)
@@ -158,10 +158,10 @@ class Dispatch(Generic[AnyTask, Result]):
             self._failed.extend(_after_error(one, outcome.error, outcome.node) for one in left)
 
     def _with_more_memory(self, one: _Try[AnyTask]) -> _Try[AnyTask]:
-        """Another attempt with twice the memory reserved, so that fewer tasks share a node.
+        """Returns another attempt with twice the memory reserved, so that fewer tasks share a node.
 
         Raises:
-            ClusterError: It had all that the largest node has.
+            ClusterError: It had all the memory of the largest node.
         """
         largest = self._capacity.largest_bytes
         if one.memory_bytes >= largest:
@@ -179,7 +179,7 @@ class Dispatch(Generic[AnyTask, Result]):
 
 
 class _Sender:
-    """Sends groups of tasks; Ray's options are made once for each size of memory."""
+    """Sends groups of tasks; Ray's options are built once for each size of memory."""
 
     def __init__(self, ray: Any, parcel: Parcel, name: str) -> None:
         self._remote = ray.remote(make_entry())
@@ -201,10 +201,10 @@ _INLINE_BYTES = 64 << 10  # Ray puts larger arguments into its object store
 
 
 def check_nodes(ray: Any) -> None:
-    """See that the nodes that can run tasks have the dray of this process, before anything is written.
+    """Check that the nodes that can run tasks have the dray of this process, before anything is written.
 
     Raises:
-        ClusterError: One has another, or none: names node and way out.
+        ClusterError: A node has another dray, or none; names the node and says what to do.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -217,16 +217,16 @@ def check_nodes(ray: Any) -> None:
     ]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=CHECK_S) if asked else ([], [])
     for reference in answered:
-        with suppress(ray.exceptions.RayError):  # it died or has no room: its tasks will tell
+        with suppress(ray.exceptions.RayError):  # it died or has no room: its tasks report it
             node, problem, _ = ray.get(reference)
             check_fit(node, problem)
 
 
 def check_fit(node: str, problem: str) -> None:
-    """Refuse a node that has not the dray of this process.
+    """Check that a node has the dray of this process.
 
     Raises:
-        ClusterError: Names the node and the way out.
+        ClusterError: It does not; names the node and says what to do.
     """
     if problem:
         raise ClusterError(
@@ -254,7 +254,7 @@ def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTas
 
 
 def _call_off(ray: Any, references: list[Any]) -> None:
-    """Let short tasks end by themselves, and cancel long ones, the last sent first.
+    """Let short tasks end, and cancel long ones, the last sent first.
 
     Ray 2.60 may abort this process when it cancels a task that is just being started or ending.
     """

@@ -1,4 +1,4 @@
-"""The function that Ray runs on a node, whatever is installed there."""
+"""The function that Ray runs on a node, even if dray is not installed there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ Entry = Callable[[str, bytes, bytes, bytes], tuple[str, str, Any]]
 
 
 def make_entry() -> Entry:
-    """A function that Ray sends by value, as it is defined in here: a node without dray can run it and say so."""
+    """Returns a function that Ray sends by value, because it is nested: a node without dray can run it and say so."""
 
     def run_on_node(wanted: str, body: bytes, stores: bytes, tasks: bytes) -> tuple[str, str, Any]:
-        """(node, what is wrong with its dray or "", the outcome of the tasks); no tasks: only the check."""
+        """Returns (node, what is wrong with its dray or "", outcome of the tasks); without tasks it only checks."""
         import platform
 
         import ray

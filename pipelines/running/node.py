@@ -1,4 +1,4 @@
-"""The node on which this process runs: its name in errors, and the dray that it has."""
+"""The node on which this process runs: its name for errors, and its dray's identity."""
 
 import importlib.util
 import platform
@@ -15,7 +15,7 @@ _PACKAGES = ("dray.shards", "dray.pipelines")  # the code that decides a dataset
 
 
 def node_name() -> str:
-    """The host name; in a Ray worker also the address and the start of the node's id."""
+    """Returns the host name; in a Ray worker also the address and the start of the node's id."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return platform.node()
@@ -24,9 +24,9 @@ def node_name() -> str:
 
 
 def is_fit(wanted: str) -> bool:
-    """Whether this process has the dray that another process has, by its `identity`.
+    """Whether this process has the same dray as another process, by its `identity`.
 
-    A version may be unknown, as a folder that Ray's py_modules ships has none: the code tells enough.
+    A version may be unknown, as in a folder that Ray's py_modules ships: then format and code are compared.
     """
     found = identity()
     if UNKNOWN_VERSION in wanted + found:
@@ -36,7 +36,7 @@ def is_fit(wanted: str) -> bool:
 
 @cache
 def identity() -> str:
-    """The version, the format and a digest of the code: where they are equal, equal inputs give equal bytes."""
+    """Returns version, format and a digest of the code: if they are equal, equal inputs give equal bytes."""
     digest = xxh3_64()
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)

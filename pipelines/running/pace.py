@@ -1,20 +1,20 @@
-"""How many tasks of a build go into one Ray task: a Ray task costs milliseconds, a small shard takes less."""
+"""Grouping the tasks of a build into Ray tasks: a Ray task costs milliseconds, a small shard takes less."""
 
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-GROUP_S = 0.25  # how long a Ray task should last
-TASK_COST_BYTES = 1 << 20  # a task takes as long as reading this many bytes more: opening, creating, fsync
-FIRST_S_PER_BYTE = 1 / (32 << 20)  # until something was measured
+GROUP_S = 0.25  # target duration of a Ray task, in seconds
+TASK_COST_BYTES = 1 << 20  # fixed cost of a task (opening, creating, fsync), in bytes read in the same time
+FIRST_S_PER_BYTE = 1 / (32 << 20)  # initial estimate, until a group was measured
 
 
 class Sized(Protocol):
-    """Something whose work grows with its bytes."""
+    """An item whose work grows with its bytes."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are read."""
+        """Number of bytes that are read."""
         ...
 
 
@@ -22,22 +22,22 @@ SizedTask = TypeVar("SizedTask", bound=Sized)
 
 
 class Pace:
-    """Groups tasks so that a group lasts about `GROUP_S`, by the speed of those that have ended."""
+    """Groups tasks so that a group lasts about `GROUP_S`, by the measured speed of earlier groups."""
 
     def __init__(self) -> None:
         self._s_per_byte = FIRST_S_PER_BYTE
 
     def record(self, tasks: Sequence[Sized], seconds: float) -> None:
-        """Learn from a group that has ended."""
+        """Update the estimate by a group that has ended."""
         if tasks:
             self._s_per_byte = (self._s_per_byte + max(seconds, 1e-6) / sum(map(_cost, tasks))) / 2
 
     def take(self, waiting: deque[SizedTask], num_lanes: int) -> list[SizedTask]:
-        """Remove the next group from the left of `waiting`: at least one task, at most a lane's share of what is left.
+        """Remove and return the next group of `waiting`: at least one task, at most a lane's share of those left.
 
         Args:
             waiting: Not empty.
-            num_lanes: Groups that are in flight at a time: all of them should have work up to the end.
+            num_lanes: Number of groups in flight at a time; all should have work up to the end.
         """
         most = -(-len(waiting) // num_lanes)
         group = [waiting.popleft()]

@@ -1,7 +1,7 @@
-"""What the tasks of a build share, on its way to other processes.
+"""What the tasks of a build share, pickled for other processes.
 
-Storage options may hold secrets. Ray keeps large objects in its object store, which it may write to a disk, and small
-arguments of a task in memory: so the stores travel apart from the rest, as an argument of each task.
+Storage options may hold secrets. Ray keeps large objects in its object store, which it may spill to disk, and small
+arguments of a task in memory: so the stores are sent apart from the rest, as an argument of each task.
 """
 
 import io
@@ -17,16 +17,16 @@ from dray.shards.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """An object of the build that every worker must see before it writes: it shows that all write to one place."""
+    """An object of the build that every worker must see before it writes, as proof that all write to one place."""
 
     store: Store
     name: str
 
     def check(self) -> None:
-        """Refuse to write where the object is not visible.
+        """Check that the object is visible here.
 
         Raises:
-            ClusterError: It is not: names the node.
+            ClusterError: It is not; names the node.
         """
         if self.store.head(self.name) is None:
             raise ClusterError(
@@ -40,7 +40,7 @@ class Parcel:
     """A function, what its tasks share, and a witness or None, pickled.
 
     Attributes:
-        body: All but the stores.
+        body: Everything but the stores.
         stores: The stores with their options: at most a few kB.
     """
 
@@ -58,12 +58,12 @@ class Parcel:
 
 @lru_cache(maxsize=2)
 def open_parcel(body: bytes, stores: bytes) -> Any:
-    """The values, opened once in a process: opening a store of object storage takes milliseconds."""
+    """Returns the values, unpickled once in a process: opening a store of object storage takes milliseconds."""
     return _Opener(io.BytesIO(body), pickle.loads(stores)).load()  # noqa: S301  our own driver's
 
 
 class _Packer(pickle.Pickler):
-    """Leaves out stores."""
+    """Replaces stores by their position in `stores`."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

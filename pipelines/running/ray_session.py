@@ -1,4 +1,4 @@
-"""One connection to Ray, also for several builds: starting or joining a cluster takes seconds."""
+"""One connection to Ray, shared by several builds: starting or joining a cluster takes seconds."""
 
 import logging
 import signal
@@ -15,14 +15,14 @@ CONNECT_TIMEOUT_S = 10
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Inside, every build runs on one cluster; a connection that was made here ends here.
+    """Every build in this context runs on one cluster; a connection that it opened is closed at its end.
 
     Args:
-        address: Of a running cluster; `local` starts one on this machine; `none` or None connects to nothing.
+        address: The address of a running cluster; `local` starts one on this machine; `none` or None connects to none.
 
     Raises:
-        CallError: It is a dashboard's address: jobs are sent there, but no driver can connect.
-        ClusterError: No cluster answers there.
+        CallError: It is a dashboard's address, which takes jobs but no driver's connection.
+        ClusterError: No cluster answers.
     """
     if address in (None, IN_PROCESS):
         yield
@@ -33,7 +33,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     check_address(address)
-    if address == "local":  # Ray warns that a token protects what it starts here: good, and nothing to act on
+    if address == "local":  # it warns about a token that asks for no action
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     dashboard = False if address == "local" else None  # None: Ray's own choice
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -42,7 +42,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError) as exc:
         raise ClusterError(f"cannot connect to Ray at {address}: {exc}") from exc
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaces the caller's by one that prints a stack of C++
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs one that prints a C++ stack
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Find out at once that nothing answers at an address: Ray itself would try for minutes.
+    """Check that an address answers, at once: Ray itself would retry for minutes.
 
     Raises:
         CallError: It is a dashboard's.

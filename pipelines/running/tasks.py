@@ -1,7 +1,7 @@
-"""Running the tasks of a build: in process, or on a Ray cluster with several small ones a Ray task.
+"""Running the tasks of a build: in process, or on a Ray cluster, where a Ray task runs several small ones.
 
-The same functions run in both, so both give the same bytes. No sample's bytes pass through the driver: it sends names
-and fingerprints and gets back small records.
+Both run the same functions, so both give the same bytes. No sample's bytes pass through the driver: it sends names and
+fingerprints and receives small records.
 """
 
 import sys
@@ -27,18 +27,18 @@ def run_tasks(
     witness: Witness | None = None,
     progress: bool,
 ) -> Iterator[Result]:
-    """Do every task; yields what they return, on Ray in the order in which they end.
+    """Run every task; yields their results, on Ray in the order in which they end.
 
     Args:
-        function: Of what the tasks share and some of the tasks; yields a result for each, in their order. It runs more
-            than once where a worker dies.
-        shared: Sent to every worker once; its stores apart, with each task.
-        tasks: What to do.
-        address: Of a Ray cluster; `local` starts one for this call; `none` works in process; None uses Ray where
-            this process is a driver that is connected to it already, and works in process elsewhere: inside a Ray
-            task or actor too, whose group may hold every CPU.
-        witness: An object that a worker must see before it does anything.
-        progress: Whether to say what is waited for.
+        function: `function(shared, tasks)` yields a result for each task, in their order. It runs again if a worker
+            dies.
+        shared: Sent to every worker once; its stores separately, with each task.
+        tasks: The tasks to run.
+        address: The address of a Ray cluster; `local` starts one for this call; `none` runs in process; None uses Ray
+            if this process is a driver that is already connected to it, and else runs in process: also inside a Ray
+            task or actor, whose placement group may hold every CPU.
+        witness: An object that a worker must see before it runs a task.
+        progress: Whether to say which tasks are waited for.
 
     Raises:
         ClusterError: A node has another dray or does not see the witness, or workers or nodes died too often.
@@ -53,7 +53,7 @@ def run_tasks(
 def _run_on_ray(
     parcel: Parcel, name: str, tasks: Sequence[AnyTask], address: str | None, *, progress: bool
 ) -> Iterator[Any]:
-    import ray  # slow to import, and a build in process needs none of it
+    import ray  # slow to import, and not needed in process
 
     with ray_session(address):
         yield from Dispatch[AnyTask, Any](ray, parcel, f"dray.{name}", tasks, progress=progress).results()
@@ -61,10 +61,10 @@ def _run_on_ray(
 
 @contextmanager
 def fit_workers(address: str | None) -> Iterator[None]:
-    """Inside, tasks run on one connection, to nodes that were found to have the dray of this process.
+    """Tasks in this context run on one connection, to nodes that have the dray of this process.
 
     Raises:
-        ClusterError: One has another dray, or none.
+        ClusterError: A node has another dray, or none.
     """
     if runs_in_process(address):
         yield
@@ -82,6 +82,6 @@ def runs_in_process(address: str | None) -> bool:
 
 
 def _is_ray_driver() -> bool:
-    """Whether this process is connected to Ray, and not a worker of it."""
+    """Whether this process is connected to Ray, and is not one of its workers."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized() and ray.get_runtime_context().worker.mode != ray.WORKER_MODE

@@ -1,6 +1,6 @@
-"""What runs in a Ray worker: a group of tasks, one after another.
+"""Running a group of tasks in a Ray worker, one after another.
 
-Errors are values here: a task that raises would be retried and reported by Ray, with tracebacks of its own.
+Errors are returned, not raised: Ray would retry a task that raises, and report it with tracebacks of its own.
 """
 
 import pickle
@@ -17,13 +17,13 @@ from dray.shards.errors import ClusterError
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a group.
+    """The outcome of a group.
 
     Attributes:
-        results: Of the tasks in their order, up to the one that failed.
-        error: Why it failed; None where none did.
-        seconds: How long the group took.
-        node: Where it ran.
+        results: The tasks' results in their order, up to the one that failed.
+        error: The error of the task that failed; None if none did.
+        seconds: Run time of the group.
+        node: The node that ran it.
     """
 
     results: list[Any]
@@ -33,11 +33,11 @@ class Outcome:
 
 
 def run_group(body: bytes, stores: bytes, tasks: bytes) -> Outcome:
-    """Do a group of tasks.
+    """Run a group of tasks; returns the outcome.
 
     Args:
-        body: Of a `Parcel` of (function, shared, witness or None); `function(shared, tasks)` yields a result a task.
-        stores: Of the same.
+        body: `body` of a `Parcel` of (function, shared, witness or None); see `run_tasks`.
+        stores: `stores` of that parcel.
         tasks: A pickled list.
     """
     started = time.monotonic()
@@ -48,20 +48,20 @@ def run_group(body: bytes, stores: bytes, tasks: bytes) -> Outcome:
         function, shared, _ = open_parcel(body, stores)
         for result in function(shared, pickle.loads(tasks)):  # noqa: S301  our own driver's
             results.append(result)
-    except Exception as exc:  # noqa: BLE001  the driver judges
+    except Exception as exc:  # noqa: BLE001  the driver decides
         error = _portable(exc)
     return Outcome(results, error, time.monotonic() - started, node_name())
 
 
 @lru_cache(maxsize=2)
 def _check_witness(body: bytes, stores: bytes) -> None:
-    """Once in a process."""
+    """Check the witness, once in a process."""
     if (witness := open_parcel(body, stores)[2]) is not None:
         witness.check()
 
 
 def _portable(exc: Exception) -> Exception:
-    """The error, if it survives the way to the driver, with the traceback from here; else one that tells of it."""
+    """Returns the error with its traceback as a note; an error of the same text if it cannot be pickled."""
     text = "".join(traceback.format_exception(exc))
     try:
         copy: Exception = pickle.loads(pickle.dumps(exc))  # noqa: S301

@@ -208,7 +208,7 @@ def test_more_bad_samples_than_borne_end_the_build(make_inputs: MakeInputs, plac
     inputs = make_inputs(20)
     spoil(inputs, 3, 4, 5)
     for limit in (2, "2", "10%"):
-        with pytest.raises(InputError, match=r"3 of 20 .*more than the 2 that on_error='quarantine' bears"):
+        with pytest.raises(InputError, match=r"3 of 20 .*more than the 2 that on_error='quarantine' accepts"):
             build(inputs, place, on_error="quarantine", max_bad=limit)
     with pytest.raises(NotFoundError):
         latest(place)
@@ -244,7 +244,7 @@ def test_a_wrong_tolerance_is_refused(make_inputs: MakeInputs, tmp_path: Path, o
         build(make_inputs(3), Place(str(tmp_path / "out")), **options)
 
 
-def test_per_cent_bears_one_at_least() -> None:
+def test_a_percentage_accepts_at_least_one() -> None:
     """A trial on ten samples is no other case."""
     assert [Tolerance(on_error="skip", max_bad="1%").most(n) for n in (10, 199, 1000)] == [1, 1, 10]
     assert Tolerance(max_bad=5).most(1000) == 0

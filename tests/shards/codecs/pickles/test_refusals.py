@@ -249,7 +249,7 @@ def test_the_way_out_of_a_build_works(tmp_path: Path, dray: Dray) -> None:
     done = dray(*words)
     assert "allow=" not in done.err
     assert "If you trust the data: --allow datetime.date, or --allow-pickle for everything" in done.err
-    (auto,) = re.findall(r"The way out: --encode (\S+) keeps", done.err)
+    (auto,) = re.findall(r"What to do: --encode (\S+) keeps", done.err)
     assert dray(*words[:-1], auto).code == 0
     assert Snapshot.open(tmp_path / "out").read("a").keys() == {"x.pyd"}
     assert json.loads(json.dumps(auto)) == "x.pyd=auto"
