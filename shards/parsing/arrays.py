@@ -69,6 +69,11 @@ def _is_npy(name: str) -> bool:
     return name.lower().rpartition(".")[2] == "npy"
 
 
+def _header_bytes(head: bytes | bytearray | memoryview) -> int:
+    """The size of a header of format 1.0, as its ninth and tenth byte state it."""
+    return 10 + int.from_bytes(head[8:10], "little")
+
+
 def layout_of(name: str, head: bytes | memoryview, size: int) -> ArrayLayout | None:
     """Returns the layout of a `.npy` part; None for other parts, and for elements that are not numbers, text or times.
 
@@ -79,7 +84,7 @@ def layout_of(name: str, head: bytes | memoryview, size: int) -> ArrayLayout | N
     """
     if not _is_npy(name):
         return None
-    end = 10 + int.from_bytes(head[8:10], "little")
+    end = _header_bytes(head)
     found = _parse(bytes(head[:end])) if end <= min(len(head), HEAD_BYTES) else None
     return found if found is not None and found.num_bytes == size else None
 
@@ -114,14 +119,12 @@ def layouts_in(
         offsets: (n, s) the start of each part; 0 where the sample lacks it.
         sizes: (n, s) in bytes.
     """
-    view, found = memoryview(tar), dict[str, set[ArrayLayout | None]]()
+    found: dict[str, set[ArrayLayout | None]] = {}
     for column, suffix in enumerate(suffixes):
-        if not _is_npy(suffix):
-            continue
-        found[suffix] = set()
-        for start, size in zip(offsets[:, column].tolist(), sizes[:, column].tolist(), strict=True):
-            if start:
-                found[suffix].add(layout_of(suffix, view[start : start + size], size))
-            if len(found[suffix]) > 1:
-                break
+        starts = [start for start in offsets[:, column].tolist() if start] if _is_npy(suffix) else []
+        only = np.unique(sizes[offsets[:, column] > 0, column]).tolist()
+        if starts and len(only) == 1:
+            end = _header_bytes(tar[starts[0] : starts[0] + HEAD_BYTES])
+            heads = {bytes(tar[start : start + min(end, HEAD_BYTES)]) for start in starts}  # one, in general
+            found[suffix] = {layout_of(suffix, head, only[0]) for head in heads}
     return constant_layouts(found)
