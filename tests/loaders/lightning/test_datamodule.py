@@ -1,4 +1,4 @@
-"""WebDataModule and PickledDataWDS: code written for their first maker runs with only its imports changed."""
+"""WebDataModule and PickledDataWDS: code written for bionemo-webdatamodule runs with only its imports changed."""
 
 import os
 import pickle
@@ -89,7 +89,7 @@ def numbers_in(loader: Iterable[Tensor]) -> list[int]:
 
 
 def test_the_documented_example_trains_on_every_sample(pickles: Path, tmp_path: Path) -> None:
-    """Two shuffles, workers, batching in the training process, and the documented keywords."""
+    """With two shuffles, workers, batching in the training process, and the documented keywords."""
     rng = random.Random(3)
     splitter = wds.split_by_node
     with pytest.warns(UserWarning, match=r"^kwargs_wds: not needed here and ignored: nodesplitter \(the order"):
@@ -109,7 +109,7 @@ def test_the_documented_example_trains_on_every_sample(pickles: Path, tmp_path: 
 
 
 def test_a_trainer_fits_validates_tests_and_predicts(pickles: Path, tmp_path: Path) -> None:
-    """Each stage sees its split, once an epoch."""
+    """Each stage sees its split once per epoch."""
     data, model = module(pickles, tmp_path), Model()
     trainer = trainer_of()
     trainer.fit(model, data)
@@ -134,7 +134,7 @@ def test_several_suffixes_come_as_tuples_in_their_order(pickles: Path, tmp_path:
 
 
 def test_without_a_global_batch_size_an_epoch_is_one_pass(pickles: Path, tmp_path: Path) -> None:
-    """And counts come from the snapshot where none are given; a split's value may be missing or None."""
+    """Counts come from the snapshot if none are given; the value of a split may be missing or None."""
     ready(pickles, tmp_path)
     directories = {split: tmp_path / split.name for split in Split}
     data = WebDataModule(
@@ -151,7 +151,7 @@ def test_without_a_global_batch_size_an_epoch_is_one_pass(pickles: Path, tmp_pat
 
 
 def test_invoked_methods_come_last(pickles: Path, tmp_path: Path) -> None:
-    """On the dataset and on the loader, each on what the last returned; the length follows."""
+    """On the dataset and on the loader, each on the result of the one before; the length follows."""
     data = ready(
         pickles, tmp_path, invoke_wds={Split.val: [("map", {"f": lambda tensor: tensor + 1})]},
         invoke_wld={Split.val: [("with_epoch", {"nbatches": 5})], Split.test: None},
@@ -161,7 +161,7 @@ def test_invoked_methods_come_last(pickles: Path, tmp_path: Path) -> None:
 
 
 def read_share(directory: Path, context: str, meeting: Path) -> list[int]:
-    """What one of two ranks reads, by workers."""
+    """Returns what one of two ranks reads in workers."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=meet(), world_size=2)
     pipeline = {Split.val: lambda source: (tensor for (tensor,) in source)}
     workers = {Split.val: {"num_workers": 2, "multiprocessing_context": context}}
@@ -174,7 +174,7 @@ def read_share(directory: Path, context: str, meeting: Path) -> list[int]:
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_workers_of_two_ranks_know_whose_they_are(pickles: Path, tmp_path: Path, context: str) -> None:
-    """However the workers are started, and with no variable that tells the rank: each sample on one rank."""
+    """Forked or spawned, and without RANK in the environment: each sample is on one rank."""
     ready(pickles, tmp_path / "shards")
     found = call_at_once(2, read_share, tmp_path / "shards" / "val", context, tmp_path / "meeting")
     assert sorted(number for share in found for number in share) == list(numbers_of(Split.val))
@@ -190,7 +190,7 @@ class Ranks(IterableDataset[Any]):
 
 @pytest.mark.heavy
 def test_a_spawned_worker_of_a_streamed_dataset_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the process in which the dataset was first pickled, with no variable that tells it."""
+    """It has the rank of the process that pickled the dataset, without RANK in its environment."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     data = pickle.dumps(Portable(Ranks()))
@@ -201,7 +201,7 @@ def test_a_spawned_worker_of_a_streamed_dataset_knows_its_rank(monkeypatch: pyte
 
 
 def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> None:
-    """Files of this disk need no cache: they are opened as without one, sizes checked."""
+    """Local files are not cached, and their sizes are checked when they are opened."""
     data = ready(pickles, tmp_path, kwargs_wds={Split.val: {"cache_dir": str(tmp_path)}})
     shard = tmp_path / "val" / "myshards-000001.tar"
     shard.write_bytes(shard.read_bytes()[:1536])
@@ -210,7 +210,7 @@ def test_a_cache_directory_hides_no_damage(pickles: Path, tmp_path: Path) -> Non
 
 
 def test_tars_of_others_on_object_storage_are_dealt_out_to_workers(tmp_path: Path, s3: SeaweedServer) -> None:
-    """Spawned ones, which lambdas reach all the same."""
+    """The workers are spawned, and lambdas reach them."""
     store = Store(s3.url("foreign"), s3.storage_options)
     for name in "abc":
         with tarfile.open(tmp_path / "one.tar", "w") as tar:
@@ -244,7 +244,7 @@ def test_a_cache_directory_keeps_what_was_read_from_object_storage(
 
 
 def test_plain_tars_without_a_snapshot_are_found_by_their_names(tmp_path: Path) -> None:
-    """Tars of any maker, which need not be told how many samples they hold; those on object storage must."""
+    """The number of samples in tars of other tools is counted on disks; for object storage it must be given."""
     with tarfile.open(tmp_path / "wdshards-a.tar", "w") as tar:
         for number in range(5):
             (tmp_path / "part").write_text(str(number))
@@ -266,7 +266,7 @@ def test_plain_tars_without_a_snapshot_are_found_by_their_names(tmp_path: Path) 
 
 
 def test_wrong_calls_say_what_is_wrong(tmp_path: Path) -> None:
-    """As documented: RuntimeError, NotImplementedError; and nothing found is said with the way out."""
+    """RuntimeError and NotImplementedError as documented; if nothing is found, the error says what to do."""
     with pytest.raises(RuntimeError, match="n_samples has the splits"):
         WebDataModule({Split.train: 1}, SUFFIX, {Split.val: str(tmp_path)}, 1)
     data = WebDataModule({Split.val: 1}, SUFFIX, {Split.val: str(tmp_path)}, 1)
@@ -281,7 +281,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_subclasses_reach_the_arguments_under_their_old_names(pickles: Path, tmp_path: Path) -> None:
-    """Private, but in use."""
+    """They are private, but subclasses use them."""
     data = ready(pickles, tmp_path, kwargs_wld={Split.train: {"num_workers": 0}})
     assert data._n_samples == COUNTS
     assert data._suffix_keys_wds == SUFFIX
@@ -296,7 +296,7 @@ def test_subclasses_reach_the_arguments_under_their_old_names(pickles: Path, tmp
 
 
 def test_preparing_again_writes_nothing(pickles: Path, tmp_path: Path) -> None:
-    """The same samples are the same version."""
+    """The same samples make no new version."""
     for _ in range(2):
         module(pickles, tmp_path).prepare_data()
     assert Snapshot.open(tmp_path / "train", "myshards").version == 1
@@ -307,7 +307,7 @@ class Unsafe:
 
 
 def test_a_pickle_of_a_foreign_class_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """By shard, key and suffix; one keyword lets it in."""
+    """The error names shard, key and suffix; one keyword allows the class."""
     (tmp_path / "in").mkdir()
     (tmp_path / f"in/a.{SUFFIX}").write_bytes(pickle.dumps(Unsafe()))
     name = f"{Unsafe.__module__}.Unsafe"
@@ -330,7 +330,7 @@ def test_a_pickle_of_a_foreign_class_is_refused_with_the_way_out(tmp_path: Path)
 def test_a_shard_that_is_not_as_committed_is_an_error(
     pickles: Path, tmp_path: Path, damage: Callable[[bytes], bytes] | None
 ) -> None:
-    """Cut or gone: never a shorter epoch."""
+    """A cut or missing shard never shortens an epoch."""
     data = ready(pickles, tmp_path)
     shard = tmp_path / "val" / "myshards-000001.tar"
     body = shard.read_bytes()
@@ -342,7 +342,7 @@ def test_a_shard_that_is_not_as_committed_is_an_error(
 
 
 def test_a_missing_part_names_shard_and_key(pickles: Path, tmp_path: Path) -> None:
-    """And the parts that are there; no handler passes over it, as nothing is damaged."""
+    """The error lists the parts that exist. Handlers do not skip the sample, as it is not damaged."""
     data = ready(pickles, tmp_path, kwargs_wds={Split.val: {"handler": ignore_and_continue}})
     data._suffix_keys_wds = "other.pyd"
     data.setup("validate")
@@ -351,7 +351,7 @@ def test_a_missing_part_names_shard_and_key(pickles: Path, tmp_path: Path) -> No
 
 
 def test_readers_see_the_committed_shards_and_no_others(pickles: Path, tmp_path: Path) -> None:
-    """A stray tar under the same prefix is not read: the snapshot tells."""
+    """A stray tar with the same prefix is not read, as it is not in the snapshot."""
     data = ready(pickles, tmp_path)
     Store(tmp_path / "val").put_new("myshards-000077.tar", b"stray")
     data.setup("validate")
@@ -369,7 +369,7 @@ def test_a_dataset_with_lost_metadata_is_an_error_and_not_a_pile_of_tars(pickles
 
 
 def test_a_set_or_a_generator_of_suffixes_has_one_order(pickles: Path, tmp_path: Path) -> None:
-    """The same in every process and every setup."""
+    """It is the same in every process and every setup."""
     both = {SUFFIX, "label.cls"}
     assert module(pickles, tmp_path, suffixes=both)._suffix_keys_wds == ("label.cls", SUFFIX)
     data = ready(pickles, tmp_path, suffixes=(suffix for suffix in [SUFFIX, "label.cls"]), pipeline_wds=None)
@@ -423,7 +423,7 @@ def test_pickles_may_be_encoded_before_they_are_streamed(
 
 
 def test_a_part_that_became_three_kinds_is_read_in_each(tmp_path: Path) -> None:
-    """With `encode="auto"`, and another part whose suffix ends alike: never the value of that one."""
+    """With `encode="auto"`, also if another part has a suffix with the same ending."""
     inputs = tmp_path / "in"
     inputs.mkdir()
     values: list[Any] = [torch.ones(2), {"a": torch.ones(2)}, "text", (1, 2)]
@@ -444,7 +444,7 @@ def test_a_part_that_became_three_kinds_is_read_in_each(tmp_path: Path) -> None:
 
 
 def test_a_state_that_was_taken_up_does_not_wait_for_another_fit(pickles: Path, tmp_path: Path) -> None:
-    """`Trainer.test(ckpt_path=...)` loads it as well: the next fit begins at the beginning."""
+    """`Trainer.test(ckpt_path=...)` loads it as well, but the next fit begins with epoch 0."""
     data = ready(pickles, tmp_path)
     data.setup("fit")
     loader = data.train_dataloader()

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with DDP, over all entry points: stopped mid-epoch, resumed on another number of processes."""
+"""Lightning's Trainer with DDP and every entry point, resumed inside an epoch on another number of processes."""
 
 import json
 import os
@@ -104,7 +104,7 @@ if __name__ == "__main__":
 
 
 def run(shards: str, place: Path, devices: int, start: Path | str = "") -> Path:
-    """What so many processes did, from the start or from the checkpoints in a folder."""
+    """Trains on a number of processes, from the start or from checkpoints; returns the folder of their notes."""
     (place / "program.py").write_text(PROGRAM)
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, place / "program.py", shards, devices, place, start]
@@ -117,37 +117,37 @@ Note = dict[str, Any]
 
 
 def notes(folder: Path, what: str = "rank") -> list[list[Note]]:
-    """What each rank noted, step by step."""
+    """Returns the notes of each rank, step by step."""
     paths = sorted(folder.glob(f"{what}*.jsonl"))
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
 
 
 def samples(ranks: Sequence[Sequence[Note]], epoch: int) -> list[int]:
-    """All that was trained on in an epoch, sorted."""
+    """Returns the samples that were trained in an epoch, sorted."""
     return sorted(n for steps in ranks for step in steps if step["epoch"] == epoch for n in step["samples"])
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Uneven ones."""
+    """Shards of different sizes."""
     return pack(tmp_path_factory.mktemp("lightning"), NUM_SAMPLES, 7, parts={"tensor.pyd": tensor_of(3)})
 
 
 @pytest.fixture(scope="module")
 def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes, over both epochs; beside it lies what they did when they stopped early."""
+    """Notes of two processes over both epochs; the folder beside it has those of a run that stopped early."""
     return run(shards, tmp_path_factory.mktemp("runs"), 2)
 
 
 @pytest.fixture(scope="module", params=[1, 3])
 def rest(request: pytest.FixtureRequest, shards: str, whole: Path) -> Path:
-    """What other numbers of processes did from where those two stopped."""
+    """Notes of other numbers of processes, resumed where those two stopped."""
     return run(shards, whole.parent, request.param, whole.parent / "stopped")
 
 
 @pytest.mark.parametrize("loader", TRAINED)
 def test_uneven_data_trains_and_validates_each_sample_once(whole: Path, loader: str) -> None:
-    """103 samples in batches of 12 on two processes: no rank waits, none is padded, and each batch is full."""
+    """103 samples in batches of 12 on two processes: no rank waits, and nothing is padded."""
     ranks = notes(whole / loader)
     epochs = [samples(ranks, epoch) for epoch in (0, 1)]
     assert [len(set(epoch)) for epoch in epochs] == [len(epoch) for epoch in epochs] == [TRAINED[loader]] * 2
@@ -178,7 +178,7 @@ def test_a_mid_epoch_checkpoint_goes_on_with_another_number_of_processes(whole: 
 
 @pytest.mark.parametrize("loader", TRAINED)
 def test_each_epoch_validates_each_sample_once(whole: Path, rest: Path, loader: str) -> None:
-    """On one process, two and three: no rank waits for another, none is padded."""
+    """On one, two and three processes: no rank waits for another, and nothing is padded."""
     for folder in (whole, rest):
         validated = [n for steps in notes(folder / loader, "val") for step in steps for n in step["samples"]]
         assert sorted(validated) == sorted([*range(NUM_VALIDATED[loader])] * 2)

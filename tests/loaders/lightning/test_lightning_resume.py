@@ -1,4 +1,4 @@
-"""A resumed fit trains what an uninterrupted one would, under a plain Trainer, whatever loads the data."""
+"""A resumed fit trains the same batches as an uninterrupted one, under a plain Trainer, with every entry point."""
 
 import contextlib
 import warnings
@@ -32,7 +32,7 @@ Event = tuple[str, int, int, tuple[int, ...]]  # train or val, epoch, batch, sam
 
 
 class Model(lightning.LightningModule):
-    """Notes what it is trained on and when it validates, and does what a trial asks for."""
+    """Notes its training batches and validations, and behaves as the trial says."""
 
     def __init__(self, trial: "Trial", fails_at: int | None = None) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SaveOnError(Callback):
 
 
 def fit(data: Any, trial: Trial, folder: Path, resumed: Path | None = None) -> list[Event]:
-    """What one process trains, from the start or from a checkpoint; from the start it saves some in the folder."""
+    """Returns what one process trains, from the start or from a checkpoint; saves checkpoints in the folder."""
     saving = (
         ModelCheckpoint(folder, "{step}", save_top_k=-1, **trial.saves) if trial.fails_at is None else SaveOnError()
     )
@@ -94,7 +94,7 @@ def fit(data: Any, trial: Trial, folder: Path, resumed: Path | None = None) -> l
 
 @dataclass(frozen=True)
 class Resume:
-    """What is trained from a checkpoint on: by the run that saved it, and by one that was resumed there."""
+    """What is trained after a checkpoint: by the run that saved it, and by one that was resumed there."""
 
     before: list[Event]
     expected: list[Event]
@@ -102,7 +102,7 @@ class Resume:
 
     @property
     def counts_alike(self) -> bool:
-        """Whether both go through the same batches by number, and validate at the same places."""
+        """Whether both take the same batches by number, and validate at the same steps."""
         return numbers(self.expected) == numbers(self.found)
 
 
@@ -111,7 +111,7 @@ def numbers(events: list[Event]) -> list[tuple[str, int, int]]:
 
 
 def resumes(make: Callable[[int], Any], trial: Trial, folder: Path, most: int = 3) -> Iterator[Resume]:
-    """A trial, resumed from some of its checkpoints."""
+    """Yields a trial, resumed from some of its checkpoints."""
     folder.mkdir(parents=True)
     events = fit(make(BATCH), trial, folder)
     if trial.fails_at is not None:
@@ -162,7 +162,7 @@ def bare_loader(url: str, batch: int) -> Bare:
 
 
 def torch_loader(batch: int) -> Bare:
-    """What Lightning counts by itself: torch's own loader, which is not resumed inside an epoch."""
+    """Returns torch's own loader, which shows how Lightning itself counts; it is not resumed inside an epoch."""
     values = torch.arange(NUM_SAMPLES).float()[:, None].expand(-1, 3)
     return Bare(lambda: DataLoader(values, batch), lambda: DataLoader(values, VAL_BATCH))
 
@@ -173,12 +173,12 @@ ENTRY_POINTS = {**MODULES, "ShardLoader": bare_loader}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Uneven shards; sample n is a tensor of n."""
+    """Shards of different sizes; sample n is a tensor of n."""
     return pack(tmp_path_factory.mktemp("resume"), NUM_SAMPLES, 7, parts={"tensor.pyd": tensor_of(3)})
 
 
 def miscounted_by_lightning(trial: Trial, resume: Resume) -> bool:
-    """Whether Lightning 2.6 goes on elsewhere than the run that saved the checkpoint, with any loader.
+    """Whether Lightning 2.6, with any loader, resumes elsewhere than where the checkpoint was saved.
 
     - A validation that was due at the step of the checkpoint is left out (`every_n_train_steps` saves before it).
     - With `max_steps`, a checkpoint of an epoch's end skips the next epoch.
@@ -191,7 +191,7 @@ def miscounted_by_lightning(trial: Trial, resume: Resume) -> bool:
 
 
 def check(entry_point: str, url: str, trial: Trial, folder: Path, most: int = 3) -> int:
-    """A resumed run trains and validates what is left, or what Lightning makes of it with torch's own loader.
+    """Check that a resumed run trains and validates the rest, or does what Lightning does with torch's own loader.
 
     Returns the number of checkpoints that were resumed.
     """
@@ -230,7 +230,7 @@ TRIALS = {
 def test_a_resumed_fit_trains_what_an_uninterrupted_one_would(
     url: str, tmp_path: Path, entry_point: str, name: str
 ) -> None:
-    """From any checkpoint, with any limits; what a loader cannot know without its DataModule is left out."""
+    """From any checkpoint, with any limits; cases that need the DataModule are left out for a bare loader."""
     trial = TRIALS[name]
     if entry_point == "ShardLoader":
         trial = replace(trial, estimates=False)
@@ -240,7 +240,7 @@ def test_a_resumed_fit_trains_what_an_uninterrupted_one_would(
 
 
 def test_a_checkpoint_of_a_bare_loader_goes_on_in_the_datamodule(url: str, tmp_path: Path) -> None:
-    """Who changes over inside an epoch trains the rest of it."""
+    """Switching to the DataModule inside an epoch trains the rest of it."""
     trial = Trial({"every_n_train_steps": 5})
     with pytest.warns(UserWarning, match="ShardDataModule resumes exactly"):
         whole = fit(bare_loader(url, BATCH), trial, tmp_path)
@@ -290,12 +290,12 @@ def samples(events: list[Event], epoch: int) -> list[int]:
 
 
 def epochs_of(events: list[Event]) -> list[int]:
-    """The epochs that were validated, in order."""
+    """Returns the epochs that were validated, in order."""
     return [event[1] for event in events if event[0] == "val"]
 
 
 def check_other_batch(module: str, url: str, trial: Trial, batches: list[int], folder: Path) -> None:
-    """Resumed with one batch size after another: each epoch trains each sample once, and is validated once."""
+    """Check that each epoch trains each sample once and is validated once, with several batch sizes in turn."""
     before: list[Event] = []
     resumed = None
     for number, batch in enumerate([BATCH, *batches]):
@@ -320,7 +320,7 @@ def check_other_batch(module: str, url: str, trial: Trial, batches: list[int], f
 def test_another_global_batch_trains_the_rest_of_the_epoch_and_then_whole_ones(
     url: str, tmp_path: Path, module: str, batches: list[int]
 ) -> None:
-    """Once each, and validated once; also where the epoch that was resumed so is resumed again."""
+    """Each sample once, and one validation; also if the resumed epoch is resumed again."""
     check_other_batch(module, url, Trial({"every_n_train_steps": 5}, estimates=batches == [5, 5]), batches, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`LoaderStats`: what a Trainer's logger gets of the loader's counts, and when."""
+"""`LoaderStats`: the loader's counts in the entries of a Trainer's logger."""
 
 import csv
 import warnings
@@ -44,7 +44,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fit(folder: Path, loader: Any, **options: Any) -> list[dict[str, float]]:
-    """Two epochs; the entries that the callback made, at the steps that the loss was logged at."""
+    """Trains two epochs; returns the entries of the callback, which are at the steps of the loss."""
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=2, logger=CSVLogger(folder), callbacks=[LoaderStats()], default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
@@ -59,7 +59,7 @@ def fit(folder: Path, loader: Any, **options: Any) -> list[dict[str, float]]:
 
 
 def test_entries_come_with_the_trainers_own(url: str, tmp_path: Path) -> None:
-    """Every 5 of 24 steps; each tells of the steps since the one before."""
+    """Every 5 of 24 steps, each over the steps since the one before."""
     found = fit(tmp_path, ShardLoader(url, batch_size=BATCH, shuffle=True))
     assert [row["step"] for row in found] == [4, 9, 14, 19]
     for row in found:
@@ -77,7 +77,7 @@ def test_an_accumulated_step_is_one_step(url: str, tmp_path: Path) -> None:
 
 
 def test_with_workers_it_is_the_same(url: str, tmp_path: Path) -> None:
-    """They tell what they read with each batch that they send."""
+    """Workers send their counts with each batch."""
     found = fit(tmp_path, ShardLoader(url, batch_size=BATCH, num_workers=1))
     assert [row["step"] for row in found] == [4, 9, 14, 19]
     for row in found:
@@ -86,8 +86,8 @@ def test_with_workers_it_is_the_same(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_loader_of_a_datamodule_tells_as_well(url: str, num_workers: int) -> None:
-    """What this process read, or its worker."""
+def test_the_loader_of_a_datamodule_has_stats(url: str, num_workers: int) -> None:
+    """They count what this process or its worker has read."""
     data = WebDataModule(
         None, "x.pyd", {Split.test: url}, BATCH, kwargs_wld={Split.test: {"num_workers": num_workers}},
         pipeline_prebatch_wld={Split.test: batched(BATCH, collation_fn=list)},
@@ -101,10 +101,10 @@ def test_the_loader_of_a_datamodule_tells_as_well(url: str, num_workers: int) ->
     assert stats["wait_s"] > 0
 
 
-def test_a_loader_that_tells_nothing_is_said_once(tmp_path: Path) -> None:
-    """With its kind; training goes on."""
-    with warnings.catch_warnings(record=True) as said:
+def test_a_loader_without_stats_is_warned_of_once(tmp_path: Path) -> None:
+    """The warning names its class; training goes on."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert fit(tmp_path, DataLoader(torch.ones(48, 2), batch_size=BATCH)) == []  # type: ignore[arg-type]
-    told = [str(warning.message) for warning in said if "LoaderStats" in str(warning.message)]
-    assert told == ["LoaderStats: DataLoader has no stats(), so nothing is logged"]
+    messages = [str(warning.message) for warning in caught if "LoaderStats" in str(warning.message)]
+    assert messages == ["LoaderStats: DataLoader has no stats(), so nothing is logged"]

@@ -1,4 +1,4 @@
-"""ShardDataModule and its twin: which loader each stage gets, and what a Trainer is given beside plain fits."""
+"""ShardDataModule, and WebDataModule in the same uses: the loaders of each stage, states, and calls of the Trainer."""
 
 import multiprocessing
 import pickle
@@ -52,7 +52,7 @@ MODULES: dict[str, Callable[..., Any]] = {"ShardDataModule": native, "WebDataMod
 
 
 def test_each_stage_reads_its_split(url: str) -> None:
-    """Training shuffled, the others in order and whole, with defaults and options of their own."""
+    """Training is shuffled; other splits are in order and complete, with defaults and options of their own."""
     val = {"url": url, "batch_size": 50, "limit": 30}
     data, model = ShardDataModule(url, val, url, Path(url), batch_size=BATCH, shuffle=True, num_workers=1), Model()
     trainer = trainer_of()
@@ -69,7 +69,7 @@ def test_each_stage_reads_its_split(url: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_training_split_alone_is_enough(url: str, module: str) -> None:
-    """The Trainer says that it does not validate then."""
+    """The Trainer warns that it does not validate."""
     model = Model()
     with pytest.warns(UserWarning, match="have no `val_dataloader`. Skipping val loop"):
         trainer_of().fit(model, MODULES[module](url))
@@ -80,7 +80,7 @@ def test_the_training_split_alone_is_enough(url: str, module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("overfit", [3, 0.5])
 def test_overfit_batches_takes_the_same_batches_in_each_epoch(url: str, module: str, overfit: float) -> None:
-    """Shuffling is off without a warning."""
+    """Shuffling is off, without a warning."""
     model = Model()
     trainer_of(overfit_batches=overfit, limit_val_batches=0).fit(model, MODULES[module](url))
     assert model.epoch(0) == model.epoch(1)
@@ -90,7 +90,7 @@ def test_overfit_batches_takes_the_same_batches_in_each_epoch(url: str, module: 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("limit", [3, 1.0])
 def test_the_state_after_an_epoch_is_the_start_of_the_next(url: str, module: str, limit: float) -> None:
-    """Also where the Trainer ended the epoch early; without a Trainer the loader goes on there as well."""
+    """Also if the Trainer ended the epoch early."""
     data = MODULES[module](url)
     trainer_of(max_epochs=2, limit_train_batches=limit).fit(Model(), data)
     state = data.state_dict()["train"]
@@ -100,7 +100,7 @@ def test_the_state_after_an_epoch_is_the_start_of_the_next(url: str, module: str
 
 @pytest.mark.parametrize("module", MODULES)
 def test_one_trainer_goes_on_where_it_stopped(url: str, tmp_path: Path, module: str) -> None:
-    """With the next epoch; a state that `test` loads, or a failed fit left, does not reach the next fit."""
+    """It starts the next epoch. A state that another stage loaded does not reach the next fit."""
     make = MODULES[module]
     whole, model, data = Model(), Model(), make(url)
     trainer_of(max_epochs=3).fit(whole, make(url))
@@ -120,7 +120,7 @@ def test_one_trainer_goes_on_where_it_stopped(url: str, tmp_path: Path, module: 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_each_fit_begins_with_epoch_0_of_its_trainer(url: str, module: str) -> None:
-    """Also after a fit that failed; and no worker outlives a fit."""
+    """Also after a fit that failed. No worker outlives a fit."""
     workers = {"kwargs_wld": {"train": {"num_workers": 2}}} if module == "WebDataModule" else {"num_workers": 2}
     data, whole, others = MODULES[module](url, **workers), Model(), set(multiprocessing.active_children())
     trainer_of(max_epochs=1).fit(whole, MODULES[module](url))
@@ -150,7 +150,7 @@ def test_a_state_loaded_by_another_stage_does_not_wait_for_a_fit(url: str, tmp_p
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_look_at_a_batch_moves_nothing(url: str, tmp_path: Path, module: str) -> None:
-    """`next(iter(data.train_dataloader()))`, before a fit or inside, changes neither the epochs nor the checkpoint."""
+    """`next(iter(data.train_dataloader()))`, before or inside a fit, changes neither epochs nor checkpoints."""
     make = MODULES[module]
     whole, model, data = Model(), Model(), make(url)
     trainer_of().fit(whole, make(url))
@@ -173,7 +173,7 @@ def test_a_look_at_a_batch_moves_nothing(url: str, tmp_path: Path, module: str) 
 
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle"])
 def test_loaders_side_by_side_follow_the_epoch(url: str, tmp_path: Path, mode: Any) -> None:
-    """The longer is cut at the epoch's end, or the shorter takes a further pass in an order of its own."""
+    """The longer one is cut at the end of the epoch, or the shorter one takes a further pass in another order."""
 
     def loaders() -> CombinedLoader:
         options: Any = {"shuffle": True, "remainder": "keep"}
@@ -213,7 +213,7 @@ def test_loaders_side_by_side_follow_the_epoch(url: str, tmp_path: Path, mode: A
 
 
 def test_a_bare_loader_warns_once_of_what_it_cannot_know(url: str, tmp_path: Path) -> None:
-    """When a checkpoint is saved; the DataModule's loaders have no state of their own."""
+    """When a checkpoint is saved. Loaders of the DataModule have no state of their own."""
     loader = ShardLoader(url, batch_size=BATCH)
     with pytest.warns(UserWarning, match=r"estimated_stepping_batches.*ShardDataModule") as caught:
         trainer_of(enable_checkpointing=True, default_root_dir=tmp_path).fit(Model(), loader)
@@ -225,7 +225,7 @@ def test_a_bare_loader_warns_once_of_what_it_cannot_know(url: str, tmp_path: Pat
 
 
 def test_a_copying_loader_follows_the_epoch(url: str) -> None:
-    """`to_device` hands the sampler on."""
+    """`to_device` passes the sampler on."""
     loader = ShardLoader(url, batch_size=BATCH, shuffle=True)
     copying: Any = to_device(loader, "meta")
     copying.sampler.set_epoch(4)
@@ -233,7 +233,7 @@ def test_a_copying_loader_follows_the_epoch(url: str) -> None:
 
 
 def test_wrong_calls_say_what_to_give(url: str) -> None:
-    """Unknown options, with the likely one; splits without URL or batch size; splits that are not there."""
+    """For unknown options, splits without URL or batch size, and missing splits."""
     with pytest.raises(CallError, match=r"unknown option 'batchsize' of ShardLoader; did you mean 'batch_size'\?"):
         ShardDataModule(url, batch_size=8, batchsize=8)
     with pytest.raises(
@@ -251,7 +251,7 @@ def test_wrong_calls_say_what_to_give(url: str) -> None:
 
 
 def test_splits_may_be_named_by_strings(url: str, tmp_path: Path) -> None:
-    """In every dictionary; what names no split is an error that lists them."""
+    """In every dictionary. For any other key the error lists the splits."""
     data = web(url)
     data.setup("fit")
     assert len(data.train_dataloader()) == STEPS
@@ -268,7 +268,7 @@ def test_splits_may_be_named_by_strings(url: str, tmp_path: Path) -> None:
 
 
 def test_a_module_keeps_the_version_that_a_stage_began_with(tmp_path: Path) -> None:
-    """Also where the Trainer asks for another loader in each epoch, and a build commits meanwhile."""
+    """Also if the Trainer requests a new loader in each epoch, and a build commits in between."""
     url = pack(tmp_path / "first", 20, 2, url=str(tmp_path / "out"), parts={"tensor.pyd": tensor_of(3)})
     data, model = ShardDataModule(url, batch_size=4), Model()
 
