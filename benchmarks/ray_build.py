@@ -21,9 +21,8 @@ from random import Random
 import ray
 from ray.cluster_utils import Cluster
 
-from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.job import TASK_BYTES, PackedShard, PackJob, PackTask
 from dray.pipelines.building.pack import pack_shards
-from dray.pipelines.building.survey import TASK_BYTES
 from dray.pipelines.inputs.sources import Sources, find_sources
 from dray.pipelines.planning.plan import plan
 from dray.pipelines.planning.recipe import Recipe

@@ -120,7 +120,7 @@ class ShardLoader(EpochLoader):
         allow: Collection[str] = (),
         allow_pickle: bool = False,
         decoders: Decoders | None = None,
-    ) -> None:
+    ) -> None:  # long: each argument is checked once
         if remainder not in list(Remainder):
             raise CallError(f"remainder {remainder!r}: expected one of {', '.join(Remainder)}")
         if on_error not in list(OnBad):

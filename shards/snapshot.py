@@ -2,6 +2,8 @@
 
 Opening one costs a listing of the commits and two reads, whatever the number of shards. A snapshot never globs and
 never changes: while builders add versions, its shards and indexes stay as they are.
+
+long: one class, all that a version can be asked.
 """
 
 import os

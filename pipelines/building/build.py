@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from dray.pipelines.building.announce import announce
-from dray.pipelines.building.job import PackedShard, PackJob, PackTask
+from dray.pipelines.building.job import TASK_BYTES, PackedShard, PackJob, PackTask
 from dray.pipelines.building.manifest import next_manifest
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.building.report import BuildReport, report_of
-from dray.pipelines.building.survey import TASK_BYTES, BuildSpec, Work, leave_out, stored_sizes, survey_dataset
+from dray.pipelines.building.survey import BuildSpec, Work, leave_out, stored_sizes, survey_dataset
 from dray.pipelines.inputs.reading import check_unread
 from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named

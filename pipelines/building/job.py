@@ -13,6 +13,8 @@ from dray.shards.layout import Location
 from dray.shards.parts import ArrayTypes, Counts
 from dray.shards.storage.store import Store
 
+TASK_BYTES = 64 << 20  # memory of a task beside the files that it holds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackJob:

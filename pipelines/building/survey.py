@@ -5,7 +5,7 @@ an earlier build left out are tried again.
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,29 +14,22 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.building.fill import find_bad
+from dray.pipelines.building.hashing import hash_contents
 from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.tables import LeftOut
-from dray.pipelines.inputs.reading import check_unread, unhashed
 from dray.pipelines.inputs.scan import Scan
-from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources, hash_files
+from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
 from dray.pipelines.planning.changes import Guard
 from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
-from dray.pipelines.running.node import node_name
-from dray.pipelines.running.tasks import run_tasks, runs_in_process
 from dray.pipelines.versions.attempts import check_is_build
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import Store
-
-HASH_FILES = 5000  # a task's at most
-HASH_BYTES = 256 << 20
-TASK_BYTES = 64 << 20  # of a task, beside the files in its memory
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -113,19 +106,9 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
         InputError: More inputs are missing or bad than are borne.
     """
     started = time.monotonic()
-    job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
-    num_inputs = len(spec.names) + len(unusable)
-    tolerance.check(unusable, num_inputs, job.inputs.url)
-    if unusable and not spec.names:
-        raise InputError(none_left(num_inputs, job.inputs.url, ()))
-    found = find_sources(job.inputs, spec.names, spec.recipe.suffixes, spec.scan.prints if spec.scan else None)
-    missing = find_missing(found, spec.optional)
-    tolerance.check([*unusable, *missing], num_inputs, job.inputs.url)
-    left_out = _as_left_out(missing, found, tolerance)
-    sources = _without(found, left_out)
-    left_out += [LeftOut(bad=entry, fate=tolerance.fate, stamp=0) for entry in unusable]
-    if spec.checksum:
-        sources = _by_content(spec, sources)
+    job, tolerance = spec.job, spec.tolerance
+    num_inputs = len(spec.names) + len(spec.unusable)
+    sources, left_out = _find_usable(spec, num_inputs)
     snapshot = Snapshot.load(job.location, head) if head else None
     if snapshot is not None:
         check_is_build(snapshot)
@@ -155,6 +138,21 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
         head=head,
         seconds=time.monotonic() - started,
     )
+
+
+def _find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOut]]:
+    """Return the fingerprints of the inputs that are complete, and the others."""
+    job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
+    tolerance.check(unusable, num_inputs, job.inputs.url)
+    if unusable and not spec.names:
+        raise InputError(none_left(num_inputs, job.inputs.url, ()))
+    found = find_sources(job.inputs, spec.names, spec.recipe.suffixes, spec.scan.prints if spec.scan else None)
+    missing = find_missing(found, spec.optional)
+    tolerance.check([*unusable, *missing], num_inputs, job.inputs.url)
+    left_out = _as_left_out(missing, found, tolerance)
+    sources = _without(found, left_out)
+    left_out += [LeftOut(bad=entry, fate=tolerance.fate, stamp=0) for entry in unusable]
+    return (_by_content(spec, sources) if spec.checksum else sources), left_out
 
 
 def _refusal(spec: BuildSpec, last: Last | None, planned: Plan) -> str:
@@ -231,61 +229,20 @@ def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.
     has_same_stamp = (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
     touched = np.flatnonzero(has_same_size & ~has_same_stamp)
     suspects = sources.take(candidates[touched])
-    found = suspects.stamps.view(np.uint64) if sources.by_content else _hashes(spec, suspects, "touched")
+    found = suspects.stamps.view(np.uint64) if sources.by_content else _hashed(spec, suspects, "touched")
     is_same = np.zeros(len(sources), bool)
     is_same[candidates[touched]] = (found == fingerprints_in(old, sources.suffixes, "xxh3_64")[touched]).all(axis=1)
     return is_same
 
 
+def _hashed(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
+    return hash_contents(spec.job.inputs, sources, why, address=spec.address, progress=spec.progress)
+
+
 def _by_content(spec: BuildSpec, sources: Sources) -> Sources:
     """The same samples, their content in the stamps' place."""
-    hashes = _hashes(spec, sources, "to compare by content")
+    hashes = _hashed(spec, sources, "to compare by content")
     return replace(sources, stamps=hashes.view(np.int64), by_content=True)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _HashTask:
-    first: int  # of its samples
-    sources: Sources
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.sources.sizes.clip(min=0).sum())
-
-    @property
-    def memory_bytes(self) -> int:
-        return int(self.sources.sizes.max()) + TASK_BYTES
-
-    def again(self) -> "_HashTask":
-        return self
-
-    def __str__(self) -> str:
-        return f"reading samples {self.sources.names[0]!r} to {self.sources.names[-1]!r}"
-
-
-def _hash_tasks(inputs: Store, tasks: Sequence[_HashTask]) -> Iterator[tuple[int, NDArray[np.uint64], str]]:
-    for task in tasks:
-        yield task.first, hash_files(inputs, task.sources), node_name()
-
-
-def _hashes(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each file; 0 for one that cannot be read, or is absent."""
-    inputs, hashes = spec.job.inputs, np.zeros(sources.sizes.shape, np.uint64)
-    if not len(sources):
-        return hashes
-    num_bytes = sources.sizes.clip(min=0).sum(axis=1)
-    say(f"{counted(len(sources), 'sample')} {why}: reading {int(num_bytes.sum()) / 1e6:,.0f} MB", show=spec.progress)
-    ends = np.cumsum(num_bytes)
-    group = np.maximum(ends // HASH_BYTES, np.arange(len(sources)) // HASH_FILES)
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    groups = np.split(np.arange(len(sources)), starts[1:])
-    tasks = [_HashTask(int(rows[0]), sources.take(rows)) for rows in groups]
-    for first, found, node in run_tasks(_hash_tasks, inputs, tasks, spec.address, progress=spec.progress):
-        hashes[first : first + len(found)] = found
-        if not runs_in_process(spec.address):
-            read = sources.take(np.arange(first, first + len(found)))
-            check_unread(inputs, read, unhashed(read, found), node)
-    return hashes
 
 
 def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: Tolerance) -> list[LeftOut]:

@@ -2,6 +2,8 @@
 
 Objects are created, never overwritten: `put_new` is one conditional request, so of two writers one wins and the
 other gets an error. Local disk obeys the same rule through hard links. Errors name the URL and never show a secret.
+
+long: one class, each method one kind of request.
 """
 
 import io

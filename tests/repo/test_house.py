@@ -2,12 +2,14 @@
 
 import ast
 import importlib
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from collections import Counter
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -132,3 +134,46 @@ def test_the_source_package_holds_what_is_compiled(tmp_path: Path) -> None:
     with tarfile.open(sdist) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
     assert names >= {path for module in COMPILED for path in (*module["sources"], *module.get("depends", ()))}
+
+
+MAX_FILES, MAX_LINES, MAX_BODY = 14, 350, 40
+CODE = [path for room in (*ROOMS, "tests") for path in (*files_of(room), *sorted((ROOT / room).rglob("*.c")))]
+
+
+def test_no_folder_holds_too_many_files() -> None:
+    """Divide a folder that grows past the limit into rooms."""
+    folders = Counter(path.parent for path in CODE if path.name != "__init__.py")
+    assert not {str(folder.relative_to(ROOT)): count for folder, count in folders.items() if count > MAX_FILES}
+
+
+def test_no_file_is_too_long() -> None:
+    """Divide it, or give the reason near its top: `long: one translation unit`. Tests of one subject stay together."""
+    lines = {path: path.read_text().splitlines() for path in CODE if not path.is_relative_to(ROOT / "tests")}
+    long = {path: len(found) for path, found in lines.items() if len(found) > MAX_LINES}
+    assert not {str(path.relative_to(ROOT)): n for path, n in long.items() if not has_reason(lines[path][:50])}
+
+
+def test_no_function_is_too_long() -> None:
+    """Divide it, or give the reason beside it: `# long: a table of cases`. Docstring and signature do not count."""
+    found = {}
+    for path in CODE:
+        if path.suffix != ".py":
+            continue
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = (node.end_lineno or 0) - body_start(node) + 1
+                if count > MAX_BODY and not has_reason(lines[node.lineno - 1 : node.end_lineno]):
+                    found[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = count
+    assert not found
+
+
+def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Number of the first line of a function's body after its docstring."""
+    has_docstring = ast.get_docstring(node, clean=False) is not None
+    return (node.body[0].end_lineno or 0) + 1 if has_docstring else node.body[0].lineno
+
+
+def has_reason(lines: list[str]) -> bool:
+    """Whether one of the lines says why something is long."""
+    return any(re.search(r"\blong: \w+", line) for line in lines)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dray.pipelines.building import compact as compact_module
 from dray.pipelines.building import tables
 from dray.pipelines.building.build import build as build_spec
-from dray.pipelines.building.compact import CompactReport, compact, merge_indexes
+from dray.pipelines.building.compact import CompactReport, compact
 from dray.pipelines.building.job import PackJob
+from dray.pipelines.building.merge import merge_indexes
 from dray.pipelines.building.pack import read_index
 from dray.pipelines.building.survey import BuildSpec
 from dray.pipelines.inputs.tolerance import Tolerance
