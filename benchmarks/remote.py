@@ -212,7 +212,8 @@ def _first_batches(chaos: Chaos, url: str, options: dict[str, Any], batch: int, 
         loader = _open(url, options, batch, shuffle=shuffle)
         loader.load_state_dict(resumed)
         with _counted(chaos) as counted:
-            next(loader._maker.groups(loader.position.resumed().begin()))
+            position = loader.position
+            next(loader._maker.groups(position.epochs.pass_from(position.start, position.rank)))
         print(f"    first batch {name}: {counted['requests']} requests, {counted['bytes'] / 1e6:.2f} MB")
 
 

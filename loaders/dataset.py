@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dray.loaders.batching.batches import open_reader
+from dray.loaders.batching.sample_source import open_reader
 from dray.loaders.lazy import lazy
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import PositionError

@@ -1,15 +1,17 @@
 """`ShardLoader`: batches of a dataset's samples for one rank; exact, elastic and resumable."""
 
 import os
-import traceback
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import fields, replace
+from copy import copy
+from dataclasses import asdict
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from dray.loaders.batching.batches import BatchMaker, Collate, Transform
 from dray.loaders.batching.collate import check_stack
+from dray.loaders.batching.sample_source import SampleSource
 from dray.loaders.batching.skipping import OnBad, Skipper
 from dray.loaders.lightning.epoch_loader import EpochLoader
 from dray.loaders.order.epochs import Epochs
@@ -19,6 +21,7 @@ from dray.loaders.order.shares import Remainder
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.workers.forks import check_process, check_worker
 from dray.loaders.workers.pool import WorkerPool
+from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.prefetch_thread import Lookahead
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.codecs.decode import Decoder, Decoders
@@ -135,23 +138,26 @@ class ShardLoader(EpochLoader):
         check_has_samples(self._snapshot)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)
-        wanted = open_parts(Catalog(self._snapshot, limit=limit, blocks=blocks), parts, missing)
+        open_catalog = partial(Catalog, self._snapshot, limit=limit, blocks=blocks)
+        samples = SampleSource(
+            open_catalog,
+            open_parts(open_catalog(), parts, missing),
+            Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
+            blocks=blocks,
+            skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
+        )
+        names = [part.name for part in samples.wanted.parts]
         self._maker = BatchMaker(
-            snapshot=self._snapshot,
-            wanted=wanted,
-            stack=check_stack(stack, [part.name for part in wanted.parts] if transform is None else None),
-            limit=limit,
-            decoder=Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
+            samples=samples,
+            stack=check_stack(stack, names if transform is None else None),
             transform=transform,
             collate=collate,
             with_keys=as_bool("with_keys", with_keys),
             marks_filler=remainder == Remainder.PAD,
-            skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,
-            blocks=blocks,
         )
         epochs = Epochs(
             snapshot=self._snapshot,
-            num_samples=len(self._maker.catalog),
+            num_samples=len(samples.catalog),
             batch=batch,
             lanes=batch,
             num_ranks=self.num_ranks,
@@ -164,14 +170,16 @@ class ShardLoader(EpochLoader):
         self._wait_s = 0.0
         self._lookahead: Lookahead[list[Any]] | None = None
         self._pool: WorkerPool | None = None
-        self._ended: list[Stats] = []  # stats of workers that were stopped
-        self._process = os.getpid()  # process to which the threads and workers belong
+        self._process = os.getpid()  # process to which the threads belong
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state of a copy, which has threads and workers of its own and counts from 0."""
-        fresh = {"_batches": None, "_lookahead": None, "_pool": None, "_wait_s": 0.0, "_ended": list[Stats]()}
-        own = {"_maker": replace(self._maker), "_position": self._position.resumed(), "_keeper": None}
+        fresh = {"_batches": None, "_lookahead": None, "_pool": None, "_wait_s": 0.0, "_keeper": None}
+        own = {"_maker": Portable(copy(self._maker)), "_position": self._position.resumed()}
         return {**self.__dict__, **fresh, **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _maker=state["_maker"].value)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -201,11 +209,11 @@ class ShardLoader(EpochLoader):
         check_worker(self._num_workers, "ShardLoader(num_workers=)")
         process, position = os.getpid(), self._position
         turn = position.begin()
-        way = position.epochs.pass_from(position.start, self.rank)
+        epoch_pass = position.epochs.pass_from(position.start, self.rank)
         self._end_batches()
-        self._batches = batches = self._in_workers(way) if self._num_workers else self._in_thread(way)
+        self._batches = batches = self._in_workers(epoch_pass) if self._num_workers else self._in_thread(epoch_pass)
         with closing(batches):
-            for step in range(1, len(way.rest) + 1):
+            for step in range(1, len(epoch_pass.rest) + 1):
                 check_process(process)
                 position.check(turn)
                 asked = perf_counter()
@@ -218,7 +226,8 @@ class ShardLoader(EpochLoader):
         """Stop worker processes and the running iterator. The next `iter()` starts new ones."""
         self._position.end()
         self._end_batches()
-        self._end_workers()
+        if self._pool is not None:
+            self._pool.close()
 
     def locate(self, epoch: int, step: int, rank: int | None = None) -> list[dict[str, Any]]:
         """Returns for each sample of a batch the URL of its shard, its key, and the offset of its first part in bytes.
@@ -243,11 +252,11 @@ class ShardLoader(EpochLoader):
                 f"{start.steps} on, and {self.num_ranks} ranks"
             )
         share = rest.share(step - start.steps, of_rank)
-        catalog = self._maker.catalog
+        catalog = self._maker.samples.catalog
         found = []
         for place, row in zip(*catalog.locate(start.order().at(share.positions)), strict=True):
             columns = catalog.columns(int(place))
-            offsets = [int(columns.offsets[part][row]) for part in self._maker.wanted.stored(columns)]
+            offsets = [int(columns.offsets[part][row]) for part in self._maker.samples.wanted.stored(columns)]
             first = min((offset for offset in offsets if offset), default=0)
             found.append({"shard": catalog.shard_url(int(place)), "key": columns.keys[row].as_py(), "offset": first})
         return found
@@ -259,45 +268,36 @@ class ShardLoader(EpochLoader):
         threads or workers have read, which is slightly ahead of the trainer: "bytes" of parts, "bytes_read", "requests"
         and "retries" of object storage, "cache_hits", and "skipped" samples.
         """
-        workers = [*self._ended, *(self._pool.stats.values() if self._pool else ())]
-        all_stats = workers if self._num_workers else [self._maker.stats]
-        total = {field.name: sum(getattr(stats, field.name) for stats in all_stats) for field in fields(Stats)}
-        return {**total, "samples": self._position.num_samples, "wait_s": self._wait_s}
+        stats = self._maker.stats if not self._num_workers else self._pool.stats if self._pool else Stats()
+        return {**asdict(stats), "samples": self._position.num_samples, "wait_s": self._wait_s}
 
-    def _in_thread(self, way: Pass) -> Generator[Any, None, None]:
+    def _in_thread(self, epoch_pass: Pass) -> Generator[Any, None, None]:
         if self._lookahead is None:
             self._lookahead = Lookahead(PREFETCH, "dray-batches")
-        with closing(self._lookahead.items(self._maker.groups(way))) as groups:
+        with closing(self._lookahead.items(self._maker.groups(epoch_pass))) as groups:
             for group in groups:
                 yield from group
 
-    def _in_workers(self, way: Pass) -> Generator[Any, None, None]:
-        if self._pool is not None and not self._pool.lives_on:  # a worker died between two passes
-            self._end_workers()
+    def _in_workers(self, epoch_pass: Pass) -> Generator[Any, None, None]:
         if self._pool is None:
-            self._pool = WorkerPool(self._maker, self._num_workers, self._timeout_s)
+            # a store's connections do not survive a fork
+            context = "fork" if self._snapshot.is_local else "spawn"
+            options = {"timeout": self._timeout_s, "multiprocessing_context": context}
+            self._pool = WorkerPool(self._maker, self._num_workers, options)
         try:
-            yield from self._pool.batches(way)
-        except Exception as exc:  # a worker may be dead: the next pass starts new ones
-            exc.add_note(f"in epoch {way.epoch}, at step {self._position.steps} of rank {self.rank}")
-            traceback.clear_frames(exc.__traceback__)  # frames hold torch's iterator, whose end would take long
-            self._end_workers()
+            yield from self._pool.items(epoch_pass)
+        except Exception as exc:
+            exc.add_note(f"in epoch {epoch_pass.epoch}, at step {self._position.steps} of rank {self.rank}")
             raise
 
     def _end_batches(self) -> None:
         """Stop making batches of the last pass."""
-        if self._process != os.getpid():  # threads and workers belong to the parent of this fork
+        if self._process != os.getpid():  # threads belong to the parent of this fork
             self._process = os.getpid()
-            self._batches = self._lookahead = self._pool = None
+            self._batches = self._lookahead = None
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-
-    def _end_workers(self) -> None:
-        if self._pool is not None:
-            self._ended += self._pool.stats.values()
-            self._pool.close()
-            self._pool = None
 
 
 def _checked_rank(rank: int | None, num_ranks: int | None) -> tuple[int, int]:

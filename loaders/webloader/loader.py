@@ -7,7 +7,6 @@ from contextlib import closing
 from time import perf_counter
 from typing import Any, Self, cast
 
-import cloudpickle
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
@@ -15,6 +14,7 @@ from dray.loaders.lightning.epoch_loader import EpochLoader
 from dray.loaders.webloader.passes import Passes
 from dray.loaders.webloader.progress import Progress
 from dray.loaders.workers.forks import check_process, check_worker
+from dray.loaders.workers.portable import Portable
 from dray.shards.errors import CallError
 
 
@@ -45,7 +45,7 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
 
     def __reduce__(self) -> tuple[Callable[..., "ChunkLoader"], tuple[Any, ...]]:
         """For a copy with a stream of its own, which goes on from where this loader is, with the user's lambdas."""
-        return _unpacked, (cloudpickle.dumps((type(self), {**self.__dict__, "_keeper": None})), self.position.state())
+        return _restored, (Portable((type(self), {**self.__dict__, "_keeper": None})), self.position.state())
 
     @property
     def position(self) -> Progress:
@@ -114,9 +114,9 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
         self._passes.close()
 
 
-def _unpacked(pickled: bytes, state: Mapping[str, Any]) -> ChunkLoader:
-    kind, values = cloudpickle.loads(pickled)
-    loader: ChunkLoader = object.__new__(kind)
+def _restored(content: Portable[tuple[type[ChunkLoader], dict[str, Any]]], state: Mapping[str, Any]) -> ChunkLoader:
+    kind, values = content.value
+    loader = object.__new__(kind)
     loader.__dict__.update({**values, "_wait_s": 0.0})
     loader.load_state_dict(state)
     return loader

@@ -10,15 +10,17 @@ from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
 from dray.loaders.batching.handlers import skipper_of
+from dray.loaders.batching.sample_source import SampleSource
 from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.webloader.chunks import ChunkDataset, Chunks
 from dray.loaders.webloader.loader import ChunkLoader
-from dray.loaders.webloader.passes import Passes, Shaping, Stream
+from dray.loaders.webloader.passes import Collation, Passes, Stream
 from dray.loaders.webloader.progress import Progress
-from dray.loaders.webloader.tar_stream import Portable, TarDataset
-from dray.loaders.workers.processes import Carried, TorchLoader
+from dray.loaders.webloader.tar_stream import RankedDataset, TarDataset
+from dray.loaders.workers.portable import Portable
+from dray.loaders.workers.processes import TorchLoader
 from dray.shards.arguments import as_seed
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import NotFoundError
@@ -48,14 +50,14 @@ class OpenSplit(Protocol):
         """The samples, with webdataset's fluid interface."""
         ...
 
-    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> Any:
+    def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> Any:
         """A `WebLoader` over the samples after the user's pipeline.
 
         Args:
             dataset: The pipeline.
             options: `kwargs_wld`.
             batch: The global batch size.
-            told: What counts as the samples of an epoch; None: an epoch is one pass.
+            num_samples: Number of samples that count as an epoch; None: an epoch is one pass.
         """
         ...
 
@@ -129,24 +131,24 @@ class ChunkSplit:
             "seed": as_seed("seed", options.get("seed") or 0),
         }
         blocks = _blocks(options, num_workers)
-        self._source = Chunks(
+        samples = SampleSource(
             partial(open_catalog, blocks=blocks),
-            blocks,
             wanted,
             decoder,
-            partial(_first_pass, snapshot, batch, self._order),
-            skipper_of(options.get("handler")),
+            blocks=blocks,
+            skipper=skipper_of(options.get("handler")),
         )
+        self._chunks = Chunks(samples, partial(_first_pass, snapshot, batch, self._order))
 
     def dataset(self) -> Any:
         """See `OpenSplit`."""
-        return ChunkDataset(self._source)
+        return ChunkDataset(self._chunks)
 
-    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> ChunkLoader:
+    def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> ChunkLoader:
         """See `OpenSplit`."""
         rank, num_ranks = own_rank()
-        progress = Progress(Epochs.of_chunks(self._snapshot, batch, num_ranks, **self._order), rank, told)
-        shaping = Shaping(
+        progress = Progress(Epochs.of_chunks(self._snapshot, batch, num_ranks, **self._order), rank, num_samples)
+        collation = Collation(
             batch_size=options.get("batch_size"),
             drop_last=bool(options.get("drop_last")),
             collate=options.get("collate_fn"),
@@ -156,7 +158,7 @@ class ChunkSplit:
             workers.setdefault("multiprocessing_context", "spawn")
         return ChunkLoader(
             Passes(
-                Stream(self._source, dataset, shaping),
+                Stream(self._chunks, dataset, collation),
                 progress,
                 options.get("num_workers") or 0,
                 workers,
@@ -224,11 +226,11 @@ class TarSplit:
         )
         return TarDataset(self.store, self.names, self.wanted, self.decoder, self.options)
 
-    def loader(self, dataset: Any, options: Options, batch: int | None, told: int | None) -> Any:  # noqa: ARG002
+    def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> Any:  # noqa: ARG002
         """See `OpenSplit`."""
         options = dict(options)
         if options.get("num_workers"):
-            dataset = Portable(dataset)
+            dataset = RankedDataset(dataset)
             options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
-            options |= {name: Carried(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
+            options |= {name: Portable(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
         return TarLoader(TorchLoader(dataset, **{"batch_size": None, **options}))

@@ -1,21 +1,22 @@
 """Tars on object storage that no build committed: webdataset's own reader with dray's opener.
 
-Nobody knows where their samples lie, so they are streamed whole, and dealt out tar by tar. URLs never reach a shell,
-and parts are decoded safely.
+No index says where their samples begin, so they are streamed whole, and distributed tar by tar. URLs never reach a
+shell, and parts are decoded safely.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import cloudpickle
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 from webdataset.cache import FileCache, StreamingOpen
 from webdataset.compat import WebDataset
 from webdataset.utils import pytorch_worker_info
 
+from dray.loaders.ranks import own_rank
+from dray.loaders.workers.portable import Portable
+from dray.loaders.workers.processes import tell_rank
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import CallError
 from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
@@ -26,12 +27,12 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
     """Samples as tuples of decoded parts, one part a suffix.
 
     Args:
-        store: Where the tars lie.
-        names: Of the tars.
+        store: Store that holds the tars.
+        names: Names of the tars.
         wanted: The parts, in the order of the tuples.
         decoder: How to decode them.
-        options: Of `kwargs_wds`: `shardshuffle`, `seed`, `handler` and `empty_check` count. Whole tars are dealt out
-            to all workers of all ranks, or every so many-th sample where there are too few tars.
+        options: `kwargs_wds`, of which `shardshuffle`, `seed`, `handler` and `empty_check` are used. The workers of
+            all ranks take whole tars in turn, or samples in turn where there are fewer tars than workers.
 
     Raises:
         CallError: `cache_dir`.
@@ -63,28 +64,20 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         self.pipeline.append(_PartsOf(wanted, decoder))
 
 
-class Portable(IterableDataset[Any]):
-    """A dataset that reaches workers that are not forked with the lambdas and local functions in its pipeline."""
+class RankedDataset(IterableDataset[Any]):
+    """A dataset that reaches workers with the user's functions in its pipeline, and tells them their rank.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self._home: tuple[int, int] | None = None  # rank and number of ranks of the trainer, in another process
+    Args:
+        dataset: A pipeline.
+    """
+
+    def __init__(self, dataset: Iterable[Any]) -> None:
+        self._dataset = Portable(dataset)
+        self._rank = own_rank()
 
     def __iter__(self) -> Iterator[Any]:
-        self.tell_rank()
-        return iter(self.dataset)
-
-    def tell_rank(self) -> None:
-        """Let a worker, which is in no process group, and webdataset in it know whose worker it is."""
-        if self._home is not None and get_worker_info() is not None:
-            os.environ.update(RANK=str(self._home[0]), WORLD_SIZE=str(self._home[1]))
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        rank, num_ranks, _, _ = pytorch_worker_info()
-        return cloudpickle.dumps(self.dataset), self._home or (rank, num_ranks)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dataset, self._home = cloudpickle.loads(state[0]), state[1]
+        tell_rank(*self._rank)
+        return iter(self._dataset.value)
 
 
 @dataclass(frozen=True, slots=True)

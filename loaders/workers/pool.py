@@ -1,116 +1,176 @@
-"""Worker processes of a loader: each makes every so many-th batch, and sends several small ones at a time."""
+"""The worker processes of a loader: each makes every n-th item of a pass, and sends several small ones at a time."""
 
+import os
+import traceback
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dray.loaders.batching.batches import BatchMaker
+from dray.loaders.batching.buffers import Buffers
 from dray.loaders.order.passes import Pass
+from dray.loaders.ranks import own_rank
 from dray.loaders.workers.packing import Packed, pack, unpack
-from dray.loaders.workers.processes import WorkerProcesses
+from dray.loaders.workers.portable import Portable
+from dray.loaders.workers.processes import WorkerProcesses, tell_rank
 from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 from dray.shards.reading.samples import Stats
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """Batches on their way to the trainer."""
+class Source(Protocol):
+    """What makes the items of a pass; each worker has a copy, with the user's functions."""
 
-    worker: int
-    stats: Stats  # of the worker since its start
-    batches: Packed
+    @property
+    def stats(self) -> Stats:
+        """What was read in this process."""
+        ...
+
+    def use(self, buffers: Buffers) -> None:
+        """Make large tensors in shared memory, unless they may be held for long."""
+        ...
+
+    def groups(self, epoch_pass: Pass, first: int, stride: int) -> Iterator[list[Any]]:
+        """Yields the items of the steps `first`, `first + stride`, ..., in order, as they are sent together."""
+        ...
 
 
 class WorkerPool:
-    """The worker processes of a loader; they live on from pass to pass.
+    """Worker processes that live on from pass to pass; those of a process that was forked are not its child's.
 
     Args:
-        maker: Of the batches.
-        num_workers: At least 1.
-        timeout_s: To wait for one of them, in seconds; 0: for ever, with a warning.
+        source: Makes the items.
+        num_workers: Number of processes, at least 1.
+        options: Keyword arguments of torch's DataLoader.
     """
 
-    def __init__(self, maker: BatchMaker, num_workers: int, timeout_s: float) -> None:
-        self.stats: dict[int, Stats] = {}  # of each worker, as it told last
-        self._num_workers = num_workers
+    def __init__(self, source: Source, num_workers: int, options: Mapping[str, Any]) -> None:
+        self._source, self._num_workers, self._options = source, num_workers, options
+        self._team: _Team | None = None
+        self._ended: list[Stats] = []  # of processes that have ended
+        self._process = os.getpid()  # whose children the workers are
+
+    @property
+    def stats(self) -> Stats:
+        """What the workers have read since the start, as far as they reported it."""
+        return total([*self._ended, *(self._team.stats.values() if self._team else ())])
+
+    def items(self, epoch_pass: Pass) -> Generator[Any, None, None]:
+        """Yields the items of a pass, of each worker in turn; a worker that has no more is passed over.
+
+        Raises:
+            RuntimeError: A worker died, or gave nothing for the `timeout` of the options; names it.
+        """
+        if self._process != os.getpid():
+            self._process, self._team = os.getpid(), None
+        if self._team is not None and not self._team.lives_on:
+            self.close()
+        if self._team is None:
+            self._team = _Team(self._source, self._num_workers, self._options)
+        try:
+            yield from self._team.items(epoch_pass)
+        except Exception as exc:  # a worker may be dead: the next pass starts others
+            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes; the next pass starts others."""
+        if self._team is not None:
+            self._ended += self._team.stats.values()
+            self._team.processes.close()
+            self._team = None
+
+
+class _Team:
+    """Processes that were started together, and the memory that they share with the trainer."""
+
+    def __init__(self, source: Source, num_workers: int, options: Mapping[str, Any]) -> None:
+        self.stats: dict[int, Stats] = {}  # by worker, since its start
         pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
         self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
         self._num_passes = 0
-        self._source = _WorkerBatches(maker, [reading for reading, _ in pipes])
-        # a store's connections do not live through a fork
-        context = "fork" if maker.snapshot.is_local else "spawn"
-        options = {"timeout": timeout_s, "multiprocessing_context": context}
-        self._processes = WorkerProcesses(self._source, num_workers, options)
-
-    def batches(self, way: Pass) -> Generator[Any, None, None]:
-        """The batches of a pass, in order: of each worker in turn.
-
-        Raises:
-            RuntimeError: A worker died, or gave nothing for `timeout_s`; names it.
-        """
-        self._num_passes += 1
-        self._source.show(way, self._num_passes)
-        for buffers in self._buffers:
-            buffers.begin(self._num_passes)
-        coming: list[deque[Any]] = [deque() for _ in range(self._num_workers)]
-        patience, epoch = self._processes.patience, way.epoch
-        patience.what = f"rank {way.rank} waits for the start of epoch {epoch}"
-        arriving = iter(self._processes)
-        for step in range(len(way.rest)):
-            own = coming[step % self._num_workers]
-            while not own:
-                patience.what = f"rank {way.rank} waits for step {way.start.steps + step} of epoch {epoch}"
-                sent = next(arriving)
-                self.stats[sent.worker] = sent.stats
-                coming[sent.worker].extend(unpack(sent.batches, self._buffers[sent.worker]))
-            yield own.popleft()
+        self._worker = _WorkerItems(source, [reading for reading, _ in pipes])
+        self.processes = WorkerProcesses(self._worker, num_workers, options)
 
     @property
     def lives_on(self) -> bool:
-        """Whether the next pass can use these processes: all of them are alive."""
-        return self._processes.are_alive
+        """Whether the next pass can use these processes: they are persistent, and all of them are alive."""
+        return self.processes.persistent_workers and self.processes.are_alive
 
-    def close(self) -> None:
-        """End the processes."""
-        self._processes.close()
+    def items(self, epoch_pass: Pass) -> Generator[Any, None, None]:
+        """See `WorkerPool.items`."""
+        self._num_passes += 1
+        self._worker.show(epoch_pass, self._num_passes)
+        for buffers in self._buffers:
+            buffers.begin(self._num_passes)
+        watchdog, epoch = self.processes.watchdog, epoch_pass.epoch
+        watchdog.what = f"rank {epoch_pass.rank} waits for the start of epoch {epoch}"
+        arriving = iter(self.processes)
+        coming: list[deque[Any]] = [deque() for _ in self._buffers]
+        step = worker = num_missed = 0
+        while num_missed < len(coming):
+            watchdog.what = f"rank {epoch_pass.rank} waits for step {epoch_pass.start.steps + step} of epoch {epoch}"
+            while not coming[worker] and (sent := next(arriving, None)) is not None:
+                self.stats[sent.worker] = sent.stats
+                coming[sent.worker].extend(unpack(sent.items, self._buffers[sent.worker]))
+            num_missed = 0 if coming[worker] else num_missed + 1
+            if coming[worker]:
+                step += 1
+                yield coming[worker].popleft()
+            worker = (worker + 1) % len(coming)
 
 
-class _WorkerBatches(IterableDataset[Sent]):
-    """What a worker process iterates over: its batches of the pass that the trainer showed last.
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Items on their way to the trainer."""
 
-    Persistent workers keep the object that they were born with, so a pass reaches them by shared memory.
+    worker: int
+    stats: Stats  # of the worker since its start
+    items: Packed
+
+
+class _WorkerItems(IterableDataset[_Sent]):
+    """What a worker process iterates over: its items of the pass that the trainer showed last.
+
+    Persistent workers keep the object that they were started with, so a pass reaches them by shared memory.
     """
 
     FIELDS = ("epoch", "lanes", "block", "consumed", "steps")
 
-    def __init__(self, maker: BatchMaker, freed: Sequence[Connection]) -> None:
-        self._maker = maker
+    def __init__(self, source: Source, freed: Sequence[Connection]) -> None:
+        self._source = Portable(source)
         self._freed = freed
+        self._rank = own_rank()
         self._numbers = torch.zeros(len(self.FIELDS) + 1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._way: Pass | None = None
+        self._first: Pass | None = None
         self._buffers: SendBuffers | None = None  # of a worker
 
-    def show(self, way: Pass, pass_number: int) -> None:
-        """Let the next iteration go this way."""
-        self._numbers.copy_(torch.tensor([*(getattr(way.start, name) for name in self.FIELDS), pass_number]))
-        if self._way is None:
-            self._way = way  # the workers are not born yet
+    def show(self, epoch_pass: Pass, pass_number: int) -> None:
+        """Let the next iteration be over this pass."""
+        self._numbers.copy_(torch.tensor([*(getattr(epoch_pass.start, name) for name in self.FIELDS), pass_number]))
+        self._first = self._first or epoch_pass  # the workers start later, and then the numbers tell what differs
 
-    def __iter__(self) -> Iterator[Sent]:
+    def __iter__(self) -> Iterator[_Sent]:
         worker = get_worker_info()
-        if worker is None or self._way is None:
+        if worker is None or self._first is None:
             raise RuntimeError("for the loader's workers only")
+        tell_rank(*self._rank)
         *numbers, pass_number = self._numbers.tolist()
-        start = replace(self._way.start, **dict(zip(self.FIELDS, numbers, strict=True)))
-        rest = replace(self._way.rest, consumed=start.consumed)
+        start = replace(self._first.start, **dict(zip(self.FIELDS, numbers, strict=True)))
+        epoch_pass = replace(self._first, start=start, rest=replace(self._first.rest, consumed=start.consumed))
         self._buffers = buffers = self._buffers or SendBuffers(self._freed[worker.id])
         buffers.begin(pass_number)
-        self._maker.use(buffers)
-        for batches in self._maker.groups(Pass(start, rest, self._way.rank), worker.id, worker.num_workers):
-            yield Sent(worker.id, replace(self._maker.stats), pack(batches, buffers))
+        source = self._source.value
+        source.use(buffers)
+        for items in source.groups(epoch_pass, worker.id, worker.num_workers):
+            yield _Sent(worker.id, replace(source.stats), pack(items, buffers))
+
+
+def total(stats: Iterable[Stats]) -> Stats:
+    """Returns the sum of what several readers did."""
+    return Stats(*map(sum, zip(*map(astuple, [Stats(), *stats]), strict=True)))

@@ -1,6 +1,6 @@
-"""Worker processes as torch's DataLoader runs them, but waited for neither in silence nor for ever, and ended at once.
+"""torch's DataLoader workers with a watchdog: a stuck worker is named, and shutdown is immediate.
 
-torch looks every few seconds whether the worker that it waits for is dead; here it is said as well which one that is.
+torch checks every few seconds whether the worker that it waits for is dead; the watchdog counts these checks.
 """
 
 import os
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import cloudpickle
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dray.loaders.compat import LoaderIterator, WorkersIterator, forget_executor_threads, remove_worker_pids
+from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.spawning import check_main
 from dray.shards.errors import CallError
 
-PREFETCH = 2  # messages that a worker is ahead
-CHECK_S = 5.0  # between two looks at a worker that is waited for
+PREFETCH = 2  # messages that each worker makes ahead
+CHECK_S = 5.0  # between two checks of a worker that is waited for
 WARN_S = 60.0
 
 
 @dataclass(slots=True)
-class Patience:
-    """How long messages of workers are waited for.
+class Watchdog:
+    """Limits how long a message of a worker is waited for.
 
     Attributes:
-        timeout_s: At most, in seconds; 0: for ever.
-        warn_s: Until a warning, once.
-        what: Is waited for, by whom.
-        waited_s: Since the last message.
+        timeout_s: Timeout in seconds; 0: none.
+        warn_s: Seconds before one warning.
+        what: Who waits for what, for messages.
+        waited_s: Seconds since the last message.
     """
 
     timeout_s: float
@@ -42,17 +42,17 @@ class Patience:
 
     @property
     def check_s(self) -> float:
-        """Until the next look."""
+        """Seconds until the next check."""
         return min(CHECK_S, self.warn_s, self.timeout_s or CHECK_S)
 
     def wait(self, process_ids: Mapping[int, int | None]) -> None:
-        """Note that a look found nothing.
+        """Count a check that found no message.
 
         Args:
-            process_ids: Of the workers one of which is waited for.
+            process_ids: Process of each worker that may be the one to blame.
 
         Raises:
-            RuntimeError: It was waited for `timeout_s`.
+            RuntimeError: `timeout_s` has passed.
         """
         self.waited_s += self.check_s
         is_late = 0 < self.timeout_s <= self.waited_s
@@ -70,7 +70,7 @@ class Patience:
 
 
 class TorchLoader(DataLoader[Any]):
-    """torch's DataLoader, which says in one sentence why workers cannot be spawned."""
+    """torch's DataLoader with a one-sentence error where workers cannot be spawned."""
 
     def _get_iterator(self) -> LoaderIterator:
         if self.num_workers:
@@ -79,15 +79,15 @@ class TorchLoader(DataLoader[Any]):
 
 
 class WorkerProcesses(TorchLoader):
-    """Iterates over what worker processes give, message by message; they live on unless told otherwise.
+    """Iterates over the messages of worker processes, which are persistent by default.
 
     Args:
         source: What each of them iterates over.
-        num_workers: At least 1.
+        num_workers: Number of processes, at least 1.
         options: Keyword arguments of torch's DataLoader; `worker_init_fn` may be a lambda.
 
     Attributes:
-        patience: Is to be told what is waited for.
+        watchdog: Its `what` is for the caller to set.
 
     Raises:
         CallError: `timeout` is less than 0.
@@ -95,15 +95,15 @@ class WorkerProcesses(TorchLoader):
 
     def __init__(self, source: IterableDataset[Any], num_workers: int, options: Mapping[str, Any]) -> None:
         given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
-        self.patience = Patience(given.pop("timeout", None) or 0.0)
-        if self.patience.timeout_s < 0:
-            raise CallError(f"timeout {self.patience.timeout_s}: seconds to wait for a worker; 0: for ever")
-        given["worker_init_fn"] = Carried(partial(forget_threads, also=given.get("worker_init_fn")))
+        self.watchdog = Watchdog(given.pop("timeout", None) or 0.0)
+        if self.watchdog.timeout_s < 0:
+            raise CallError(f"timeout {self.watchdog.timeout_s}: seconds to wait for a worker; 0: for ever")
+        given["worker_init_fn"] = Portable(partial(forget_threads, also=given.get("worker_init_fn")))
         super().__init__(source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given)
 
     def _get_iterator(self) -> "_Messages":
         check_main(self.multiprocessing_context)
-        return _Messages(self, self.patience)
+        return _Messages(self, self.watchdog)
 
     @property
     def are_alive(self) -> bool:
@@ -111,28 +111,28 @@ class WorkerProcesses(TorchLoader):
         return self._iterator is None or all(worker.is_alive() for worker in self._iterator._workers)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """End the processes now, not when nothing refers to them."""
+        """End the processes now, not when they are garbage-collected."""
         if self._iterator is not None:
-            with suppress(RuntimeError):  # torch tells the death of one again when another ends
+            with suppress(RuntimeError):  # torch reports the death of one again when another ends
                 self._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Messages(WorkersIterator):
-    """torch's iterator, which comes by here whenever it waits."""
+    """torch's iterator; it calls `_try_get_data` again and again while it waits."""
 
-    def __init__(self, loader: WorkerProcesses, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, loader: WorkerProcesses, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self._process = os.getpid()
         super().__init__(loader)
 
     def _try_get_data(self, timeout: float = CHECK_S) -> Any:  # noqa: ARG002
-        found = super()._try_get_data(self._patience.check_s)  # type: ignore[no-untyped-call]
+        found = super()._try_get_data(self._watchdog.check_s)  # type: ignore[no-untyped-call]
         if found[0]:
-            self._patience.waited_s = 0.0
+            self._watchdog.waited_s = 0.0
         else:
-            turn = self._task_info.get(self._rcvd_idx)  # none while all begin anew
+            turn = self._task_info.get(self._rcvd_idx)  # none while all workers start a pass
             workers = range(len(self._workers)) if turn is None else [turn[0]]
-            self._patience.wait({worker: self._workers[worker].pid for worker in workers})
+            self._watchdog.wait({worker: self._workers[worker].pid for worker in workers})
         return found
 
     def _shutdown_workers(self) -> None:
@@ -143,18 +143,10 @@ class _Messages(WorkersIterator):
             remove_worker_pids(id(self))
 
 
-class Carried:
-    """A function that reaches workers that are not forked, be it a lambda or local to another function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        """What the function gives."""
-        return self._function(*args)
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
-        return cloudpickle.loads, (cloudpickle.dumps(self._function),)
+def tell_rank(rank: int, num_ranks: int) -> None:
+    """Let the user's and webdataset's code in a worker know whose worker it is: it is in no process group."""
+    if get_worker_info() is not None:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))
 
 
 def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> None:

@@ -20,7 +20,7 @@ from webdataset import batched, ignore_and_continue, shuffle
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import PickledDataWDS, Split, WebDataModule
-from dray.loaders.webloader.tar_stream import Portable
+from dray.loaders.webloader.tar_stream import RankedDataset
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot, Store
 from tests.support.processes import call_at_once, meet
 from tests.support.training import Model, trainer_of
@@ -193,7 +193,7 @@ def test_a_spawned_worker_of_a_streamed_dataset_knows_its_rank(monkeypatch: pyte
     """It has the rank of the process that pickled the dataset, without RANK in its environment."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    data = pickle.dumps(Portable(Ranks()))
+    data = pickle.dumps(RankedDataset(Ranks()))
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     loader = DataLoader(pickle.loads(data), batch_size=None, num_workers=1, multiprocessing_context="spawn")

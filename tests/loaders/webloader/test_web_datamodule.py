@@ -23,7 +23,7 @@ from webdataset import batched, shuffle
 from webdataset.handlers import ignore_and_continue, ignore_and_stop, reraise_exception
 
 from dray.loaders import Split, WebDataModule
-from dray.loaders.webloader.chunks import Tally, by_chunk
+from dray.loaders.webloader.chunks import FeedCount, by_chunk
 from dray.loaders.webloader.keywords import KWARGS_WDS, KWARGS_WLD
 from dray.shards import DamagedError, Store
 from dray.shards.errors import CallError
@@ -235,17 +235,17 @@ def test_further_passes_and_further_epochs_have_orders_of_their_own(urls: Mappin
 @pytest.mark.parametrize("size", [3, 4, 8])
 def test_a_filter_that_drops_one_of_a_chunk_is_not_exact(size: int) -> None:
     """What it gave is neither one output a sample nor one a chunk, so a checkpoint inside an epoch must warn."""
-    tally = Tally()
+    count = FeedCount()
 
     def source() -> Iterator[int]:
         for _ in range(4):
-            tally.sizes.append(size)
-            tally.given = 0
+            count.sizes.append(size)
+            count.taken = 0
             for place in range(size):
-                tally.given += 1
+                count.taken += 1
                 yield place
 
-    given = list(by_chunk((place for place in source() if place != 1), tally))
+    given = list(by_chunk((place for place in source() if place != 1), count))
     assert [len(chunk.outputs) for chunk in given] == [size - 1] * 4
     assert not any(chunk.is_exact for chunk in given)
 
@@ -260,14 +260,14 @@ def test_pipelines_that_keep_nothing_are_an_error(urls: Mapping[int, Path]) -> N
 @given(st.lists(st.integers(0, 4), max_size=6), st.sampled_from(["one", "filter", "twice", "hold", "last", "batched"]))
 def test_outputs_are_told_by_chunk(sizes: list[int], what: str) -> None:
     """Nothing is lost or changes its order; of one output a sample, or a chunk, each chunk has its own."""
-    tally = Tally()
+    count = FeedCount()
 
     def source() -> Iterator[int]:
         for number, size in enumerate(sizes):
-            tally.sizes.append(size)
-            tally.given = 0
+            count.sizes.append(size)
+            count.taken = 0
             for place in range(size):
-                tally.given += 1
+                count.taken += 1
                 yield 10 * number + place
 
     def hold(values: Iterable[int]) -> Iterator[int]:
@@ -288,7 +288,7 @@ def test_outputs_are_told_by_chunk(sizes: list[int], what: str) -> None:
         "hold": hold, "last": lambda v: (n for n in v if n % 10 == sizes[n // 10] - 1), "batched": peek,
     }  # fmt: skip
     every = [10 * number + place for number, size in enumerate(sizes) for place in range(size)]
-    found = list(by_chunk(pipes[what](source()), tally))
+    found = list(by_chunk(pipes[what](source()), count))
     assert [n for given in found for n in given.outputs] == list(pipes[what](iter(every)) if what != "hold" else every)
     assert len(found) == len(sizes) or (what in ("hold", "twice") and not found[-1].is_exact)
     if what == "one":
@@ -410,9 +410,9 @@ def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> 
     loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
     samples = iter(loader.with_epoch(MANY))
     next(samples)
-    patience = loader._passes._pool._processes.patience
-    assert patience.timeout_s == 100
-    patience.timeout_s = 0.5  # now that the workers run
+    watchdog = loader._passes._pool._team.processes.watchdog
+    assert watchdog.timeout_s == 100
+    watchdog.timeout_s = 0.5  # now that the workers run
     with pytest.raises(RuntimeError, match=r"rank 0 waits for step 1 of epoch 0: .* worker 1 \(process \d+\)"):
         list(samples)
 

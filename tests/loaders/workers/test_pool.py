@@ -88,9 +88,10 @@ def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def hasten(loader: ShardLoader) -> None:
     """Let workers that run not be waited for long; on a busy machine they may take seconds to start."""
     assert loader._pool is not None
-    patience = loader._pool._processes.patience
-    assert (patience.timeout_s, patience.warn_s) in ((100, 60), (0, 60))
-    patience.timeout_s, patience.warn_s = patience.timeout_s / 200, patience.warn_s / 60
+    assert loader._pool._team is not None
+    watchdog = loader._pool._team.processes.watchdog
+    assert (watchdog.timeout_s, watchdog.warn_s) in ((100, 60), (0, 60))
+    watchdog.timeout_s, watchdog.warn_s = watchdog.timeout_s / 200, watchdog.warn_s / 60
 
 
 def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
