@@ -21,15 +21,15 @@ from dray.loaders.order.cursor import Cursor
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
 
 FAR = 24  # looked for up to 2**24 rows away
-NEAR = 8  # among so many neighbours,
-PARTS = 32  # and at the same place of so many parts of the epoch
+NEAR = 8  # number of neighbours that are tried,
+PARTS = 32  # then the same place in this number of parts of the epoch
 UNREADABLE = (DamagedError, RefusedError, NotFoundError)  # the last: a shard or an index is missing
 
 Ints = NDArray[np.int64]
 
 
 class OnBad(StrEnum):
-    """What becomes of a sample that cannot be read."""
+    """How a sample that cannot be read is handled."""
 
     FAIL = "fail"
     SKIP = "skip"

@@ -257,7 +257,7 @@ class Stacker:
 
 
 def in_threads(work: Callable[[range], T], count: int, num_threads: int) -> list[T]:
-    """What some work gives for the numbers below `count`, an equal run of them in each of so many threads."""
+    """Return the results of `work` for the numbers below `count`, in equal runs, one in each thread."""
     runs = [range(count * part // num_threads, count * (part + 1) // num_threads) for part in range(num_threads)]
     others = [_pool(os.getpid()).submit(work, run) for run in runs[1:] if run]
     return [work(runs[0]), *(other.result() for other in others)]

@@ -21,7 +21,7 @@ class Lookahead(Generic[T]):
     interpreter ends itself, wherever it is, may take the process with it.
 
     Args:
-        ahead: So many items are taken at most before they are handed on, the one that is asked for included.
+        ahead: Maximum number of prefetched items, the requested one included.
         name: Of the threads.
     """
 

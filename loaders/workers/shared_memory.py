@@ -2,8 +2,8 @@
 
 A worker fills a buffer and sends its number; the first time the buffer itself as well, which costs a file descriptor
 and fresh pages. When the trainer's last tensor over it is gone, the trainer writes the number into a pipe, and the
-worker fills the buffer anew. When a pass begins, both forget the buffers that the trainer has not given back: it may
-never have looked at them, or keep them for ever.
+worker fills the buffer again. When a pass begins, both forget the buffers that the trainer has not given back: it may
+never have looked at them, or keep them indefinitely.
 """
 
 import os
@@ -91,7 +91,7 @@ class SendBuffers:
         return tensor.data_ptr() in self._numbers
 
     def gone(self) -> list[int]:
-        """The buffers that the trainer may forget, since it was last told."""
+        """Return the buffers that the trainer may forget, of those not yet reported."""
         gone, self._gone = self._gone, []
         return gone
 
@@ -150,7 +150,7 @@ class ReceiveBuffers:
             self._idle.pop(number, None)
 
     def open(self, handle: Handle) -> torch.Tensor:
-        """(n,) uint8, the buffer; the worker may fill it anew when this tensor and all its views are gone."""
+        """(n,) uint8, the buffer; the worker may fill it again when this tensor and all its views are gone."""
         memory = self._idle.pop(handle.number) if handle.memory is None else handle.memory.numpy()
         return lease(memory, self._give_back, self._pass, handle.number, memory)
 

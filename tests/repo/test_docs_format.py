@@ -1,6 +1,6 @@
 """The page "The format of a dataset": its example is what dray writes, its code reads that, its tables name each field.
 
-`python -m tests.repo.test_docs_format` writes the example into the page anew.
+`python -m tests.repo.test_docs_format` writes the example into the page again.
 """
 
 import io
@@ -120,7 +120,7 @@ def example() -> dict[str, str]:
 
 
 def test_the_example_is_what_dray_writes() -> None:
-    """Every block; run this file as a module to write them anew after a change of the format or of pyarrow."""
+    """Every block; run this file as a module to write them again after a change of the format or of pyarrow."""
     shown = {name: text.rstrip("\n") for _, name, text, _ in BLOCK.findall(PAGE)}
     assert shown == example()
 

@@ -19,6 +19,7 @@ from dray.loaders.order.cursor import Cursor
 from dray.pipelines import pickles_to_tars
 from dray.shards import Snapshot, Store
 from dray.shards.errors import CallError, DamagedError, NotFoundError, RefusedError
+from dray.shards.layout import Location
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.ranged import RangeReader
 from tests.support.faults import FaultyStore
@@ -118,7 +119,8 @@ def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_pat
     for path in Path(url).rglob("*.*"):
         store.put_new(str(path.relative_to(url)), path.read_bytes())
     counted = FaultyStore(store.url)
-    reader = RangeReader(Catalog(replace(Snapshot.open(store.url), store=counted)))
+    snapshot = Snapshot.open(store.url)
+    reader = RangeReader(Catalog(replace(snapshot, location=Location(counted, snapshot.layout))))
     run = (35, 10)  # five of the shard before
     reader.expect([run, (55, 1)])
     reader.read(np.array([55]), [(55, 1)])

@@ -153,7 +153,7 @@ def test_a_missing_or_broken_part_is_left() -> None:
 
 
 def test_kinds_that_were_seen_once_do_not_stick() -> None:
-    """Parts of the same size and another dtype follow: they are recognised anew."""
+    """Parts of the same size and another dtype follow: they are recognised again."""
     stacker = Stacker(BufferPool(), num_threads=1)
     for dtype in (np.float32, np.int32, np.float32):
         parts = [npy(np.arange(4, dtype=dtype))] * 2

@@ -83,7 +83,7 @@ def from_torch(dataset: Any, num_workers: int, **options: Any) -> list[Any]:
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 5, None])
 def test_a_child_iterates_whatever_its_parent_did(url: str, num_workers: int, taken: int | None) -> None:
-    """Anew, and its parent goes on undisturbed with threads and workers that are its own."""
+    """The child starts again; its parent goes on undisturbed with its own threads and workers."""
     loader, expected = a_loader(url, num_workers=num_workers), a_loader(url)
     epochs = [classes(expected) for _ in range(3)]
     batches = iter(loader)
@@ -113,7 +113,7 @@ def test_a_child_forgets_its_parents_workers(url: str) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_iterator_held_over_a_fork_is_refused(url: str, num_workers: int) -> None:
-    """By name; the loader itself goes on there from wherever it is told to."""
+    """By name; the loader itself goes on there from wherever it is set to."""
     loader = a_loader(url, num_workers=num_workers)
     batches = iter(loader)
     seen = classes(islice(batches, 2))

@@ -189,7 +189,7 @@ def test_a_pass_may_begin_while_another_is_made(sides: tuple[SendBuffers, Receiv
 
 
 def test_giving_back_never_waits_for_the_worker(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """More buffers at once than the pipe has room for: those beyond are made anew, and nothing is lost."""
+    """More buffers at once than the pipe has room for: the rest are made again, and nothing is lost."""
     sending, receiving = sides
     handle = sending.send(sending.take(100))
     assert handle is not None

@@ -1,4 +1,4 @@
-"""Scripts whose workers cannot be spawned are told so in one sentence; notebooks and guarded scripts go on."""
+"""Scripts whose workers cannot be spawned get one sentence that says so; notebooks and guarded scripts go on."""
 
 import re
 import subprocess
@@ -66,14 +66,14 @@ def run(*command: str, stdin: str = "", folder: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize("as_module", [False, True])
-def test_a_script_without_a_guard_is_told_its_line(tmp_path: Path, as_module: bool) -> None:
+def test_a_script_without_a_guard_gets_an_error_with_its_line(tmp_path: Path, as_module: bool) -> None:
     """Where a worker that imports it would come by; wherever a guard stands, and however it is written."""
     (tmp_path / "train.py").write_text(SCRIPT)
-    told = run(*(("-m", "train") if as_module else (str(tmp_path / "train.py"),)), folder=tmp_path).splitlines()
+    lines_out = run(*(("-m", "train") if as_module else (str(tmp_path / "train.py"),)), folder=tmp_path).splitlines()
     expected = re.findall(r"# (fine|refused)$", SCRIPT, re.MULTILINE)
     lines = [number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith(("# fine", "# refused"))]
-    assert len(told) == len(expected) == 13
-    for found, outcome, line in zip(told, expected, lines, strict=True):
+    assert len(lines_out) == len(expected) == 13
+    for found, outcome, line in zip(lines_out, expected, lines, strict=True):
         refusal = (
             f"spawned workers import {tmp_path}/train.py again, and its line {line} would start workers there too: put "
             'what trains under `if __name__ == "__main__":`, or use num_workers=0'
@@ -99,7 +99,7 @@ def test_a_script_from_standard_input_is_refused() -> None:
     assert run("-", stdin=text).splitlines() == ["fine", refusal, refusal]
 
 
-def test_a_process_that_is_being_spawned_is_told_too(tmp_path: Path) -> None:
+def test_a_process_that_is_being_spawned_gets_the_error_too(tmp_path: Path) -> None:
     """Where the caller spawned it: its script has no guard."""
     start = "multiprocessing.get_context('spawn').Process(target=str).start()"
     is_first = "if multiprocessing.current_process().name == 'MainProcess':"
@@ -138,5 +138,5 @@ def test_every_loader_says_it(tmp_path: Path, s3: SeaweedServer) -> None:
     for info in store.list_folder():
         Store(tars, options).put_new(info.name, store.get(info.name))
     secrets = [options[name] for name in ("endpoint", "access_key_id", "secret_access_key")]
-    told = run("-", url, tars, *secrets, stdin=LOADERS).splitlines()
-    assert ["'<stdin>' is no file" in line for line in told] == [True] * 3
+    lines_out = run("-", url, tars, *secrets, stdin=LOADERS).splitlines()
+    assert ["'<stdin>' is no file" in line for line in lines_out] == [True] * 3
