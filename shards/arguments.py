@@ -1,4 +1,4 @@
-"""Checks of arguments: each returns the value as a plain Python one, or raises an error that names the argument."""
+"""Checks of arguments: each returns a plain Python value, or raises an error that names the argument."""
 
 import numbers
 from operator import index
@@ -7,7 +7,7 @@ import numpy as np
 
 from dray.shards.errors import CallError
 
-MOST = 1 << 62  # two of these still add up to an int64
+MOST = 1 << 62  # the sum of two still fits an int64
 
 
 def as_int(name: str, value: object, least: int = 0) -> int:
@@ -16,7 +16,7 @@ def as_int(name: str, value: object, least: int = 0) -> int:
     Args:
         name: The argument's name, for the message.
         value: An int, a numpy integer, or anything else with `__index__`; a bool is not an integer.
-        least: The smallest value that is allowed.
+        least: Smallest allowed value.
 
     Raises:
         CallError: It is not an integer, or out of range.

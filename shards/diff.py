@@ -1,7 +1,7 @@
-"""What differs between two versions of a dataset: samples, shards, recipe, and where the inputs lay.
+"""Differences between two versions of a dataset: samples, shards, recipe and input location.
 
-A sample changed where the content of one of its files did: the tables of sources hold a hash of each file as it was
-packed, so what was only touched, or rewritten into another shard, is the same.
+A sample changed if the content of one of its files did. The tables of sources hold a hash of each packed file, so a
+sample that was only touched, or moved to another shard, is the same.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,18 +17,18 @@ from dray.shards.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diff:
-    """What the version B has that A has not, and the other way round.
+    """Differences between the versions A and B.
 
     Attributes:
-        added: The keys of the samples that only B has, sorted.
-        removed: Of those that only A has.
-        changed: Of those that both have, with other content.
-        num_same: How many both have with the same content.
-        shards_in_both: The numbers of the shards that both name, ascending.
-        shards_in_a: Of those that only A names.
-        shards_in_b: Of those that only B names.
-        recipe: What of the recipe differs -> (in A, in B); None where one does not have it.
-        source_url: Where the inputs lay, of (A, B); None where that is the same.
+        added: Keys of the samples that only B has, sorted.
+        removed: Keys of the samples that only A has, sorted.
+        changed: Keys of the samples that differ in content, sorted.
+        num_same: Number of samples with the same content in both.
+        shards_in_both: Numbers of the shards in both, ascending.
+        shards_in_a: Numbers of the shards only in A, ascending.
+        shards_in_b: Numbers of the shards only in B, ascending.
+        recipe: Differing entry of the recipe -> (value in A, value in B); None for a missing one.
+        source_url: Input locations of (A, B); None if they are the same.
     """
 
     added: tuple[str, ...]
@@ -49,12 +49,12 @@ class Diff:
 
 
 def diff(a: Snapshot, b: Snapshot) -> Diff:
-    """Compare two versions. Reads their tables of sources, and no shard.
+    """Returns the differences between two versions. Reads their tables of sources, but no shard.
 
     Raises:
         CallError: A version does not record its sources.
         NotFoundError: A table is missing: the version was dropped meanwhile.
-        DamagedError: A table is not the one that its version names.
+        DamagedError: A table differs from the one that its version names.
     """
     added, removed, changed, num_same = _compare(a, b)
     numbers_a, numbers_b = ({shard.number for shard in snapshot.shards} for snapshot in (a, b))
@@ -79,7 +79,7 @@ def diff(a: Snapshot, b: Snapshot) -> Diff:
 
 def _compare(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray, int]:
     chunks = a.manifest.sources
-    if chunks is not None and chunks == b.manifest.sources:  # the same tables, of the same suffixes
+    if chunks is not None and chunks == b.manifest.sources:  # equal tables have equal suffixes
         nothing = pa.chunked_array([], pa.string())
         return nothing, nothing, nothing, sum(chunk.num_rows for chunk in chunks)
     suffixes_a, suffixes_b = (set(snapshot.manifest.recipe.get("suffixes", ())) for snapshot in (a, b))
@@ -89,14 +89,14 @@ def _compare(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray
 def compare_sources(
     a: pa.Table, b: pa.Table, suffixes: Collection[str] | None
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray, int]:
-    """The keys added, removed and changed from one table of sources to another, and how many samples are the same.
+    """Returns the keys added, removed and changed between two tables of sources, and the number of equal samples.
 
     Args:
-        a: See `Snapshot.sources`.
-        b: The other.
-        suffixes: Of the files to compare; None where the two versions have different parts: then no sample is the same.
+        a: Earlier table, as of `Snapshot.sources`.
+        b: Later table.
+        suffixes: Suffixes of the files to compare. None if the versions' parts differ: every sample differs.
     """
-    places = pc.call_function("index_in", [a["key"]], pc.SetLookupOptions(value_set=b["key"]))  # in b, of each key of a
+    places = pc.call_function("index_in", [a["key"]], pc.SetLookupOptions(value_set=b["key"]))  # rows of b
     is_common = pc.call_function("is_valid", [places])
     rows_a = np.flatnonzero(is_common.to_numpy())
     rows_b = places.filter(is_common).to_numpy()

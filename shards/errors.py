@@ -8,10 +8,10 @@
     |-- CallError (ValueError)                 fix the call: an argument, a name, a size
     |   `-- PositionError (IndexError)         a sample's number beyond the last one
     |-- ClusterError (RuntimeError)            fix a node, or try again: a node is unfit, or workers died too often
-    |-- ConflictError (RuntimeError)           somebody else changed the dataset meanwhile: run again
+    |-- ConflictError (RuntimeError)           another writer changed the dataset: run again
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
     |   `-- MissingInputError (FileNotFoundError)
-    |-- DamagedError (RuntimeError)            stored data is not what its index says: rebuild it
+    |-- DamagedError (RuntimeError)            stored data differs from its index: rebuild it
     `-- RefusedError (pickle.UnpicklingError)  a part holds something that is not on the safe list: allow it
 
 All of them pickle with their fields: they cross process borders and Ray.
@@ -107,7 +107,7 @@ class MissingInputError(InputError, FileNotFoundError):
 
 
 class DamagedError(DrayError, RuntimeError):
-    """Stored bytes that are not what was written; the message names shard, key or offset."""
+    """Stored bytes that differ from what was written; names shard, key and offset."""
 
 
 class RefusedError(DrayError, pickle.UnpicklingError):

@@ -1,4 +1,4 @@
-"""Where every part of one shard lies: offset, size, checksum and key, as an uncompressed Arrow file.
+"""The index of a shard: offset, size, checksum and key of every part, as an uncompressed Arrow file.
 
 The fixed-width columns come first, part by part, so that the rows of a block of samples are a range read; the keys
 follow. 24 bytes a part without the keys. A sample that lacks a part has offset 0 there (no data starts at 0 in a tar).
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from dray.shards.errors import DamagedError
+from dray.shards.layout import WEBDATASET_META
 from dray.shards.parsing.arrays import ArrayLayout, constant_layouts
 from dray.shards.parsing.columns import ABOUT, DIGEST, PART_COLUMNS, Column, Columns, content_digest, damaged
 from dray.shards.parsing.records import HEADER
 from dray.shards.tar import Member
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
-_WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
-    """xxh3_128 of some bytes, 32 hexadecimal digits: what names and checks every object but the shards."""
+    """Returns xxh3_128 of some bytes, 32 hexadecimal digits; it names and checks every object but the shards."""
     return xxh3_128_hexdigest(data)
 
 
@@ -58,7 +58,7 @@ class ShardIndex:
     fingerprints: Column | None = None
 
     def to_bytes(self) -> bytes:
-        """The Arrow file; the same bytes for the same index."""
+        """Returns the Arrow file; equal indexes give equal bytes."""
         columns: dict[str, Any] = {}
         for number, suffix in enumerate(self.suffixes):
             of_suffix = (matrix[:, number] for matrix in (self.offsets, self.sizes, self.xxh3_64))
@@ -76,10 +76,10 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, expected: tuple[int, int] | None = None) -> "ShardIndex":
-        """Read an index; the arguments are those of `Columns.read`.
+        """Reads an index; the arguments are those of `Columns.read`.
 
         Raises:
-            DamagedError: See `Columns.read`; or one byte of what the index says has changed.
+            DamagedError: See `Columns.read`; or any other byte of the index changed.
         """
         columns = Columns.read(data, where, expected)
         if columns.digest != content_digest(*columns.content):
@@ -106,7 +106,7 @@ class ShardIndex:
 
     @classmethod
     def of_members(cls, members: Iterable[Member], *, shard_bytes: int, where: str) -> "ShardIndex":
-        """The index of any tar's members, grouped as WebDataset groups them: one key's members in a row.
+        """Returns the index of any tar's members, grouped as WebDataset groups them: consecutive members of one key.
 
         Raises:
             DamagedError: A sample has one part twice, or a name that is not UTF-8.
@@ -114,7 +114,7 @@ class ShardIndex:
         samples: list[tuple[str, dict[str, Member]]] = []
         for member in members:
             found = _KEY_AND_SUFFIX.fullmatch(member.name)
-            if not found or _WEBDATASET_META.match(member.name):
+            if not found or WEBDATASET_META.match(member.name):
                 continue
             if not member.name.isascii() and _is_foreign(member.name):
                 raise DamagedError(f"the name {member.name!r} is not UTF-8", url=where, offset=member.offset)
@@ -154,10 +154,10 @@ def _arrow_file(batch: pa.RecordBatch, about: bytes) -> bytes:
 
 
 def _matrix(by_suffix: Mapping[str, Column], num_samples: int) -> NDArray[np.uint64]:
-    """(n, s) the columns of n samples and s suffixes."""
+    """Returns the columns of n samples and s suffixes as (n, s)."""
     return np.stack([*by_suffix.values()], axis=1) if by_suffix else np.empty((num_samples, 0), np.uint64)
 
 
 def _is_foreign(name: str) -> bool:
-    """True for a name whose bytes were not UTF-8: the scanner reads them as lone surrogates."""
+    """Returns whether a name's bytes were not UTF-8: the scanner reads them as lone surrogates."""
     return any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,4 +1,4 @@
-"""Where the objects of a dataset lie below its URL, and which names may be used there."""
+"""Names of a dataset's objects below its URL, and which names users may choose."""
 
 import re
 from collections.abc import Iterable, Sequence, Set
@@ -9,16 +9,16 @@ from dray.shards.errors import CallError
 from dray.shards.storage.store import Store
 
 DRAY_FOLDER = "__dray__"  # in a dataset's directory; holds everything but the shards
-OLD_FOLDER = "_dray"  # where format 1 kept it
-MOST_SHARDS = 10**18  # numbers of shards are smaller
+OLD_FOLDER = "_dray"  # folder of format 1
+MOST_SHARDS = 10**18  # shard numbers are smaller
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # beyond doubt, as most are
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # certainly valid, as most names are
 _STEP_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 NAME_RULE = (
     "a name is a relative path without '..', empty parts or control characters, and not between double underscores"
 )
-_WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")  # readers of WebDataset pass such members over
+WEBDATASET_META = re.compile(r"__[^/]*__(?:$|/)")  # WebDataset's readers skip such members
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Layout:
 
     @property
     def folder(self) -> str:
-        """Where all but the shards lies."""
+        """The folder of everything but the shards."""
         return f"{DRAY_FOLDER}/{self.prefix}"
 
     @property
@@ -68,16 +68,16 @@ class Layout:
         return f"{self.folder}/index"
 
     def shard(self, number: int) -> str:
-        """The tar of a shard."""
+        """Returns the name of a shard's tar."""
         return f"{self.prefix}-{number:06d}.tar"
 
     def shard_number(self, name: str) -> int | None:
-        """The number of a tar of this dataset by its name; None for any other name."""
+        """Returns the number of a tar of this dataset from its name; None for any other name."""
         found = re.fullmatch(re.escape(self.prefix) + r"-([0-9]{6,18})\.tar", name)
         return int(found[1]) if found else None
 
     def brace_pattern(self, numbers: Sequence[int]) -> str | None:
-        """The tars as one pattern, `a-{000000..000009}.tar`; None where the numbers are not one ascending run."""
+        """Returns the tars as one pattern, `a-{000000..000009}.tar`; None if the numbers are not consecutive."""
         if not numbers:
             return None
         first, last = f"{numbers[0]:06d}", f"{numbers[-1]:06d}"
@@ -86,27 +86,27 @@ class Layout:
         return self.shard(numbers[0]) if len(numbers) == 1 else f"{self.prefix}-{{{first}..{last}}}.tar"
 
     def index(self, number: int) -> str:
-        """The index of a shard."""
+        """Returns the name of a shard's index."""
         return f"{self.indexes}/{number:06d}.arrow"
 
     def commit(self, version: int) -> str:
-        """The commit of a version."""
+        """Returns the name of a version's commit."""
         return f"{self.commits}/{version:010d}.json"
 
     def intent(self, number: int) -> str:
-        """An intent."""
+        """Returns the name of an intent."""
         return f"{self.intents}/{number:010d}.json"
 
     def hold_list(self, digest: str) -> str:
-        """A list of holds, by the digest of its content."""
+        """Returns the name of a list of holds with that digest."""
         return f"{self.holds}/{digest}.json"
 
     def manifest(self, intent: int, digest: str) -> str:
-        """A manifest: the intent under which it was written, and the digest of its content."""
+        """Returns the name of a manifest written under an intent, with that digest."""
         return f"{self.manifests}/{intent:010d}-{digest}.json"
 
     def table(self, intent: int, digest: str) -> str:
-        """A table of a manifest (a chunk of the sources, say), named in the same way."""
+        """Returns the name of a chunk of a manifest's table, by intent and digest."""
         return f"{self.manifests}/{intent:010d}-{digest}.parquet"
 
 
@@ -131,19 +131,19 @@ class Location(NamedTuple):
 
 
 def record_number(name: str) -> int | None:
-    """The number of a commit or intent by its object's name; None for another file that strayed there."""
+    """Returns the number of a commit or intent from its name; None for any other file."""
     found = re.fullmatch(r"(?:.*/)?([0-9]{10})\.json", name)
     return int(found[1]) if found else None
 
 
 def intent_of(name: str) -> int | None:
-    """The intent under which a manifest or a table of one was written, by its object's name; None for another file."""
+    """Returns the intent under which a manifest or table was written, from its name; None for any other file."""
     found = re.fullmatch(r"(?:.*/)?([0-9]{10})-[0-9a-f]+\.(?:json|parquet)", name)
     return int(found[1]) if found else None
 
 
 def indexed_number(name: str) -> int | None:
-    """The number of the shard whose index an object is, by its name; None for another file."""
+    """Returns the shard number of an index from its name; None for any other file."""
     found = re.fullmatch(r"(?:.*/)?([0-9]{6,18})\.arrow", name)
     return int(found[1]) if found else None
 
@@ -158,34 +158,34 @@ def key_of(name: str) -> str:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse input names that no key can be made of, or that would leave the input directory.
+    """Checks that each input name can become a key and stays in the input directory.
 
     Raises:
-        CallError: Names the first 20.
+        CallError: Some do not; names the first 20.
     """
     if bad := bad_names(names):
         raise CallError(f"{some(bad)}: {NAME_RULE}")
 
 
 def bad_names(names: Iterable[str]) -> list[str]:
-    """Returns the names that no key can be made of, or that would leave the input directory."""
-    unusual = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one look for each of millions
-    return [name for name in unusual if not is_path(name) or _WEBDATASET_META.match(name)]
+    """Returns the names that cannot become a key, or that would leave the input directory."""
+    unusual = [name for name in names if not _PLAIN_NAME.fullmatch(name)]  # one match for each of millions
+    return [name for name in unusual if not is_path(name) or WEBDATASET_META.match(name)]
 
 
 def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
-    """The suffixes as a tuple.
+    """Returns the suffixes as a tuple.
 
     Raises:
         TypeError: Not a string and not an iterable of strings.
-        CallError: None given, one twice (also but for case: WebDataset reads suffixes in lower case), or one that is
-            empty, starts with a dot, holds a slash or ends in two underscores (WebDataset passes over `__a.b__`).
+        CallError: There are none, two are equal without case (WebDataset reads suffixes in lower case), or one is
+            empty, starts with a dot, holds a slash or ends in two underscores (WebDataset skips `__a.b__`).
     """
     if not isinstance(suffixes, str) and not isinstance(suffixes, Iterable):
         raise TypeError(f"a suffix is a string or an iterable of strings, not {type(suffixes).__name__}: {suffixes!r}")
     found = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     if isinstance(suffixes, Set):
-        found = tuple(sorted(found, key=str))  # its own order differs from process to process
+        found = tuple(sorted(found, key=str))  # the order of a set differs between processes
     for suffix in found:
         if not isinstance(suffix, str):
             raise TypeError(f"a suffix is a string, not {type(suffix).__name__}: {suffix!r}")
@@ -200,12 +200,12 @@ def check_suffixes(suffixes: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def some(names: Iterable[str], most: int = 20) -> str:
-    """Names for a message: the first 20 and how many more there are."""
+    """Returns names for a message: the first ones and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(repr(name) for name in listed[:most]) + more
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is a relative path that stays below its folder, without control characters."""
+    """Returns whether a name is a relative path below its folder, without control characters."""
     return _PATH.fullmatch(name) is not None and _STEP_OUT.search(name) is None and name.isprintable()

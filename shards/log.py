@@ -1,10 +1,10 @@
 """The two logs of a dataset: intents (what builders announced) and commits (what is true).
 
-Each record is a small numbered object that is created once and never changed. Its write id tells whose it is: after
-any error the record is read back, because a lost reply, a retried request and a lost race look alike.
+Each record is a small numbered object that is created once and never changed. Its write id identifies the writer:
+after any error the record is read back, because a lost reply, a retried request and a lost race look the same.
 
-Whatever changes a dataset adds a commit: a build, a compaction, a rollback, a hold, its release, a gc. So all of them
-are in one order, and each sees what those before it did. A commit that makes no version keeps the one before.
+Everything that changes a dataset adds a commit: a build, a compaction, a rollback, a hold, its release, a gc. The log
+therefore orders all of them, and each sees what earlier ones did. A commit without a version keeps the last version.
 """
 
 import re
@@ -21,7 +21,7 @@ from dray.shards.layout import MOST_SHARDS, OLD_FOLDER, Location, record_number
 from dray.shards.parsing.records import FormatError, check_digests, read_record, write_record
 from dray.shards.storage.store import Store
 
-MOST_RECORDS = 10**10 - 2  # in a log: the next one's name has ten digits too
+MOST_RECORDS = 10**10 - 2  # largest number in a log: the next name has ten digits too
 HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _OPERATION = re.compile(r"[a-z]{1,32}")
 _BUILD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -42,23 +42,23 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What is true of a dataset from now on. Less than 4 KiB on storage.
+    """The state of a dataset from this record on. Less than 4 KiB on storage.
 
     Attributes:
-        number: Of this record; one that makes a version gives it its number.
+        number: Number of this record, and of the version if it makes one.
         operation: What was done.
-        version: The last version: this record's number, or an earlier one's where this record makes none.
-        intent: Under which that version's manifest was written; it names the manifest, with
-        manifest: the manifest's digest.
-        num_samples: Of that version.
-        num_shards: Of that version.
-        num_bytes: Of that version's tars.
-        kept_from: Versions before this one are dropped, unless they are held.
-        holds: Digest of the list of all holds; None where there are none.
+        version: The last version: this record's number, or an earlier one if this record makes no version.
+        intent: Intent under which the version's manifest was written; part of the manifest's name.
+        manifest: Digest of the manifest, also part of its name.
+        num_samples: Number of samples in the version.
+        num_shards: Number of shards in the version.
+        num_bytes: Size of the version's tars.
+        kept_from: First version that is kept; earlier ones are dropped unless they are held.
+        holds: Digest of the list of all holds; None if there are none.
         hold: Name -> version that this record holds or releases.
-        open_intent: Intents before this one are closed: what they reserved, and no kept version names, is deleted.
-        open_shard: The first shard number of that intent.
-        write_id: That no other write has.
+        open_intent: First open intent. What earlier ones reserved is deleted unless a kept version names it.
+        open_shard: First shard number of that intent.
+        write_id: Unique id of this write.
         created: UTC, ISO 8601.
     """
 
@@ -95,15 +95,15 @@ class Intent:
     """A plan that a builder announced, and the shard numbers that it reserved.
 
     Attributes:
-        number: Of this record.
+        number: Number of this record.
         plan: Digest of the plan.
-        base: The version that the plan starts from; 0 for none.
-        first: The first shard number that it reserved.
-        count: How many numbers it reserved; at least those that it will use.
-        shards: The number of each planned shard, reserved here or adopted; empty where they are not known beforehand.
-        digests: The digest of the sources and the recipe of each of them.
-        build_id: By which a builder finds its intent after a failure; None where the plan's digest serves.
-        write_id: That no other write has.
+        base: Version that the plan starts from; 0 for none.
+        first: First reserved shard number.
+        count: Number of reserved shard numbers, at least as many as will be used.
+        shards: Number of each planned shard, reserved here or adopted; empty if they are not known beforehand.
+        digests: Digest of the sources and the recipe of each planned shard.
+        build_id: Id by which a builder finds its intent after a failure; None if the plan's digest serves.
+        write_id: Unique id of this write.
         created: UTC, ISO 8601.
     """
 
@@ -120,33 +120,33 @@ class Intent:
 
     @property
     def numbers(self) -> range:
-        """The shard numbers that it reserved."""
+        """The reserved shard numbers."""
         return range(self.first, self.first + self.count)
 
 
 def new_write_id() -> str:
-    """An id that no other write has."""
+    """Returns a new unique id of a write."""
     return secrets.token_hex(16)
 
 
 def now() -> str:
-    """The time for a record, UTC."""
+    """Returns the time for a record, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def unix_time(created: str) -> float:
-    """Seconds since 1970 of a record's time."""
+    """Returns a record's time in seconds since 1970."""
     return datetime.fromisoformat(created).timestamp()
 
 
 def numbers_in(store: Store, folder: str) -> list[int]:
-    """The numbers of the records in a log's folder, ascending."""
+    """Returns the numbers of the records in a log's folder, ascending."""
     found = (record_number(info.name) for info in store.list_folder(folder))
     return sorted(number for number in found if number is not None)
 
 
 def read_head(location: Location) -> Commit | None:
-    """The last commit, which tells what is true now; None where nothing was ever committed.
+    """Returns the last commit, the present state; None if nothing was ever committed.
 
     Raises:
         DamagedError: An older dray wrote this dataset.
@@ -162,7 +162,7 @@ def read_head(location: Location) -> Commit | None:
 
 
 def read_commit(location: Location, number: int) -> Commit:
-    """A commit by its number.
+    """Returns a commit by its number.
 
     Raises:
         NotFoundError: There is none.
@@ -171,17 +171,17 @@ def read_commit(location: Location, number: int) -> Commit:
 
 
 def check_log(location: Location, first: int, stop: int) -> range:
-    """Returns the numbers of the commits from `first` up to `stop`, all of which are there.
+    """Returns the numbers of the commits from `first` up to `stop`, all of which exist.
 
-    A number alone may name any commit: without this, one that somebody made up would be counted up to.
+    Without this check, a forged number would make the caller count up to it.
 
     Raises:
         DamagedError: Commits are missing.
     """
-    there = set(numbers_in(location.store, location.layout.commits))
-    if stop - first > len(there) or not there.issuperset(range(first, stop)):
+    existing = set(numbers_in(location.store, location.layout.commits))
+    if stop - first > len(existing) or not existing.issuperset(range(first, stop)):
         raise DamagedError(
-            f"not all of the commits {first} to {stop - 1} are there: restore them "
+            f"some of the commits {first} to {stop - 1} are missing: restore them "
             "from a copy, or delete those that dray did not write",
             url=location.store.url_of(location.layout.commits),
         )
@@ -189,7 +189,7 @@ def check_log(location: Location, first: int, stop: int) -> range:
 
 
 def read_intent(location: Location, number: int) -> Intent:
-    """An intent by its number."""
+    """Returns an intent by its number."""
     return _read(location.store, location.layout.intent(number), Intent)
 
 
@@ -201,14 +201,14 @@ def append_commit(
     Args:
         location: Where the dataset is.
         head: The last commit that the caller knows.
-        next_of: The commit to put after a given one, numbered one more; asked again whenever another writer was faster.
-            None gives up.
+        next_of: Returns the commit to add after a given one, or None to give up. Called again whenever another writer
+            was faster.
 
     Returns:
-        The commit that was added; None where `next_of` gave up.
+        The commit that was added; None if `next_of` gave up.
 
     Raises:
-        StoreError: The store did not take it, and nothing stands there.
+        StoreError: The store did not accept it, and has no such commit.
     """
     while (commit := next_of(head)) is not None:
         head = create_commit(location, commit)
@@ -218,18 +218,18 @@ def append_commit(
 
 
 def create_commit(location: Location, commit: Commit) -> Commit:
-    """Create-only, durable: returns the commit that now stands under that number, this one or another's.
+    """Creates a commit, durably; returns the one that now has that number, this one or another writer's.
 
     Raises:
-        StoreError: Nothing stands there and the store did not take ours.
+        StoreError: The store did not accept it, and has no such commit.
     """
     return _create(location.store, location.layout.commit(commit.number), commit)
 
 
 def create_intent(location: Location, intent: Intent) -> Intent:
-    """Create-only, durable: returns the intent that now stands under that number, this one or another's.
+    """Creates an intent, durably; returns the one that now has that number, this one or another writer's.
 
-    Every build that writes shards comes by here first, so here a store that would overwrite them is detected.
+    Every build that writes shards begins here, so a store that would overwrite them is detected here.
 
     Raises:
         StoreError: The store ignores the condition of a conditional put.
@@ -245,15 +245,15 @@ def create_intent(location: Location, intent: Intent) -> Intent:
 
 
 def put_content(store: Store, name: str, data: bytes) -> None:
-    """Create an object whose name tells its content, durably; one that is there already is the same.
+    """Creates an object named by its content, durably; an existing one must be the same.
 
     Raises:
-        StoreError: The store did not take it.
-        DamagedError: The stored object is not what its name says.
+        StoreError: The store did not accept it.
+        DamagedError: The existing object differs from what its name says.
     """
     try:
         store.put_new(name, data)
-    except StoreError as exc:  # there already, or a lost reply: the stored object decides
+    except StoreError as exc:  # it exists, or the reply was lost: read it back
         try:
             standing = store.get(name)
         except NotFoundError:
@@ -264,10 +264,10 @@ def put_content(store: Store, name: str, data: bytes) -> None:
 
 
 def check_holds(holds: Mapping[str, int], head: int) -> None:
-    """Check what a record says of holds.
+    """Checks the holds of a record.
 
     Raises:
-        ValueError: A name cannot be one, or a version is later than the commit `head`.
+        ValueError: A name is invalid, or a version is later than the commit `head`.
     """
     for name, version in holds.items():
         if not HOLD_NAME.fullmatch(name) or not 1 <= version <= head:
@@ -278,7 +278,7 @@ def _create(store: Store, name: str, record: Record) -> Record:
     standing = record
     try:
         store.put_new(name, write_record(record))
-    except StoreError as exc:  # refused, or unknown: only the stored object decides
+    except StoreError as exc:  # refused or unknown: read it back
         found = _find(store, name, type(record))
         if found is None:
             raise exc from None
@@ -315,7 +315,7 @@ def _read(store: Store, name: str, kind: type[Record]) -> Record:
 
 
 def _check_commit(commit: Commit) -> None:
-    """Raises ValueError where no commit can be so."""
+    """Raises ValueError if a commit is impossible."""
     check_digests([commit.manifest, *([commit.holds] if commit.holds is not None else [])])
     if not _OPERATION.fullmatch(commit.operation):
         raise ValueError(f"operation is {commit.operation!r:.80}")
@@ -327,7 +327,7 @@ def _check_commit(commit: Commit) -> None:
 
 
 def _check_intent(intent: Intent) -> None:
-    """Raises ValueError where no intent can be so."""
+    """Raises ValueError if an intent is impossible."""
     if not 1 <= intent.number <= MOST_RECORDS or intent.numbers.stop > MOST_SHARDS:
         raise ValueError(f"number {intent.number} reserves {intent.count} shards from {intent.first} on")
     if intent.build_id is not None and not _BUILD_ID.fullmatch(intent.build_id):

@@ -76,19 +76,19 @@ class Snapshot:
         version: int | str | None = None,
         storage_options: StorageOptions | None = None,
     ) -> "Snapshot":
-        """A version of a dataset.
+        """Returns a version of a dataset.
 
         Args:
             url: The dataset's directory; one that ends in `?version=7` names the version as well.
             prefix: The dataset's prefix.
-            version: Its number, or the name of a hold; None: the last that was committed.
+            version: Number of the version, or the name of a hold; None: the last version.
             storage_options: See `Store`.
 
         Raises:
             CallError: The URL names another version than the argument.
-            NotFoundError: No build was ever committed under that URL and prefix; or that version does not exist, or
-                was dropped.
-            DamagedError: Its manifest is not the one that was committed.
+            NotFoundError: Nothing was ever committed under that URL and prefix, or that version does not exist or was
+                dropped.
+            DamagedError: Its manifest differs from the one that was committed.
         """
         directory, pinned = split_version(url, version)
         location = Location(Store(directory, storage_options), Layout(prefix))
@@ -96,11 +96,11 @@ class Snapshot:
 
     @classmethod
     def load(cls, location: Location, commit: Commit) -> "Snapshot":
-        """The version that was the last as of a commit, on an open store.
+        """Returns the last version as of a commit.
 
         Raises:
             NotFoundError: It was dropped.
-            DamagedError: Its manifest is missing, or not the one that was committed.
+            DamagedError: Its manifest is missing, or differs from the one that was committed.
         """
         name = location.layout.manifest(commit.intent, commit.manifest)
         body = _read_record(location, commit, name, "manifest")
@@ -120,46 +120,46 @@ class Snapshot:
 
     @property
     def version(self) -> int:
-        """Counted from 1."""
+        """Number of the version, counted from 1."""
         return self.commit.version
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """In the order of the samples."""
+        """Shards in the order of the samples."""
         return self.manifest.shards
 
     @property
     def num_samples(self) -> int:
-        """Over all shards."""
+        """Number of samples in all shards."""
         return self.manifest.num_samples
 
     @property
     def num_bytes(self) -> int:
-        """Of all tars."""
+        """Size of all tars in bytes."""
         return sum(shard.num_bytes for shard in self.shards)
 
     @property
     def is_local(self) -> bool:
-        """Whether the dataset and its tars are on a disk."""
+        """Whether the dataset and its tars are on a local disk."""
         return self.store.local_root is not None and self.tars.local_root is not None
 
     def shard_name(self, shard: Shard) -> str:
-        """The name of a shard's tar."""
+        """Returns the name of a shard's tar."""
         return self.layout.shard(shard.number) if shard.name is None else shard.name
 
     def shard_url(self, shard: Shard) -> str:
-        """The URL of a shard's tar."""
+        """Returns the URL of a shard's tar."""
         return self.tars.url_of(self.shard_name(shard))
 
     def urls(self) -> list[str]:
-        """The tars, in order."""
+        """Returns the URLs of the tars, in order."""
         return [self.shard_url(shard) for shard in self.shards]
 
     def index(self, shard: Shard) -> ShardIndex:
-        """The index of a shard.
+        """Returns the index of a shard.
 
         Raises:
-            DamagedError: It is not the one that the snapshot names, or does not describe that shard.
+            DamagedError: It differs from the one that the snapshot names, or does not describe that shard.
         """
         name = self.layout.index(shard.number)
         body = self.store.get(name)
@@ -168,15 +168,15 @@ class Snapshot:
         return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
-        """The sources, sorted by key: key, name, and of each suffix size, stamp and xxh3_64.
+        """Returns the sources, sorted by key: key, name, and size, stamp and xxh3_64 of each suffix.
 
-        Where each source is one sample, the table has its shard and row as well.
+        If each source is one sample, the table has its shard and row as well.
 
         Raises:
             CallError: The version does not record its sources.
             NotFoundError: The version was dropped.
-            DamagedError: A table is missing, or is not the one that the snapshot names; or the tables do not give each
-                sample of the shards one key.
+            DamagedError: A table is missing or differs from the one that the snapshot names, or the tables do not give
+                each sample of the shards one key.
         """
         chunks, has_places = self.manifest.sources, self.manifest.samples is None
         if chunks is None:
@@ -185,7 +185,7 @@ class Snapshot:
         return self._checked_table(chunks, schema, self.shards if has_places else None)
 
     def samples(self) -> pa.Table:
-        """The samples, sorted by key: key, shard, row.
+        """Returns the samples, sorted by key: key, shard, row.
 
         Raises:
             NotFoundError: The version was dropped.
@@ -198,11 +198,11 @@ class Snapshot:
         return self._checked_table(chunks, schema, self.shards)
 
     def left_out(self) -> pa.Table | None:
-        """The inputs that this version does not hold: key, name, file, stage, error, fate, stamp; None where none.
+        """Returns the inputs without a sample: key, name, file, stage, error, fate, stamp; None if there are none.
 
         Raises:
             NotFoundError: The version was dropped.
-            DamagedError: The table is missing, or is not the one that the snapshot names.
+            DamagedError: The table is missing, or differs from the one that the snapshot names.
         """
         left_out, counts = self.manifest.left_out, self.manifest.accounting
         if left_out is None:
@@ -216,25 +216,25 @@ class Snapshot:
         return table
 
     def left_out_url(self) -> str | None:
-        """Where the table of those lies, as Parquet."""
+        """Returns the URL of the Parquet table of inputs without a sample; None if there is none."""
         table = self.manifest.left_out
         return self.store.url_of(self.layout.table(table.intent, table.digest)) if table else None
 
     def record_names(self) -> list[str]:
-        """The objects that tell what this version is, besides its commit: the manifest and its tables."""
+        """Returns the names of the manifest and its tables."""
         return [
             self.layout.manifest(self.commit.intent, self.commit.manifest),
             *(self.layout.table(chunk.intent, chunk.digest) for chunk in self.manifest.chunks()),
         ]
 
     def find(self, key: str) -> tuple[Shard, ShardIndex, int]:
-        """The shard that holds a sample, its index, and the sample's row there.
+        """Returns the shard that holds a sample, its index, and the sample's row there.
 
         Reads the table of samples and one index.
 
         Raises:
             NotFoundError: No sample has that key; names its neighbours.
-            DamagedError: The table or the index is not what it should be.
+            DamagedError: The table or the index is damaged.
         """
         table = self.samples()
         keys = table["key"]
@@ -251,20 +251,20 @@ class Snapshot:
         raise DamagedError(f"shard {number} does not hold sample {key!r}, as the table of samples says", url=self.name)
 
     def read(self, key: str) -> dict[str, bytes]:
-        """The parts of one sample, by suffix, checked.
+        """Returns the parts of one sample, by suffix, checked.
 
         Raises:
             NotFoundError: No sample has that key; names its neighbours.
-            DamagedError: A part is not what its index says: names shard, key and suffix.
+            DamagedError: A part differs from its index; names shard, key and suffix.
         """
         return self.read_row(*self.find(key))
 
     def read_row(self, shard: Shard, index: ShardIndex, row: int) -> dict[str, bytes]:
-        """The parts of the sample in one row of a shard, by suffix, checked.
+        """Returns the parts of the sample in one row of a shard, by suffix, checked.
 
         Raises:
             NotFoundError: The shard is missing.
-            DamagedError: A part is not what the index says: names shard, key and suffix.
+            DamagedError: A part differs from the index; names shard, key and suffix.
         """
         name = self.shard_name(shard)
         columns = [column for column in range(len(index.suffixes)) if index.offsets[row, column]]
@@ -292,13 +292,13 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The version, its URL and its prefix, for messages."""
+        """The version with URL and prefix, for messages."""
         return f"version {self.version} of {self.store.url} {self.layout.prefix}"
 
     def _checked_table(
         self, chunks: Sequence[TableChunk], schema: pa.Schema, shards: Sequence[Shard] | None
     ) -> pa.Table:
-        """The chunks of a table whose keys ascend; its rows are the samples of the shards, unless these are None."""
+        """Returns a table of ascending keys; its rows must be the samples of the shards, unless these are None."""
         table = pa.concat_tables([self._table(chunk, schema) for chunk in chunks])
         try:
             check_keys(table["key"])
@@ -327,7 +327,7 @@ class Snapshot:
 
 
 def _read_record(location: Location, commit: Commit, name: str, what: str) -> bytes:
-    """A manifest or one of its tables.
+    """Returns the bytes of a manifest or one of its tables.
 
     Raises:
         NotFoundError: The version was dropped.
@@ -350,8 +350,8 @@ def _read_record(location: Location, commit: Commit, name: str, what: str) -> by
 
 
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
-    """What may have been meant: the keys before and after it in order."""
+    """Returns a hint for a missing key: its neighbours in order."""
     place = place_of(keys, key)
     near = keys[max(0, place - 1) : place + 1].to_pylist()
     dots = f"; dots of a name became dashes: {key_of(key)!r}?" if key_of(key) != key else ""
-    return f"near it lie {' and '.join(map(repr, near)) or 'none'}{dots}"
+    return f"its neighbours are {' and '.join(map(repr, near)) or 'none'}{dots}"

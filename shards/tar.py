@@ -1,8 +1,8 @@
 """Shards as tars: a writer whose bytes depend on names and contents alone, and a strict scanner for any tar.
 
 The writer makes plain ustar headers by hand (a few microseconds a member where `tarfile` takes tens) with mtime 0,
-uid and gid 0, mode 0644, and notes offset, size and xxh3_64 of each member as it goes. Only a name that ustar cannot
-hold gets a PAX header. The scanner names what is wrong with a tar: a cut or broken one never reads as a shorter one.
+uid and gid 0, mode 0644, and records offset, size and xxh3_64 of each member. Only a name that ustar cannot
+hold gets a PAX header. The scanner raises an error for a truncated or damaged tar; it never reads as a shorter one.
 """
 
 import tarfile
@@ -24,12 +24,12 @@ END = bytes(2 * BLOCK)  # two zero blocks close an archive
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ZEROS = bytes(BLOCK)
-_PIECE_BYTES = 16 << 20  # of a member that are read at a time; a multiple of BLOCK
+_PIECE_BYTES = 16 << 20  # read at a time from a member; a multiple of BLOCK
 _PADS = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size % 512
 
 
 def _fields(kind: bytes) -> tuple[bytes, bytes, int]:
-    """What lies between name and size, and between checksum and prefix; and the sum of both and a blank checksum."""
+    """Returns the fields before size, those after checksum, and their sum with a blank checksum."""
     before = b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
     after = kind + bytes(100) + b"ustar\0" + b"00" + bytes(32) + bytes(32) + b"0000000\0" + b"0000000\0"
     return before, after, sum(before) + sum(after) + 8 * ord(" ")
@@ -48,11 +48,11 @@ def _block(name: bytes, size: int, fields: tuple[bytes, bytes, int] = _FILE, pre
 
 
 def header(name: bytes, size: int) -> bytes:
-    """The header of one member: a ustar block, preceded by a PAX header where the name needs it.
+    """Returns the header of one member: a ustar block, preceded by a PAX header if the name needs it.
 
     Args:
         name: The member's path, UTF-8.
-        size: Bytes of its data, below 8 GiB.
+        size: Size of its data in bytes, below 8 GiB.
     """
     if len(name) <= 100:
         return _block(name, size)
@@ -66,11 +66,11 @@ def header(name: bytes, size: int) -> bytes:
 
 
 def headers(names: Sequence[bytes], sizes: NDArray[np.int64]) -> bytes:
-    """The headers of n members together, n times 512 bytes: what `header` gives for each, five times as fast.
+    """Returns the headers of n members, n times 512 bytes: those of `header`, five times as fast.
 
     Args:
         names: n paths of at most 100 bytes.
-        sizes: (n,) bytes of their data.
+        sizes: (n,) sizes of their data in bytes.
     """
     blocks = np.tile(np.frombuffer(_block(b"", 0), np.uint8), (len(names), 1))
     blocks[:, :100] = np.array(names, "S100").view(np.uint8).reshape(-1, 100)
@@ -82,7 +82,7 @@ def headers(names: Sequence[bytes], sizes: NDArray[np.int64]) -> bytes:
 
 
 def _octal(numbers: NDArray[np.int64], width: int) -> NDArray[np.uint8]:
-    """(n, width) digits, as ASCII."""
+    """Returns (n, width) octal digits in ASCII."""
     shifts = np.arange(3 * (width - 1), -1, -3)
     return (numbers[:, None] >> shifts & 7).astype(np.uint8) + np.uint8(ord("0"))
 
@@ -96,13 +96,13 @@ def _pax_record(key: bytes, value: bytes) -> bytes:
 
 
 def max_member_bytes(name_bytes: int, size: int) -> int:
-    """Upper bound of what a member takes in a tar: its headers and its padded data."""
+    """Returns an upper bound of a member's size in a tar: headers and padded data."""
     pax = BLOCK + (name_bytes + 16 + BLOCK - 1) // BLOCK * BLOCK if name_bytes > 100 else 0
     return pax + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 class TarWriter:
-    """Builds one shard in memory and notes where each member lies.
+    """Builds one shard in memory and records where each member is.
 
     Attributes:
         offsets: Start of each member's data, in the order of `add`, uint64.
@@ -117,10 +117,10 @@ class TarWriter:
         self.hashes = array("Q")
 
     def add(self, name: bytes, data: bytes) -> None:
-        """Append a member.
+        """Appends a member.
 
         Raises:
-            CallError: The shard would pass 4 GiB.
+            CallError: The shard would exceed 4 GiB.
         """
         size = len(data)
         tar = self._tar
@@ -135,15 +135,15 @@ class TarWriter:
         tar += _PADS[size % BLOCK]
 
     def extend(self, names: Sequence[bytes], sizes: NDArray[np.int64], parts: Iterable[bytes]) -> None:
-        """Append n members of known sizes: the hot path of packing, as their headers are made together.
+        """Appends n members of known sizes; the hot path of packing, as their headers are made together.
 
         Args:
             names: n paths.
-            sizes: (n,) bytes of each part.
+            sizes: (n,) sizes of the parts in bytes.
             parts: n parts, in order.
 
         Raises:
-            CallError: The shard would pass 4 GiB, or a part is not of its size.
+            CallError: The shard would exceed 4 GiB, or a part has another size.
         """
         if max(map(len, names)) > 100:
             for name, data in zip(names, parts, strict=True):
@@ -164,7 +164,7 @@ class TarWriter:
         self.sizes.frombytes(sizes.astype(np.uint64).tobytes())
 
     def finish(self) -> bytearray:
-        """The whole archive; the writer is spent."""
+        """Returns the whole archive; the writer cannot be used afterwards."""
         self._tar += END
         return self._tar
 
@@ -174,21 +174,21 @@ class Member:
     """A regular file in a tar."""
 
     name: str
-    offset: int  # of its data
+    offset: int  # where its data start
     size: int  # bytes
     xxh3_64: int
-    array: ArrayLayout | None = None  # of a `.npy` part
+    array: ArrayLayout | None = None  # layout of a `.npy` part
 
 
 def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
-    """The regular files of any tar (v7, ustar, PAX, GNU long names), read to its very end.
+    """Yields the regular files of any tar (v7, ustar, PAX, GNU long names), read to its end.
 
     Args:
-        stream: At the tar's start; it is read forward only.
+        stream: Stream at the tar's start; it is only read forward.
         where: The tar's URL, for messages.
 
     Raises:
-        DamagedError: A header is broken, the tar ends early or goes on after its end: names the offset.
+        DamagedError: A header is damaged, or the tar ends early or continues after its end; names the offset.
     """
     reader = _Blocks(stream, where)
     overrides: dict[str, str] = {}
@@ -204,16 +204,16 @@ def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
             yield Member(name, offset, size, digest, layout_of(name, head, size))
             overrides = {}
         elif info.type == tarfile.GNUTYPE_SPARSE:
-            raise reader.damaged("a sparse member: write the tar again")
+            raise reader.damaged("a sparse member: write the tar again without it")
         elif info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):  # a comment for all members, a link's target
             reader.read(info.size)
-        else:  # a directory, a link, a device has no data; what nobody knows has; WebDataset passes all of them over
+        else:  # directories, links and devices have no data, unknown types may; WebDataset skips all of them
             reader.digest(0 if info.type in tarfile.SUPPORTED_TYPES else info.size)
             overrides = {}
 
 
 class _Blocks:
-    """Reads a tar block by block and knows where it stands."""
+    """Reads a tar block by block and keeps its offset."""
 
     def __init__(self, stream: BinaryIO, where: str) -> None:
         self._stream = stream
@@ -224,7 +224,7 @@ class _Blocks:
         return DamagedError(what, url=self._where, offset=self.offset)
 
     def read(self, size: int) -> bytes:
-        """Data of that size; its padding is read too."""
+        """Returns data of that size; its padding is read too."""
         if not 0 <= size <= _PIECE_BYTES:
             raise self.damaged(f"{size} bytes where at most {_PIECE_BYTES} expected: the header is damaged")
         padded = (size + BLOCK - 1) // BLOCK * BLOCK
@@ -245,7 +245,7 @@ class _Blocks:
         return hasher.intdigest(), data
 
     def next_header(self) -> tarfile.TarInfo | None:
-        """The next header, or None at a proper end of the archive."""
+        """Returns the next header, or None at a proper end of the archive."""
         block = self._stream.read(BLOCK)
         if not block.strip(b"\0") and len(block) == BLOCK:
             self._check_end()
@@ -277,7 +277,7 @@ def _pax_values(data: bytes, reader: _Blocks) -> dict[str, str]:
         if key in (b"path", b"size"):
             values[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
         if key.startswith(b"GNU.sparse"):
-            raise reader.damaged("a sparse member: write the tar again")
+            raise reader.damaged("a sparse member: write the tar again without it")
         data = data[int(length) :]
     return values
 

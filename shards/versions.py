@@ -21,13 +21,13 @@ from dray.shards.parsing.records import FormatError, read_record, write_record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holds:
-    """The list of all holds as it lies on storage."""
+    """The list of all holds as it is stored."""
 
     holds: dict[str, int]  # name -> version
 
 
 def put_holds(location: Location, holds: Mapping[str, int]) -> str | None:
-    """Store a list of holds, durably. Returns the digest by which a commit names it; None for an empty one."""
+    """Stores a list of holds, durably. Returns the digest by which a commit names it; None for an empty one."""
     if not holds:
         return None
     body = write_record(Holds(holds=dict(holds)))
@@ -48,7 +48,7 @@ def read_holds(location: Location, commit: Commit) -> dict[str, int]:
     try:
         body = location.store.get(name)
         if digest_of(body) != commit.holds:
-            raise ValueError("its digest is another one")
+            raise ValueError("its digest differs")
         holds = read_record(Holds, body).holds
         check_holds(holds, commit.number)
     except FormatError as exc:
@@ -63,12 +63,12 @@ def read_holds(location: Location, commit: Commit) -> dict[str, int]:
 
 
 def keeps(location: Location, head: Commit, version: int) -> bool:
-    """Whether a version is kept as of a commit."""
+    """Returns whether a version is kept as of a commit."""
     return version >= head.kept_from or version in read_holds(location, head).values()
 
 
 def read_version(location: Location, version: int | str | None = None) -> Commit:
-    """The commit that made a version.
+    """Returns the commit that made a version.
 
     Args:
         location: Where the dataset is.
@@ -90,7 +90,7 @@ def read_version(location: Location, version: int | str | None = None) -> Commit
 
 
 def no_dataset(location: Location) -> NotFoundError:
-    """The error for a place where nothing was ever committed."""
+    """Returns the error for a location where nothing was ever committed."""
     return NotFoundError(
         f"no dataset with prefix {location.prefix!r} under {location.url}: "
         "check the URL and the prefix, or build one with `dray build`"

@@ -1,4 +1,4 @@
-"""Settings and credentials of AWS where people keep them: shared files, SSO, and the roles of containers and machines.
+"""Settings and credentials of AWS from their usual places: shared files, SSO, and the roles of containers and machines.
 
 botocore reads them, as it does for the AWS command line. It is imported only where keys or files call for it.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CHECKED_EVERY = timedelta(minutes=5)  # botocore renews credentials ten minutes before they end
 _FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 _PROFILES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
-_OWN_CREDENTIALS = (  # options that tell the client which credentials to take
+_OWN_CREDENTIALS = (  # options that choose the client's credentials
     "access_key_id",
     "container_",
     "credential_provider",
@@ -29,12 +29,12 @@ _OWN_CREDENTIALS = (  # options that tell the client which credentials to take
     "skip_signature",
     "web_identity",
 )
-_seen: set[str] = set()  # secrets that were handed to a client: no error may show them
+_seen: set[str] = set()  # secrets given to a client: no error may show them
 
 
 @dataclass(frozen=True, slots=True)
 class AwsSettings:
-    """What the profile in use says beside credentials."""
+    """Settings of the profile in use, besides credentials."""
 
     profile: str = "default"
     region: str | None = None
@@ -42,14 +42,14 @@ class AwsSettings:
 
 
 class AwsCredentials:
-    """Finds credentials at the first request, and renews them; what the client takes for a `credential_provider`."""
+    """Finds credentials at the first request and renews them; a `credential_provider` of the client."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._provider: Any = None
 
     def __call__(self) -> "S3Credential":
-        """Returns the credentials in force.
+        """Returns the current credentials.
 
         Raises:
             DeniedError: There are none, or they cannot be renewed.
@@ -72,7 +72,7 @@ def seen_secrets() -> set[str]:
 
 
 def needs_provider(options: Mapping[str, Any]) -> bool:
-    """Whether neither options nor variables hold credentials, or say that none are needed."""
+    """Returns whether neither options nor variables hold credentials or say that none are needed."""
     names = [name.lower().removeprefix("aws_") for name in options]
     if any(name.startswith(_OWN_CREDENTIALS) for name in names):
         return False
@@ -82,7 +82,7 @@ def needs_provider(options: Mapping[str, Any]) -> bool:
 
 
 def read_settings() -> AwsSettings:
-    """Returns region and endpoint of the profile in use; nothing where there is no such file or profile."""
+    """Returns region and endpoint of the profile in use; nothing if there is no such file or profile."""
     if not any(_changed()):
         return AwsSettings(profile=_session_profile())
     from botocore.configprovider import ConfiguredEndpointProvider
@@ -93,7 +93,7 @@ def read_settings() -> AwsSettings:
         scoped = session.get_scoped_config()
         provider = ConfiguredEndpointProvider(session.full_config, scoped, "s3", environ={})
         return AwsSettings(_session_profile(), scoped.get("region"), provider.provide())
-    except BotoCoreError:  # said when credentials are asked for
+    except BotoCoreError:  # reported when credentials are needed
         return AwsSettings(profile=_session_profile())
 
 
@@ -123,7 +123,7 @@ def _session_profile() -> str:
 
 
 def _changed() -> tuple[int, ...]:
-    """When each of the shared files was changed, in ns; 0 where there is none."""
+    """Returns the modification time of each shared file in ns; 0 for a missing one."""
     places = [Path(os.environ.get(name) or default).expanduser() for name, default in _FILES.items()]
     return tuple(place.stat().st_mtime_ns if place.is_file() else 0 for place in places)
 
@@ -135,7 +135,7 @@ def _session() -> Any:
 
 @lru_cache(maxsize=4)
 def _session_of(*_: object) -> Any:
-    """One for all stores of a process, as long as variables and files are the same."""
+    """Returns one session for all stores of a process, while variables and files are the same."""
     from botocore.session import Session
 
     return Session()

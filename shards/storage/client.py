@@ -19,21 +19,21 @@ from dray.shards.storage.endpoint import Endpoint, find_endpoint, is_endpoint, w
 StorageOptions = Mapping[str, Any]
 
 CONNECT_TIMEOUT_S = 5
-RETRY_TIMEOUT = timedelta(seconds=60)  # the client begins no further try of a request later than this
-MESSAGE_CHARS = 400  # of a client's message that an error quotes
+RETRY_TIMEOUT = timedelta(seconds=60)  # the client starts no retry later than this
+MESSAGE_CHARS = 400  # longest quote of a client's message in an error
 
 _CLIENT_OPTIONS = {"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
 _SECRET_NAME = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
 _SECRET_ENV = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(SECRET|TOKEN|KEY|SAS|PASSWORD)", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s]+")
-_KINDS = {  # errors that have no type in the client
+_KINDS = {  # errors without a type in the client
     "code: AccessDenied": DeniedError,
     "401 Unauthorized": DeniedError,
     "403 Forbidden": DeniedError,
     "NoSuchBucket": NotFoundError,
 }
-_PROVIDER = "credential provider: "  # before the error that a provider of credentials raised
-_METADATA = "http://169.254.169.254"  # where the client asks for the machine's identity when it knows no credentials
+_PROVIDER = "credential provider: "  # precedes the error of a credential provider
+_METADATA = "http://169.254.169.254"  # asked by the client if it has no credentials
 _NO_CREDENTIALS = {
     "gs": "no credentials found: looked at storage_options (service_account_path, service_account_key), the variables "
     "GOOGLE_*, the application default credentials of gcloud, and the machine's service account; set one of them",
@@ -54,7 +54,7 @@ _memory_stores: dict[str, MemoryStore] = {}  # memory://NAME lives as long as th
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How the objects below a URL are reached.
+    """How to reach the objects below a URL.
 
     Attributes:
         url: A normal URL.
@@ -72,7 +72,7 @@ class Access:
 
     @classmethod
     def of(cls, url: str, options: StorageOptions) -> "Access":
-        """Returns what options, environment and AWS profile say together.
+        """Returns the result of options, environment and AWS profile.
 
         Raises:
             CallError: A value is wrong.
@@ -85,7 +85,7 @@ class Access:
         client = {name: value for name, value in options.items() if name in _CLIENT_OPTIONS}
         config = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
         config["retry_config"] = {"retry_timeout": RETRY_TIMEOUT, **(options.get("retry_config") or {})}
-        if endpoint.url.startswith("http://"):  # an endpoint without TLS was asked for by name
+        if endpoint.url.startswith("http://"):  # the caller asked for an endpoint without TLS
             client.setdefault("allow_http", True)
         if scheme == "s3":
             config = _s3_config(config, endpoint, settings)
@@ -93,7 +93,7 @@ class Access:
 
 
 def _s3_config(config: dict[str, Any], endpoint: Endpoint, settings: AwsSettings) -> dict[str, Any]:
-    """Adds what the client would not find, or would rank otherwise than the AWS command line.
+    """Adds what the client would not find, or would rank differently from the AWS command line.
 
     Raises:
         CallError: A value holds a line break, as the content of a file does that was not stripped.
@@ -142,7 +142,7 @@ def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memor
     """Creates an object by one conditional request.
 
     Raises:
-        AlreadyExistsError: An object with this name exists.
+        AlreadyExistsError: The object exists.
         OSError: The store says so, and none does: it may be asked again.
     """
     try:
@@ -150,14 +150,14 @@ def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memor
     except (AlreadyExistsError, FileExistsError):
         try:
             client.head(key)
-        except FileNotFoundError:  # S3 answers 409 while somebody writes, who may fail
-            raise OSError("the store says that the object exists, and that it does not") from None
+        except FileNotFoundError:  # S3 answers 409 during another write, which may fail
+            raise OSError("the store says both that the object exists and that it does not") from None
         raise
 
 
 @contextmanager
 def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
-    """Translate the client's errors: typed, with the URL, without secrets.
+    """Translates the client's errors: typed, with the URL, without secrets.
 
     `from None`: the client's own message is quoted, redacted, and its debug output may hold a signed URL.
     """
@@ -171,17 +171,17 @@ def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
     except FileNotFoundError as exc:
         raise NotFoundError(f"cannot {verb} {where}: {_reason(exc, options)}") from None
     except (AlreadyExistsError, FileExistsError):
-        raise ExistsError(f"cannot {verb} {where}: an object exists already") from None
+        raise ExistsError(f"cannot {verb} {where}: the object exists already") from None
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
         if _PROVIDER in str(exc):
             raise DeniedError(f"cannot {verb} {where}: {_provider_reason(exc, options)}") from None
         raise DeniedError(
             f"cannot {verb} {where}: permission denied; check the key and what it may do ({_reason(exc, options)})"
         ) from None
-    except NotImplementedError as exc:  # an option rules out what dray needs, as conditional_put="disabled" does
+    except NotImplementedError as exc:  # an option disables what dray needs, such as conditional_put="disabled"
         raise CallError(f"cannot {verb} {where}: {_reason(exc, options)}") from None
     except (BaseError, OSError) as exc:
-        if _PROVIDER in str(exc):  # of a streaming write
+        if _PROVIDER in str(exc):  # from a streaming write
             raise DeniedError(f"cannot {verb} {where}: {_provider_reason(exc, options)}") from None
         if _METADATA in str(exc):
             raise DeniedError(f"cannot {verb} {where}: {_NO_CREDENTIALS[where.partition(':')[0]]}") from None
@@ -190,13 +190,13 @@ def client_errors(verb: str, where: str, access: Access) -> Iterator[None]:
 
 
 def _provider_reason(exc: Exception, options: StorageOptions) -> str:
-    """What a credential provider raised, without what the client says around it."""
+    """Returns the error of a credential provider without the client's text around it."""
     kind, _, text = _reason(exc, options, 2 * MESSAGE_CHARS).partition(_PROVIDER)[2].partition(": ")
     return text if kind == DeniedError.__name__ else f"no credentials: {kind}: {text}"
 
 
 def _unreached(exc: Exception, access: Access) -> str:
-    """What a failure to connect needs beside the client's message: its cause, and who named the endpoint."""
+    """Returns the cause of a failure to connect, and who named the endpoint."""
     text = str(exc)
     if "error sending request" not in text:
         return ""
@@ -206,7 +206,7 @@ def _unreached(exc: Exception, access: Access) -> str:
 
 
 def _reason(exc: Exception, options: StorageOptions, most: int = MESSAGE_CHARS) -> str:
-    """The client's message on one line, without its debug output and without secrets."""
+    """Returns the client's message on one line, without debug output and secrets."""
     text = " ".join(str(exc).split("\n\nDebug source")[0].split())
     secrets = {str(value) for name, value in options.items() if _SECRET_NAME.search(name)}
     secrets |= seen_secrets()
@@ -220,7 +220,7 @@ def _reason(exc: Exception, options: StorageOptions, most: int = MESSAGE_CHARS) 
 
 @contextmanager
 def client_panics() -> Iterator[None]:
-    """Turns a panic of the client into an OSError: a wrong value, or joined ranges that came short (obstore 0.12)."""
+    """Turns a panic of the client into an OSError: a wrong value, or joined ranges that were short (obstore 0.12)."""
     try:
         yield
     except BaseException as exc:
@@ -233,7 +233,7 @@ _client_process: int | None = None  # the process that used a client first
 
 
 def check_process() -> None:
-    """Refuse to work in a forked child: the client's threads stayed in the parent, and the child would wait forever.
+    """Refuses to work in a forked child: the client's threads stayed in the parent, so the child would hang.
 
     Raises:
         StoreError: A parent of this process used a client before it forked.

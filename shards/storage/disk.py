@@ -1,4 +1,4 @@
-"""Files that are created whole, or not at all, and never overwritten."""
+"""Files that are created whole or not at all, and never overwritten."""
 
 import errno
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from dray.shards.errors import DeniedError, DrayError, NotFoundError, StoreError
 
-_LEFTOVER = re.compile(r"#[0-9]+$")  # how a file is named until it is whole
+_LEFTOVER = re.compile(r"#[0-9]+$")  # name of a file until it is whole
 _LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
 
 def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Create a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
+    """Creates a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
 
     Raises:
-        FileExistsError: A file with this name exists.
+        FileExistsError: The file exists already.
         OSError: It cannot be written; nothing is left.
     """
     try:
@@ -39,12 +39,12 @@ def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
 
 
 def _open_staged(path: Path) -> tuple[str, int]:
-    """A new file beside the one that it is to become, open for writing."""
+    """Opens a new file beside its final name for writing."""
     for number in count(1):
-        staged = f"{path}#{number}"  # `leftovers` knows it by that
+        staged = f"{path}#{number}"  # the name that `leftovers` looks for
         try:
             return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:  # another writer's, or a crash's
+        except FileExistsError:  # from another writer or a crash
             continue
     raise AssertionError("unreachable: numbers do not end")
 
@@ -64,12 +64,12 @@ def _link(staged: str, path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Returns what writes that never ended left right in a folder, by name."""
+    """Returns the names of files that unfinished writes left in a folder."""
     if not folder.is_dir():
         return []
     found: dict[str, os.stat_result] = {}
     for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # its writer has just ended
+        with suppress(FileNotFoundError):  # its writer has just finished
             if _LEFTOVER.search(entry.name) and entry.is_file(follow_symlinks=False):
                 found[entry.name] = entry.stat(follow_symlinks=False)
     return sorted(found.items())
@@ -90,7 +90,7 @@ def sync_folders(paths: Sequence[Path], root: Path) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Wait until what was written has reached the disk, and close."""
+    """Waits until the content has reached the disk, and closes."""
     try:
         os.fsync(descriptor)
     finally:
@@ -99,7 +99,7 @@ def fsync(descriptor: int) -> None:
 
 @contextmanager
 def file_errors(url: str) -> Iterator[None]:
-    """Translate a file's errors to a store's."""
+    """Translates errors of files to errors of a store."""
     try:
         yield
     except DrayError:

@@ -1,4 +1,4 @@
-"""The endpoint of a store: which one, and who said so."""
+"""The endpoint of a store and where it was set."""
 
 import os
 import re
@@ -15,12 +15,12 @@ _VARIABLES = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-_USER = re.compile(r"(://)[^/@\s]+@")  # an endpoint may hold one
+_USER = re.compile(r"(://)[^/@\s]+@")  # an endpoint may name a user
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a store is asked, if that is not its own place.
+    """The endpoint of a store, if it is not the default one.
 
     Attributes:
         url: With its scheme; "" for the place that the store has by itself.
@@ -53,7 +53,7 @@ def find_endpoint(scheme: str, options: Mapping[str, Any], settings: AwsSettings
 
 
 def is_endpoint(name: str) -> bool:
-    """Whether a storage option names an endpoint."""
+    """Returns whether a storage option names an endpoint."""
     return re.sub("^(aws|azure|azure_storage)_", "", name.lower()) in OPTIONS
 
 

@@ -1,4 +1,4 @@
-"""Requests to object storage that are asked again, and announced where they take long.
+"""Requests to object storage that are retried, and announced if they take long.
 
 The client retries what HTTP calls safe. Here the rest is retried: a conditional PUT whose reply was lost, a listing
 that was cut. That is safe as well, as objects never change: a caller that meets an object reads it and compares.
@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 
 from dray.shards.errors import CallError, StoreError
 
-PAUSES_S = (0.1, 0.3, 1.0, 3.0, 5.0)  # between the tries of one request
-PATIENCE_S = 60.0  # no try begins later than this after the first one
+PAUSES_S = (0.1, 0.3, 1.0, 3.0, 5.0)  # between two tries of one request
+LATEST_RETRY_S = 60.0  # no retry starts later than this after the first try
 SILENT_S = 3.0  # a request that takes longer is announced
 QUIET_S = 30.0  # between two announcements
 
 Answer = TypeVar("Answer")
 _FINAL = re.compile(
     r"status code: (?:4(?!08|09|29)\d\d|3\d\d|501)|builder error|after \d+ retries.*error sending request"
-)  # another try would end alike
-_waiting: dict[int, tuple[float, str]] = {}  # request -> when to announce it, and how
+)  # another try would end the same way
+_waiting: dict[int, tuple[float, str]] = {}  # request -> time and text of its announcement
 _numbers = itertools.count()
 _watcher_lock = threading.Lock()
 _watcher: threading.Thread | None = None
@@ -46,7 +46,7 @@ class Retries:
         """Returns no more than the caller allows the client in `retry_config`.
 
         Raises:
-            CallError: That is no dict, or its `max_retries` is no integer.
+            CallError: It is not a dict, or its `max_retries` is not an integer.
         """
         config = options.get("retry_config") or {}
         if not isinstance(config, Mapping) or not isinstance(config.get("max_retries", 0), int):
@@ -73,7 +73,7 @@ class Retries:
                     spent = time.monotonic() - started
                     if (
                         number > self.most
-                        or spent > PATIENCE_S
+                        or spent > LATEST_RETRY_S
                         or type(exc) is not StoreError
                         or _FINAL.search(str(exc))
                     ):

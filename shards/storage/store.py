@@ -1,9 +1,7 @@
 """One way to reach a dataset's objects: disk, S3, GCS, Azure or memory, all through obstore.
 
 Objects are created, never overwritten: `put_new` is one conditional request, so of two writers one wins and the
-other gets an error. Local disk obeys the same rule through hard links. Errors name the URL and never show a secret.
-
-long: one class, each method one kind of request.
+other gets an error. Local disk obeys the same rule through hard links. Errors name the URL and show no secret.
 """
 
 import io
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -37,7 +35,7 @@ from dray.shards.storage.stream import STREAM_CHUNK_BYTES, RangeReader
 from dray.shards.storage.urls import check_name, escaped, local_path, normal_url
 
 REQUEST_TIMEOUT_S = 30
-SLOWEST_BYTES_PER_S = 4 << 20  # a transfer slower than this is taken for a stuck one
+SLOWEST_BYTES_PER_S = 4 << 20  # a slower transfer counts as stuck
 DELETES_AT_ONCE = 16
 LIST_CHUNK = 1000  # objects; a page of most object stores
 
@@ -46,7 +44,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as a listing or a HEAD request tells it."""
+    """An object as listed, or as a HEAD request returns it."""
 
     name: str  # relative to the store's URL
     size: int  # bytes
@@ -58,14 +56,6 @@ def _info(name: str, meta: Any) -> ObjectInfo:
     """Azure quotes an ETag in one answer and not in another; a store without ETags has a time at least."""
     etag = (meta["e_tag"] or meta["last_modified"].isoformat()).removeprefix("W/").strip('"')
     return ObjectInfo(name, meta["size"], etag, meta["last_modified"])
-
-
-class ByteSink(Protocol):
-    """What a streaming write hands out."""
-
-    def write(self, data: bytes, /) -> int:
-        """Append to the object; nothing shows before the block ends."""
-        ...
 
 
 class Store:
@@ -110,12 +100,12 @@ class Store:
         return f"{self.url.rstrip('/')}/{name if self.local_root is None else escaped(name)}"
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Create an object, whole, at once: a crash or an error leaves nothing visible.
+        """Creates a whole object at once: a crash or an error leaves nothing visible.
 
         On local disk its content is durable then, its name after `sync`: a power cut leaves the whole object or none.
 
         Raises:
-            ExistsError: An object exists already; it was not touched. Where the server failed after it had stored
+            ExistsError: The object exists already; it was not touched. Where the server failed after it had stored
                 this very one, and the client tried again, it may be that: read it back before judging.
             DeniedError: The caller may not write.
             StoreError: The outcome is unknown, after some tries: read back. Or the disk refuses hard links.
@@ -132,7 +122,7 @@ class Store:
             try:
                 create_object(client, key, data)
             except (AlreadyExistsError, FileExistsError):
-                if not (is_again and self._holds(name, data)):  # ours, and its reply was lost
+                if not (is_again and self._holds(name, data)):  # our write succeeded, but its reply was lost
                     raise
 
         self._ask("write", name, request, len(data))
@@ -148,30 +138,21 @@ class Store:
             return False
         try:
             self._ask("write", name, lambda: create_object(self._client, self._key(name), data))
-        except StoreError:  # it exists, or no answer: a store that took it would have said so
+        except StoreError:  # it exists, or there was no answer: a store that accepted it would have said so
             return False
         return True
 
     def _holds(self, name: str, data: bytes | bytearray | memoryview) -> bool:
-        """Whether an object holds these bytes."""
+        """Returns whether an object holds these bytes."""
         with self.open_stream(name) as stream:
             pieces = (memoryview(data)[at : at + STREAM_CHUNK_BYTES] for at in range(0, len(data), STREAM_CHUNK_BYTES))
             return all(stream.read(len(piece)) == piece for piece in pieces) and not stream.read(1)
 
-    @contextmanager
-    def open_writer(self, name: str) -> Iterator[ByteSink]:
-        """A streaming write: the object appears whole when the block ends, and never if it raises.
-
-        It replaces an existing object; where two writers may meet use `put_new`.
-        """
-        with self._errors("write", name), obstore.open_writer(self._client, self._key(name)) as sink:
-            yield cast(ByteSink, sink)
-
     def get(self, name: str) -> bytes:
-        """The bytes of one object.
+        """Returns the bytes of one object.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
             check_name(self.url, name)
@@ -180,14 +161,14 @@ class Store:
         return self.get_object(name)[0]
 
     def get_object(self, name: str, expected_bytes: int = 0) -> tuple[bytes, ObjectInfo]:
-        """The bytes of one object with the size and ETag that came with them.
+        """Returns the bytes of one object with its size and ETag.
 
         Args:
             name: The object.
             expected_bytes: Its size, if known: a large one is given the time that it takes.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
         """
         client = self._client_for(expected_bytes)
 
@@ -200,13 +181,13 @@ class Store:
     def get_ranges(
         self, name: str, starts: Sequence[int], lengths: Sequence[int], *, gap: int = 1 << 20
     ) -> list[memoryview]:
-        """Byte ranges of one object, fetched concurrently. An empty range is b"".
+        """Returns byte ranges of one object, fetched concurrently. An empty range is b"".
 
         Args:
             name: The object.
             starts: In bytes.
             lengths: In bytes.
-            gap: Maximum number of bytes between ranges that are fetched in one request.
+            gap: Largest number of bytes between two ranges that are fetched in one request.
 
         Raises:
             DamagedError: The object ends before a range does.
@@ -223,7 +204,7 @@ class Store:
                 found = self._client.get_ranges(self._key(name), starts=starts, lengths=lengths, coalesce=gap)
         except FileNotFoundError:
             raise
-        except (BaseError, OSError):  # a range past the end looks like any other failure: the size tells
+        except (BaseError, OSError):  # a range past the end looks like any other failure: ask for the size
             num_bytes = self._client.head(self._key(name))["size"]
             for start, length in asked:
                 self._check_range(name, start, length, max(0, num_bytes - start))
@@ -241,7 +222,7 @@ class Store:
 
     @contextmanager
     def open_stream(self, name: str, expected_bytes: int | None = None) -> Iterator[BinaryIO]:
-        """A file object that reads one object from its start to its end, without seeking.
+        """Opens one object as a file that is read from its start to its end, without seeking.
 
         An object is fetched in ranges, the next while the last is read: each request has its own timeout, so a reader
         may take as long as it likes.
@@ -251,7 +232,7 @@ class Store:
             expected_bytes: Its size, if it must be that.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
             DamagedError: Nothing, or something of another size, lies where a size is expected.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
@@ -264,7 +245,7 @@ class Store:
         info = self.head(name)
         self._check_size(name, info.size if info else None, expected_bytes)
         if info is None:
-            raise NotFoundError(f"cannot read {self.url_of(name)}: there is no such object")
+            raise NotFoundError(f"cannot read {self.url_of(name)}: it does not exist")
         with ThreadPoolExecutor(1) as ahead:
             reader = RangeReader(lambda start, length: self.get_ranges(name, [start], [length])[0], info.size, ahead)
             yield io.BufferedReader(reader, STREAM_CHUNK_BYTES)
@@ -278,18 +259,18 @@ class Store:
             )
 
     def head(self, name: str) -> ObjectInfo | None:
-        """Size and ETag of one object; None where nothing lies."""
+        """Returns size and ETag of one object; None if it does not exist."""
         try:
             return self._ask("look up", name, lambda: _info(name, self._client.head(self._key(name))))
         except NotFoundError:
             return None
 
     def list_folder(self, folder: str = "") -> list[ObjectInfo]:
-        """The objects right in a folder, by name; deeper ones are not looked at. A missing folder is empty."""
+        """Returns the objects directly in a folder, by name. A missing folder is empty."""
         found = self._list(folder)["objects"]
         start = len(f"{self._key('')}/".lstrip("/"))
         named = ((meta["path"][start:], meta) for meta in found)
-        infos = [_info(name, meta) for name, meta in named if name not in ("", folder)]  # an object "folder/" names it
+        infos = [_info(name, meta) for name, meta in named if name not in ("", folder)]  # "folder/" may be an object
         return sorted(infos, key=lambda info: info.name)
 
     def list_tree(self, folder: str = "") -> list[ObjectInfo]:
@@ -303,7 +284,7 @@ class Store:
         return self._ask("list", folder, listed)
 
     def list_folders(self, folder: str = "") -> list[str]:
-        """The folders right in a folder, sorted, as paths from the store's URL. A missing folder has none."""
+        """Returns the folders directly in a folder, sorted, as paths from the store's URL; none for a missing one."""
         found = self._list(folder)["common_prefixes"]
         start = len(f"{self._key('')}/".lstrip("/"))
         return sorted(path[start:].rstrip("/") for path in found)
@@ -312,7 +293,7 @@ class Store:
         return self._ask("list", folder, lambda: self._client.list_with_delimiter(self._key(folder) or None))
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete objects, many at a time; one that is not there is no error."""
+        """Deletes objects, many at a time; a missing one is not an error."""
         with ThreadPoolExecutor(DELETES_AT_ONCE) as threads:
             for _ in threads.map(self._delete, names):
                 pass
@@ -327,7 +308,7 @@ class Store:
             self._ask("delete", name, lambda: self._client.delete(self._key(name)))
 
     def leftovers(self, folder: str = "") -> list[ObjectInfo]:
-        """What writes that never ended left right in a folder on local disk: `name#1`, seen by no listing."""
+        """Returns files that unfinished writes left in a folder on local disk: `name#1`, which no listing shows."""
         if self.local_root is None:
             return []
         with self._errors("list", folder):
@@ -337,17 +318,17 @@ class Store:
             ]
 
     def sync(self, names: Sequence[str]) -> None:
-        """Make objects durable: on local disk their folders reach the disk; elsewhere they are durable already."""
+        """Makes objects durable: syncs their folders on local disk; elsewhere they are durable already."""
         if self.local_root is not None:
             with self._errors("fsync", names[0] if names else ""):
                 root = Path(self.local_root)
                 disk.sync_folders([root / name for name in names], root)
 
     def _ask(self, verb: str, name: str, request: Callable[[], Answer], num_bytes: int = 0) -> Answer:
-        """Returns the answer to a request that moves `num_bytes`; object storage is asked again where it may help."""
+        """Returns the answer to a request that moves `num_bytes`; object storage is retried if that may help."""
         if self.local_root is not None:
             return self._ask_once(verb, name, request)
-        check_process()  # what it refuses is not tried again
+        check_process()  # its refusals are not retried
         what = f"waiting for an answer: {verb} {self.url_of(name)}; {self._access.endpoint}".rstrip("; ")
         return self._retries(lambda: self._ask_once(verb, name, request), what, num_bytes / SLOWEST_BYTES_PER_S)
 
@@ -359,14 +340,14 @@ class Store:
         return client_errors(verb, self.url_of(name), self._access)
 
     def _key(self, name: str) -> str:
-        """The object's path for the client: a local or memory client is rooted at the top, others at the URL."""
+        """Returns the client's path of an object: disk and memory are rooted at the top, others at the URL."""
         check_name(self.url, name)
         if self.local_root is None:
             return name
         return f"{self.local_root}/{name}".strip("/")
 
     def _client_for(self, transfer_bytes: int) -> ObjectStore:
-        """A client whose timeout lets a transfer of that size end: obstore's covers the whole body."""
+        """Returns a client whose timeout is long enough for a transfer: obstore's timeout covers the whole body."""
         if transfer_bytes < SLOWEST_BYTES_PER_S * REQUEST_TIMEOUT_S // 4 or "timeout" in self._access.options:
             return self._client
         return open_client(self._access, REQUEST_TIMEOUT_S + transfer_bytes / SLOWEST_BYTES_PER_S)

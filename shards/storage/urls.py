@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dray.shards.errors import CallError
 
 SCHEMES = ("s3", "gs", "az", "memory")
-_MEANT = {  # other spellings -> the scheme to write
+_MEANT = {  # other spellings -> the scheme that is meant
     **{name: name for name in (*SCHEMES, "file")},
     **dict.fromkeys(("s3a", "s3n"), "s3"),
     **dict.fromkeys(("gcs", "gcp"), "gs"),
     **dict.fromkeys(("abfs", "abfss", "adl", "azure", "wasb", "wasbs"), "az"),
 }
-_OTHERS = ("ftp", "ftps", "hdfs", "hf", "http", "https", "oci", "r2", "sftp", "ssh")  # seen in other tools
+_OTHERS = ("ftp", "ftps", "hdfs", "hf", "http", "https", "oci", "r2", "sftp", "ssh")  # schemes of other tools
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
 _PINNED = re.compile(r"\?version=([^/]*)$")
 _QUERY = re.compile(r"\?[^/]*=")
@@ -24,7 +24,7 @@ _STEP = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
 
 def normal_url(url: str | os.PathLike[str]) -> str:
-    """Returns the one spelling of a directory URL: an absolute path becomes `file:///...`, without a slash at the end.
+    """Returns the normal form of a directory URL: an absolute path becomes `file:///...`, without a slash at the end.
 
     In a `file://` URL `%`, `?` and `#` of a path are escaped, and nothing else: it stays legible, and other programs
     that open URLs find the same file. In other URLs every character stands for itself, as in the AWS CLI: `%20` is
@@ -47,7 +47,7 @@ def normal_url(url: str | os.PathLike[str]) -> str:
 
 
 def _check_scheme(text: str) -> None:
-    """Refuses what looks like a URL, and would otherwise be taken for a relative path.
+    """Refuses what looks like a URL and would otherwise be read as a relative path.
 
     Raises:
         CallError: It is a misspelt URL, or one of a kind that dray does not open.
@@ -56,7 +56,7 @@ def _check_scheme(text: str) -> None:
     if found is None or not (found[2].startswith("//") or found[1].lower() in (*_MEANT, *_OTHERS)):
         return
     scheme, rest = found[1], found[3]
-    shown = text if "@" not in rest else f"{scheme}:{found[2]}..."  # it may hold a password
+    shown = text if "@" not in rest else f"{scheme}:{found[2]}..."  # it may contain a password
     if meant := _MEANT.get(scheme.lower()):
         slashes = ":///" if meant == "file" else "://"
         hint = f"did you mean {meant}{slashes}{'...' if '@' in rest else rest}?"
@@ -67,7 +67,7 @@ def _check_scheme(text: str) -> None:
 
 
 def _path_of(text: str, rest: str) -> str:
-    """The path of a `file://` URL."""
+    """Returns the path of a `file://` URL."""
     if not rest.startswith("/"):
         raise CallError(f"{text}: expected file:///absolute/path, with three slashes")
     if "?" in rest or "#" in rest:
@@ -91,7 +91,7 @@ def _object_url(text: str, scheme: str, rest: str) -> str:
 
 
 def split_version(url: str | os.PathLike[str], version: int | str | None = None) -> tuple[str, int | str | None]:
-    """A dataset's URL without its `?version=7`, and the version that the URL or the argument names.
+    """Returns a dataset's URL without its `?version=7`, and the version that the URL or the argument names.
 
     A path that really ends like that is written as a `file://` URL, with `%3F` for `?`.
 
@@ -109,7 +109,7 @@ def split_version(url: str | os.PathLike[str], version: int | str | None = None)
 
 
 def check_apart(source: str, destination: str) -> None:
-    """Refuses a destination that would fill the source with shards. The source may lie inside the destination.
+    """Refuses a destination that would fill the source with shards. The source may be inside the destination.
 
     Args:
         source: A normal URL.
@@ -128,7 +128,7 @@ def check_apart(source: str, destination: str) -> None:
 
 
 def check_distinct(urls: Iterable[str]) -> None:
-    """Refuses directories that are one: two datasets of the same prefix would take each other for an older version.
+    """Refuses equal directories: two datasets of one prefix would take each other for an older version.
 
     Args:
         urls: Normal URLs.
@@ -150,24 +150,24 @@ def real_url(url: str) -> str:
 
 
 def local_path(url: str) -> str | None:
-    """The path of a normal `file://` URL; None for other schemes."""
+    """Returns the path of a normal `file://` URL; None for other schemes."""
     return urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file://") else None
 
 
 def check_name(url: str, name: str) -> None:
-    """Refuses the name of an object that does not lie below a URL.
+    """Refuses the name of an object that is not below a URL.
 
     Raises:
         CallError: It steps out of it, or holds what no object's name may hold.
     """
     if name and _STEP_OUT.search(name):
-        raise CallError(f"{name!r} is no name of an object below {url}: it must not step out of it")
+        raise CallError(f"{name!r} is not the name of an object below {url}: it must not step out of it")
     if _CONTROL.search(name) and not url.startswith("file:"):
-        raise CallError(f"{name!r} is no name of an object below {url}: it holds a control character")
+        raise CallError(f"{name!r} is not the name of an object below {url}: it holds a control character")
 
 
 def escaped(path: str) -> str:
-    """Returns a path as it stands in a `file://` URL."""
+    """Returns a path as written in a `file://` URL."""
     return path.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
 
 

@@ -63,10 +63,10 @@ def test_an_unknown_key_is_an_error_with_its_neighbours(inputs: Inputs, place: P
     """For a name with dots the error suggests its key; at either end there is one neighbour."""
     snapshot = build(inputs, place)
     for key, hint in (
-        ("sample-0004x", "near it lie 'sample-0004' and 'sample-0005'"),
+        ("sample-0004x", "its neighbours are 'sample-0004' and 'sample-0005'"),
         ("sample.0004", "dots of a name became dashes: 'sample-0004'?"),
-        ("a", "near it lie 'sample-0000'"),
-        ("z", "near it lie 'sample-0029'"),
+        ("a", "its neighbours are 'sample-0000'"),
+        ("z", "its neighbours are 'sample-0029'"),
         ("", "no sample '' in version 1 of"),
     ):
         with pytest.raises(NotFoundError, match=re.escape(hint)):
@@ -160,7 +160,7 @@ def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample-9999"], "no sample 'sample-9999' in version 1 of .*/out wdshards: near it lie 'sample-0029'"),
+        (["sample-9999"], "no sample 'sample-9999' in version 1 of .*/out wdshards: its neighbours are 'sample-0029'"),
         (["sample-0001", "--version", "9"], "no version 9"),
         (["sample-0001", "--prefix", "a"], "no dataset with prefix 'a'"),
     ],

@@ -33,7 +33,7 @@ from dray.shards.storage import disk, retry
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.chaos import NO_PAUSES, Chaos
-from tests.support.datasets import stored
+from tests.support.datasets import overwrite, stored
 from tests.support.faults import WRITES, Call, Crash, Fault, FaultyStore
 
 SUFFIX = "tensor.pyd"
@@ -492,8 +492,7 @@ def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveF
         kept = {shard.number for shard in manifest.shards}
         store.delete([LAYOUT.shard(old.number) for old in work.snapshot.shards if old.number not in kept])
     for name, body in bodies.items():
-        with store.open_writer(name) as sink:
-            sink.write(body)
+        overwrite(store, name, body)
     if flaw != "commits first":
         commit_version(Location(store, LAYOUT), manifest, work.snapshot, retention=KEEP_ONE)
 

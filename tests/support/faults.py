@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 from dray.shards import Store, StoreError
 from dray.shards.storage.client import StorageOptions
-from dray.shards.storage.store import Answer, ByteSink, ObjectInfo
+from dray.shards.storage.store import Answer, ObjectInfo
 
-WRITES = {"put_new", "open_writer", "delete"}
+WRITES = {"put_new", "delete"}
 
 
 class Crash(BaseException):
@@ -97,11 +97,6 @@ class FaultyStore(Store):
         with suppress(StoreError), self._call("put_new", name):
             return super().takes_again(name, data)
         return False
-
-    @contextmanager
-    def open_writer(self, name: str) -> Iterator[ByteSink]:
-        with self._call("open_writer", name), super().open_writer(name) as sink:
-            yield sink
 
     def get(self, name: str) -> bytes:
         if self.local_root is None:  # made of a `get_object`
