@@ -95,9 +95,8 @@ class Store:
 
     def url_of(self, name: str) -> str:
         """Returns the URL of one object or folder."""
-        if not name:
-            return self.url
-        return f"{self.url.rstrip('/')}/{name if self.local_root is None else escaped(name)}"
+        path = name if self.local_root is None else escaped(name)
+        return f"{self.url.rstrip('/')}/{path}" if name else self.url
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Creates a whole object at once: a crash or an error leaves nothing visible.
@@ -224,8 +223,7 @@ class Store:
     def open_stream(self, name: str, expected_bytes: int | None = None) -> Iterator[BinaryIO]:
         """Opens one object as a file that is read from its start to its end, without seeking.
 
-        An object is fetched in ranges, the next while the last is read: each request has its own timeout, so a reader
-        may take as long as it likes.
+        The next range is fetched while one is read; each request has its own timeout, so a reader may be slow.
 
         Args:
             name: The object.
@@ -233,7 +231,7 @@ class Store:
 
         Raises:
             NotFoundError: The object does not exist.
-            DamagedError: Nothing, or something of another size, lies where a size is expected.
+            DamagedError: It does not have the expected size.
         """
         if self.local_root is not None:  # without the client: a forked worker may read files
             check_name(self.url, name)
@@ -342,9 +340,7 @@ class Store:
     def _key(self, name: str) -> str:
         """Returns the client's path of an object: disk and memory are rooted at the top, others at the URL."""
         check_name(self.url, name)
-        if self.local_root is None:
-            return name
-        return f"{self.local_root}/{name}".strip("/")
+        return name if self.local_root is None else f"{self.local_root}/{name}".strip("/")
 
     def _client_for(self, transfer_bytes: int) -> ObjectStore:
         """Returns a client whose timeout is long enough for a transfer: obstore's timeout covers the whole body."""
