@@ -7,7 +7,7 @@ docs/format.md has the format.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from dray.shards.layout import WEBDATASET_META
 from dray.shards.parsing.arrays import ArrayLayout, constant_layouts
 from dray.shards.parsing.columns import ABOUT, DIGEST, PART_COLUMNS, Column, Columns, content_digest, damaged
 from dray.shards.parsing.records import HEADER
-from dray.shards.tar import Member
+from dray.shards.tar import Member, header
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
 
@@ -104,6 +104,18 @@ class ShardIndex:
         """Returns suffix -> dtype and shape of its parts, where all of them are `.npy` arrays of these."""
         return {suffix: (layout.dtype, layout.shape) for suffix, layout in self.arrays.items()}
 
+    def members(self) -> Iterator["IndexedPart"]:
+        """Yields the parts in the order of their members in the tar."""
+        offsets, sizes, hashes = self.offsets.ravel(), self.sizes.ravel(), self.xxh3_64.ravel()
+        cells = np.flatnonzero(offsets)
+        cells = cells[np.argsort(offsets[cells], kind="stable")]
+        for cell, offset, size, xxh in zip(
+            cells.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(), strict=True
+        ):
+            row, column = divmod(cell, len(self.suffixes))
+            key, suffix = self.keys[row], self.suffixes[column]
+            yield IndexedPart(key, suffix, header(f"{key}.{suffix}".encode(), size), offset, size, xxh)
+
     @classmethod
     def of_members(cls, members: Iterable[Member], *, shard_bytes: int, where: str) -> "ShardIndex":
         """Returns the index of any tar's members, grouped as WebDataset groups them: consecutive members of one key.
@@ -141,6 +153,23 @@ class ShardIndex:
             shard_bytes=shard_bytes,
             arrays=constant_layouts(layouts),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedPart:
+    """A part as its shard's index describes it."""
+
+    key: str
+    suffix: str
+    header: bytes  # header of its member in the tar
+    offset: int  # offset of its data in the tar
+    size: int  # bytes of its data
+    xxh3_64: int  # checksum of its data
+
+    @property
+    def start(self) -> int:
+        """Offset of its header in the tar."""
+        return self.offset - len(self.header)
 
 
 def _arrow_file(batch: pa.RecordBatch, about: bytes) -> bytes:

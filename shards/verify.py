@@ -18,12 +18,12 @@ import numpy as np
 from xxhash import xxh3_64
 
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
-from dray.shards.index import ShardIndex
+from dray.shards.index import IndexedPart, ShardIndex
 from dray.shards.layout import Location
 from dray.shards.manifest import Kind, Shard
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
-from dray.shards.tar import BLOCK, END, header
+from dray.shards.tar import BLOCK, END
 from dray.shards.versions import read_version
 
 RANGES_FROM_BYTES = 1 << 20  # a mean member's; the client reads through smaller gaps between two ranges anyway
@@ -53,22 +53,6 @@ class Finding:
         at = "" if self.offset is None else f" at offset {self.offset}"
         key = "" if self.key is None else f", key {self.key!r}"
         return f"{self.url}{at}{key}: {self.what}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A member of a tar as its index tells it."""
-
-    key: str
-    header: bytes
-    offset: int  # of its data
-    size: int  # bytes
-    xxh3_64: int
-
-    @property
-    def start(self) -> int:
-        """Of its header."""
-        return self.offset - len(self.header)
 
 
 def open_whole(location: Location, version: int | str | None) -> Snapshot | Finding:
@@ -184,23 +168,12 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
         yield from _check_tar(snapshot.tars, snapshot.shard_name(shard), shard, index, full=full)
 
 
-def _members(index: ShardIndex) -> Iterator[_Expected]:
-    """What the tar of an index holds, in the tar's order."""
-    offsets, sizes, hashes = index.offsets.ravel(), index.sizes.ravel(), index.xxh3_64.ravel()
-    cells = np.flatnonzero(offsets)
-    cells = cells[np.argsort(offsets[cells], kind="stable")]
-    for cell, offset, size, xxh in zip(
-        cells.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(), strict=True
-    ):
-        row, column = divmod(int(cell), len(index.suffixes))
-        key = index.keys[row]
-        yield _Expected(key, header(f"{key}.{index.suffixes[column]}".encode(), size), offset, size, xxh)
 
 
 def _find_gap(index: ShardIndex) -> str | None:
     """Where the parts of an index do not lie end to end, from the start of the tar to its end."""
     end = 0
-    for member in _members(index):
+    for member in index.members():
         if member.start != end:
             return f"data of key {member.key!r} at offset {end + len(member.header)} expected, found {member.offset}"
         end = member.offset + member.size + -member.size % BLOCK
@@ -230,7 +203,7 @@ def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full
 
 def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> Iterator[Finding]:
     """By ranges: each header and the end of the archive."""
-    url, members, batch = store.url_of(name), list(_members(index)), RANGES_AT_ONCE
+    url, members, batch = store.url_of(name), list(index.members()), RANGES_AT_ONCE
     for some in (members[start : start + batch] for start in range(0, len(members), batch)):
         starts, lengths = [member.start for member in some], [len(member.header) for member in some]
         for member, found in zip(some, store.get_ranges(name, starts, lengths), strict=True):
@@ -243,7 +216,7 @@ def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> I
 
 def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
     """From start to end, in bounded memory."""
-    for member in _members(index):
+    for member in index.members():
         if stream.read(len(member.header)) != member.header:
             yield _bad_header(url, number, member)
         found = _read_hash(stream, member.size, full=full)
@@ -273,7 +246,7 @@ def _read_hash(stream: BinaryIO, size: int, *, full: bool) -> int:
     return hasher.intdigest()
 
 
-def _bad_header(url: str, number: int, member: _Expected) -> Finding:
+def _bad_header(url: str, number: int, member: IndexedPart) -> Finding:
     what = f"not the header of a part of {member.size} bytes that the index names here"
     return Finding(url=url, shard=number, key=member.key, offset=member.start, what=what)
 

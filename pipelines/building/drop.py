@@ -4,14 +4,11 @@ import time
 from dataclasses import replace
 
 from dray.pipelines.building.announce import announce
-from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.manifest import put_table
 from dray.pipelines.building.report import BuildReport, report_of
-from dray.pipelines.building.survey import stored_sizes
-from dray.pipelines.building.tables import empty_like
+from dray.pipelines.building.tables import parquet_of
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Plan
-from dray.pipelines.versions.attempts import check_is_build, finish, until_committed
+from dray.pipelines.versions.attempts import check_is_build, finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Location
@@ -38,16 +35,15 @@ def drop_samples(location: Location, *, retention: Retention | None, progress: b
         ConflictError: Other writers were faster again and again.
     """
     started = time.monotonic()
-    job = PackJob(inputs=location.store, location=location, transform=None)  # no input is read
 
-    def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  all are alike
+    def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  each starts from head
         if head is None:
             raise no_dataset(location)
         base = Snapshot.load(location, head)
         check_is_build(base)
         if not base.shards:
             return report_of(base, None, {}, seconds=time.monotonic() - started)
-        intent = announce(job, Plan(()), base, stored_sizes(job), progress=progress)
+        intent = announce(location, (), base, stored_sizes(location), progress=progress)
         manifest = replace(
             base.manifest,
             intent=intent.number,
@@ -55,7 +51,7 @@ def drop_samples(location: Location, *, retention: Retention | None, progress: b
             parts=parts_of(base.manifest.recipe, (), (), ()),
             accounting=Accounting(inputs=0, packed=0),
             shards=(),
-            sources=(put_table(job, intent, empty_like(base.sources()), 0, {}),),
+            sources=(put_table(location, intent, parquet_of(base.sources().slice(0, 0)), 0, {}),),
             left_out=None,
         )
         made = commit_version(location, manifest, base, retention=retention)

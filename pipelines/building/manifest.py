@@ -1,4 +1,4 @@
-"""The next version's manifest, from the plan and what came of its tasks; its tables are stored on the way."""
+"""The next version's manifest, made from the plan and the results of its tasks, and its tables."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from dray.pipelines.building.job import PackedShard, PackJob
 from dray.pipelines.building.survey import Work, none_left
-from dray.pipelines.building.tables import LeftOut, left_out_table, source_chunks
+from dray.pipelines.building.tables import LeftOut, left_out_table, source_table, table_chunks
 from dray.pipelines.inputs.sources import EMPTY
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.plan import compare, find_in, fingerprints_in
 from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
+from dray.shards.layout import Location
 from dray.shards.log import Intent, put_content
 from dray.shards.manifest import Accounting, Manifest, Shard, TableChunk, part_table
 
@@ -27,15 +28,15 @@ def next_manifest(
     packed: Mapping[int, PackedShard],
     left_out: Sequence[LeftOut],
 ) -> tuple[Manifest, Changes]:
-    """The content of the next version, and how it differs from the last; its tables are stored, durably.
+    """Returns the next version's manifest, and how it differs from the last; stores its tables, durably.
 
     Args:
-        job: The stores and the names on them.
-        recipe: What decided the bytes.
-        work: With the plan.
+        job: Where inputs and dataset are.
+        recipe: The recipe of the build.
+        work: The plan, and what it is based on.
         intent: The number of each planned shard.
-        packed: Number -> record of each shard that does not stay.
-        left_out: All inputs that the version does not hold.
+        packed: Number -> record of each shard that was packed.
+        left_out: The inputs that the version does not hold.
 
     Raises:
         InputError: No sample is left.
@@ -61,8 +62,7 @@ def next_manifest(
     if not len(is_held):
         raise InputError(none_left(work.num_inputs, job.inputs.url, left_out))
     held_sources, held_hashes = sources.take(is_held), hashes[is_held]
-    tables = source_chunks(held_sources, numbers[is_held], rows[is_held], held_hashes)
-    known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
+    table = source_table(held_sources, numbers[is_held], rows[is_held], held_hashes)
     parts, shown = part_table(recipe.to_json(), shards, arrays)
     manifest = Manifest(
         prefix=job.location.prefix,
@@ -73,14 +73,14 @@ def next_manifest(
         accounting=_accounting(work.num_inputs, len(is_held), left_out),
         parts=parts,
         shards=shown,
-        sources=tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in tables),
-        left_out=put_table(job, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
+        sources=put_sources(job.location, intent, table, last),
+        left_out=put_table(job.location, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
     )
     return manifest, compare(work.last, held_sources, held_hashes)
 
 
 def _made(packed: PackedShard, digest: str) -> Shard:
-    """A shard that was packed, with the counts of its parts."""
+    """Returns the manifest's record of a shard that was packed, with the counts of its parts."""
     return Shard(
         number=packed.number,
         num_bytes=packed.num_bytes,
@@ -102,8 +102,18 @@ def _accounting(num_inputs: int, num_packed: int, left_out: Sequence[LeftOut]) -
     )
 
 
-def put_table(job: PackJob, intent: Intent, body: bytes, num_rows: int, known: Mapping[str, TableChunk]) -> TableChunk:
-    """Store a table of the manifest under the intent, durably; one that the last version has too stays where it is."""
+def put_sources(
+    location: Location, intent: Intent, table: pa.Table, last: Manifest | None = None
+) -> tuple[TableChunk, ...]:
+    """Store a table of sources under the intent, durably; chunks that the last version has as well are shared."""
+    known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
+    return tuple(put_table(location, intent, body, num_rows, known) for num_rows, body in table_chunks(table))
+
+
+def put_table(
+    location: Location, intent: Intent, body: bytes, num_rows: int, known: Mapping[str, TableChunk]
+) -> TableChunk:
+    """Store a table of the manifest under the intent, durably, unless its digest is among the known ones."""
     digest = digest_of(body)
     if digest in known:
         return known[digest]
@@ -112,7 +122,7 @@ def put_table(job: PackJob, intent: Intent, body: bytes, num_rows: int, known: M
 
 
 def _hashes_of_kept(work: Work) -> NDArray[np.uint64]:
-    """(n, s) xxh3_64 of each input file of the shards that stay, as the last version noted it; 0 for the others."""
+    """Returns (n, s) xxh3_64 of each input file of the shards that stay, by the last version; 0 for the others."""
     sources = work.sources
     hashes = np.zeros(sources.sizes.shape, np.uint64)
     kept = [shard.rows for shard in work.planned.shards if shard.fate == "reused"]

@@ -1,4 +1,4 @@
-"""The tables of a snapshot: of each sample its files' fingerprints and its place; what was left out, and why."""
+"""The tables of a snapshot: each sample's fingerprints and place, and the inputs that were left out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,25 +19,12 @@ class LeftOut:
     """An input that a version does not hold."""
 
     bad: BadInput
-    fate: str  # "skipped", "quarantined", or "empty": the user's function gave no sample
-    stamp: int  # xxh3_64 of the sizes and stamps of its files
+    fate: str  # "skipped", "quarantined", or "empty": the user's function returned None
+    stamp: int  # xxh3_64 of the sizes and stamps of its files; 0 if they are unknown
 
 
-def source_chunks(
-    sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
-) -> Iterator[tuple[int, bytes]]:
-    """The table in chunks, as Parquet: the same bytes for the same sources.
-
-    Args:
-        sources: n samples of s files.
-        shards: (n,) the number of each sample's shard.
-        rows: (n,) which sample of its shard it is, from 0.
-        hashes: (n, s) xxh3_64 of each file.
-
-    Yields:
-        (rows, bytes of a Parquet file), at most 1 M rows each.
-    """
-    table = source_table(sources, shards, rows, hashes)
+def table_chunks(table: pa.Table) -> Iterator[tuple[int, bytes]]:
+    """Yields (number of rows, Parquet file) for each chunk of a table: equal bytes for equal tables."""
     for start in range(0, len(table), CHUNK_ROWS):
         chunk = table.slice(start, CHUNK_ROWS)
         yield len(chunk), parquet_of(chunk)
@@ -46,7 +33,14 @@ def source_chunks(
 def source_table(
     sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
 ) -> pa.Table:
-    """The whole table, sorted by key; the arguments are those of `source_chunks`."""
+    """Returns the table of sources, sorted by key.
+
+    Args:
+        sources: n samples of s files.
+        shards: (n,) number of each sample's shard.
+        rows: (n,) row of each sample in its shard.
+        hashes: (n, s) xxh3_64 of each file.
+    """
     columns = {
         "key": pa.array(sources.keys(), pa.string()),
         "name": pa.array(sources.names, pa.string()),
@@ -60,17 +54,10 @@ def source_table(
     return pa.table(columns, schema=source_schema(sources.suffixes)).sort_by("key")
 
 
-def empty_like(sources: pa.Table) -> bytes:
-    """The table of no samples, as Parquet, with the columns of another."""
-    return parquet_of(sources.slice(0, 0))
 
 
 def left_out_table(bad: Sequence[LeftOut]) -> bytes:
-    """What was left out and why, as Parquet, sorted by key: the same bytes for the same inputs.
-
-    Columns: key, name, file, stage, error, and fate, which is "skipped", "quarantined" or "empty"; stamp tells a
-    changed one.
-    """
+    """Returns the table of the inputs that were left out, as Parquet, sorted by key: equal bytes for equal inputs."""
     rows = sorted(bad, key=lambda left: left.bad.name)
     columns = {
         "key": [key_of(left.bad.name) for left in rows],

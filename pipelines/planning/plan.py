@@ -26,6 +26,8 @@ from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
 Fate = Literal["reused", "rewritten", "new"]
+Slot = tuple[str, int | None]
+"""The digest of a shard of the next snapshot, and its number if it stays; None if it is still to be stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -85,9 +87,9 @@ class Plan:
     changes: Changes = field(default_factory=Changes)
 
     @property
-    def digest(self) -> str:
-        """Digest of the whole plan, reused shards included: two builders with the same digest do the same."""
-        return digest_of(json.dumps([(shard.digest, shard.number) for shard in self.shards]).encode())
+    def slots(self) -> list[Slot]:
+        """Digest and number of each shard."""
+        return [(shard.digest, shard.number) for shard in self.shards]
 
     @property
     def has_work(self) -> bool:
@@ -127,18 +129,24 @@ def plan(sources: Sources, recipe: Recipe, last: Last | None = None, is_same: ND
     return _increment(sources, recipe, last, np.zeros(len(sources), bool) if is_same is None else is_same)
 
 
-def number_shards(planned: Plan, known: Mapping[str, int], first: int) -> Numbering:
+def plan_digest(slots: Sequence[Slot]) -> str:
+    """Returns the digest of a whole plan, reused shards included: two builders with the same digest do the same."""
+    return digest_of(json.dumps(slots).encode())
+
+
+def number_shards(slots: Sequence[Slot], known: Mapping[str, int], first: int) -> Numbering:
     """Returns the number of each planned shard.
 
     Args:
-        planned: The plan.
+        slots: The planned shards.
         known: Digest -> number of shards that exist.
         first: The first number that is not reserved.
     """
     numbers: list[int] = []
     free = first
-    for shard in planned.shards:
-        number = known.get(shard.digest) if shard.number is None else shard.number
+    for digest, number in slots:
+        if number is None:
+            number = known.get(digest)
         if number is None:
             number, free = free, free + 1
         numbers.append(number)

@@ -62,6 +62,11 @@ def check_is_build(base: Snapshot) -> None:
         )
 
 
+def stored_sizes(location: Location) -> dict[str, int]:
+    """Returns name -> size in bytes of the objects in the dataset's directory."""
+    return {info.name: info.size for info in location.store.list_folder()}
+
+
 def check_stored(location: Location, expected: Mapping[int, int]) -> None:
     """Compare what is stored with the tasks' records, and make it durable.
 
@@ -72,7 +77,7 @@ def check_stored(location: Location, expected: Mapping[int, int]) -> None:
     Raises:
         StoreError: A shard is not there: its task wrote to another place.
     """
-    stored = {info.name: info.size for info in location.store.list_folder()} if expected else {}
+    stored = stored_sizes(location) if expected else {}
     for number, num_bytes in expected.items():
         name = location.layout.shard(number)
         if stored.get(name) == num_bytes:

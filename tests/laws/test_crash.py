@@ -470,7 +470,7 @@ def naive_build(store: Store, inputs: Inputs, names: Sequence[str], flaw: NaiveF
     work = survey_dataset(spec_of(job, names), read_head(Location(store, LAYOUT)))
     if not work.has_work:
         return
-    intent = announce(job, work.planned, work.snapshot, work.stored, progress=False)
+    intent = announce(job.location, work.planned.slots, work.snapshot, work.stored, progress=False)
     if flaw == "overwrites shards":
         intent = replace(intent, shards=tuple(range(len(intent.shards))))
     packed: dict[int, PackedShard] = {}

@@ -429,8 +429,8 @@ def test_a_foreign_shard_with_the_right_keys_is_not_adopted(make_inputs: MakeInp
     for name in inputs.names[:2]:
         tar.add(f"{name.replace('.', '-')}.other".encode(), b"foreign")
     store = Store(place.url, place.storage_options)
-    announce(PackJob(inputs=Store(inputs.folder), location=Location(store, Layout("wds")), transform=None),
-             plan(find_sources(Store(inputs.folder), inputs.names, (SUFFIX,)), RECIPE), None, ())  # fmt: skip
+    planned = plan(find_sources(Store(inputs.folder), inputs.names, (SUFFIX,)), RECIPE)
+    announce(Location(store, Layout("wds")), planned.slots, None, ())
     store.put_new("wds-000000.tar", tar.finish())
     with pytest.raises(DamagedError, match="holds other samples"):
         build(inputs, place)

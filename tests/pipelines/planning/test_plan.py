@@ -109,7 +109,7 @@ def test_known_shards_keep_their_numbers_and_new_ones_follow_the_first_free() ->
     """Numbers of known digests are adopted, the others are reserved in order."""
     planned = plan(sources([1] * 4), Recipe(suffixes=(SUFFIX,), num_shards=4))
     known = {planned.shards[1].digest: 3}
-    numbering = number_shards(planned, known, first=10)
+    numbering = number_shards(planned.slots, known, first=10)
     assert numbering.numbers == (10, 3, 11, 12)
     assert numbering.count == 3
 
@@ -127,7 +127,7 @@ RECIPE = Recipe(suffixes=(SUFFIX,), num_shards=3)
 
 def committed(before: Sources, planned: Plan, recipe: Recipe = RECIPE, *, missing: set[int] | None = None) -> Last:
     """The snapshot that a plan makes, as the next plan sees it."""
-    numbers = number_shards(planned, {}, first=0).numbers
+    numbers = number_shards(planned.slots, {}, first=0).numbers
     shards, shard_of, row_of = [], np.zeros(len(before), np.int64), np.zeros(len(before), np.int64)
     for shard, number in zip(planned.shards, numbers, strict=True):
         shard_of[shard.rows], row_of[shard.rows] = number, np.arange(len(shard.rows))
@@ -173,7 +173,7 @@ def test_a_changed_sample_rewrites_its_shard_in_its_old_order_and_place() -> Non
     assert found == [("rewritten", ["a"]), ("rewritten", ["c", "d"]), ("reused", ["e", "f"]), ("new", ["x"])]
     assert second.shards[0].reason == "of 000000: 0 changed, 1 removed"
     assert second.shards[1].reason == "of 000001: 1 changed, 0 removed"
-    assert number_shards(second, {}, first=3).numbers == (3, 4, 2, 5)
+    assert number_shards(second.slots, {}, first=3).numbers == (3, 4, 2, 5)
 
 
 def test_a_shard_with_no_sample_left_is_dropped() -> None:
