@@ -168,8 +168,6 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
         yield from _check_tar(snapshot.tars, snapshot.shard_name(shard), shard, index, full=full)
 
 
-
-
 def _find_gap(index: ShardIndex) -> str | None:
     """Where the parts of an index do not lie end to end, from the start of the tar to its end."""
     end = 0

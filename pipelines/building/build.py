@@ -1,4 +1,4 @@
-"""The build: fingerprint the inputs, plan, announce, pack what is missing, commit, give up old versions.
+"""A build: fingerprint the inputs, plan, announce, pack what is missing, commit, drop old versions.
 
 Nothing is visible before the commit, and the commit is one small conditional write. A build that dies anywhere leaves
 whole shards under numbers that its intent reserved; the next build adopts those that it can use.
@@ -14,7 +14,7 @@ from dray.pipelines.building.job import TASK_BYTES, PackedShard, PackJob, PackTa
 from dray.pipelines.building.manifest import next_manifest
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.building.report import BuildReport, report_of
-from dray.pipelines.building.survey import BuildSpec, Work, leave_out, stored_sizes, survey_dataset
+from dray.pipelines.building.survey import BuildSpec, Work, leave_out, survey_dataset
 from dray.pipelines.inputs.reading import check_unread
 from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named
@@ -25,7 +25,7 @@ from dray.pipelines.progress import say, shard_progress
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.running.tasks import fit_workers, run_tasks, runs_in_process
-from dray.pipelines.versions.attempts import check_stored, finish, until_committed
+from dray.pipelines.versions.attempts import check_stored, finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError, ConflictError
@@ -36,9 +36,9 @@ SMALL_SHARDS = 10  # number of small shards from which a build recommends compac
 
 
 def survey(spec: BuildSpec) -> Work:
-    """Return what a build would do; nothing is written. Arguments and errors are those of `survey_dataset`."""
+    """Returns what a build is going to do; writes nothing. Arguments and errors are those of `survey_dataset`."""
 
-    def attempt(head: Commit | None, *, is_first: bool) -> Work:  # noqa: ARG001  all are alike
+    def attempt(head: Commit | None, *, is_first: bool) -> Work:  # noqa: ARG001  each starts from head
         return survey_dataset(spec, head)
 
     return until_committed(spec.job.location, attempt, progress=spec.progress)
@@ -47,35 +47,34 @@ def survey(spec: BuildSpec) -> Work:
 def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None = None) -> BuildReport:
     """Make the dataset's last version hold just these samples.
 
-    Atomic: readers see the old version or the new one. Where the last version is that already, nothing is written.
-    A first build keeps the order of the names, a later one that of the shards that stay. Where another build commits
-    meanwhile, this one plans again from there; what it has packed serves.
+    Atomic: readers see the old version or the new one. If the last version holds them already, nothing is written.
+    A first build keeps the order of the names, a later one that of the shards that stay. If another build commits
+    meanwhile, this one plans again from there, and reuses the shards that it has packed.
 
     Args:
-        spec: What to make of which samples.
-        retention: Which versions stay; None: all.
-        surveyed: Result of `survey`, used unless someone has changed the dataset since.
+        spec: The arguments of the build.
+        retention: Which versions to keep; None: all.
+        surveyed: Result of `survey`, used unless the dataset has changed since.
 
     Raises:
-        CallError: It would change more than the guard allows: nothing was written; or samples that could not be packed
-            make it so, and no version was made.
-        InputError: Samples cannot be packed; the shards that were stored serve the next build.
-        ConflictError: Another build made something of another kind of the dataset meanwhile.
+        CallError: It would change more than the guard allows: nothing was written; or it would because samples could
+            not be packed: no version was made.
+        InputError: Samples cannot be packed; the next build reuses the shards that were stored.
+        ConflictError: Another build committed a version by another recipe or from another directory meanwhile.
     """
     started = time.monotonic() - (surveyed.seconds if surveyed else 0)
     job, recipe, tolerance = spec.job, spec.recipe, spec.tolerance
     address, progress = spec.address, spec.progress
-    before: Snapshot | None = None  # what the attempt before started from
+    before: Snapshot | None = None  # base of the previous attempt
 
     def report(version: Snapshot, changes: Changes | None, packed: Mapping[int, PackedShard]) -> BuildReport:
         unscanned = spec.scan.unscanned if spec.scan else None
         return report_of(version, changes, packed, unscanned=unscanned, seconds=time.monotonic() - started)
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
-        """None where another writer committed meanwhile."""
         nonlocal before
         if surveyed is not None and is_first and surveyed.head == head:
-            work = replace(surveyed, stored=stored_sizes(job))
+            work = replace(surveyed, stored=stored_sizes(job.location))
         else:
             work = survey_dataset(spec, head)
         if not is_first:
@@ -86,7 +85,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
         if base is not None and not work.has_work:
             return report(base, None, {})
         with fit_workers(address if _num_to_pack(work) else IN_PROCESS):
-            intent = announce(job, work.planned, base, work.stored, progress=progress)
+            intent = announce(job.location, work.planned.slots, base, work.stored, progress=progress)
             packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
         bad = leave_out([entry for shard in packed.values() for entry in shard.bad], work, tolerance)
         manifest, changes = next_manifest(job, recipe, work, intent, packed, bad)

@@ -1,7 +1,7 @@
-"""Merging small shards: a version like any other, of the same samples in fewer tars.
+"""Merging small shards: the next version holds the same samples in fewer tars.
 
-No source is read and nothing is decoded: a merged shard is the members of its parts one after another, and its index
-is put together from theirs. Every byte is checked against the index that the manifest names while it is copied.
+No source is read and nothing is decoded: a merged shard is the concatenation of its parts' members, and its index that
+of theirs. Every byte is checked against the index that the manifest names while it is copied.
 """
 
 import time
@@ -10,25 +10,21 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
+import pyarrow as pa
 
 from dray.pipelines.building.announce import announce
-from dray.pipelines.building.job import PackJob
-from dray.pipelines.building.manifest import put_table
-from dray.pipelines.building.merge import MergeTask, merge_shards, merged_bytes, merged_digest
-from dray.pipelines.building.survey import stored_sizes
-from dray.pipelines.building.tables import source_chunks
-from dray.pipelines.inputs.sources import Sources
+from dray.pipelines.building.manifest import put_sources
+from dray.pipelines.building.merge import MergeTask, merge_shards, merged_digest
 from dray.pipelines.planning.merges import Group, plan_for
-from dray.pipelines.planning.plan import Plan, PlannedShard, fingerprints_in
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.tasks import fit_workers, run_tasks
-from dray.pipelines.versions.attempts import check_is_build, check_stored, finish, until_committed
+from dray.pipelines.versions.attempts import check_is_build, check_stored, finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Location
 from dray.shards.log import Commit, Intent, Operation
-from dray.shards.manifest import Manifest, Shard, TableChunk, part_table
+from dray.shards.manifest import Manifest, Shard, part_table
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.versions import no_dataset
@@ -40,12 +36,12 @@ class CompactReport:
 
     url: str
     prefix: str
-    version: int  # the one that is now the last
-    num_merged: int  # small shards that are gone
-    num_made: int  # shards made of them
-    num_shards: int  # of the version
-    num_samples: int
-    num_bytes: int  # of all tars of the version
+    version: int  # number of the last version
+    num_merged: int  # number of small shards that were merged
+    num_made: int  # number of shards made of them
+    num_shards: int  # shards of the version
+    num_samples: int  # samples of the version
+    num_bytes: int  # bytes of the version's tars
     seconds: float
 
     def __str__(self) -> str:
@@ -66,24 +62,24 @@ def compact(
 ) -> CompactReport:
     """Merge the small shards of the last version: the next one holds the same samples in fewer tars.
 
-    Atomic, as a build is. Where there is nothing to merge, nothing is written. Where another writer commits meanwhile,
-    it is planned again from there; what was merged serves. Samples of merged shards move to the place of the first one.
+    Atomic, like a build. If there is nothing to merge, nothing is written. If another writer commits meanwhile, it is
+    planned again from there, and shards that were merged are reused. Samples move to the place of the first shard of
+    their group.
 
     Args:
         location: Where the dataset is.
-        retention: Which versions stay; None: all.
+        retention: Which versions to keep; None: all.
         address: See `run_tasks`.
-        progress: Show a bar or lines on standard error.
+        progress: Whether to show progress on standard error.
 
     Raises:
         NotFoundError: There is no such dataset.
-        DamagedError: A small shard, or its index, is not what was packed: names shard and key. No version is made.
-        ConflictError: Other writers were faster again and again.
+        DamagedError: A small shard or its index is damaged; names shard and key. No version is made.
+        ConflictError: Other writers were faster too often.
     """
     started = time.monotonic()
 
-    def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  all are alike
-        """None where another writer committed meanwhile."""
+    def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  each starts from head
         if head is None:
             raise no_dataset(location)
         base = Snapshot.load(location, head)
@@ -105,10 +101,10 @@ def compact(
 def _merge(
     base: Snapshot, groups: Sequence[Group], retention: Retention | None, address: str | None, *, progress: bool
 ) -> Snapshot | None:
-    """Announce, merge and commit; None where the dataset moved on meanwhile."""
-    job = PackJob(inputs=base.store, location=base.location, transform=None)  # no input is read
-    stored = stored_sizes(job)
-    intent = announce(job, _announced(groups), base, stored, progress=progress)
+    """Announce, merge and commit; returns None if another writer committed meanwhile."""
+    stored = stored_sizes(base.location)
+    slots = [(merged_digest(group), group[0].number if len(group) == 1 else None) for group in groups]
+    intent = announce(base.location, slots, base, stored, progress=progress)
     witness = Witness(base.store, base.layout.intent(intent.number))
     tasks = [
         MergeTask(number=number, parts=group, is_stored=base.layout.shard(number) in stored)
@@ -122,32 +118,12 @@ def _merge(
             advance(shard.num_bytes)
     check_stored(base.location, {shard.number: shard.num_bytes for shard in merged.values()})
     shards = [merged.get(number, group[0]) for group, number in zip(groups, intent.shards, strict=True)]
-    manifest = _next_manifest(job, base, groups, shards, intent)
+    manifest = _next_manifest(base, groups, shards, intent)
     return commit_version(base.location, manifest, base, operation=Operation.COMPACT, retention=retention)
 
 
-def _announced(groups: Sequence[Group]) -> Plan:
-    """The groups as a plan of a build, which looks at no source."""
-    no_rows = np.zeros(0, np.int64)
-    return Plan(
-        tuple(
-            PlannedShard(
-                rows=no_rows,
-                fate="reused" if len(group) == 1 else "rewritten",
-                reason="" if len(group) == 1 else f"merged of {len(group)} small ones",
-                number=group[0].number if len(group) == 1 else None,
-                num_bytes=merged_bytes(group),
-                digest=merged_digest(group),
-            )
-            for group in groups
-        )
-    )
-
-
-def _next_manifest(
-    job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
-) -> Manifest:
-    """The last version's but for its shards, and where the table of sources says that samples lie."""
+def _next_manifest(base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent) -> Manifest:
+    """Returns the last version's manifest with other shards and the samples' new places; stores its tables."""
     kept = {shard.number: shard for shard in base.manifest.counted_shards()}
     counted_shards = [kept.get(shard.number, shard) for shard in shards]
     arrays = [base.manifest.arrays()] * len(shards)  # merging changes no sample
@@ -157,33 +133,22 @@ def _next_manifest(
         intent=intent.number,
         parts=parts,
         shards=shown,
-        sources=_moved_sources(job, base, groups, shards, intent),
+        sources=put_sources(base.location, intent, _moved_sources(base, groups, shards), base.manifest),
     )
 
 
-def _moved_sources(
-    job: PackJob, base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard], intent: Intent
-) -> tuple[TableChunk, ...]:
-    """The table of sources with each sample's new shard and row, stored durably; unchanged chunks stay."""
+def _moved_sources(base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard]) -> pa.Table:
+    """Returns the table of sources with each sample's new shard and row."""
     moves: dict[int, tuple[int, int]] = {}  # old shard -> new shard, and the row where its samples start
     for group, shard in zip(groups, shards, strict=True):
         first_rows = accumulate((part.num_samples for part in group), initial=0)
         moves |= {part.number: (shard.number, row) for part, row in zip(group, first_rows, strict=False)}
     table = base.sources()
-    suffixes = tuple(base.manifest.recipe["suffixes"])
-    sources = Sources(
-        url=base.manifest.source_url,
-        names=table["name"].to_pylist(),
-        suffixes=suffixes,
-        sizes=fingerprints_in(table, suffixes, "size"),
-        stamps=fingerprints_in(table, suffixes, "stamp"),
-    )
     numbers, place = np.unique(table["shard"].to_numpy(), return_inverse=True)
     moved = np.array([moves[number] for number in numbers.tolist()], np.int64)[place]
-    rows = table["row"].to_numpy() + moved[:, 1]
-    chunks = source_chunks(sources, moved[:, 0], rows, fingerprints_in(table, suffixes, "xxh3_64"))
-    known = {chunk.digest: chunk for chunk in base.manifest.sources or ()}
-    return tuple(put_table(job, intent, body, num_rows, known) for num_rows, body in chunks)
+    places = {"shard": moved[:, 0], "row": table["row"].to_numpy() + moved[:, 1]}
+    columns = [pa.array(places[name]) if name in places else table[name] for name in table.column_names]
+    return pa.table(columns, schema=table.schema)
 
 
 def _report(snapshot: Snapshot, merged: Sequence[Group], started: float) -> CompactReport:

@@ -1,4 +1,4 @@
-"""Dropping the samples of a dataset: a version that holds none. What older versions hold stays as it is."""
+"""Dropping the samples of a dataset: the next version is empty, older ones stay as they are."""
 
 import time
 from dataclasses import replace
@@ -22,17 +22,17 @@ from dray.shards.versions import no_dataset
 def drop_samples(location: Location, *, retention: Retention | None, progress: bool = True) -> BuildReport:
     """Make the last version of a dataset one without samples.
 
-    Atomic, and undone by a rollback for as long as the versions before are kept. Where the last version is empty
-    already, nothing is written.
+    Atomic; a rollback undoes it while the previous versions are kept. If the last version is already empty, nothing is
+    written.
 
     Args:
         location: Where the dataset is.
-        retention: Which versions stay; None: all.
+        retention: Which versions to keep; None: all.
         progress: Whether to show progress on standard error.
 
     Raises:
         NotFoundError: There is no such dataset.
-        ConflictError: Other writers were faster again and again.
+        ConflictError: Other writers were faster too often.
     """
     started = time.monotonic()
 

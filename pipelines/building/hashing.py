@@ -1,4 +1,4 @@
-"""Reads input files for their checksums, many in each task."""
+"""Reading input files for their checksums, many in each task."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from dray.pipelines.running.tasks import run_tasks, runs_in_process
 from dray.shards.messages import counted
 from dray.shards.storage.store import Store
 
-HASH_FILES = 5000  # a task's at most
-HASH_BYTES = 256 << 20
+HASH_FILES = 5000  # maximum number of files of a task
+HASH_BYTES = 256 << 20  # target number of bytes of a task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _HashTask:
-    first: int  # of its samples
+    first: int  # row of its first sample
     sources: Sources
 
     @property
@@ -47,7 +47,7 @@ def _hash_tasks(inputs: Store, tasks: Sequence[_HashTask]) -> Iterator[tuple[int
 def hash_contents(
     inputs: Store, sources: Sources, why: str, *, address: str | None, progress: bool
 ) -> NDArray[np.uint64]:
-    """Return (n, s) xxh3_64 of each file; 0 for one that cannot be read, or is absent.
+    """Returns (n, s) xxh3_64 of each file; 0 if it cannot be read, or is absent.
 
     Args:
         inputs: The store of the samples.

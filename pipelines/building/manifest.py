@@ -117,7 +117,7 @@ def put_table(
     digest = digest_of(body)
     if digest in known:
         return known[digest]
-    put_content(job.location.store, job.location.layout.table(intent.number, digest), body)
+    put_content(location.store, location.layout.table(intent.number, digest), body)
     return TableChunk(intent=intent.number, digest=digest, num_rows=num_rows)
 
 

@@ -1,4 +1,4 @@
-"""One shard made of several: their members one after another, each byte checked against their indexes."""
+"""Making one shard of several: the concatenation of their members, each byte checked against their indexes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from dray.shards.manifest import Shard
 from dray.shards.parsing.arrays import constant_layouts
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
-from dray.shards.tar import BLOCK, END, Member, header
+from dray.shards.tar import BLOCK, END
 
-PARTS_AT_ONCE = 4  # read by one task
+PARTS_AT_ONCE = 4  # maximum number of parts that a task reads concurrently
 READ_BYTES = 8 << 20
-STREAM_BYTES = 4 * READ_BYTES  # of one open stream
+STREAM_BYTES = 4 * READ_BYTES  # memory of one open stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeTask:
-    """One shard to make of several."""
+    """A shard to make by merging several."""
 
     number: int
     parts: Group
@@ -35,29 +35,24 @@ class MergeTask:
 
     @property
     def num_bytes(self) -> int:
-        """Of the shard."""
-        return merged_bytes(self.parts)
+        """Size of the merged tar."""
+        return sum(shard.num_bytes - len(END) for shard in self.parts) + len(END)
 
     @property
     def memory_bytes(self) -> int:
-        """What it takes at most."""
+        """Maximum number of bytes of memory that the task needs."""
         return self.num_bytes * 5 // 4 + PARTS_AT_ONCE * STREAM_BYTES + TASK_BYTES
 
     def again(self) -> "MergeTask":
-        """For another attempt, after one that may have stored the shard."""
+        """Returns the task for another attempt, after one that may have stored the shard."""
         return replace(self, is_stored=self.is_stored or None)
 
     def __str__(self) -> str:
         return f"shard {self.number} (merged of {len(self.parts)} from shard {self.parts[0].number} on)"
 
 
-def merged_bytes(group: Group) -> int:
-    """Of the tar."""
-    return sum(shard.num_bytes - len(END) for shard in group) + len(END)
-
-
 def merged_digest(group: Group) -> str:
-    """Of the parts, their bytes included: a shard that is adopted by it was made of the same bytes."""
+    """Returns the digest of a group by the bytes of its parts: an adopted shard was made of the same bytes."""
     if len(group) == 1:
         return group[0].digest
     return digest_of(json.dumps(["merged", *((shard.digest, shard.index_digest) for shard in group)]).encode())
@@ -67,11 +62,11 @@ def merge_shards(base: Snapshot, tasks: Sequence[MergeTask]) -> Iterator[Shard]:
     """Merge and store shards and their indexes, durably, or adopt those that are stored; yields each. Idempotent.
 
     Args:
-        base: The version that the parts are of.
-        tasks: What to merge.
+        base: The version of the parts.
+        tasks: The shards to make.
 
     Raises:
-        DamagedError: A part is not what its index says: names shard and key. Or something else lies under the number.
+        DamagedError: A part differs from its index; names shard and key. Or another object has the shard's name.
         StoreError: The store failed; nothing half-written is visible.
     """
     for task in tasks:
@@ -105,10 +100,9 @@ def _index_of(base: Snapshot, shard: Shard) -> ShardIndex:
 
 
 def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
-    """The index of the tars' members one after another: the same that reading that tar gives.
+    """Returns the index of the concatenated members: the same that reading the merged tar gives.
 
-    Suffixes stand in the order in which they first appear, as in each index. The numbers of sources, which belong to
-    the build that wrote a shard, are not kept.
+    Suffixes are in the order in which they first appear, as in each index.
     """
     suffixes = tuple(dict.fromkeys(chain.from_iterable(index.suffixes for index in indexes)))
     shape = (sum(len(index.keys) for index in indexes), len(suffixes))
@@ -135,7 +129,7 @@ def merge_indexes(indexes: Sequence[ShardIndex]) -> ShardIndex:
 
 
 def _merged_tar(base: Snapshot, task: MergeTask, indexes: Sequence[ShardIndex], num_bytes: int) -> bytearray:
-    """The members of the parts, read some at a time and checked."""
+    """Returns the merged tar; its parts are read concurrently and checked."""
     tar = bytearray(num_bytes)
     names = [base.layout.shard(shard.number) for shard in task.parts]
     starts = [0, *accumulate(index.shard_bytes - len(END) for index in indexes)]
@@ -150,7 +144,7 @@ def _merged_tar(base: Snapshot, task: MergeTask, indexes: Sequence[ShardIndex], 
 
 
 def _check_is_ours(store: Store, name: str, index: ShardIndex) -> None:
-    """Refuse what lies under a reserved name if it is not byte for byte the tar of this index.
+    """Check that the object of a reserved name is byte for byte the tar of this index.
 
     Raises:
         DamagedError: It is not; says what to do.
@@ -163,52 +157,33 @@ def _check_is_ours(store: Store, name: str, index: ShardIndex) -> None:
 
 
 def _read_checked(store: Store, name: str, index: ShardIndex, room: memoryview) -> None:
-    """Read a tar, all but its end, and see that it is byte for byte what its index says: headers and padding too.
+    """Read a tar without its end into `room`, and check that it is byte for byte what its index says.
 
     Raises:
-        DamagedError: It is not; names the shard, and the part and key.
+        DamagedError: It is not; names shard, key and suffix.
     """
     url = store.url_of(name)
     with store.open_stream(name, index.shard_bytes) as stream:
         for start in range(0, len(room), READ_BYTES):
             data = stream.read(min(READ_BYTES, len(room) - start))
-            room[start : start + len(data)] = data  # what is missing stays zero, and is found below
+            room[start : start + len(data)] = data  # missing bytes stay zero, and fail the check
         end = stream.read()
     position = 0
-    for member in _members(index):
-        data_end = member.offset + member.size
-        padded_end = data_end + -member.size % BLOCK
+    for part in index.members():
+        data_end = part.offset + part.size
+        padded_end = data_end + -part.size % BLOCK
         if (
-            room[position : member.offset] != header(member.name.encode(), member.size)
-            or xxh3_64_intdigest(room[member.offset : data_end]) != member.xxh3_64
+            room[position : part.offset] != part.header
+            or xxh3_64_intdigest(room[part.offset : data_end]) != part.xxh3_64
             or room[data_end:padded_end] != bytes(padded_end - data_end)
         ):
             raise DamagedError(
                 f"not the bytes that were packed: run dray verify {store.url} to see how to repair it",
                 url=url,
-                offset=member.offset,
-                **_key_and_suffix(member.name),
+                offset=part.offset,
+                key=part.key,
+                suffix=part.suffix,
             )
         position = padded_end
     if position != len(room) or end != END:
         raise DamagedError("the end of the archive expected, found something else", url=url, offset=position)
-
-
-def _key_and_suffix(name: str) -> dict[str, str]:
-    """Returns key and suffix of a member: the key ends at the first dot of its file name."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return {"key": folder + slash + stem, "suffix": suffix}
-
-
-def _members(index: ShardIndex) -> Iterator[Member]:
-    """What a tar holds by its index, in the tar's order."""
-    offsets, sizes, hashes = index.offsets.ravel(), index.sizes.ravel(), index.xxh3_64.ravel()
-    cells = np.flatnonzero(offsets)
-    cells = cells[np.argsort(offsets[cells], kind="stable")]
-    rows, columns = np.divmod(cells, max(1, len(index.suffixes)))
-    for row, column, offset, size, xxh in zip(
-        rows.tolist(), columns.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(),
-        strict=True,
-    ):  # fmt: skip
-        yield Member(f"{index.keys[row]}.{index.suffixes[column]}", offset, size, xxh)

@@ -1,7 +1,7 @@
-"""What a build determines before it writes anything: its inputs, what is stored, and the plan.
+"""What a build determines before it writes anything: its inputs, the last version, and the plan.
 
-Nothing here writes. Inputs are looked up, those that were touched are read to see whether they changed, and those that
-an earlier build left out are tried again.
+Inputs are looked up, those that were touched are read to see whether they changed, and those that an earlier build left
+out are tried again.
 """
 
 import time
@@ -24,7 +24,7 @@ from dray.pipelines.planning.changes import Guard
 from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
-from dray.pipelines.versions.attempts import check_is_build
+from dray.pipelines.versions.attempts import check_is_build, stored_sizes
 from dray.shards.errors import InputError
 from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
@@ -34,17 +34,17 @@ from dray.shards.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BuildSpec:
-    """What a build makes of which samples.
+    """The arguments of a build.
 
     Attributes:
-        job: The stores, the names on them and the user's function.
-        recipe: What decides the bytes.
+        job: Where inputs and dataset are, and how samples are made.
+        recipe: Everything but the samples that decides the dataset's bytes.
         names: The samples.
-        unusable: Samples besides those whose names no key can be made of.
+        unusable: Further samples, whose names cannot become keys.
         optional: Suffixes of files that samples may lack.
-        scan: The scan that found the samples; None where the caller listed them.
-        guard: What the build may change; None: whatever the samples say.
-        tolerance: What to do about inputs that cannot be packed.
+        scan: The scan that found the samples; None if the caller listed them.
+        guard: The changes that the build may make; None: any.
+        tolerance: How inputs that cannot be packed are treated.
         checksum: Whether inputs are compared by their content, for which all of them are read.
         address: See `run_tasks`.
         progress: Whether to show progress on standard error.
@@ -65,20 +65,20 @@ class BuildSpec:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Work:
-    """What a build has determined before it writes.
+    """The result of a survey: what a build is going to do.
 
     Attributes:
-        num_inputs: Names given.
-        sources: The inputs that the plan deals with.
-        left_out: Those that it leaves out.
-        snapshot: The last version, with the last commit.
-        last: The same as the plan saw it.
-        stored: Name -> bytes of what lies in the dataset's directory.
+        num_inputs: Number of inputs, usable or not.
+        sources: The inputs of the plan.
+        left_out: The inputs that the plan leaves out.
+        snapshot: The last version, with the last commit; None if there is none.
+        last: The last version as the plan used it.
+        stored: Name -> bytes of the objects in the dataset's directory.
         planned: The plan.
         has_work: Whether the next version would differ from the last.
-        refusal: Why the build is refused; empty where it is not.
+        refusal: Why the build is refused; empty if it is not.
         head: The last commit.
-        seconds: What finding out took.
+        seconds: Duration of the survey.
     """
 
     num_inputs: int
@@ -95,15 +95,15 @@ class Work:
 
 
 def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
-    """Fingerprint the inputs, look at what is there, and plan; nothing is written.
+    """Returns what a build is going to do: fingerprints of the inputs, the last version, and a plan. Writes nothing.
 
     Args:
-        spec: What is to be built.
+        spec: The arguments of the build.
         head: The last commit.
 
     Raises:
         CallError: The names cannot become keys, or a shard would pass 4 GiB.
-        InputError: More inputs are missing or bad than are borne.
+        InputError: More inputs are missing or bad than are accepted.
     """
     started = time.monotonic()
     job, tolerance = spec.job, spec.tolerance
@@ -112,8 +112,8 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
     snapshot = Snapshot.load(job.location, head) if head else None
     if snapshot is not None:
         check_is_build(snapshot)
-    stored = stored_sizes(job)
-    last = _last(job, snapshot, stored) if snapshot else None
+    stored = stored_sizes(job.location)
+    last = _last(snapshot, stored) if snapshot else None
     is_same = None
     if snapshot is not None and last is not None and not changes_of(spec.recipe, sources.url, last):
         left_out += _still_bad(job, sources, snapshot, tolerance)
@@ -141,7 +141,7 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
 
 
 def _find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOut]]:
-    """Return the fingerprints of the inputs that are complete, and the others."""
+    """Returns the fingerprints of the inputs that are complete, and the inputs that are not."""
     job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
     tolerance.check(unusable, num_inputs, job.inputs.url)
     if unusable and not spec.names:
@@ -170,7 +170,7 @@ def _refusal(spec: BuildSpec, last: Last | None, planned: Plan) -> str:
 
 
 def _say_if_folders_are_new(spec: BuildSpec, sources: Sources, last: Last | None) -> None:
-    """Announce that a dataset whose samples no scan of sub-folders found gets such samples."""
+    """Say that the dataset gets its first samples from sub-folders, if it does."""
     if last is None or last.recipe.get("recursive") or not spec.recipe.recursive:
         return
     old = find_in(last.table, sources) >= 0
@@ -197,15 +197,10 @@ def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
         say(f"{asked} asked for, and there are {made}: a shard holds one at least", show=spec.progress)
 
 
-def stored_sizes(job: PackJob) -> dict[str, int]:
-    """Name -> bytes of what lies in the dataset's directory."""
-    return {info.name: info.size for info in job.location.store.list_folder()}
-
-
-def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
-    """The last version as a plan sees it; shards that someone deleted by hand are packed again."""
-    layout = job.location.layout
-    indexed = {indexed_number(info.name) for info in job.location.store.list_folder(layout.indexes)}
+def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
+    """Returns the last version as far as a plan needs it; shards that someone deleted are not whole."""
+    layout = snapshot.layout
+    indexed = {indexed_number(info.name) for info in snapshot.store.list_folder(layout.indexes)}
     whole = {
         shard.number
         for shard in snapshot.shards
@@ -221,7 +216,7 @@ def _last(job: PackJob, snapshot: Snapshot, stored: dict[str, int]) -> Last:
 
 
 def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.bool_]:
-    """(n,) samples whose files were touched, but hold what they held: files of the same size are read to find out."""
+    """Returns (n,) whether a sample's files were touched but not changed: those of equal size are read to compare."""
     rows = find_in(last.table, sources)
     candidates = np.flatnonzero(rows >= 0)
     old = last.table.take(pa.array(rows[candidates]))
@@ -240,13 +235,13 @@ def _hashed(spec: BuildSpec, sources: Sources, why: str) -> NDArray[np.uint64]:
 
 
 def _by_content(spec: BuildSpec, sources: Sources) -> Sources:
-    """The same samples, their content in the stamps' place."""
+    """Returns the sources with hashes of their content as stamps."""
     hashes = _hashed(spec, sources, "to compare by content")
     return replace(sources, stamps=hashes.view(np.int64), by_content=True)
 
 
 def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: Tolerance) -> list[LeftOut]:
-    """Inputs that the last version left out and this one leaves out again, as nothing about them changed.
+    """Returns inputs that the last version left out and this one leaves out again, because they did not change.
 
     Skipped and empty ones are not read; quarantined ones are tried again.
     """
@@ -283,12 +278,12 @@ def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance
 
 
 def leave_out(bad: Sequence[BadInput], work: Work, tolerance: Tolerance) -> tuple[LeftOut, ...]:
-    """All that the next version leaves out: what was known before, and what could not be packed."""
+    """Returns the inputs that the next version leaves out: those of the survey, and those that could not be packed."""
     return (*work.left_out, *_as_left_out(bad, work.sources, tolerance))
 
 
 def _stamps(sources: Sources) -> dict[str, int]:
-    """Name -> one number for the fingerprints of its files."""
+    """Returns name -> xxh3_64 of the fingerprints of its files."""
     prints = np.hstack([sources.sizes, sources.stamps])
     return {name: xxh3_64_intdigest(prints[row].tobytes()) for row, name in enumerate(sources.names)}
 

@@ -54,8 +54,6 @@ def source_table(
     return pa.table(columns, schema=source_schema(sources.suffixes)).sort_by("key")
 
 
-
-
 def left_out_table(bad: Sequence[LeftOut]) -> bytes:
     """Returns the table of the inputs that were left out, as Parquet, sorted by key: equal bytes for equal inputs."""
     rows = sorted(bad, key=lambda left: left.bad.name)

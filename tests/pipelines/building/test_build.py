@@ -19,7 +19,6 @@ from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.pipelines.building.announce import announce
 from dray.pipelines.building.fill import WAITING_BYTES, WAITING_PARTS
-from dray.pipelines.building.job import PackJob
 from dray.pipelines.building.pack import read_index
 from dray.pipelines.inputs.sources import FETCH_FILES, find_sources
 from dray.pipelines.planning.plan import plan
