@@ -220,7 +220,7 @@ class TarSplit:
         """See `OpenSplit`."""
         warnings.warn(
             f"{self.store.url}: tars on object storage that no build of dray committed are streamed whole and shared "
-            "out by tar: ranks may be uneven, an epoch inexact, and a resume begins it anew; `dray build` or "
+            "out by tar: ranks may be uneven, an epoch inexact, and a resume begins it again; `dray build` or "
             "pickles_to_tars make a dataset",
             stacklevel=4,
         )

@@ -97,7 +97,7 @@ class WorkerProcesses(TorchLoader):
         given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
         self.watchdog = Watchdog(given.pop("timeout", None) or 0.0)
         if self.watchdog.timeout_s < 0:
-            raise CallError(f"timeout {self.watchdog.timeout_s}: seconds to wait for a worker; 0: for ever")
+            raise CallError(f"timeout {self.watchdog.timeout_s}: expected seconds to wait for a worker, 0 for no limit")
         given["worker_init_fn"] = Portable(partial(forget_threads, also=given.get("worker_init_fn")))
         super().__init__(source, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, **given)
 

@@ -50,7 +50,7 @@ def untuple(source: Iterable[tuple[torch.Tensor]]) -> Iterator[torch.Tensor]:
 
 
 def lists(size: int) -> Callable[[Iterable[torch.Tensor]], Iterator[list[int]]]:
-    """Batches of at most so many samples, as their numbers."""
+    """Batches of at most this number of samples, as their numbers."""
 
     def batch(source: Iterable[torch.Tensor]) -> Iterator[list[int]]:
         for found in batched(size, collation_fn=list)(source):
@@ -104,7 +104,7 @@ def test_one_pass_gives_each_sample_to_one_rank(
         len(loaders[0][1])
 
 
-def test_a_loader_that_was_closed_begins_anew(tmp_path: Path) -> None:
+def test_a_loader_that_was_closed_begins_again(tmp_path: Path) -> None:
     """Its iterator ends, its threads do, what was counted stays; the state is where it was."""
     local, store = Path(datasets.pack(tmp_path, 61, 5)), Store(f"memory://{tmp_path.name}")
     for path in local.rglob("*.*"):
@@ -258,7 +258,7 @@ def test_pipelines_that_keep_nothing_are_an_error(urls: Mapping[int, Path]) -> N
 
 
 @given(st.lists(st.integers(0, 4), max_size=6), st.sampled_from(["one", "filter", "twice", "hold", "last", "batched"]))
-def test_outputs_are_told_by_chunk(sizes: list[int], what: str) -> None:
+def test_outputs_are_counted_by_chunk(sizes: list[int], what: str) -> None:
     """Nothing is lost or changes its order; of one output a sample, or a chunk, each chunk has its own."""
     count = FeedCount()
 
@@ -404,7 +404,7 @@ def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str)
 
 
 def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> None:
-    """Here the second one, whose pipeline waits for ever."""
+    """Here the second one, whose pipeline hangs."""
     pipe = lambda source: (x if get_worker_info().id == 0 else signal.pause() for (x,) in source)  # noqa: E731
     wld = {"num_workers": 2, "timeout": 100}
     loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()

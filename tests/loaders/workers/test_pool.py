@@ -75,7 +75,7 @@ def test_a_loader_may_be_used_by_a_thread(url: str) -> None:
 
 
 def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A transform that waits for ever at some samples, unless it is told not to."""
+    """A transform that hangs at some samples until it is released."""
 
     def wait(row: dict[str, Any]) -> dict[str, Any]:
         if row["cls"] in numbers and not os.environ.get("DRAY_TEST_LIVE"):
