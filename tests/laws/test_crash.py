@@ -4,6 +4,8 @@ Each scenario runs once undisturbed, which counts its calls; then once for each 
 state. `check` tells what must hold after each.
 """
 
+# Long: one model; every scenario runs through the same check.
+
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

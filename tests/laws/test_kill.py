@@ -1,5 +1,7 @@
 """kill -9 of builds, in process and on Ray, and of a node: readers see whole versions, reruns end in the same bytes."""
 
+# Long: one case, killed in process and on Ray, and one check of what readers then see.
+
 import json
 import os
 import secrets

@@ -4,6 +4,8 @@ What an operation committed is read from the log after it, whether it ended, cra
 commit must be one that this operation may make of the dataset as the model knows it then.
 """
 
+# Long: one model of a dataset; each rule refers to the state that the others leave.
+
 import os
 import shutil
 import sys

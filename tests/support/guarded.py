@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.loaders.batching.gather import gather
 from dray.shards.codecs.pickles.scan import scan
-from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, UNKNOWN_PICKLES
+from tests.support.pickles import GOOD, LIES, UNKNOWN_PICKLES
 
 MAX_BYTES = 20_000
 PROT_NONE = 0

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 import pytest
 
 from dray.shards.codecs.pickles.c_unpickler import scan
-from tests.shards.codecs.pickles.test_c_unpickler import GOOD, LIES, OTHERS, UNKNOWN_PICKLES, check_alike
-from tests.shards.codecs.pickles.test_unpickle import ARRAYS, HOSTILE, PROTOCOLS, TENSORS
+from tests.shards.codecs.pickles.test_promises import check_alike
+from tests.shards.codecs.pickles.test_unpickle import ARRAYS, PROTOCOLS, TENSORS
+from tests.support.hostile_pickles import HOSTILE
+from tests.support.pickles import GOOD, LIES, OTHERS, UNKNOWN_PICKLES
 
 SECONDS = 60
 OPCODES = bytes(range(0x80, 0x99)) + b"().0125BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
