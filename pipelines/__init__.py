@@ -1,4 +1,4 @@
-"""Everything that writes a dataset: sources, plan, pack, build. Ray is imported only where it is used."""
+"""Everything that writes a dataset. Ray is imported only when it is used."""
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash

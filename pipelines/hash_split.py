@@ -12,17 +12,17 @@ Group = TypeVar("Group", bound=Hashable)
 
 
 def split_by_hash(names: Iterable[str], fractions: Mapping[Group, float], seed: int = 0) -> dict[Group, list[str]]:
-    """Deal names to groups by xxh3_64 of each name: a name's group depends on that name, fractions and seed alone.
+    """Returns names dealt to groups by xxh3_64 of each: a group depends only on the name, `fractions` and `seed`.
 
-    Names that come or go move no other name between the groups, so a test set stays a test set as data grow.
+    Adding or removing names moves no other name to another group, so a test set stays a test set as data grow.
 
     Args:
         names: The samples; their order is kept within each group.
-        fractions: Group -> its share, in the order of the groups; they add up to 1.
+        fractions: Group -> share; the shares add up to 1. The order of the groups counts.
         seed: Another seed gives another split.
 
     Returns:
-        Every group with its names; a group may be empty.
+        Group -> names; a group may be empty.
 
     Raises:
         CallError: The shares are negative or do not add up to 1, or the seed is not an integer.
@@ -37,7 +37,7 @@ def split_by_hash(names: Iterable[str], fractions: Mapping[Group, float], seed: 
 
 
 def _group_at(point: float, fractions: Mapping[Group, float]) -> Group:
-    """The group whose stretch of [0, 1) holds the point; rounding at the upper end goes to the last share above 0."""
+    """Returns the group whose part of [0, 1) holds the point; beyond the end by rounding: the last share above 0."""
     *others, last = [group for group, share in fractions.items() if share > 0]
     for group in others:
         if point < fractions[group]:

@@ -51,11 +51,11 @@ def pickles_to_tars(
 
     The result is a version of a dataset: it appears whole or not at all, and a rerun over the same files writes
     nothing. The key of a sample is its name with the dots after the last slash replaced by dashes. Nothing is unpickled
-    unless `encode` asks for it, and then nothing runs.
+    unless `encode` asks for it, and then no code of the pickles is executed.
 
     Args:
-        dir_input: Where the files lie: a path or an object-storage URL.
-        input_prefix_subset: The names of the samples, in the order wanted (a set is sorted).
+        dir_input: The directory of the files: a path or an object-storage URL.
+        input_prefix_subset: The names of the samples, in order (a set is sorted).
         input_suffix: One suffix, or several: then each sample has a part of each.
         dir_output: The dataset's directory: a path or an object-storage URL.
         output_prefix: The dataset's prefix.
@@ -71,22 +71,22 @@ def pickles_to_tars(
             of an earlier build is reused.
         address: A Ray cluster's address; "local" starts one; "none" packs in process. None: the cluster that this
             process is connected to, if any, and never from inside a Ray task or actor.
-        storage_options: Of `dir_output`: see `dray.shards.Store`.
-        input_storage_options: Of `dir_input`; None: the same as `storage_options`.
+        storage_options: Options of `dir_output`: see `dray.shards.Store`.
+        input_storage_options: Options of `dir_input`; None: the same as `storage_options`.
         shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
         encode: Encoding of pickled parts, so that no reader has to unpickle: suffix -> "npy", "safetensors" or
             "json", which changes the last extension (`tensor.pyd` -> `tensor.npy`); a value that the format cannot
-            hold makes a bad sample. "auto" takes what fits, and leaves a pickle where nothing does; alone it is for
+            hold makes a bad sample. "auto" uses the format that fits, and keeps a pickle if none does; alone it is for
             all parts whose suffix ends in `pyd`, `pkl` or `pickle`, those of `func_output_data` included. None: they
-            stay as they are. The page docs/encodings.md tells what comes back.
+            stay as they are. The page docs/encodings.md lists what readers get.
         allow: Full names (`pkg.module.Class`) that pickles may use besides the safe list while they are encoded.
         allow_pickle: Let pickles run any code while they are encoded: only for data that you made yourself.
-        checksum: Tell changed files by their content, not by size and time (ETag): every file is read.
-        on_error: What to do about samples that cannot be read, transformed or encoded. "fail" makes no version and
+        checksum: Detect changed files by their content, not by size and time (ETag): every file is read.
+        on_error: How to treat samples that cannot be read, transformed or encoded. "fail" makes no version and
             names them, after all other shards are stored; "skip" leaves them out until their files change;
-            "quarantine" leaves them out and tries them again in every build. What is left out is listed in a table
-            beside the manifest.
-        max_bad: The most that may be left out: a number, or per cent of the samples (at least one).
+            "quarantine" leaves them out and tries them again in every build. A table beside the manifest lists the
+            samples that are left out.
+        max_bad: Maximum number of samples to leave out, or a percentage of them (at least one).
         keep: Number of versions that stay readable; older ones are deleted unless held. None: all.
         grace_s: Seconds for which a superseded version is kept.
         progress: Show a bar on a terminal, plain lines elsewhere.
@@ -96,15 +96,14 @@ def pickles_to_tars(
 
     Raises:
         TypeError: A suffix is not a string.
-        ValueError: `min_num_shards` below 1; an unknown `on_error` or `encode`; no names; names twice, colliding, or
-            leaving the directory; `dir_output` is `dir_input` or lies inside it (CallError).
-        MissingInputError: Input files that are missing or cannot be read: nothing was written.
+        ValueError: `min_num_shards` is below 1; `on_error` or `encode` is unknown; names are none, repeated, colliding,
+            or outside the directory; `dir_output` is `dir_input` or inside it (CallError).
+        MissingInputError: Input files are missing or cannot be read: nothing was written.
         RuntimeError: Samples failed to read or to transform: the message names up to 20 (InputError); or another build
-            made something else of the dataset meanwhile (ConflictError). No version was made; whole shards serve the
-            next run.
+            changed the dataset meanwhile (ConflictError). No version was made; the next run reuses whole shards.
     """
     if transform_version is not None and func_output_data is None:
-        raise CallError("transform_version tells the version of func_output_data: give both")
+        raise CallError("transform_version is the version of func_output_data: give both")
     required = check_suffixes(input_suffix)
     optional = check_suffixes(optional_suffixes) if optional_suffixes else ()
     suffixes = check_suffixes((*required, *optional))

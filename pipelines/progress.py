@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere (a job's log), or nothing."""
+"""Progress of long work: a bar on a terminal, a plain line every 10 s elsewhere (a job's log), or nothing."""
 
 import sys
 import time
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_EVERY_S = 10.0
 WORDS: ContextVar[Callable[[str], str]] = ContextVar("WORDS", default=str)
-"""What makes a message of Python's keywords one of the caller's terms: the command line sets it to name options."""
+"""Rewrites the Python keywords in a message for the caller: the command line sets it to name its options."""
 
 
 @contextmanager
 def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """Hands out a function to call with the bytes of each shard that is stored."""
+    """Yields a function to call with the number of bytes of each stored shard."""
     if not show or not num_shards:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -28,7 +28,7 @@ def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Calla
 
 
 def say(text: str, *, show: bool = True) -> None:
-    """One plain line for the person who waits."""
+    """Print one plain line to standard error."""
     if show:
         print(f"dray: {WORDS.get()(text)}", file=sys.stderr, flush=True)  # noqa: T201 - a job's log is read as lines
 

@@ -112,7 +112,7 @@ class ShardIndex:
         for cell, offset, size, xxh in zip(
             cells.tolist(), offsets[cells].tolist(), sizes[cells].tolist(), hashes[cells].tolist(), strict=True
         ):
-            row, column = divmod(cell, len(self.suffixes))
+            row, column = divmod(int(cell), len(self.suffixes))
             key, suffix = self.keys[row], self.suffixes[column]
             yield IndexedPart(key, suffix, header(f"{key}.{suffix}".encode(), size), offset, size, xxh)
 

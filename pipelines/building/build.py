@@ -109,10 +109,10 @@ def _say_if_small(made: Snapshot, *, show: bool) -> None:
 
 
 def _check_rebase(job: PackJob, recipe: Recipe, base: Snapshot | None, last: Snapshot | None) -> None:
-    """Refuse to undo what somebody else has just decided: another recipe, or other inputs' directory.
+    """Check that no other writer has changed the recipe or the input directory since the previous attempt.
 
     Raises:
-        ConflictError: The last version is of another kind than this build's.
+        ConflictError: The last version has another recipe or input directory than this build.
     """
     if last is None or (base is not None and base.version == last.version):
         return
@@ -131,7 +131,7 @@ def _kind(snapshot: Snapshot) -> tuple[dict[str, Any], str]:
 
 
 def _kind_of(recipe: Mapping[str, Any], source_url: str) -> tuple[dict[str, Any], str]:
-    """What two builds must agree on; how the samples were found is not part of it."""
+    """Returns what two builds must agree on; how the samples were found is not part of it."""
     return {name: value for name, value in recipe.items() if name != "recursive"}, source_url
 
 
@@ -140,7 +140,7 @@ def _num_to_pack(work: Work) -> int:
 
 
 def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
-    """One for each shard that does not stay."""
+    """Returns a task for each shard to pack."""
     return [
         PackTask(
             number=number,
@@ -156,10 +156,10 @@ def _tasks(job: PackJob, work: Work, intent: Intent) -> list[PackTask]:
 def _pack(
     job: PackJob, work: Work, intent: Intent, tolerance: Tolerance, *, address: str | None, progress: bool
 ) -> dict[int, PackedShard]:
-    """Run the tasks; then see that every shard lies where readers will look for it.
+    """Run the tasks, then check that every shard is stored where readers look for it.
 
     Raises:
-        InputError: More samples are bad than are borne. By then all other shards are stored, or 20 samples were bad.
+        InputError: More samples are bad than are accepted. All other shards are stored, or 20 samples were bad.
     """
     packed: dict[int, PackedShard] = {}
     bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_empty]
@@ -183,10 +183,10 @@ def _pack(
 def _packed_shards(
     job: PackJob, tasks: Sequence[PackTask], intent: Intent, address: str | None, *, progress: bool
 ) -> Iterator[PackedShard]:
-    """Run the tasks. A task whose worker could not read a sample waits until this process could not read it either.
+    """Run the tasks. If a worker could not read a sample, its task runs again once this process failed to read it too.
 
     Raises:
-        ClusterError: This process could: names the node.
+        ClusterError: This process can read it; names the worker's node.
     """
     job = replace(job, is_remote=not runs_in_process(address))
     witness = Witness(job.location.store, job.location.layout.intent(intent.number))

@@ -18,18 +18,18 @@ from dray.shards.layout import key_of
 from dray.shards.parsing.arrays import layouts_in
 from dray.shards.tar import TarWriter
 
-WAITING_PARTS = 512  # before they are written together
-WAITING_BYTES = 8 << 20
-MOST_REASONS = 20  # why parts stayed pickles, in the record of a shard
+WAITING_PARTS = 512  # number of parts that are written together
+WAITING_BYTES = 8 << 20  # number of bytes that are written together
+MOST_REASONS = 20  # maximum number of reasons for pickles that a shard's record holds
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A shard in memory, not yet stored; the other fields are those of a packed one."""
+    """A shard in memory, not yet stored; see `PackedShard` for the other fields."""
 
     task: PackTask
     tar: bytearray
-    index: ShardIndex | None  # None where no sample could be packed
+    index: ShardIndex | None  # None if no sample could be packed
     is_packed: NDArray[np.bool_]
     source_hashes: NDArray[np.uint64]
     bad: tuple[BadInput, ...] = ()
@@ -37,17 +37,17 @@ class Filled:
 
 
 def fill_shard(job: PackJob, task: PackTask) -> Filled:
-    """Read the samples of a shard and lay them out in memory, but for those that cannot be packed."""
+    """Returns the shard of a task's samples, in memory, without those that cannot be packed."""
     if job.packs_files:
         try:
             return _fill_as_is(job, task)
-        except InputError:  # each sample for itself, then
+        except InputError:  # then each sample by itself
             pass
     return _fill_each(job, task)
 
 
 def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
-    """Each part is its file: the hot path, two microseconds a part beyond reading it.
+    """Returns a shard whose parts are the files: the hot path, 2 us a part besides reading it.
 
     Raises:
         InputError: A sample cannot be read.
@@ -66,7 +66,7 @@ def _fill_as_is(job: PackJob, task: PackTask) -> Filled:
 
 
 def _fill_present(job: PackJob, task: PackTask, is_there: NDArray[np.bool_]) -> Filled:
-    """The same where samples lack optional files.
+    """Like `_fill_as_is`, but samples may lack optional files.
 
     Raises:
         InputError: A sample cannot be read.
@@ -83,10 +83,10 @@ def _fill_present(job: PackJob, task: PackTask, is_there: NDArray[np.bool_]) -> 
 
 
 def _fill_each(job: PackJob, task: PackTask) -> Filled:
-    """Each sample is what function and encoding make of it; samples may differ in their suffixes."""
+    """Returns a shard of transformed and encoded samples, which may differ in their suffixes."""
     tar, waiting = TarWriter(), _Waiting()
     keys: list[str] = []
-    suffixes: list[tuple[str, ...]] = []  # of each of the keys
+    suffixes: list[tuple[str, ...]] = []  # suffixes of each key's parts
     hashes: list[list[int]] = []
     bad: list[BadInput] = []
     stayed = Counter[str]()
@@ -112,7 +112,7 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
 
 
 class _Waiting:
-    """Parts on their way into a tar: many together are written faster."""
+    """Parts to write into a tar: many together are written faster."""
 
     def __init__(self) -> None:
         self._files: list[bytes] = []
@@ -130,7 +130,7 @@ class _Waiting:
         return len(self._parts) >= WAITING_PARTS or self._num_bytes >= WAITING_BYTES
 
     def move_to(self, tar: TarWriter) -> None:
-        """Append them.
+        """Append the parts to a tar.
 
         Raises:
             CallError: The shard would pass 4 GiB.
@@ -143,7 +143,7 @@ class _Waiting:
 
 
 def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, body: bytearray) -> ShardIndex:
-    """What reading the finished tar gives: suffixes stand in the order in which they first appear."""
+    """Returns the index of a finished tar, as reading it gives: suffixes are in the order of first appearance."""
     in_a_row = list(chain.from_iterable(suffixes))
     columns = {suffix: column for column, suffix in enumerate(dict.fromkeys(in_a_row))}
     cells = np.repeat(np.arange(len(keys)), list(map(len, suffixes))), np.array([columns[name] for name in in_a_row])
@@ -163,7 +163,7 @@ def _index(
     body: bytearray,
     place: Callable[["array[int]"], NDArray[np.uint64]],
 ) -> ShardIndex:
-    """The index of a finished tar; `place` puts a value of each member into a row a sample, a column a suffix."""
+    """Returns the index of a finished tar; `place` arranges the members' values by sample and suffix."""
     offsets, sizes = place(tar.offsets), place(tar.sizes)
     return ShardIndex(
         keys=keys,
@@ -179,7 +179,7 @@ def _index(
 def _samples(
     job: PackJob, sources: Sources, stayed: Counter[str] | None = None
 ) -> Iterator[tuple[str, dict[str, bytes] | BadInput, list[int]]]:
-    """(name, its parts or what is wrong with it, xxh3_64 of its files), in order."""
+    """Yields (name, parts or why it cannot be packed, xxh3_64 of its files) of each sample, in order."""
     suffixes = sources.suffixes
     in_a_row = try_files(job.inputs, sources)
     for name in sources.names:
@@ -197,7 +197,7 @@ def _samples(
 def _made_of(
     job: PackJob, name: str, parts: dict[str, bytes], stayed: Counter[str] | None
 ) -> dict[str, bytes] | BadInput:
-    """The parts to store of a sample, or what is wrong with it."""
+    """Returns the parts to store of a sample, or why it cannot be packed."""
     stage = "transform"
     try:
         if job.transform is not None:
@@ -212,5 +212,5 @@ def _made_of(
 
 
 def find_bad(job: PackJob, sources: Sources) -> list[BadInput]:
-    """The samples that cannot be packed now; each is read, transformed and encoded, and thrown away."""
+    """Returns the samples that cannot be packed now: all are read, transformed and encoded, and discarded."""
     return [sample for _, sample, _ in _samples(job, sources) if isinstance(sample, BadInput)]

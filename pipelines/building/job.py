@@ -1,4 +1,4 @@
-"""What a build asks of a worker, and what comes back: small records, no sample's bytes."""
+"""The records that a build and its workers exchange; they hold no sample's bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ TASK_BYTES = 64 << 20  # memory of a task beside the files that it holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackJob:
-    """What all shards of a build share. It travels to every worker once."""
+    """What all shards of a build share; it is sent to every worker once."""
 
     inputs: Store
     location: Location
@@ -35,21 +35,21 @@ class PackJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackTask:
-    """One shard to pack."""
+    """A shard to pack."""
 
     number: int
     sources: Sources
-    memory_bytes: int  # what packing it takes at most
+    memory_bytes: int  # maximum number of bytes of memory that packing needs
     is_stored: bool | None = False  # whether a shard of that number existed when the task was made; None: unknown
     unreadable: tuple[BadInput, ...] = ()  # samples that the driver could not read either
 
     @property
     def num_bytes(self) -> int:
-        """Of its files."""
+        """Number of bytes of its files."""
         return int(self.sources.sizes.clip(min=0).sum())
 
     def again(self) -> "PackTask":
-        """For another attempt, after one that may have stored the shard."""
+        """Returns the task for another attempt, after one that may have stored the shard."""
         return replace(self, is_stored=self.is_stored or None)
 
     def __str__(self) -> str:
@@ -58,20 +58,20 @@ class PackTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedShard:
-    """What came of it: a small record, no sample's bytes.
+    """The result of packing a shard.
 
     Attributes:
-        number: The task's.
-        num_bytes: Of the tar; 0 where none was stored.
-        index_digest: Of the index.
-        is_packed: (n,) which of the task's samples the shard holds; none where none was stored.
+        number: The number of the task's shard.
+        num_bytes: Size of the tar; 0 if none was stored.
+        index_digest: Digest of the index.
+        is_packed: (n,) whether the shard holds each of the task's samples; none if none was stored.
         source_hashes: (m, s) xxh3_64 of each input file of the m samples it holds.
         adopted: Whether it was already stored, complete.
-        bad: The samples that cannot be packed.
-        unread: Those of them that this worker could not read; then the shard waits for the driver to try.
-        node: Where it was packed, if there are any of those.
+        bad: Samples that cannot be packed.
+        unread: Bad samples that this worker could not read; then nothing is stored until the driver has tried.
+        node: The worker's node, if there are unread samples.
         parts: Stored suffix -> number of samples that have it.
-        arrays: Stored suffix -> dtype and shape, where all parts are such arrays.
+        arrays: Stored suffix -> dtype and shape, if all its parts are arrays of these.
         stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
     """
 
@@ -90,5 +90,5 @@ class PackedShard:
 
     @property
     def num_samples(self) -> int:
-        """That it holds."""
+        """Number of samples that it holds."""
         return int(self.is_packed.sum())

@@ -1,7 +1,7 @@
-"""Packing one shard: read its samples, lay them out as a tar, store it under a name that nobody has, then its index.
+"""Packing one shard: read its samples, lay them out as a tar, store it under a reserved name, then store its index.
 
-Safe to run twice, late, or after a crash: the shard is created, never overwritten, and where one lies already it is
-read, held against the plan and indexed as it is. The index tells what is stored.
+Safe to run twice, late, or after a crash: a shard is created, never overwritten, and one that is already stored is
+read, compared with the plan and indexed as it is. The index describes what is stored.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard
     """Pack and store shards, or adopt those that are stored; yields a record of each, in order. Durable, idempotent.
 
     One shard is stored while the next is filled: at most two are in memory. A crash leaves whole shards to adopt.
-    Where samples cannot be packed, the record names them, and the shard is stored without them if the job says so,
+    If samples cannot be packed, the record names them, and the shard is stored without them if the job allows it,
     else not at all.
 
     Raises:
@@ -44,7 +44,7 @@ def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard
                 store = _prepare(job, task)
             except BaseException:
                 if storing is not None:
-                    yield storing.result()  # it counts, whatever became of the next one
+                    yield storing.result()  # it is stored although the next one failed
                 raise
             if storing is not None:
                 yield storing.result()
@@ -60,7 +60,7 @@ def pack_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 
 def _prepare(job: PackJob, task: PackTask) -> Callable[[], PackedShard]:
-    """Fill a shard that is not stored yet; returns what is left to do: to store it, or to adopt the stored one."""
+    """Fill a shard that is not stored yet; returns the function that stores it, or adopts the stored one."""
     is_stored = task.is_stored
     if is_stored is None:
         is_stored = job.location.store.head(job.location.layout.shard(task.number)) is not None
@@ -142,7 +142,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
 
 
 def _unread(job: PackJob, task: PackTask, bad: Sequence[BadInput]) -> tuple[BadInput, ...]:
-    """The samples that this worker could not read and the driver did not try: it may be the node that is at fault."""
+    """Returns the samples that this worker could not read and the driver did not try: the node may be at fault."""
     if not job.is_remote:
         return ()
     known = {entry.name for entry in task.unreadable}
@@ -150,7 +150,7 @@ def _unread(job: PackJob, task: PackTask, bad: Sequence[BadInput]) -> tuple[BadI
 
 
 def _of_files(index: ShardIndex, values: NDArray[Any], sources: Sources, absent: int = 0) -> NDArray[Any]:
-    """(n, s) one of an index's matrices with a column for each file; `absent` where a sample lacks it."""
+    """Returns (n, s) one of an index's matrices with a column for each file; `absent` if a sample lacks it."""
     found = np.full(sources.sizes.shape, absent, values.dtype)
     for column, suffix in enumerate(sources.suffixes):
         if suffix in index.suffixes:
@@ -160,10 +160,10 @@ def _of_files(index: ShardIndex, values: NDArray[Any], sources: Sources, absent:
 
 
 def read_index(store: Store, name: str) -> ShardIndex:
-    """The index of a stored tar, by its bytes.
+    """Returns the index of a stored tar, made by reading it.
 
     Raises:
-        DamagedError: It is no tar of whole samples; names it.
+        DamagedError: It is not a tar of whole samples; names it.
     """
     url, info = store.url_of(name), store.head(name)
     with store.open_stream(name) as stream:
@@ -171,9 +171,9 @@ def read_index(store: Store, name: str) -> ShardIndex:
 
 
 def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_] | None:
-    """(n,) which of the planned samples a stored shard holds; None where it is no shard of this plan's.
+    """Returns (n,) whether a stored shard holds each planned sample; None if it is not a shard of this plan.
 
-    Of a function's parts only the keys are known beforehand, of encoded ones not the sizes.
+    For a function's parts only the keys can be compared, for encoded parts not the sizes.
     """
     stored, planned = list(index.keys), sources.keys()
     in_stored = set(stored)
@@ -192,7 +192,7 @@ def _held(index: ShardIndex, job: PackJob, sources: Sources) -> NDArray[np.bool_
 
 
 def _in_order(suffixes: Sequence[str], is_there: NDArray[np.bool_]) -> tuple[str, ...]:
-    """Suffixes in the order in which they first appear in a shard, without those that no sample has."""
+    """Returns suffixes in the order in which they first appear in a shard, without those that no sample has."""
     columns = np.flatnonzero(is_there.any(axis=0))
     firsts = is_there[:, columns].argmax(axis=0)
     order: list[int] = columns[np.argsort(firsts, kind="stable")].tolist()
@@ -200,10 +200,7 @@ def _in_order(suffixes: Sequence[str], is_there: NDArray[np.bool_]) -> tuple[str
 
 
 def _may_be_encoded(index: ShardIndex, encoder: Encoder, suffixes: Sequence[str], sizes: NDArray[np.int64]) -> bool:
-    """Whether each file became one part, under a suffix that it may have, and one that stayed has its size.
-
-    A file that its sample lacks became none.
-    """
+    """Whether each file that exists has one part, under a suffix that it may have; an unencoded part has its size."""
     columns = {suffix: column for column, suffix in enumerate(index.suffixes)}
     for number, suffix in enumerate(suffixes):
         found = [columns.pop(name) for name in encoder.outputs(suffix) if name in columns]
@@ -218,7 +215,7 @@ def _may_be_encoded(index: ShardIndex, encoder: Encoder, suffixes: Sequence[str]
 
 
 def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...] | None:
-    """What is wrong with samples that a stored shard lacks; None where one is good, and the shard must have it."""
+    """Returns why a stored shard lacks samples; None if one of them can be packed and must not be missing."""
     still = {bad.name: bad for bad in (find_bad(job, sources) if len(sources) else ())}
     if len(still) < len(sources) and not job.leaves_out_bad:
         return None
@@ -227,7 +224,7 @@ def _left_out(job: PackJob, sources: Sources) -> tuple[BadInput, ...] | None:
 
 
 def store_index(location: Location, number: int, index: ShardIndex) -> str:
-    """Store the index of a stored shard; returns its digest. Their folders are the driver's to sync, once.
+    """Store the index of a stored shard; returns its digest. The driver syncs the folders once.
 
     Raises:
         DamagedError: Another index is stored under its name.

@@ -1,4 +1,4 @@
-"""What a build reports when it is done."""
+"""The report of a build."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ class BuildReport:
 
     url: str
     prefix: str
-    version: int  # the one that is now the last
+    version: int  # number of the last version
     is_new: bool  # whether this build made it
     num_shards: int
     num_samples: int
-    num_bytes: int  # of all tars of the version
-    num_added: int  # samples whose key the version before did not have
-    num_changed: int  # samples of which a file has another content than in the version before
-    num_removed: int  # samples of the version before whose key this one does not have
+    num_bytes: int  # bytes of the version's tars
+    num_added: int  # samples whose key the previous version did not have
+    num_changed: int  # samples with a file whose content differs from the previous version's
+    num_removed: int  # samples of the previous version whose key this one does not have
     num_reused: int  # shards that were already stored, complete
     num_skipped: int  # inputs that the version leaves out
     num_quarantined: int
-    num_empty: int  # inputs for which func_output_data gave no sample
-    left_out_url: str | None  # the table of those, Parquet
+    num_empty: int  # inputs for which func_output_data returned None
+    left_out_url: str | None  # URL of the Parquet table of these three; None if there are none
     num_pickles: int  # parts of the version that stayed pickles although encode="auto" tried them
-    pickle_reason: str | None  # the commonest reason among those that this build packed; None where it packed none
-    unscanned: Unscanned | None  # what the scan of the input folder left out; None where the samples were listed
+    pickle_reason: str | None  # the most frequent reason among those that this build packed; None if it packed none
+    unscanned: Unscanned | None  # what the scan of the input folder left out; None if the samples were listed
     seconds: float
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ def report_of(
 
     Args:
         snapshot: The last version.
-        changes: How it differs from the one before; None where it was there already.
+        changes: How it differs from the previous one; None if this build did not make it.
         packed: Number -> record of each shard that the build packed or adopted.
         unscanned: What the scan of the inputs left out.
-        seconds: What the build took.
+        seconds: Duration of the build.
     """
     num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
     made = changes or Changes()
@@ -105,7 +105,7 @@ def report_of(
 
 
 def _num_pickles(snapshot: Snapshot) -> int:
-    """The parts that "auto" left as they were."""
+    """Returns the number of parts that "auto" could not encode."""
     encoder = Encoder.from_json(snapshot.manifest.recipe)
     if encoder is None:
         return 0

@@ -1,4 +1,4 @@
-"""Around the commit of a version: tried until it stands; its shards looked for before, old ones given up after."""
+"""The steps around the commit of a version: retries, checks before it, and deletion of old objects after it."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -13,23 +13,23 @@ from dray.shards.manifest import Kind
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 
-ATTEMPTS = 8  # to commit, where others commit meanwhile
+ATTEMPTS = 8  # maximum number of attempts to commit while others commit as well
 Report = TypeVar("Report", covariant=True)
 
 
 class Attempt(Protocol[Report]):
-    """One try to make a version."""
+    """An attempt to make a version."""
 
     def __call__(self, head: Commit | None, *, is_first: bool) -> Report | None:
-        """A report, or None where another writer committed after `head`."""
+        """Returns a report, or None if another writer committed after `head`."""
         ...
 
 
 def until_committed(location: Location, attempt: Attempt[Report], *, progress: bool) -> Report:
-    """Try until nobody else was faster; each attempt starts from the last commit.
+    """Returns the report of the first attempt that no other writer overtakes; each starts from the last commit.
 
     Raises:
-        ConflictError: Others were faster again and again.
+        ConflictError: Other writers were faster `ATTEMPTS` times.
     """
     for number in range(ATTEMPTS):
         head = read_head(location)
@@ -38,7 +38,7 @@ def until_committed(location: Location, attempt: Attempt[Report], *, progress: b
         except (StoreError, DamagedError):
             if read_head(location) == head:
                 raise
-            report = None  # a gc without a grace may have taken what this one was reading, or had stored
+            report = None  # a gc without a grace may have deleted what it read or stored
         if report is not None:
             return report
         say("another writer committed meanwhile: planning again from there", show=progress)
@@ -68,21 +68,21 @@ def stored_sizes(location: Location) -> dict[str, int]:
 
 
 def check_stored(location: Location, expected: Mapping[int, int]) -> None:
-    """Compare what is stored with the tasks' records, and make it durable.
+    """Check that the shards of the tasks' records are stored, and make them durable.
 
     Args:
         location: Where the dataset is.
-        expected: Shard number -> bytes of its tar.
+        expected: Shard number -> size of its tar.
 
     Raises:
-        StoreError: A shard is not there: its task wrote to another place.
+        StoreError: A shard is missing: its task wrote to another place.
     """
     stored = stored_sizes(location) if expected else {}
     for number, num_bytes in expected.items():
         name = location.layout.shard(number)
         if stored.get(name) == num_bytes:
             continue
-        found = location.store.head(name)  # a network mount may list what it remembers
+        found = location.store.head(name)  # a network mount may list from a stale cache
         if found is None or found.size != num_bytes:
             raise StoreError(
                 f"{location.store.url_of(name)} was stored with {num_bytes} bytes, but here is "
@@ -94,7 +94,7 @@ def check_stored(location: Location, expected: Mapping[int, int]) -> None:
 
 
 def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *, progress: bool) -> None:
-    """Say what the new version supersedes, and delete what its commit gave up.
+    """Say what the new version supersedes, and delete what its commit released.
 
     The version stands: a deletion that fails is only said.
     """

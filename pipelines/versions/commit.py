@@ -22,13 +22,13 @@ def commit_version(
     operation: Operation = Operation.BUILD,
     retention: Retention | None,
 ) -> Snapshot | None:
-    """Make a manifest the next version. Atomic, durable.
+    """Commit a manifest as the next version. Atomic, durable.
 
     Args:
         location: Where the dataset is.
-        manifest: What the version holds.
+        manifest: The content of the version; its shards, indexes and tables are stored.
         base: The version that the plan started from, with the last commit that the caller knows.
-        operation: What made it.
+        operation: The operation that made it.
         retention: Which versions and intents the commit keeps; None: all that were kept.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Giving up old versions and what builds that never ended left; first committed, then deleted.
+"""Garbage collection of old versions and of builds that never ended: first committed, then deleted.
 
-Deleted are only objects that dray wrote: shards and indexes under numbers that an intent reserved, manifests and their
-tables, and on local disk what unfinished writes left. Commits, intents and lists of holds are never deleted.
+Only objects that dray wrote are deleted: shards and indexes under numbers that an intent reserved, manifests and their
+tables, and leftovers of unfinished writes on local disk. Commits, intents and lists of holds are never deleted.
 """
 
 from bisect import bisect_right
@@ -31,14 +31,14 @@ from dray.shards.versions import no_dataset, read_holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcReport:
-    """What a gc did, or would do."""
+    """What a gc did, or would do if it is a dry run."""
 
     url: str
     prefix: str
     dropped: tuple[int, ...]  # versions
     kept: tuple[int, ...]  # versions
     deleted: tuple[str, ...]  # names of objects, relative to the URL
-    num_bytes: int  # of them
+    num_bytes: int  # total size of the deleted objects
     is_dry_run: bool
 
     def __str__(self) -> str:
@@ -52,18 +52,18 @@ class GcReport:
 
 
 def gc(location: Location, retention: Retention, *, dry_run: bool = False) -> GcReport:
-    """Drop versions and intents by a rule, then delete what no kept version names. Readers of kept ones see nothing.
+    """Drop versions and intents by a rule, then delete what no kept version needs. Readers of kept ones notice nothing.
 
-    Safe beside builds, other gcs and crashes: what one that died has not deleted, the next deletes.
+    Safe beside builds, other gcs and crashes: the next gc deletes what one that crashed left.
 
     Args:
         location: Where the dataset is.
         retention: The rule.
-        dry_run: Only say what would be done; nothing is written.
+        dry_run: Only report what would be done; nothing is written.
 
     Raises:
         NotFoundError: There is no such dataset.
-        DamagedError: The manifest of a version that is kept cannot be read: nothing is deleted then.
+        DamagedError: The manifest of a kept version cannot be read: nothing is deleted.
     """
     while True:
         head = read_head(location)
@@ -71,7 +71,7 @@ def gc(location: Location, retention: Retention, *, dry_run: bool = False) -> Gc
             raise no_dataset(location)
         try:
             return _gc(location, head, retention, dry_run=dry_run)
-        except (NotFoundError, DamagedError):  # another one without a grace may have deleted what this one was reading
+        except (NotFoundError, DamagedError):  # another gc without a grace may have deleted what it read
             if read_head(location) == head:
                 raise
 
@@ -100,7 +100,7 @@ def _gc(location: Location, before: Commit, retention: Retention, *, dry_run: bo
 
 
 def _next(location: Location, head: Commit, retention: Retention) -> Commit | None:
-    """The commit of a gc; None where it would change nothing."""
+    """Returns the commit of a gc; None if it would change nothing."""
     commit = retain(location, head.follow(Operation.GC), retention)
     if commit.kept_from != head.kept_from:
         return commit
@@ -111,14 +111,14 @@ def _next(location: Location, head: Commit, retention: Retention) -> Commit | No
 
 
 def sweep(location: Location, head: Commit, grace_s: float) -> list[ObjectInfo]:
-    """Delete what a commit gave up; see `find_garbage`."""
+    """Delete what a commit released; returns it. See `find_garbage`."""
     doomed = find_garbage(location, head, grace_s)
     location.store.delete([info.name for info in doomed])
     return doomed
 
 
 def kept_versions(location: Location, head: Commit) -> list[int]:
-    """The numbers of the versions that a commit keeps, ascending."""
+    """Returns the numbers of the versions that a commit keeps, ascending."""
     return sorted({*_versions(location, head.kept_from, head), *read_holds(location, head).values()})
 
 
@@ -128,12 +128,12 @@ def _versions(location: Location, first: int, head: Commit) -> list[int]:
 
 
 def find_garbage(location: Location, head: Commit, grace_s: float) -> list[ObjectInfo]:
-    """The objects that no version kept by a commit names, and that no open intent may still need; by name.
+    """Returns the objects that no version kept by a commit and no open intent needs, sorted by name.
 
     Args:
         location: Where the dataset is.
         head: The last commit.
-        grace_s: What an unfinished write left is garbage when it is so old, in seconds.
+        grace_s: Seconds after which a leftover of an unfinished write is garbage.
     """
     live_shards: set[int] = set()
     live_records: set[str] = set()
@@ -155,7 +155,7 @@ def find_garbage(location: Location, head: Commit, grace_s: float) -> list[Objec
 
 
 def _numbered_objects(location: Location) -> Iterator[tuple[ObjectInfo, int]]:
-    """Each tar and each index with the number of its shard."""
+    """Yields each tar and each index with the number of its shard."""
     for info in location.store.list_folder():
         if (number := location.layout.shard_number(info.name)) is not None:
             yield info, number
@@ -165,7 +165,7 @@ def _numbered_objects(location: Location) -> Iterator[tuple[ObjectInfo, int]]:
 
 
 def _unfinished(location: Location, grace_s: float) -> Iterable[ObjectInfo]:
-    """What writes that never ended left on local disk."""
+    """Yields leftovers of unfinished writes on local disk."""
     folders = (
         "",
         location.layout.indexes,
@@ -183,7 +183,7 @@ def _unfinished(location: Location, grace_s: float) -> Iterable[ObjectInfo]:
 
 
 class _Ranges:
-    """The shard numbers that intents reserved: ascending ranges, so one is found by halving, reading a few."""
+    """The shard numbers that intents reserved: ascending ranges, so a binary search reads only a few."""
 
     def __init__(self, location: Location) -> None:
         self._intents = numbers_in(location.store, location.layout.intents)

@@ -1,4 +1,4 @@
-"""Holding, releasing and going back to versions: one commit each, which touches no shard.
+"""Holding, releasing and rolling back versions: one commit each, which touches no shard.
 
 `dray.shards.versions` says why no garbage collection can take a version while it is held.
 """
@@ -26,15 +26,15 @@ READS_AT_ONCE = 16
 
 
 def hold(location: Location, name: str, version: int | str | None = None) -> int:
-    """Keep a version under a name, through every gc, until it is released. Returns its number.
+    """Hold a version under a name, so that no gc drops it until it is released; returns its number.
 
     Args:
         location: Where the dataset is.
         name: A letter, then letters, digits, `_`, `.` and `-`, 64 at most.
-        version: A number, or another hold; None: the last.
+        version: A number, or the name of another hold; None: the last.
 
     Raises:
-        CallError: The name cannot be one, or holds another version already.
+        CallError: The name is invalid, or already holds another version.
         NotFoundError: There is no such version, or it was dropped.
     """
     if not HOLD_NAME.fullmatch(name):
@@ -60,7 +60,7 @@ def hold(location: Location, name: str, version: int | str | None = None) -> int
 
 
 def release(location: Location, name: str) -> int:
-    """Give up a hold; the next gc may drop its version. Returns the version's number.
+    """Release a hold, so that the next gc may drop its version; returns the version's number.
 
     Raises:
         NotFoundError: There is no such hold.
@@ -82,7 +82,7 @@ def release(location: Location, name: str) -> int:
 
 
 def rollback(location: Location, version: int | str) -> Snapshot:
-    """Make a new version that is equal to an old one; the ones between stay what they are.
+    """Commit a new version that is equal to an old one; the versions between them stay.
 
     Args:
         location: Where the dataset is.
@@ -102,7 +102,7 @@ def rollback(location: Location, version: int | str) -> Snapshot:
         raise NotFoundError(f"version {old.version} of {location.prefix!r} under {location.url} was dropped")
     findings = list(verify(old, "quick"))
     last = _standing(location, read_head(location)) if findings else start
-    if findings and keeps(location, last, old.version):  # else it went while it was looked at
+    if findings and keeps(location, last, old.version):  # else it was dropped while it was checked
         raise DamagedError(
             f"version {old.version} is not whole: {findings[0]}; dray verify shows all that is wrong with it"
         )
@@ -132,7 +132,7 @@ def rollback(location: Location, version: int | str) -> Snapshot:
 
 
 def history(location: Location) -> list[Commit]:
-    """Every commit, the first one first: a small read each.
+    """Returns every commit, the first one first; each is a small read.
 
     Raises:
         NotFoundError: There is no such dataset.

@@ -1,4 +1,4 @@
-"""Which versions and intents a dataset keeps: a rule, and the commit that follows from it."""
+"""The rule by which a dataset keeps versions and intents."""
 
 import time
 from bisect import bisect_left
@@ -15,16 +15,16 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """What is kept: the last `keep` versions, what was the last one less than the grace ago, and what is held.
+    """Keeps the last `keep` versions, those superseded less than the grace ago, and those that are held.
 
     An intent stays open, so that a build can still commit it, while it or a shard of it is younger than the grace.
 
     Attributes:
-        keep: At least 1.
-        grace_s: Seconds.
+        keep: Number of versions to keep, at least 1.
+        grace_s: Seconds for which a superseded version or an idle intent is kept.
 
     Raises:
-        CallError: One of them is too small.
+        CallError: `keep` or `grace_s` is too small.
     """
 
     keep: int = 2
@@ -35,7 +35,7 @@ class Retention:
         object.__setattr__(self, "grace_s", as_seconds("grace_s", self.grace_s))
 
     def first_kept(self, versions: Sequence[tuple[int, float]], now: float) -> int:
-        """The first version to keep.
+        """Returns the first version to keep.
 
         Args:
             versions: (number, when it was made) of those kept so far, ascending; the last one is not superseded.
@@ -48,7 +48,7 @@ class Retention:
         return versions[num_droppable][0]
 
     def first_open(self, intents: Sequence[tuple[Intent, float]], now: float) -> tuple[int, int]:
-        """The first intent to keep open, and its first shard number.
+        """Returns the first intent to keep open, and its first shard number.
 
         Args:
             intents: (intent, its last sign of life) of those open so far, ascending; at least one.
@@ -62,11 +62,11 @@ class Retention:
 
 
 def retain(location: Location, commit: Commit, retention: Retention) -> Commit:
-    """A commit that is about to be made, its floors moved as far as the rule lets them.
+    """Returns a commit with its floors (first kept version, open intent and shard) raised as far as the rule allows.
 
     Args:
         location: Where the dataset is.
-        commit: With the floors of the one before.
+        commit: The next commit, with the floors of the previous one.
         retention: The rule.
     """
     now = time.time()
@@ -86,7 +86,7 @@ def retain(location: Location, commit: Commit, retention: Retention) -> Commit:
 
 
 def _with_signs_of_life(location: Location, intents: Sequence[Intent]) -> list[tuple[Intent, float]]:
-    """When each intent was announced, or the last shard of its numbers stored."""
+    """Returns each intent with the time when it was announced, or its last shard was stored."""
     infos = (
         (location.layout.shard_number(info.name), info.modified.timestamp()) for info in location.store.list_folder()
     )
