@@ -1,1 +1,1 @@
-"""Samples by number: their bytes, read from local or remote shards and checked against the index."""
+"""Reads samples by number from local or remote shards, and checks their bytes against the index."""

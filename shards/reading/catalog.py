@@ -1,4 +1,4 @@
-"""Which shard holds a sample, and where its parts are in it: the snapshot's list and the shards' indexes."""
+"""Locates samples: the shard and row of each, by the snapshot, and their parts, by the indexes."""
 
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from dray.shards.parsing.columns import Columns
 from dray.shards.reading.node_cache import BlockStore
 from dray.shards.snapshot import Snapshot
 
-INDEX_BYTES = 128 << 20  # of indexes that a process keeps, and of what a reader makes of them
+INDEX_BYTES = 128 << 20  # maximum size of the indexes that a process keeps
 
 
 class Catalog:
@@ -22,13 +22,13 @@ class Catalog:
 
     Args:
         snapshot: The version.
-        limit: Maximum number of samples, from the first on; None: all.
-        index_bytes: Of indexes that are kept; the least recently used are read again.
-        blocks: The node's store of indexes on object storage; None: each process reads its own.
+        limit: Maximum number of samples, counted from the first; None: all.
+        index_bytes: Maximum size of the indexes that are kept; the least recently used are dropped.
+        blocks: The block store of the node for indexes on object storage; None: each process reads its own.
 
     Attributes:
-        requests: For indexes, to object storage.
-        bytes_read: By them.
+        requests: Number of requests for indexes to object storage.
+        bytes_read: Number of bytes of these indexes.
     """
 
     def __init__(
@@ -61,34 +61,34 @@ class Catalog:
         return int(np.searchsorted(self._starts, self.num_samples))
 
     def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(m,) which shard of the list each sample lies in, and (m,) its row there."""
+        """Returns (m,) position of the shard of each sample in the list, and (m,) its row in that shard."""
         shards = np.searchsorted(self._starts, samples, side="right") - 1
         return shards, samples - self._starts[shards]
 
     def first_sample(self, place: int) -> int:
-        """The number of a shard's first sample."""
+        """Returns the number of the first sample of a shard."""
         return int(self._starts[place])
 
     def shard(self, place: int) -> Shard:
-        """A shard by its place in the list."""
+        """Returns a shard by its position in the list."""
         return self.snapshot.shards[place]
 
     def shard_name(self, place: int) -> str:
-        """The name of its tar."""
+        """Returns the name of the tar of a shard."""
         return self.snapshot.shard_name(self.shard(place))
 
     def shard_url(self, place: int) -> str:
-        """The URL of its tar, for messages."""
+        """Returns the URL of the tar of a shard, for messages."""
         return self.snapshot.shard_url(self.shard(place))
 
     def columns(self, place: int) -> Columns:
-        """The index of a shard, checked against the snapshot; kept for the next time.
+        """Returns the index of a shard, checked against the snapshot, and caches it.
 
-        Of many threads that want it at the same time, one reads it.
+        If several threads request it at the same time, one reads it.
 
         Raises:
-            NotFoundError: It is missing.
-            DamagedError: It is not the one that the snapshot names.
+            NotFoundError: The index is missing.
+            DamagedError: It is not the index that the snapshot names.
         """
         found = self._at_hand(place)
         if found is None:
@@ -118,16 +118,16 @@ class Catalog:
         snapshot, shard = self.snapshot, self.shard(place)
         name = snapshot.layout.index(shard.number)
         url, root = snapshot.store.url_of(name), snapshot.store.local_root
-        try:  # a file is read without the store's client, which does not live through a fork
+        try:  # the client of the store does not survive a fork, so a file is read without it
             body = self._fetch(name, shard.index_digest) if root is None else Path(root, name).read_bytes()
         except FileNotFoundError as exc:
             raise NotFoundError(f"the index is missing: was version {snapshot.version} dropped?", url=url) from exc
         if digest_of(body) != shard.index_digest:
-            raise DamagedError(f"not the index that version {snapshot.version} names: dray verify tells more", url=url)
+            raise DamagedError(f"not the index of version {snapshot.version}: run dray verify for details", url=url)
         return Columns.read(body, url, (shard.num_samples, shard.num_bytes))
 
     def _fetch(self, name: str, digest: str) -> bytes:
-        """An index's bytes, from the node's store if it has the right ones."""
+        """Returns the bytes of an index, from the block store if the digest matches."""
         if self._blocks is None:
             return self._request(name)
         file = f"{digest}.index"

@@ -1,6 +1,6 @@
-"""Tars of a local folder that no build committed: indexed in memory, so that they are read like any dataset.
+"""Indexes uncommitted tars of a local folder in memory, so that they are read like any dataset.
 
-Each process reads all tars once from start to end, at a gigabyte a second or so.
+Each process reads all tars once from start to end, at about 1 GB/s.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from dray.shards.tar import scan
 
 
 def tar_names(store: Store, prefix: str) -> Sequence[str]:
-    """All tars called `{prefix}-*.tar`, by name.
+    """Returns the names of all tars that match `{prefix}-*.tar`, sorted.
 
     Raises:
-        NotFoundError: There are none.
+        NotFoundError: No tar matches.
     """
     names = [info.name for info in store.list_folder()]
     names = [name for name in names if name.startswith(f"{prefix}-") and name.endswith(".tar")]
@@ -42,8 +42,8 @@ class PlainTars:
     """Tars and their indexes.
 
     Attributes:
-        snapshot: What a build of these tars would have committed; it lies in memory alone.
-        indexes: One a tar, as they would lie on storage.
+        snapshot: The snapshot that a build of these tars would have committed; it exists in memory only.
+        indexes: The bytes of one index for each tar.
     """
 
     snapshot: Snapshot
@@ -51,11 +51,11 @@ class PlainTars:
 
     @classmethod
     def scan(cls, store: Store, prefix: str) -> Self:
-        """Those of a folder, by name.
+        """Returns the tars of a folder, sorted by name.
 
         Raises:
-            NotFoundError: There are none.
-            DamagedError: One is not whole; names it and the offset.
+            NotFoundError: No tar matches the prefix.
+            DamagedError: A tar is incomplete; names the tar and the offset.
         """
         names = tar_names(store, prefix)
         indexes = [_index(store, name) for name in names]
@@ -77,11 +77,11 @@ class PlainTars:
 
 
 class PlainCatalog(Catalog):
-    """The samples of plain tars.
+    """The samples of tars that no build committed.
 
     Args:
-        tars: Which.
-        blocks: The node's block store.
+        tars: The tars and their indexes.
+        blocks: The block store of the node.
     """
 
     def __init__(self, tars: PlainTars, *, blocks: BlockStore | None = None) -> None:

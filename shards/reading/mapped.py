@@ -1,8 +1,7 @@
-"""Samples of tars on a local disk: slices of mapped files; nothing is copied.
+"""Reads samples from a local disk as slices of mapped files, without copies.
 
-What runs once for each part of each sample is kept to a microsecond: the rows of all indexes that were opened lie in
-one array by the number of the sample, so they are looked up for all samples of a read at once, and so are checksums
-compared.
+A part of a sample costs about a microsecond: the rows of all open indexes are in one array by the number of the sample,
+so all samples of a read are looked up and checked at once.
 """
 
 import mmap
@@ -22,17 +21,17 @@ from dray.shards.reading.catalog import INDEX_BYTES, Catalog
 from dray.shards.reading.samples import MappedParts, Run, Samples, Stats, check_part
 from dray.shards.reading.suffixes import WantedParts
 
-OPEN_MAPS = 4096  # at most, and a quarter of the file descriptors that the process may have: each map keeps one
+OPEN_MAPS = 4096  # upper limit besides a quarter of the limit on file descriptors: each map holds one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Places:
-    """Where one part of each of N samples lies; only those of opened shards are filled in.
+    """The location of one part of each of N samples; only samples of open shards are filled in.
 
     Attributes:
-        starts: (N,) in the tar; 0 where a sample lacks the part.
-        sizes: (N,) in bytes; 0 likewise.
-        hashes: (N,) xxh3_64.
+        starts: (N,) offsets in the tar; 0 where a sample lacks the part.
+        sizes: (N,) sizes in bytes; 0 where a sample lacks the part.
+        hashes: (N,) xxh3_64 of the parts.
     """
 
     starts: NDArray[np.int64]
@@ -41,13 +40,13 @@ class _Places:
 
     @classmethod
     def nowhere(cls, num_samples: int) -> "_Places":
-        """Places of a part that no sample has yet; memory is used only for what is filled in."""
+        """Returns places without any part; memory is allocated as they are filled in."""
         starts, sizes, hashes = (_sparse_zeros(num_samples, dtype) for dtype in (np.int64, np.int64, np.uint64))
         return cls(starts, sizes, hashes)
 
 
 def _sparse_zeros(size: int, dtype: Any) -> NDArray[Any]:
-    """Zeros whose memory is taken in small pages as they are written: huge ones would take 2 MiB for each shard."""
+    """Returns zeros in small pages, allocated on write: huge pages would take 2 MiB for each shard."""
     memory = mmap.mmap(-1, max(1, size * np.dtype(dtype).itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
         memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -55,7 +54,7 @@ def _sparse_zeros(size: int, dtype: Any) -> NDArray[Any]:
 
 
 class MappedReader:
-    """Samples of tars on a local disk.
+    """Reads samples of tars on a local disk.
 
     Args:
         catalog: The samples.
@@ -69,16 +68,16 @@ class MappedReader:
         self._close()
 
     def expect(self, runs: Iterable[Run]) -> None:
-        """The system reads ahead by itself."""
+        """Does nothing: the operating system reads ahead by itself."""
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
-        """See `Reader`; a part is checked when it is looked at."""
+        """See `Reader`; a part is checked on first access."""
         places, rows = self._catalog.locate(samples)
         if not self._is_open[places].all():
             try:
                 self._open(dict.fromkeys(places.tolist()))
             except (DamagedError, NotFoundError):
-                if len(samples) > 1:  # the first sample that cannot be read is named, as with object storage
+                if len(samples) > 1:  # name the first unreadable sample, as `RangeReader` does
                     for number in range(len(samples)):
                         self.read(samples[number : number + 1], runs[number : number + 1]).check()
                 raise
@@ -110,15 +109,15 @@ class MappedReader:
         return MappedParts(self._addresses[places] + starts.view(np.uint64), starts, sizes, hashes, read)
 
     def _close(self) -> None:
-        """Forget all shards."""
+        """Drop all open shards."""
         self._bodies: list[memoryview] = [memoryview(b"")] * len(self._catalog.snapshot.shards)
-        self._addresses = np.zeros(len(self._bodies), np.uint64)  # where each is mapped
+        self._addresses = np.zeros(len(self._bodies), np.uint64)  # address of each mapped shard
         self._is_open = np.zeros(len(self._bodies), bool)
         self._found: dict[str, _Places] = {}
         self._open_bytes = 0
 
     def _open(self, places: Iterable[int]) -> None:
-        """Open those shards that are not; where too many are open, close all others first."""
+        """Open the shards that are not open; close all others first if there would be too many."""
         for attempt in range(2):
             for place in places:
                 if not self._is_open[place]:
@@ -150,14 +149,14 @@ class MappedReader:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                if size == expected:  # beyond its end a mapped file is a crash, not an error
+                if size == expected:  # access beyond the end of a mapped file crashes the process
                     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as exc:
             raise NotFoundError(
                 f"the shard is missing: was version {catalog.snapshot.version} dropped?", url=url
             ) from exc
         raise DamagedError(
-            f"{expected} bytes expected, found {size}: it was cut or replaced; dray verify tells more", url=url
+            f"{expected} bytes expected, found {size}: it was cut or replaced: run dray verify for details", url=url
         )
 
 

@@ -1,10 +1,10 @@
-"""The block store of a node: bytes of object storage on a local disk, so that its processes fetch them once.
+"""The block store of a node: caches bytes of object storage on a local disk, so that its processes fetch them once.
 
-The bytes of an object lie in sparse files of `CELL_BYTES`, each byte at its place; the files are named by a digest of
-content, never by a URL. Nothing that is read here is believed: a hole, a write that a kill cut off, a file that was cut
-or deleted meanwhile are all found by the checksums that readers have anyway, and fetched again. So a write needs no
-order, no second name and no fsync. The files that were used longest ago are deleted when all together grow too large.
-No file stays open, so a store crosses forks and pickles as it is.
+The bytes of an object are in sparse files of `CELL_BYTES`, each at its own offset; the files are named by a digest of
+the content, never by a URL. Nothing that is read here is trusted: the checksums of the readers find holes, interrupted
+writes and truncated or deleted files, and those bytes are fetched again. So writes need no order, no temporary name and
+no fsync. When the files grow too large together, the least recently used are deleted. No file stays open, so a store
+can be forked and pickled.
 """
 
 import fcntl
@@ -24,41 +24,41 @@ from xxhash import xxh3_64_intdigest
 from dray.shards.arguments import as_int
 
 CELL_BYTES = 4 << 20
-SHARED_BYTES = 4 << 30  # of the store in the temporary folder
-LASTING_BYTES = 64 << 30  # of one that was asked for
-FULL, EMPTIER = 10, 9  # a full store is emptied to nine tenths
-LOCKS = 1024  # files; more make it rarer that two fetches of other things wait for one another
-WAIT_S = 60.0  # for another process's fetch at the most: longer than a request takes
-POLL_S = (0.001, 0.05)  # from, up to
+SHARED_BYTES = 4 << 30  # default size of the store in the temporary folder
+LASTING_BYTES = 64 << 30  # default size of a store in `cache_dir`
+FULL, EMPTIER = 10, 9  # a full store is reduced to nine tenths
+LOCKS = 1024  # number of lock files; with more, unrelated fetches share one less often
+WAIT_S = 60.0  # maximum wait for the fetch of another process; longer than a request takes
+POLL_S = (0.001, 0.05)  # first and longest pause
 
 _CELL = re.compile(r"[0-9a-f]{32}\.(tar|index)-\d+")
 
 
 class Kept(IntEnum):
-    """What a block store is used for."""
+    """What readers keep in a block store."""
 
     INDEXES = 0
-    RUNS = 1  # and runs of several samples, which several workers read
-    ALL = 2  # for later epochs, and restarts
+    RUNS = 1  # also runs of several samples, which workers share
+    ALL = 2  # everything, for later epochs and restarts
 
 
 class BlockStore:
     """Bytes of objects, shared by the processes of a node.
 
     Args:
-        folder: Where they lie; made when it is needed.
-        max_bytes: Of all files together.
-        kept: What readers put here.
+        folder: Folder of the files; created on first use.
+        max_bytes: Maximum size of all files together.
+        kept: What readers keep here.
     """
 
     def __init__(self, folder: Path, max_bytes: int, kept: Kept) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self.kept = kept
-        self._is_refused = False  # by the disk
+        self._is_refused = False  # whether a write failed
 
     def read(self, name: str, start: int, size: int) -> memoryview | None:
-        """Some bytes of an object, with anything at all where it has none; None where nothing of them lies here."""
+        """Returns bytes of an object, arbitrary where they are not stored; None if none of them are stored."""
         body, found = bytearray(size), 0
         for cell, at, begin, count in _cells(start, size) if self._is_own() else ():
             with suppress(OSError):
@@ -66,34 +66,34 @@ class BlockStore:
         return memoryview(body).toreadonly() if found else None
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Keep bytes of an object. A disk that does not take them is warned of, once, and not tried again."""
+        """Store bytes of an object. If a write fails, warns once and does not try again."""
         for cell, at, begin, count in _cells(start, len(data)):
             self._write(f"{name}-{cell}", at, data[begin : begin + count])
 
     def get(self, name: str) -> bytes | None:
-        """A whole object of unknown size, as `put` got it or not; None where it does not lie here."""
+        """Returns a whole object as stored, which may differ from what `put` got; None if it is not stored."""
         with suppress(OSError):
             return (self.folder / f"{name}-0").read_bytes() if self._is_own() else None
         return None
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep a whole object. See `write`."""
+        """Store a whole object. See `write`."""
         with suppress(OSError):
-            (self.folder / f"{name}-0").unlink()  # it may be longer
+            (self.folder / f"{name}-0").unlink()  # the old file may be longer
         self._write(f"{name}-0", 0, memoryview(data))
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """While this block runs, no other process or thread of the node is in one for the same.
+        """Guarantee that no other process or thread of the node is in this block for the same `what`.
 
-        It is waited for only so long: who is killed lets go by that, and nothing wrong comes of two at once.
+        After `WAIT_S` the block runs without the lock, which costs only requests; a killed process releases its lock.
         """
         descriptor = self._lock(what)
         try:
             yield
         finally:
             if descriptor is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may have the descriptor too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor too
                 os.close(descriptor)
 
     def _lock(self, what: str) -> int | None:
@@ -102,7 +102,7 @@ class BlockStore:
             number = xxh3_64_intdigest(what.encode()) % LOCKS
             descriptor = os.open(self.folder / f"lock-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
-            return None  # `write` tells
+            return None  # `write` warns
         pause, end = POLL_S[0], time.monotonic() + WAIT_S
         while time.monotonic() < end:
             try:
@@ -115,17 +115,17 @@ class BlockStore:
         return None
 
     def _open(self) -> None:
-        """Make the folder, for this user alone.
+        """Create the folder for this user alone.
 
         Raises:
-            PermissionError: It is another user's, or one that others may write.
+            PermissionError: It belongs to another user, or others may write to it.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._is_own():
             raise PermissionError("it belongs to another user, or others may write there")
 
     def _is_own(self) -> bool:
-        """Whether the folder is there, and this user's alone to write: in a temporary one anybody may have made it."""
+        """Whether the folder exists and only this user may write to it: anyone can create one in a temporary folder."""
         try:
             found = self.folder.lstat()
         except OSError:
@@ -144,10 +144,10 @@ class BlockStore:
             warnings.warn(f"{self.folder}: goes on without this cache, which cannot be written: {exc}", stacklevel=2)
 
     def _read_file(self, file: str, at: int, buffer: memoryview) -> int:
-        """How many bytes came."""
+        """Returns the number of bytes read."""
         descriptor = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.utime(descriptor)  # used just now
+            os.utime(descriptor)  # marks it as recently used
             return os.preadv(descriptor, [buffer], at)
         finally:
             os.close(descriptor)
@@ -162,7 +162,7 @@ class BlockStore:
             os.close(descriptor)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Count bytes that are about to be written, in a file that all processes share; delete old ones if need be."""
+        """Count bytes about to be written, in a file that all processes share; delete old files if there are too many."""
         descriptor = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -176,7 +176,7 @@ class BlockStore:
             os.close(descriptor)
 
     def _empty(self, target: int) -> int:
-        """Delete the least recently used until at most this number of bytes is left; return how many are."""
+        """Delete the least recently used files until at most `target` bytes are left; return the number left."""
         files = []
         for entry in os.scandir(self.folder):
             if _CELL.fullmatch(entry.name):
@@ -196,13 +196,13 @@ class BlockStore:
 def open_blocks(
     cache_dir: str | os.PathLike[str] | None, cache_bytes: int | None, *, num_workers: int, num_ranks: int
 ) -> BlockStore | None:
-    """The store that a loader uses: one that was asked for, or a temporary one where processes share what they read.
+    """Returns the block store of a loader: in `cache_dir`, or a temporary one if processes share what they read.
 
     Args:
-        cache_dir: Where it is to lie; None: in the temporary folder, where it can help.
-        cache_bytes: Of all files together; 0: no store; None: as is usual for either.
-        num_workers: Of a rank.
-        num_ranks: Of all nodes.
+        cache_dir: Parent folder of the store; None: the temporary folder, if processes can share a store.
+        cache_bytes: Maximum size of all files together; 0: no store; None: the default size.
+        num_workers: Number of workers of a rank.
+        num_ranks: Number of ranks on all nodes.
     """
     if cache_bytes is not None and as_int("cache_bytes", cache_bytes) == 0:
         return None
@@ -215,7 +215,7 @@ def open_blocks(
 
 
 def _cells(start: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Of each cell that some bytes lie in: its number, where they start in it, where among themselves, how many."""
+    """Yields for each cell: its number, the offset of the bytes in it, their offset in the range, and their number."""
     done = 0
     while done < size:
         cell, at = divmod(start + done, CELL_BYTES)

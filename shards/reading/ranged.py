@@ -1,4 +1,4 @@
-"""Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests, fetched ahead."""
+"""Reads samples from object storage by concurrent ranged requests, and prefetches runs of neighbouring samples."""
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,35 +15,35 @@ from dray.shards.reading.samples import Run, Samples
 from dray.shards.reading.suffixes import EVERY_PART, WantedParts
 
 REQUESTS_AT_ONCE = 32
-AHEAD_BYTES = 64 << 20  # fetched before they are asked for
-GROUP_BYTES = 4 << 20  # of neighbours that are fetched together
+AHEAD_BYTES = 64 << 20  # maximum number of prefetched bytes
+GROUP_BYTES = 4 << 20  # maximum size of neighbouring runs that are fetched together
 
-_Sample = tuple[int, int, Parts, bool]  # shard's place, row, parts, whether the node's store had them
-_Coming = Future[dict[int, _Sample]]  # by number; without damaged ones
+_Sample = tuple[int, int, Parts, bool]  # position of the shard, row, parts, whether the block store had them
+_Coming = Future[dict[int, _Sample]]  # intact samples by number
 
 
 @dataclass(slots=True)
 class _Held:
-    """A run that is fetched, or being fetched, together with its neighbours."""
+    """A run that was or is being fetched together with its neighbours."""
 
     coming: _Coming
-    unread: set[int]  # samples
-    is_ahead: bool = True  # none of them was asked for yet
+    unread: set[int]  # numbers of samples not yet read
+    is_ahead: bool = True  # no sample was read yet
 
 
 class RangeReader:
-    """Samples of tars on object storage: runs of neighbouring samples by concurrent ranged requests.
+    """Reads samples from object storage by concurrent ranged requests.
 
-    What is expected is fetched ahead in runs. A run is kept until its last sample was read: so memory holds the runs in
-    use, one of each lane, and besides `ahead_bytes` of runs to come, and as much of runs that others read on (after a
-    resume with another batch size). What is asked for and not held is fetched by itself, not with its run. So the first
-    batch, after which fetching ahead begins, takes little more than its own bytes wherever in an epoch it is.
+    Expected runs are prefetched, and a run is kept until its last sample was read. Memory holds the runs in use, one
+    for each lane, up to `ahead_bytes` of prefetched runs, and as many bytes of started runs that are no longer expected
+    (after a resume with another batch size). A sample whose run is not held is fetched alone. So the first batch, after
+    which prefetching starts, takes little more than its own bytes anywhere in an epoch.
 
     Args:
         catalog: The samples.
         wanted: The parts that are read.
-        blocks: The node's block store; None: nothing is shared.
-        ahead_bytes: At most so much is fetched before it is asked for.
+        blocks: The block store of the node; None: nothing is shared.
+        ahead_bytes: Maximum number of prefetched bytes.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class RangeReader:
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="dray-fetch")
         self._sample_bytes = catalog.snapshot.num_bytes / max(catalog.snapshot.num_samples, 1)
         self._expected: dict[Run, None] = {}
-        self._queue: deque[Run] = deque()  # expected, not yet being fetched
+        self._queue: deque[Run] = deque()  # expected runs whose fetch has not started
         self._runs: OrderedDict[Run, _Held] = OrderedDict()  # least recently expected first
-        self._ahead = 0  # bytes of runs of which nothing was asked for yet
-        self._apart: defaultdict[Run, set[int]] = defaultdict(set)  # samples of runs that were fetched by themselves
-        self._is_start = True  # of a pass: its first samples come before those that are only expected
+        self._ahead = 0  # bytes of runs that no sample was read of yet
+        self._apart: defaultdict[Run, set[int]] = defaultdict(set)  # samples that were fetched without their runs
+        self._is_start = True  # the first samples of a pass are read before anything is prefetched
 
     def expect(self, runs: Iterable[Run]) -> None:
-        """What will be asked for next, in order; what is expected no more is dropped, as far as memory asks for it."""
+        """Announce the next runs in order; runs that are no longer expected are dropped when memory is short."""
         expected = dict.fromkeys(runs)
         self._is_start = self._is_start or expected.keys().isdisjoint(self._expected)
         self._expected = expected
@@ -81,7 +81,7 @@ class RangeReader:
         kept = 0
         for run in [run for run in reversed(self._runs) if run not in expected]:
             kept += self._size(run)
-            if self._runs[run].is_ahead or kept > self._ahead_bytes:  # it was of a pass that ended, or is read seldom
+            if self._runs[run].is_ahead or kept > self._ahead_bytes:  # left over from another pass, or rarely read
                 self._forget(run)
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
@@ -109,7 +109,7 @@ class RangeReader:
         )
 
     def _fetch_ahead(self) -> None:
-        """Start to fetch what is expected, as far as there is room: much at a time, so that neighbours go together."""
+        """Start to fetch expected runs while there is room, many at a time so that neighbours share requests."""
         room = self._ahead_bytes - self._ahead
         if room < min(GROUP_BYTES, self._ahead_bytes // 4):
             return
@@ -136,7 +136,7 @@ class RangeReader:
             self._ahead += self._size(run)
 
     def _fetch_apart(self, runs: Mapping[int, Run]) -> dict[int, _Sample]:
-        """Samples, without the rest of the runs that they belong to."""
+        """Returns samples, fetched without the rest of their runs."""
         found: dict[int, _Sample] = {}
         coming = []
         for group in self._groups([(number, 1) for number in sorted(runs)]):
@@ -147,7 +147,7 @@ class RangeReader:
         return found
 
     def _with_missing(self, asked: Sequence[tuple[int, Run]], found: Sequence[_Sample | None]) -> list[_Sample]:
-        """The samples; what did not come with others is asked for once more, alone: a damaged one is named then."""
+        """Returns all samples; fetches each missing one again alone, which names it if it is damaged."""
         again = {
             number: self._threads.submit(self._fetch_one, number)
             for (number, _), sample in zip(asked, found, strict=True)
@@ -157,7 +157,7 @@ class RangeReader:
                 for (number, _), sample in zip(asked, found, strict=True)]  # fmt: skip
 
     def _note(self, number: int, run: Run) -> None:
-        """A sample was read."""
+        """Record that a sample was read."""
         held = self._runs.get(run)
         if held is None:
             self._apart[run].add(number)
@@ -174,11 +174,11 @@ class RangeReader:
             self._ahead -= self._size(run)
 
     def _size(self, run: Run) -> int:
-        """Bytes, more or less."""
+        """Returns the approximate size of a run in bytes."""
         return int(run[1] * self._sample_bytes)
 
     def _groups(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
-        """Runs, those that follow one another together."""
+        """Yields groups of adjacent runs."""
         group: list[Run] = []
         num_bytes = 0
         for run in runs:
@@ -192,7 +192,7 @@ class RangeReader:
             yield group
 
     def _fetch(self, numbers: Sequence[int], *, group: int, is_shared: bool) -> dict[int, _Sample]:
-        """Samples by their number; without damaged ones."""
+        """Returns the intact samples by number."""
         shards, rows = self._catalog.locate(np.array(numbers))
         samples: dict[int, _Sample] = {}
         for place in np.unique(shards).tolist():

@@ -1,4 +1,4 @@
-"""Rows of shards on object storage: where their parts lie, what is asked for to get them, and whether it is theirs."""
+"""Fetches rows of shards from object storage by ranges, and checks their parts against the index."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -16,48 +16,48 @@ from dray.shards.reading.node_cache import BlockStore, Kept
 from dray.shards.reading.samples import Stats, check_part
 from dray.shards.reading.suffixes import WantedParts
 
-AGAIN_S = 60.0  # after which something that was missing is asked for again
-ATTEMPTS = 3  # at a request, each of which the store's client tries again by itself
-GAP_BYTES = 16 << 10  # between two parts that are fetched in one request: headers, padding, small parts not wanted
+AGAIN_S = 60.0  # time after which a missing object is requested again
+ATTEMPTS = 3  # attempts at a request, besides the retries of the client of the store
+GAP_BYTES = 16 << 10  # largest gap inside one request: headers, padding, small unwanted parts
 
-Parts = dict[str, memoryview]  # of one sample, by suffix
+Parts = dict[str, memoryview]  # parts of one sample by suffix
 ByRow = dict[int, Parts]
-_Span = tuple[int, memoryview]  # of a tar: the offset of some bytes, and these
+_Span = tuple[int, memoryview]  # offset in the tar, bytes
 
 
 class RowFetcher:
-    """Fetches rows of shards by ranged requests, through the node's block store if there is one; for many threads.
+    """Fetches rows of shards by ranged requests, through the block store of the node if there is one; thread-safe.
 
     Args:
-        catalog: Where their parts lie.
+        catalog: The catalog that locates the parts.
         wanted: The parts that are read.
-        blocks: The node's store; None: every row is fetched.
+        blocks: The block store; None: every row is fetched.
     """
 
     def __init__(self, catalog: Catalog, wanted: WantedParts, blocks: BlockStore | None) -> None:
         self.stats = Stats()
         self._catalog = catalog
         self._parts = wanted
-        self._suffixes: dict[int, tuple[str, ...]] = {}  # stored suffixes to read, of each shard that was read
+        self._suffixes: dict[int, tuple[str, ...]] = {}  # shard -> stored suffixes to read
         self._blocks = blocks
         self._lock = Lock()
-        self._counted = 0, 0  # requests for indexes and their bytes that the stats have
+        self._counted = 0, 0  # requests for indexes and their bytes that the stats include
         self._missing: dict[str, tuple[float, NotFoundError]] = {}  # name -> end of the pause, error
 
     def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> tuple[ByRow, ByRow]:
-        """The parts of those of the rows that are whole: what is damaged or missing is left out, and spoils no other.
+        """Returns the parts of the intact rows; damaged and missing rows are left out.
 
         Args:
-            place: The shard.
-            rows: In it.
-            group: A number of what is fetched together: where others fetch it too, one does, and they wait for it.
-            is_shared: Whether several processes of the node are likely to.
+            place: Position of the shard in the catalog.
+            rows: Rows in the shard.
+            group: Number of the group: of all processes that fetch it, one does while the others wait.
+            is_shared: Whether several processes of the node are likely to fetch it.
 
         Returns:
-            Those that the node's store had, and those that object storage gave.
+            The rows from the block store, and the rows from object storage.
 
         Raises:
-            StoreError: The store failed as often as it was asked.
+            StoreError: All attempts failed.
         """
         try:
             wanted = self._wanted(place, rows)
@@ -73,12 +73,12 @@ class RowFetcher:
             return found, self._requested(self._wanted(place, rest), name) if rest else {}
 
     def fetch_row(self, place: int, row: int) -> Parts:
-        """The parts of one row, as object storage has them.
+        """Returns the parts of one row from object storage.
 
         Raises:
             StoreError: See `fetch`.
-            NotFoundError: The shard or its index is missing, or was a minute ago.
-            DamagedError: Its index or a part of it is damaged; names what is.
+            NotFoundError: The shard or its index is missing, or was less than `AGAIN_S` ago.
+            DamagedError: The index or a part is damaged; names which.
         """
         wanted = self._wanted(place, [row])
         spans = self._request(wanted)
@@ -100,7 +100,7 @@ class RowFetcher:
         return _Wanted(place, rows, parts)
 
     def _requested(self, wanted: "_Wanted", name: str = "") -> ByRow:
-        """The good ones of some rows as object storage has them; kept under a name, if there is one."""
+        """Fetch rows, drop corrupt ones, and cache the bytes under `name` if given."""
         try:
             spans = self._request(wanted)
         except (DamagedError, NotFoundError):
@@ -111,7 +111,7 @@ class RowFetcher:
         return wanted.good(spans)
 
     def _request(self, wanted: "_Wanted") -> list[_Span]:
-        """The bytes that cover some rows, one request each."""
+        """Returns the spans of bytes that cover the rows, one request each."""
         name, spans = self._catalog.shard_name(wanted.place), wanted.spans()
         starts, sizes = [start for start, _ in spans], [size for _, size in spans]
         for attempt in range(1, ATTEMPTS + 1):
@@ -121,7 +121,7 @@ class RowFetcher:
                         self.stats.requests += sum(size > 0 for size in sizes)
                         self.stats.bytes_read += sum(sizes)
                     store = self._catalog.snapshot.tars
-                    if not any(sizes) and store.head(name) is None:  # nothing of the shard would be asked for
+                    if not any(sizes) and store.head(name) is None:  # no request would find this out
                         raise NotFoundError("the shard is missing", url=store.url_of(name))
                     bodies = store.get_ranges(name, starts, sizes, gap=0)
                 return list(zip(starts, bodies, strict=True))
@@ -137,7 +137,7 @@ class RowFetcher:
 
     @contextmanager
     def _noted_missing(self, name: str) -> Iterator[None]:
-        """Fail at once while an object is known to be missing; note one that is."""
+        """Fail at once if an object is known to be missing; remember it if it turns out to be."""
         until, error = self._missing.get(name, (0.0, NotFoundError()))
         if monotonic() < until:
             raise error.at()
@@ -160,9 +160,9 @@ class _Wanted:
     """Some rows of a shard.
 
     Attributes:
-        place: The shard.
-        rows: m rows.
-        parts: Of each wanted suffix m offsets, sizes and checksums.
+        place: Position of the shard in the catalog.
+        rows: The m rows.
+        parts: Each wanted suffix with m offsets, sizes and checksums.
     """
 
     place: int
@@ -170,7 +170,7 @@ class _Wanted:
     parts: Sequence[tuple[str, list[int], list[int], list[int]]]
 
     def spans(self) -> list[tuple[int, int]]:
-        """(start, size) of what covers all parts: those with small gaps between them together."""
+        """Returns (start, size) of spans that cover all parts; parts with small gaps between them share one."""
         pieces = sorted(piece for _, *where, _ in self.parts for piece in zip(*where, strict=True) if piece[0])
         spans: list[tuple[int, int]] = []  # start and end
         for offset, size in pieces:
@@ -181,14 +181,13 @@ class _Wanted:
         return [(start, end - start) for start, end in spans]
 
     def good(self, spans: Collection[_Span]) -> ByRow:
-        """Of the rows whose parts all lie in the spans, with the right checksum: their parts."""
+        """Returns the parts of each row whose parts are all in the spans and match their checksums."""
         found: ByRow = {row: {} for row in self.rows}
         starts, bodies = [start for start, _ in spans], [body for _, body in spans]
         for suffix, offsets, sizes, hashes in self.parts:
             for row, offset, size, expected in zip(self.rows, offsets, sizes, hashes, strict=True):
                 if not offset or row not in found:
                     continue
-                number = bisect_right(starts, offset) - 1
                 number = bisect_right(starts, offset) - 1
                 at = offset - starts[number] if number >= 0 else 0
                 part = bodies[number][at : at + size] if number >= 0 else None

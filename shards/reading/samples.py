@@ -1,6 +1,6 @@
-"""What a reader of samples gives: their bytes. `reading.mapped` and `reading.ranged` have the two readers.
+"""The samples that a reader returns, and the protocol of readers; `mapped` and `ranged` implement it.
 
-Every part is checked against its index before anyone sees it. Of a tar only the parts that are wanted are read.
+Every part is checked against its index before it is returned. Only the wanted parts of a tar are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,34 +15,34 @@ from dray.shards.errors import DamagedError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 
-Run = tuple[int, int]  # first sample and number of samples that are read together
-Parts = Sequence[memoryview | None]  # one part of some samples; None where a sample lacks it
+Run = tuple[int, int]  # first sample, number of samples read together
+Parts = Sequence[memoryview | None]  # one part of each sample; None where a sample lacks it
 
 
 @dataclass(slots=True)
 class Stats:
-    """What a reader did, counted from its start."""
+    """Counters of a reader since its start."""
 
     samples: int = 0
-    bytes: int = 0  # of parts handed on
-    bytes_read: int = 0  # of parts, headers between them and indexes asked of object storage
-    requests: int = 0  # to object storage, not counting those that its client tries again
-    retries: int = 0  # of these, after a failure
-    cache_hits: int = 0  # samples that came from the node's block store
-    skipped: int = 0  # samples that could not be read and were replaced
+    bytes: int = 0  # bytes of the returned parts
+    bytes_read: int = 0  # bytes requested from object storage, headers and indexes included
+    requests: int = 0  # requests to object storage, without the retries of its client
+    retries: int = 0  # requests that were repeated after a failure
+    cache_hits: int = 0  # samples served by the block store of the node
+    skipped: int = 0  # unreadable samples that were replaced
 
 
 class MappedParts(Parts):
-    """One part of m samples that lies in memory: looked at, and so checked, when it is first asked for.
+    """One part of m samples in mapped memory, checked on first access.
 
-    Whoever copies them from there checks them as well, and keeps this object until that is done.
+    Code that copies from the addresses must check the hashes, and keep this object alive meanwhile.
 
     Args:
-        addresses: (m,) where each part begins.
-        starts: (m,) offset of each in its tar; 0 where a sample lacks it.
-        sizes: (m,) of each, in bytes; 0 where a sample lacks it.
-        hashes: (m,) xxh3_64 of each.
-        read: Those of a range, checked; it holds the memory.
+        addresses: (m,) address of each part.
+        starts: (m,) offset of each part in its tar; 0 where a sample lacks it.
+        sizes: (m,) size of each part in bytes; 0 where a sample lacks it.
+        hashes: (m,) xxh3_64 of each part.
+        read: Returns the checked parts of a range of samples; it keeps the memory alive.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MappedParts(Parts):
         return iter(self.read())
 
     def read(self) -> list[memoryview | None]:
-        """All of them.
+        """Returns all parts.
 
         Raises:
             DamagedError: See `Reader.read`.
@@ -81,7 +81,7 @@ class MappedParts(Parts):
         return self._found
 
     def one(self, number: int) -> memoryview | None:
-        """One of them, without a look at the others.
+        """Returns one part without checking the others.
 
         Raises:
             DamagedError: See `Reader.read`.
@@ -94,9 +94,9 @@ class Column:
     """One wanted part of m samples.
 
     Attributes:
-        parts: m parts.
-        suffix: The stored suffix of all m; None where they differ or a sample lacks the part.
-        suffixes: (m,) the stored suffix of each if they differ; None where a sample lacks the part.
+        parts: The m parts.
+        suffix: The stored suffix of all m parts; None if they differ or a sample lacks the part.
+        suffixes: (m,) stored suffixes if they differ; None where a sample lacks the part.
     """
 
     parts: Parts
@@ -104,24 +104,24 @@ class Column:
     suffixes: Sequence[str | None] = ()
 
     def suffix_of(self, number: int) -> str | None:
-        """The suffix under which a sample has it stored; None if it lacks it."""
+        """Returns the suffix under which a sample stores the part; None if it lacks the part."""
         return self.suffix or self.suffixes[number]
 
     @property
     def stored(self) -> Sequence[str]:
-        """The distinct suffixes under which it is stored."""
+        """The distinct suffixes under which the part is stored."""
         return [self.suffix] if self.suffix else [suffix for suffix in dict.fromkeys(self.suffixes) if suffix]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """The bytes of m samples, in the order in which they were asked for.
+    """The bytes of m samples, in the requested order.
 
     Attributes:
-        catalog: Where they are listed.
-        places: (m,) shards, each by its place in the catalog's list.
-        rows: (m,) rows in these shards.
-        parts: Suffix -> m parts. Where they are `MappedParts`, to look at one raises what `Reader.read` does.
+        catalog: The catalog that lists the samples.
+        places: (m,) position of each shard in the list of the catalog.
+        rows: (m,) row of each sample in its shard.
+        parts: Suffix -> m parts. Access to one in `MappedParts` raises what `Reader.read` raises.
     """
 
     catalog: Catalog
@@ -133,38 +133,38 @@ class Samples:
         return len(self.rows)
 
     def key(self, number: int) -> str:
-        """The key of one of them."""
+        """Returns the key of one sample."""
         key: str = self.catalog.columns(int(self.places[number])).keys[int(self.rows[number])].as_py()
         return key
 
     def url(self, number: int) -> str:
-        """The URL of the shard of one of them."""
+        """Returns the URL of the shard of one sample."""
         return self.catalog.shard_url(int(self.places[number]))
 
     def where(self, number: int) -> str:
-        """Shard and key of one of them, for messages."""
+        """Returns shard and key of one sample, for messages."""
         return f"shard {self.url(number)!r}, key {self.key(number)!r}"
 
     def sample(self, number: int) -> dict[str, memoryview]:
-        """The parts that one of them has, by stored suffix."""
+        """Returns the parts of one sample, by stored suffix."""
         parts = ((suffix, of_suffix.one(number) if isinstance(of_suffix, MappedParts) else of_suffix[number])
                  for suffix, of_suffix in self.parts.items())  # fmt: skip
         return {suffix: data for suffix, data in parts if data is not None}
 
     def check(self) -> None:
-        """Look at all parts, sample by sample.
+        """Check all parts, sample by sample.
 
         Raises:
-            DamagedError: See `Reader.read`; of the first damaged sample.
+            DamagedError: A part is damaged; names the first damaged sample as `Reader.read` does.
         """
         for number in range(len(self)):
             self.sample(number)
 
     def column(self, part: Part) -> Column:
-        """A wanted part of each sample.
+        """Returns a wanted part of each sample.
 
         Raises:
-            CallError: A sample has several parts that it may mean; names them.
+            CallError: Several parts of a sample match; names them.
         """
         counts = {suffix: count for suffix, parts in self.parts.items() if (count := _num_there(parts))}
         candidates = part.among(counts)
@@ -176,7 +176,7 @@ class Samples:
         return Column(found, None, suffixes)
 
     def _stored(self, part: Part, number: int, there: Mapping[str, NDArray[np.bool_]]) -> str | None:
-        """The stored suffix of a sample's part; None where it lacks it."""
+        """Returns the stored suffix of a part of a sample; None if the sample lacks it."""
         found = part.among([suffix for suffix, is_there in there.items() if is_there[number]])
         if len(found) > 1:
             raise several_error(self.where(number), part.name, found)
@@ -184,30 +184,30 @@ class Samples:
 
 
 class Reader(Protocol):
-    """Where samples come from."""
+    """Reads samples by number."""
 
     stats: Stats
 
     def expect(self, runs: Iterable[Run]) -> None:
-        """What will be asked for next, in order; it may be fetched meanwhile."""
+        """Announce the next runs in order, so that they can be prefetched."""
         ...
 
     def read(self, samples: NDArray[np.int64], runs: Sequence[Run]) -> Samples:
-        """The samples, each with the run that it belongs to.
+        """Returns the samples; `runs` gives the run of each.
 
         Raises:
             NotFoundError: A shard or an index is missing.
-            DamagedError: A part of one of the samples asked for is not what its index says; names shard, key, suffix
-                and offset. Other samples can still be read, but for those of a local shard that was cut.
+            DamagedError: A part of a requested sample does not match its index; names shard, key, suffix and offset.
+                Other samples remain readable, except those of a truncated local shard.
         """
         ...
 
 
 def wanted_columns(samples: Samples, wanted: WantedParts) -> dict[str, Column]:
-    """The wanted parts of some samples, by name.
+    """Returns the wanted parts of samples, by name.
 
     Raises:
-        CallError: A sample lacks a part that may not be missing; names shard, key and suffix.
+        CallError: A sample lacks a required part; names shard, key and suffix.
     """
     columns = {part.name: samples.column(part) for part in wanted.parts}
     if wanted.missing == Missing.ERROR:
@@ -219,30 +219,30 @@ def wanted_columns(samples: Samples, wanted: WantedParts) -> dict[str, Column]:
 
 
 def stored_suffixes(samples: Samples, number: int) -> list[str]:
-    """The suffixes of all parts that one of some samples has, whether they are read or not."""
+    """Returns the suffixes of all parts of one sample, whether they are read or not."""
     columns = samples.catalog.columns(int(samples.places[number]))
     return [suffix for suffix, offsets in columns.offsets.items() if offsets[samples.rows[number]]]
 
 
 def _is_there(parts: Parts) -> NDArray[np.bool_]:
-    """(m,) which samples have the part."""
+    """Returns (m,) bool: which samples have the part."""
     if isinstance(parts, MappedParts):
         return parts.starts > 0
     return np.array([part is not None for part in parts], bool)
 
 
 def _num_there(parts: Parts) -> int:
-    """The number of samples that have the part."""
+    """Returns the number of samples that have the part."""
     if isinstance(parts, MappedParts):
         return int(np.count_nonzero(parts.starts))
     return len(parts) - parts.count(None)
 
 
 def check_part(catalog: Catalog, place: int, row: int, suffix: str, data: memoryview, expected: int) -> None:
-    """Hold a part against the checksum that its index has.
+    """Check a part against the checksum in its index.
 
     Raises:
-        DamagedError: It is another one; names shard, key, suffix and offset.
+        DamagedError: They differ; names shard, key, suffix and offset.
     """
     if xxh3_64_intdigest(data) != expected:
         columns = catalog.columns(place)

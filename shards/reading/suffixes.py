@@ -1,4 +1,4 @@
-"""Which stored parts of a sample a wanted suffix means. Suffixes compare without case.
+"""Resolves wanted suffixes to the stored parts of samples. Suffixes compare without case.
 
 A wanted suffix may name a part as it is stored, or an encoded part by any of its names (see `dray.shards.parts`).
 """
@@ -16,7 +16,7 @@ from dray.shards.parsing.columns import Columns
 from dray.shards.parts import Counts, PartForms
 from dray.shards.reading.catalog import Catalog
 
-FEW_SHARDS = 8  # whose samples are looked at to find one that has all parts
+FEW_SHARDS = 8  # number of shards that are searched for a sample with all parts
 
 
 class Missing(StrEnum):
@@ -27,10 +27,10 @@ class Missing(StrEnum):
 
     @classmethod
     def of(cls, value: str) -> "Missing":
-        """As the caller gave it.
+        """Returns the member with this value.
 
         Raises:
-            CallError: It is unknown.
+            CallError: There is none.
         """
         if value not in list(cls):
             raise CallError(f"missing={value!r}: expected one of {', '.join(cls)}")
@@ -42,10 +42,10 @@ class Part:
     """One wanted part.
 
     Attributes:
-        name: Its name in samples and batches.
-        choices: Sets of stored suffixes, in lower case; the first of which a sample has a member counts.
-        endings: Where a sample has none of these, any part counts whose suffix ends so, such as ".pyd";
-        ending_forms: and those with one of these suffixes, the forms of encoded parts.
+        name: Name of the part in samples and batches.
+        choices: Sets of stored suffixes in lower case, in order of preference.
+        endings: Endings of suffixes, such as ".pyd", that match where a sample has none of the choices.
+        ending_forms: Suffixes of forms of encoded parts that match where a sample has none of the choices.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Part:
     ending_forms: frozenset[str] = frozenset()
 
     def among(self, suffixes: Iterable[str]) -> list[str]:
-        """Those of a sample's stored suffixes that are this part: none, one, or several if that is ambiguous."""
+        """Returns the stored suffixes of a sample that match this part; several if the name is ambiguous."""
         lower = {suffix: suffix.lower() for suffix in suffixes}
         for choice in self.choices:
             if found := [suffix for suffix in lower if lower[suffix] in choice]:
@@ -67,9 +67,9 @@ class WantedParts:
     """The parts that a loader reads.
 
     Attributes:
-        parts: In the order of a batch.
+        parts: The parts, in the order of a batch.
         missing: What happens to a sample that lacks one.
-        is_all: Whether every stored part is read, under its own suffix, whatever `parts` says.
+        is_all: Whether every stored part is read under its own suffix; `parts` is ignored then.
     """
 
     parts: tuple[Part, ...]
@@ -77,7 +77,7 @@ class WantedParts:
     is_all: bool = False
 
     def stored(self, columns: Columns) -> tuple[str, ...]:
-        """The stored suffixes to read of a shard: where samples lack a part, also those that may stand for it."""
+        """Returns the stored suffixes to read from a shard, alternatives included where samples lack a part."""
         if self.is_all:
             return tuple(columns.offsets)
         found: list[str] = []
@@ -92,7 +92,7 @@ class WantedParts:
 
 
 def lacking_error(where: str, name: str, stored: Sequence[str]) -> CallError:
-    """The error that a sample has none of the stored suffixes that a part may have."""
+    """Returns the error for a sample that lacks a part."""
     return CallError(
         f"{where}: no part with suffix {name!r}; it has {list(stored)}. Give missing='none' to get None in its "
         "place, or read only parts that all samples have"
@@ -100,7 +100,7 @@ def lacking_error(where: str, name: str, stored: Sequence[str]) -> CallError:
 
 
 def several_error(where: str, name: str, found: Sequence[str]) -> CallError:
-    """The error that a sample has several stored parts that a wanted one may mean."""
+    """Returns the error for a sample with several stored parts that match one wanted part."""
     return CallError(
         f"{where}: several parts with suffix {name!r}: {' and '.join(map(repr, found))}. Name one in full, or if "
         "only upper and lower case differ, rename one and build again"
@@ -108,20 +108,20 @@ def several_error(where: str, name: str, found: Sequence[str]) -> CallError:
 
 
 EVERY_PART = WantedParts((), Missing.ERROR, is_all=True)
-"""Whatever is stored, under no name."""
+"""Reads every stored part under its own suffix."""
 
 
 def named_parts(
     names: Sequence[str], manifest: Manifest | None, missing: Missing, *, by_ending: bool = False
 ) -> WantedParts:
-    """The parts that the caller names.
+    """Returns the parts that the caller names.
 
     Args:
-        names: Suffixes; with `by_ending` also alternatives such as "a;b", of which the first that is there counts.
-        manifest: The dataset's; None if it has none.
+        names: Suffixes; with `by_ending` also alternatives such as "a;b", of which the first that exists is taken.
+        manifest: The manifest of the dataset; None if it has none.
         missing: See `WantedParts`.
-        by_ending: Whether a name may be just the end of a suffix, "pyd" for "tensor.pyd". Not if some sample is known
-            to have a part of that name: another part must not stand for it where it is missing.
+        by_ending: Whether a name may be the end of a suffix: "pyd" for "tensor.pyd". This does not apply to a name
+            that some sample is known to have as a suffix: no other part may replace it where it is missing.
     """
     known = () if manifest is None else manifest.parts
     stored = {suffix.lower() for part in known for suffix, count in part.forms.items() if count}
@@ -138,13 +138,13 @@ def named_parts(
 
 
 def _choices(wanted: str, known: Sequence[PartForms]) -> list[frozenset[str]]:
-    """The suffix itself, then all forms of the encoded part that it names."""
+    """Returns the suffix itself, then all forms of the encoded part that it names."""
     forms = [part.suffixes for part in known if part.is_encoded and wanted in part.aliases]
     return [frozenset({wanted}), *([frozenset().union(*forms)] if forms else [])]
 
 
 def _forms_ending(endings: tuple[str, ...], known: Sequence[PartForms], stored: set[str]) -> frozenset[str]:
-    """All forms of the encoded parts of which some sample has a form that ends so; else of those whose name does."""
+    """Returns all forms of the encoded parts with a stored form that ends so; if none, of those whose name does."""
     encoded = [part for part in known if part.is_encoded]
     found = [part for part in encoded if any(form.endswith(endings) for form in part.suffixes & stored)]
     found = found or [part for part in encoded if part.name.lower().endswith(endings)]
@@ -152,7 +152,7 @@ def _forms_ending(endings: tuple[str, ...], known: Sequence[PartForms], stored: 
 
 
 def open_parts(catalog: Catalog, names: str | Iterable[str] | None, missing: str) -> WantedParts:
-    """The parts that the caller of a loader asks for.
+    """Returns the parts that the caller of a loader asks for.
 
     Raises:
         CallError: `missing` is unknown; or no sample has a part, or with `names=None` some samples lack one.
@@ -165,10 +165,10 @@ def open_parts(catalog: Catalog, names: str | Iterable[str] | None, missing: str
 
 
 def all_parts(catalog: Catalog, missing: Missing) -> WantedParts:
-    """All parts of a dataset's samples, an encoded one under the suffix of its source.
+    """Returns all parts of a dataset's samples, an encoded one under the suffix of its source.
 
     Raises:
-        CallError: A part is not in all samples, and may not be missing.
+        CallError: Some samples lack a part, and `missing` is "error".
     """
     counts = _counts(catalog)
     stored = {suffix for of_shard in counts for suffix, count in of_shard.items() if count}
@@ -181,7 +181,7 @@ def all_parts(catalog: Catalog, missing: Missing) -> WantedParts:
 
 
 def first_complete(catalog: Catalog, wanted: WantedParts) -> int:
-    """The number of the first sample that has all wanted parts; 0 if none of the first shards has one."""
+    """Returns the number of the first sample that has all wanted parts; 0 if the first shards have none."""
     for place in range(min(catalog.num_places, FEW_SHARDS)):
         try:
             columns = catalog.columns(place)
@@ -196,10 +196,10 @@ def first_complete(catalog: Catalog, wanted: WantedParts) -> int:
 
 
 def check_named(catalog: Catalog, wanted: WantedParts) -> None:
-    """Look for the wanted parts among those of the samples.
+    """Check that some sample has each of the wanted parts.
 
     Raises:
-        CallError: A wanted part is in no sample; names those that are there.
+        CallError: No sample has a wanted part; names the existing parts.
     """
     stored = sorted({suffix for of_shard in _counts(catalog) for suffix, count in of_shard.items() if count})
     for part in wanted.parts:
@@ -210,12 +210,12 @@ def check_named(catalog: Catalog, wanted: WantedParts) -> None:
 
 
 def _counts(catalog: Catalog) -> list[Counts]:
-    """The counts of each shard that has samples within the limit."""
+    """Returns the counts of each shard that has samples within the limit."""
     return catalog.snapshot.manifest.counts()[: catalog.num_places]
 
 
 def _check_all_have(catalog: Catalog, parts: Collection[Part], counts: Sequence[Counts]) -> None:
-    """Compare with the number of samples, but not in a shard of which the limit takes only some.
+    """Check that all samples have the parts, except in a shard that the limit cuts.
 
     Raises:
         CallError: Some samples lack a part.
