@@ -1,4 +1,4 @@
-"""What a version of a dataset holds: its parts, shards and tables, how it was made, and where every input went."""
+"""The manifest of a version: its parts, shards and tables, its recipe, and the accounting of its inputs."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,8 +15,8 @@ from dray.shards.parts import ArrayTypes, Counts, PartForms, main_forms, parts_o
 from dray.shards.storage.urls import normal_url
 from dray.shards.tar import BLOCK, END, MAX_SHARD_BYTES
 
-CHUNK_ROWS = 1_000_000  # largest number of rows of a chunk of a table
-MAX_FOREIGN_BYTES = 1 << 40  # largest size of a tar that dray did not write
+CHUNK_ROWS = 1_000_000  # maximum number of rows in a chunk of a table
+MAX_FOREIGN_BYTES = 1 << 40  # maximum size of a tar that dray did not write
 _RECIPE: Mapping[str, tuple[type, ...]] = {
     "suffixes": (list,),
     "transform": (str, NoneType),
@@ -29,26 +29,26 @@ _ENCODING: Mapping[str, tuple[type, ...]] = {"encode": (str, dict), "allow": (li
 
 
 class Kind(StrEnum):
-    """How a version came about, which decides what it may hold."""
+    """How a version was created, which decides what its manifest may contain."""
 
-    BUILD = "build"  # packed from files, one source a sample
+    BUILD = "build"  # packed from files
     WRITTEN = "written"  # written by a program
     INDEXED = "indexed"  # tars that dray did not write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A shard as its snapshot knows it.
+    """A shard as the manifest lists it.
 
     Attributes:
-        number: Unique in the dataset; it names the index, and the tar where `name` is None.
+        number: Unique number in the dataset; names the index, and the tar if `name` is None.
         num_bytes: Size of the tar.
-        num_samples: Samples in it.
-        digest: Digest of what it was made of: the sources and the recipe.
+        num_samples: Number of samples.
+        digest: Digest of its sources and the recipe.
         index_digest: xxh3_128 of the index, which holds the checksum of every part.
-        parts: Stored suffix -> number of samples that have it. None if every sample has each of the dataset's stored
-            parts once, in its main form.
-        name: Path of the tar below the manifest's base, for tars that dray did not write.
+        parts: Stored suffix -> number of samples that have it. None if every sample has each stored part of the
+            dataset once, in its main form.
+        name: Path of the tar below the base of the manifest; for tars that dray did not write.
         etag: ETag of such a tar when it was indexed, if the store has one.
         mtime: Modification time of such a tar when it was indexed, in nanoseconds since 1970.
     """
@@ -75,11 +75,11 @@ class TableChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Where every input went: inputs = packed + empty + skipped + quarantined. All are 0 where no input is known."""
+    """Counts of inputs by outcome: inputs = packed + empty + skipped + quarantined; all 0 if none are known."""
 
     inputs: int
-    packed: int  # gave at least one sample
-    empty: int = 0  # the user's function gave no sample
+    packed: int  # with at least one sample
+    empty: int = 0  # the user's function returned no sample
     skipped: int = 0
     quarantined: int = 0
 
@@ -89,27 +89,27 @@ class Accounting:
 
     @property
     def num_left_out(self) -> int:
-        """Inputs without a sample in the version."""
+        """Number of inputs without a sample in the version."""
         return self.empty + self.skipped + self.quarantined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The content of a snapshot as it is stored: no time and no id, so the same build gives the same bytes.
+    """The stored content of a snapshot, without times and ids: equal builds give equal bytes.
 
     Attributes:
         kind: See `Kind`.
-        base: URL below which the tars are, for an indexed dataset whose tars are elsewhere. None: the dataset's own.
+        base: URL above the tars of an indexed dataset if they are elsewhere. None: the URL of the dataset.
         prefix: Prefix of the dataset.
-        source_url: Where the inputs were; empty where none are known.
-        recipe: What, besides the sources, decided the bytes.
-        intent: The last intent that the build knew: later ones may hold shards to adopt.
+        source_url: URL of the inputs; empty if unknown.
+        recipe: The arguments that, besides the sources, determine the bytes.
+        intent: The last intent that the build knew; shards of later ones can be adopted.
         num_samples: Samples in all shards.
-        accounting: Where every input went.
+        accounting: Counts of the inputs by outcome.
         parts: The parts of the samples.
         shards: In the order of the samples.
-        sources: The table of sources, sorted by key; None where none are known.
-        samples: The table of samples, sorted by key. None: each source is one sample, and its row has the place.
+        sources: The table of sources, sorted by key; None if unknown.
+        samples: The table of samples, sorted by key; None if each source is one sample, located by its own row.
         left_out: The table of the inputs without a sample; None if there are none.
     """
 
@@ -128,16 +128,16 @@ class Manifest:
     left_out: TableChunk | None = None
 
     def to_bytes(self) -> bytes:
-        """Returns the manifest as canonical JSON; shards lack what is None."""
+        """Returns the manifest as canonical JSON; fields of shards that are None are omitted."""
         values = asdict(replace(self, shards=())) | {"shards": [_present(shard) for shard in self.shards]}
         return canonical_json({**HEADER, **values})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Manifest":
-        """Read a manifest and check that what it says can be true.
+        """Read a manifest and check that it is consistent.
 
         Raises:
-            DamagedError: It is not a manifest of a format that this version of dray knows, or contradicts itself.
+            DamagedError: It is not a manifest of a known format, or it contradicts itself.
         """
         try:
             manifest = read_record(cls, data)
@@ -156,7 +156,7 @@ class Manifest:
         return manifest
 
     def counts(self) -> list[Counts]:
-        """Returns for each shard: stored suffix -> number of samples that have it."""
+        """Returns the counts of each shard: stored suffix -> number of samples that have it."""
         main = main_forms(self.parts)
         return [dict.fromkeys(main, shard.num_samples) if shard.parts is None else shard.parts for shard in self.shards]
 
@@ -183,9 +183,9 @@ def part_table(
     """Returns the parts of shards, and the shards as a manifest with these parts lists them.
 
     Args:
-        recipe: What made the samples; empty if that is not known.
-        counted_shards: Shards of which each has the counts of its parts.
-        arrays: Of each shard, which parts are arrays of one dtype and shape.
+        recipe: Recipe of the samples; empty if unknown.
+        counted_shards: Shards with the counts of their parts.
+        arrays: Types of the arrays of one dtype and shape in each shard.
     """
     counts = [shard.parts or {} for shard in counted_shards]
     parts = parts_of(recipe, [shard.num_samples for shard in counted_shards], counts, arrays)
@@ -204,7 +204,7 @@ def _present(shard: Shard) -> dict[str, Any]:
 
 
 def _check_kind(manifest: Manifest) -> None:
-    """Check that a manifest has what its kind needs, and nothing that its kind has not."""
+    """Check that a manifest has the fields that its kind requires, and no others."""
     if manifest.kind not in list(Kind):
         raise ValueError(f"kind is {manifest.kind!r:.80}")
     if manifest.sources is None and (manifest.samples is None or manifest.kind == Kind.BUILD):
@@ -299,7 +299,7 @@ def _check_chunks(name: str, chunks: Sequence[TableChunk], num_rows: int) -> Non
     found = [chunk.num_rows for chunk in chunks]
     if sum(found) != num_rows:
         raise ValueError(f"{num_rows:,} rows in the table of {name} expected, found {sum(found):,}")
-    if found == [0]:  # a table without rows still has its columns
+    if found == [0]:  # a table without rows has one chunk for its columns
         return
     if not found or not all(0 < rows <= CHUNK_ROWS for rows in found):
         raise ValueError(f"a chunk of the table of {name} has no row, or more than {CHUNK_ROWS:,}")

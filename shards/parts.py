@@ -1,7 +1,7 @@
-"""The parts of a dataset's samples, as its manifest lists them; no index is read.
+"""The parts of the samples of a dataset, as its manifest lists them.
 
-A build with `encode` gives a part another suffix: `image.pyd` becomes `image.npy`. With "auto" it does so sample by
-sample, and the values that no format holds stay `image.pyd`. For a reader these suffixes are forms of one part.
+A build with `encode` changes the suffix of a part: `image.pyd` becomes `image.npy`. With "auto" it decides for each
+sample, and values that no format supports stay `image.pyd`. For a reader these suffixes are forms of one part.
 Suffixes compare without case, as in WebDataset.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 PICKLES = ("pyd", "pkl", "pickle")
 """The extensions of pickled parts."""
 TARGETS = ("npy", "safetensors", "json")
-"""The extensions that a pickled part may get."""
+"""The extensions that an encoded part may get."""
 AUTO = "auto"
 Counts = Mapping[str, int]
 """Stored suffix -> number of samples of a shard that have it."""
 ArrayTypes = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Stored suffix -> dtype and shape, where all parts of a shard with that suffix are such `.npy` arrays."""
+"""Stored suffix -> dtype and shape, if all parts of a shard with that suffix are such `.npy` arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,8 @@ class PartForms:
 
     Attributes:
         name: The suffix of its source, such as "image.pyd".
-        forms: Stored suffix -> number of samples that have it, 0 for a form that no value needed.
-        dtype: dtype of the arrays as `numpy.dtype.str` has it, if all are `.npy` of one dtype and shape; else None.
+        forms: Stored suffix -> number of samples that have it; 0 for an unused form.
+        dtype: dtype as in `numpy.dtype.str` if all are `.npy` arrays of one dtype and shape; else None.
         shape: Shape of these arrays.
     """
 
@@ -39,43 +39,43 @@ class PartForms:
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """The suffixes under which it may be stored, in lower case."""
+        """The suffixes under which the part may be stored, in lower case."""
         return frozenset(map(str.lower, self.forms))
 
     @property
     def is_encoded(self) -> bool:
-        """Whether a build may have stored it under another suffix than its source's."""
+        """Whether a build may have stored the part under another suffix than that of its source."""
         return self.suffixes != {self.name.lower()}
 
     @property
     def aliases(self) -> frozenset[str]:
-        """The names by which it may be asked for, in lower case: for an encoded part also its name's stem."""
+        """The names of the part, in lower case; for an encoded part also the stem of its suffix."""
         stem = {stem_of(self.name).lower().removesuffix(".")} - {""} if self.is_encoded else set()
         return self.suffixes | {self.name.lower()} | stem
 
     @property
     def num_stored(self) -> int:
-        """The number of times that it is stored, in whatever form."""
+        """Number of samples that have the part in any form."""
         return sum(self.forms.values())
 
     @property
     def main_form(self) -> str:
-        """The form of most samples; of equally frequent ones the first by name."""
+        """The most frequent form; the first by name if several are equally frequent."""
         return min(self.forms, key=lambda suffix: (-self.forms[suffix], suffix))
 
 
 def is_pickled(suffix: str) -> bool:
-    """Whether a part of that suffix is a pickle."""
+    """Whether a part with this suffix is a pickle."""
     return suffix.rpartition(".")[2].lower() in PICKLES
 
 
 def stem_of(suffix: str) -> str:
-    """A suffix without its last extension: "tensor." of "tensor.pyd", "" of "pyd"."""
+    """Returns a suffix without its last extension: "tensor." for "tensor.pyd", "" for "pyd"."""
     return suffix[: len(suffix) - len(suffix.rpartition(".")[2])]
 
 
 def encoded_suffixes(suffix: str, target: str | None) -> tuple[str, ...]:
-    """The suffixes that a part may have after it was encoded: one, or several if `target` is "auto"."""
+    """Returns the suffixes that an encoded part may have: one, or several if `target` is "auto"."""
     if target is None:
         return (suffix,)
     if target != AUTO:
@@ -97,10 +97,10 @@ def parts_of(
     """Returns the parts of a dataset, in the order of the recipe, then by shard and suffix.
 
     Args:
-        recipe: What made the samples; empty if that is not known.
+        recipe: Recipe of the samples; empty if unknown.
         shard_sizes: Number of samples of each shard.
-        shard_counts: Of each shard, which parts its samples have.
-        shard_arrays: Of each shard, which parts are arrays of one dtype and shape.
+        shard_counts: Counts of the stored suffixes of each shard.
+        shard_arrays: Types of the arrays of one dtype and shape in each shard.
     """
     totals = Counter[str]()
     for counts in shard_counts:
@@ -122,7 +122,7 @@ def parts_of(
 
 
 def _stored_part(part: PartForms, counts: Counts, arrays: ArrayTypes) -> PartForms:
-    """A part with the counts of its stored forms, and with a dtype and shape if there is only one such form."""
+    """Returns a part with the counts of its stored forms, and with dtype and shape if one array form is stored."""
     stored = {suffix.lower() for suffix in counts}
     unused = {suffix: 0 for suffix in part.forms if suffix.lower() not in stored}
     found = replace(part, forms={**unused, **counts})
@@ -133,7 +133,7 @@ def _stored_part(part: PartForms, counts: Counts, arrays: ArrayTypes) -> PartFor
 
 
 def _common_types(shard_counts: Sequence[Counts], shard_arrays: Sequence[ArrayTypes]) -> ArrayTypes:
-    """The types that are those of all shards with that suffix."""
+    """Returns the types that all shards with that suffix share."""
     found: dict[str, set[tuple[str, tuple[int, ...]] | None]] = {}
     for counts, arrays in zip(shard_counts, shard_arrays, strict=True):
         for suffix in counts:
@@ -142,7 +142,7 @@ def _common_types(shard_counts: Sequence[Counts], shard_arrays: Sequence[ArrayTy
 
 
 def part_of(suffix: str, parts: Sequence[PartForms]) -> PartForms:
-    """The part that a stored suffix is a form of; else one that has no other form."""
+    """Returns the part that has a stored suffix as a form; a new part with this form alone if there is none."""
     found = (part for part in parts if suffix.lower() in part.suffixes)
     return next(found, PartForms(name=suffix, forms={suffix: 0}))
 
@@ -152,8 +152,8 @@ def _encoded_forms(
 ) -> Iterator[PartForms]:
     """Yields the parts that a build encoded, with the suffixes that they may have, in the order of their sources.
 
-    The recipe names the sources, but not those that a user's function makes for "auto". Of these, the suffixes of a
-    pickle that stayed and of its encodings are one part only if each sample has exactly one of them, by the counts.
+    The recipe names the sources, but with "auto" not the parts that a user's function returns. The suffixes of such a
+    pickle and of its encodings are one part only if each sample has exactly one of them, by the counts.
     """
     encode, is_made = recipe.get("encode"), recipe.get("transform") is not None
     if encode is None:

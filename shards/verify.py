@@ -1,12 +1,12 @@
-"""Whether one version of a dataset is whole: what its manifest names is there, and is what was written.
+"""Verifies one version of a dataset: everything that its manifest lists exists and is unchanged.
 
-Three levels, each with all that the one before does:
+There are three levels; each includes the one before:
 
-    quick   two listings and the records: commit, manifest, tables; every shard and index in its place
-    index   every index is read, and every header of a shard: each part lies where its index says
-    full    every byte is read: checksums of all parts, padding, end of the archive
+    quick   lists the shards and indexes, and reads commit, manifest and tables
+    index   reads every index and every header of a shard: each part is where its index says
+    full    reads every byte: checksums of all parts, padding, end of the archive
 
-For shards as dray writes them: a header must be the very bytes that `dray.shards.tar.header` gives.
+A header must have the exact bytes of `dray.shards.tar.header`, so the last two levels need shards that dray wrote.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,13 +26,13 @@ from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END
 from dray.shards.versions import read_version
 
-RANGES_FROM_BYTES = 1 << 20  # a mean member's; the client reads through smaller gaps between two ranges anyway
+RANGES_FROM_BYTES = 1 << 20  # mean size of members; the client reads through smaller gaps between ranges anyway
 RANGES_AT_ONCE = 64
 _CHUNK_BYTES = 1 << 20
 
 
 class Level(StrEnum):
-    """How closely to look."""
+    """How much `verify` reads."""
 
     QUICK = "quick"
     INDEX = "index"
@@ -41,13 +41,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong."""
+    """One problem of a version."""
 
-    url: str  # of the object
+    url: str  # URL of the object
     what: str
-    shard: int | None = None  # its number; None where a record of the version is wrong
-    key: str | None = None  # of the sample
-    offset: int | None = None  # in the tar
+    shard: int | None = None  # number of the shard; None for a record of the version
+    key: str | None = None  # key of the sample
+    offset: int | None = None  # offset in the tar
 
     def __str__(self) -> str:
         at = "" if self.offset is None else f" at offset {self.offset}"
@@ -56,10 +56,10 @@ class Finding:
 
 
 def open_whole(location: Location, version: int | str | None) -> Snapshot | Finding:
-    """A version, or what is wrong with the two records that it cannot be opened without.
+    """Returns a version, or the finding if its commit or manifest is damaged.
 
     Raises:
-        NotFoundError: That version does not exist, or was dropped.
+        NotFoundError: The version does not exist, or was dropped.
         StoreError: The store does not answer.
     """
     try:
@@ -76,16 +76,16 @@ def _finding(exc: DrayError, store: Store) -> Finding:
 def verify(
     snapshot: Snapshot, level: str = Level.INDEX, *, on_shard: Callable[[int], None] | None = None
 ) -> Iterator[Finding]:
-    """Everything that is wrong with a version, shard by shard as it is found; nothing is written.
+    """Yields all problems of a version, shard by shard as they are found; writes nothing.
 
     Args:
         snapshot: An open version.
-        level: "quick", "index" or "full"; the module tells what each looks at.
-        on_shard: Called with the bytes of each shard when it is done.
+        level: "quick", "index" or "full"; see the docstring of this module.
+        on_shard: Called after each shard with its size in bytes.
 
     Raises:
-        CallError: There is no such level, or it is not "quick" and dray did not write the tars.
-        StoreError: The store does not answer; damage never raises.
+        CallError: The level is unknown, or it is not "quick" and dray did not write the tars.
+        StoreError: The store does not answer; damage is never raised.
     """
     if level not in list(Level):
         raise CallError(f"level {level!r}: expected one of {', '.join(Level)}")
@@ -105,7 +105,7 @@ def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None])
 
 
 def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
-    """The commit, the manifest and its tables, as they are stored now."""
+    """Check the commit, the manifest and its tables as they are stored now."""
     store, layout, version = snapshot.store, snapshot.layout, snapshot.version
     now = None
     try:
@@ -115,7 +115,7 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
     if isinstance(now, Finding):
         yield now
     elif now is not None and now.commit != snapshot.commit:
-        yield Finding(url=store.url_of(layout.commit(version)), what="the commit is another one than it was")
+        yield Finding(url=store.url_of(layout.commit(version)), what="the commit was replaced")
     tables = [snapshot.samples, snapshot.left_out]
     if snapshot.manifest.sources is not None and snapshot.manifest.samples is not None:
         tables.append(snapshot.sources)
@@ -127,7 +127,7 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level: Level) -> Iterator[Finding]:
-    """A shard and its index; a tar of another size is not looked into."""
+    """Check a shard and its index; a tar of the wrong size is not read."""
     store, index_name, url = snapshot.store, snapshot.layout.index(shard.number), snapshot.shard_url(shard)
     num_bytes = _size(snapshot.tars, snapshot.shard_name(shard), stored)
     index_bytes = _size(store, index_name, stored)
@@ -147,7 +147,7 @@ def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level
 
 
 def _size(store: Store, name: str, stored: dict[str, int]) -> int | None:
-    """Bytes of an object; None where it is missing: a listing may be a moment old, so it is asked for by name."""
+    """Returns the size of an object, None if it is missing; asks for it by name, as a listing may be outdated."""
     if name in stored:
         return stored[name]
     info = store.head(name)
@@ -155,7 +155,7 @@ def _size(store: Store, name: str, stored: dict[str, int]) -> int | None:
 
 
 def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool) -> Iterator[Finding]:
-    """An index is the one that the manifest names, makes sense, and its tar is what it says."""
+    """Check that an index is the one in the manifest, is consistent, and matches its tar."""
     url = snapshot.store.url_of(snapshot.layout.index(shard.number))
     try:
         index = snapshot.index(shard)
@@ -169,7 +169,7 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
 
 
 def _find_gap(index: ShardIndex) -> str | None:
-    """Where the parts of an index do not lie end to end, from the start of the tar to its end."""
+    """Returns the first place where the parts of an index are not contiguous; None if they fill the whole tar."""
     end = 0
     for member in index.members():
         if member.start != end:
@@ -181,9 +181,9 @@ def _find_gap(index: ShardIndex) -> str | None:
 
 
 def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
-    """The headers and the end of a tar, and all of it where `full`.
+    """Check the headers and the end of a tar, and all of it if `full`.
 
-    Single headers are fetched where parts are large; else the tar is read through, as fetching the headers would.
+    Headers are fetched one by one if parts are large; otherwise this would read the whole tar anyway.
     """
     url = store.url_of(name)
     num_members = max(1, int(np.count_nonzero(index.offsets)))
@@ -200,7 +200,7 @@ def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full
 
 
 def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> Iterator[Finding]:
-    """By ranges: each header and the end of the archive."""
+    """Check each header and the end of the archive by ranged requests."""
     url, members, batch = store.url_of(name), list(index.members()), RANGES_AT_ONCE
     for some in (members[start : start + batch] for start in range(0, len(members), batch)):
         starts, lengths = [member.start for member in some], [len(member.header) for member in some]
@@ -213,7 +213,7 @@ def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> I
 
 
 def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
-    """From start to end, in bounded memory."""
+    """Check a tar from start to end in bounded memory."""
     for member in index.members():
         if stream.read(len(member.header)) != member.header:
             yield _bad_header(url, number, member)
@@ -235,7 +235,7 @@ def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *,
 
 
 def _read_hash(stream: BinaryIO, size: int, *, full: bool) -> int:
-    """Read this number of bytes or fewer, as there are; return their xxh3_64 if `full`."""
+    """Read up to `size` bytes; return their xxh3_64 if `full`."""
     hasher = xxh3_64()
     while size and (chunk := stream.read(min(size, _CHUNK_BYTES))):
         size -= len(chunk)

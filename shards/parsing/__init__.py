@@ -1,1 +1,1 @@
-"""Strict parsers of JSON records, Parquet tables and Arrow columns: never trust who made them."""
+"""Strict parsers of JSON records, Parquet tables and Arrow columns from untrusted stores."""

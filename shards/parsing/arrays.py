@@ -1,4 +1,4 @@
-"""Where the elements of `.npy` parts lie: what an index notes of parts that all have one dtype and shape."""
+"""Layouts of `.npy` parts: an index records dtype, shape and data offset if all parts of a suffix share them."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HEAD_BYTES = 256  # a header in which a plain dtype and a shape fit; longer ones are not noted
+HEAD_BYTES = 256  # longest header whose layout is recorded
 _DTYPE = re.compile(r"[<|][biufcSUMm][0-9]{1,9}(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?")
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([^']{2,40})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
-_MOST_AXES = 64  # as numpy has it
+_MOST_AXES = 64  # limit of numpy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayLayout:
-    """The dtype and shape of an array in a part, and where its elements begin: in C order, up to the part's end.
+    """The dtype, shape and data offset of an array in a part; its elements are in C order up to the end.
 
     Attributes:
-        dtype: As `numpy.dtype.str` has it, little-endian: "<f4", "|u1", "<M8[ns]".
-        shape: Elements along each axis; () for a scalar.
-        data_offset: Bytes of the part before the elements.
+        dtype: Little-endian dtype as in `numpy.dtype.str`: "<f4", "|u1", "<M8[ns]".
+        shape: Shape of the array; () for a scalar.
+        data_offset: Offset of the first element in the part, in bytes.
     """
 
     dtype: str
@@ -35,11 +35,11 @@ class ArrayLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole part."""
+        """Size of the part in bytes."""
         return self.data_offset + prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def to_json(self) -> dict[str, Any]:
-        """The layout as an index stores it."""
+        """Returns the layout as an index stores it."""
         return {"dtype": self.dtype, "shape": list(self.shape), "data_offset": self.data_offset}
 
     @classmethod
@@ -47,14 +47,14 @@ class ArrayLayout:
         """Read a layout; entries with other names are ignored.
 
         Raises:
-            ValueError: The dtype, the shape or the offset is none.
+            ValueError: The dtype, the shape or the offset is invalid.
             LookupError: One of them is missing.
-            TypeError: It is no mapping, or the dtype or the shape has another type.
+            TypeError: It is not a mapping, or the dtype or the shape has the wrong type.
         """
         found = cls(dtype=values["dtype"], shape=tuple(values["shape"]), data_offset=values["data_offset"])
         numbers = (*found.shape, found.data_offset)
         if len(numbers) > _MOST_AXES or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
-            raise ValueError(f"an array of the shape {found.shape!r:.80} at {found.data_offset!r:.40}")
+            raise ValueError(f"an invalid array of the shape {found.shape!r:.80} at {found.data_offset!r:.40}")
         _check_dtype(found.dtype)
         return found
 
@@ -62,7 +62,7 @@ class ArrayLayout:
 @lru_cache(1024)
 def _check_dtype(dtype: str) -> None:
     if not _DTYPE.fullmatch(dtype) or np.dtype(dtype).str != dtype:
-        raise ValueError(f"an array of the dtype {dtype!r:.80}")
+        raise ValueError(f"an invalid dtype {dtype!r:.80}")
 
 
 def _is_npy(name: str) -> bool:
@@ -70,16 +70,16 @@ def _is_npy(name: str) -> bool:
 
 
 def _header_bytes(head: bytes | bytearray | memoryview) -> int:
-    """The size of a header of format 1.0, as its ninth and tenth byte state it."""
+    """Returns the size of a header of format 1.0, as its ninth and tenth byte state it."""
     return 10 + int.from_bytes(head[8:10], "little")
 
 
 def layout_of(name: str, head: bytes | memoryview, size: int) -> ArrayLayout | None:
-    """Returns the layout of a `.npy` part; None for other parts, and for elements that are not numbers, text or times.
+    """Returns the layout of a `.npy` part; None for other parts and unsupported dtypes.
 
     Args:
         name: The suffix of the part, or the name of the member.
-        head: The first bytes of the part, `HEAD_BYTES` at least, or the whole part.
+        head: At least the first `HEAD_BYTES` of the part, or the whole part.
         size: The size of the part in bytes.
     """
     if not _is_npy(name):
@@ -91,7 +91,7 @@ def layout_of(name: str, head: bytes | memoryview, size: int) -> ArrayLayout | N
 
 @lru_cache(1024)
 def _parse(header: bytes) -> ArrayLayout | None:
-    """The layout that a header of format 1.0 states, as numpy and dray write it."""
+    """Returns the layout in a header of format 1.0, as numpy and dray write it; None for other headers."""
     found = _HEADER.fullmatch(header)
     if found is None:
         return None
@@ -103,7 +103,7 @@ def _parse(header: bytes) -> ArrayLayout | None:
 
 
 def constant_layouts(layouts: Mapping[str, Collection[ArrayLayout | None]]) -> dict[str, ArrayLayout]:
-    """Returns the layout of each suffix for which all of its distinct layouts are one."""
+    """Returns the layout of each suffix that has only one."""
     only = {suffix: next(iter(found)) for suffix, found in layouts.items() if len(found) == 1}
     return {suffix: layout for suffix, layout in only.items() if layout is not None}
 
@@ -111,13 +111,13 @@ def constant_layouts(layouts: Mapping[str, Collection[ArrayLayout | None]]) -> d
 def layouts_in(
     tar: bytes | bytearray, suffixes: Sequence[str], offsets: NDArray[np.uint64], sizes: NDArray[np.uint64]
 ) -> dict[str, ArrayLayout]:
-    """Returns the layouts of a tar's parts that are constant, by suffix.
+    """Returns the layouts of the suffixes of a tar that have only one.
 
     Args:
         tar: The whole tar.
-        suffixes: s suffixes.
-        offsets: (n, s) the start of each part; 0 where the sample lacks it.
-        sizes: (n, s) in bytes.
+        suffixes: The s suffixes.
+        offsets: (n, s) offset of each part; 0 where the sample lacks it.
+        sizes: (n, s) size of each part in bytes.
     """
     found: dict[str, set[ArrayLayout | None]] = {}
     for column, suffix in enumerate(suffixes):
@@ -125,6 +125,6 @@ def layouts_in(
         only = np.unique(sizes[offsets[:, column] > 0, column]).tolist()
         if starts and len(only) == 1:
             end = _header_bytes(tar[starts[0] : starts[0] + HEAD_BYTES])
-            heads = {bytes(tar[start : start + min(end, HEAD_BYTES)]) for start in starts}  # one, in general
+            heads = {bytes(tar[start : start + min(end, HEAD_BYTES)]) for start in starts}  # usually one
             found[suffix] = {layout_of(suffix, head, only[0]) for head in heads}
     return constant_layouts(found)

@@ -1,8 +1,8 @@
-"""The columns of an index file, checked once when they are read: anyone who can write to the store may have made them.
+"""The columns of an index file, validated once on reading: anyone who can write to the store may have written them.
 
-Digests find accidents; they do not stop a person who writes an index and its digest. Arrow checks the framing of a file
-and, on request, every buffer and string. It does not know which columns an index has, nor that each part must lie
-inside the tar, and it decompresses a few bytes to any size: that is checked here. Cost: about 3 ns a sample and part.
+Digests detect accidents, not an attacker who writes an index together with its digest. Arrow checks the framing of a
+file and, on request, every buffer and string. It does not know the columns of an index, does not require parts to be
+inside the tar, and decompresses a few bytes to any size. This module checks that. Cost: about 3 ns per sample and part.
 """
 
 import json
@@ -22,12 +22,12 @@ from dray.shards.parsing.arrays import ArrayLayout
 from dray.shards.parsing.records import FormatError, check_format
 from dray.shards.tar import BLOCK
 
-PART_COLUMNS = ("offset", "size", "xxh3_64")  # of each suffix, all uint64
-SOURCE_COLUMNS = ("source", "fingerprint")  # optional, both uint64
-ABOUT, DIGEST = b"dray", b"dray.digest"  # keys of the schema's metadata
+PART_COLUMNS = ("offset", "size", "xxh3_64")  # columns of each suffix, all uint64
+SOURCE_COLUMNS = ("source", "fingerprint")  # optional columns, both uint64
+ABOUT, DIGEST = b"dray", b"dray.digest"  # keys in the metadata of the schema
 _UINT64, _STRING = pa.uint64(), pa.string()
 _MAGIC = b"ARROW1"
-_START = 8  # of the messages in the file: the magic and two bytes of padding come first
+_START = 8  # offset of the first message, after the magic and two bytes of padding
 _BAD = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError, struct.error)
 
 Column = NDArray[np.uint64]
@@ -38,17 +38,17 @@ class Columns:
     """The columns of the index of a shard of n samples.
 
     Attributes:
-        keys: (n,) strings.
+        keys: (n,) strings, key of each sample.
         offsets: Suffix -> (n,) uint64, start of the part's data in the tar; 0 where the sample lacks the part.
-        sizes: Suffix -> (n,) uint64, bytes; 0 where the sample lacks the part.
+        sizes: Suffix -> (n,) uint64, size of the part in bytes; 0 where the sample lacks the part.
         hashes: Suffix -> (n,) uint64, xxh3_64 of the data; 0 where the sample lacks the part.
-        sources: (n,) uint64, number of the source that each sample was made of; None if not recorded.
+        sources: (n,) uint64, number of the source of each sample; None if not recorded.
         fingerprints: (n,) uint64, fingerprint of that source; None if not recorded.
-        arrays: Suffix -> layout of its parts, where all of them are arrays of one dtype and shape.
+        arrays: Suffix -> layout of its parts, if all of them are arrays of one dtype and shape.
         shard_bytes: Size of the tar.
-        num_bytes: Memory that the index takes.
-        digest: Digest of the content, as the index states it; `read` does not check it.
-        content: The arguments of `content_digest`, to check it.
+        num_bytes: Size of the index in memory.
+        digest: Digest of the content as the index states it; `read` does not verify it.
+        content: The arguments of `content_digest` that verify it.
     """
 
     keys: pa.Array
@@ -70,11 +70,11 @@ class Columns:
         Args:
             body: The Arrow file.
             where: URL of the index, for messages.
-            expected: Number of samples and size of the tar in bytes, as the snapshot knows them; None: any.
+            expected: Number of samples and size of the tar in bytes, as in the snapshot; None: any.
 
         Raises:
-            DamagedError: The file is not a whole index of a format that this version of dray knows, or describes
-                another shard, or a part that lies outside the tar.
+            DamagedError: The file is not a complete index of a known format, describes another shard, or has a part
+                outside the tar.
         """
         try:
             columns = cls._read(body)
@@ -137,14 +137,14 @@ def content_digest(about: bytes, columns: pa.Buffer) -> str:
 
 
 def damaged(where: str, why: object) -> DamagedError:
-    """Returns the error for an index that cannot be used, with the reason and the way out."""
+    """Returns the error for an unusable index, with the reason and the next command."""
     return DamagedError(
         f"not a whole index of a shard ({why!s:.500}): dray verify shows which shards to build again", url=where
     )
 
 
 def _open(body: bytes) -> tuple[pa.RecordBatch, pa.Buffer]:
-    """Returns the record batch of an Arrow file, whose buffers are not checked yet, and the bytes of its columns."""
+    """Returns the unchecked record batch of an Arrow file, and the bytes of its columns."""
     if not (body.startswith(_MAGIC) and body.endswith(_MAGIC)):
         raise ValueError("it does not begin and end as an Arrow file does")
     messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(body).slice(_START)))
@@ -157,7 +157,7 @@ def _open(body: bytes) -> tuple[pa.RecordBatch, pa.Buffer]:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Whether the header of a record batch names a compression: fields of the flatbuffer tables in Message.fbs."""
+    """Whether the header of a record batch has a compression: a field of the flatbuffer tables in Message.fbs."""
     (table,) = struct.unpack_from("<I", message)
     header = _field(message, table, 2)
     (step,) = struct.unpack_from("<I", message, header)
@@ -165,7 +165,7 @@ def _is_compressed(message: bytes) -> bool:
 
 
 def _field(message: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffer table lies; 0 where the table lacks it."""
+    """Returns the offset of a field of a flatbuffer table; 0 if the table lacks it."""
     (back,) = struct.unpack_from("<i", message, table)
     fields, entry = table - back, 4 + 2 * number
     (size,) = struct.unpack_from("<H", message, fields)
@@ -181,7 +181,7 @@ def _check_suffixes(suffixes: Any) -> None:
 
 
 def _uint64_columns(batch: pa.RecordBatch, suffixes: list[str]) -> tuple[list[Column], dict[str, Column]]:
-    """Returns the columns of the parts, which come first, and those of `SOURCE_COLUMNS` that are there."""
+    """Returns the columns of the parts, which come first, and the existing ones of `SOURCE_COLUMNS`."""
     names = [f"{suffix}/{what}" for suffix in suffixes for what in PART_COLUMNS]
     found = batch.schema.names
     if found[: len(names)] != names:
@@ -204,14 +204,14 @@ def _keys(batch: pa.RecordBatch) -> pa.Array:
     if keys.type != _STRING or keys.null_count:
         raise ValueError(f"column 'key' is {keys.type} with {keys.null_count} nulls, not strings without nulls")
     if not _is_ascii(keys):
-        keys.validate(full=True)  # a bad offset of a key would be followed anywhere
+        keys.validate(full=True)  # a bad offset could point anywhere
     return keys
 
 
 def _check_parts(
     suffix: str, offsets: Column, sizes: Column, hashes: Column, shard_bytes: int, layout: ArrayLayout | None
 ) -> None:
-    """Check that a suffix's parts follow one another inside the tar, each at the start of a block."""
+    """Check that the parts of a suffix are in order inside the tar, each at the start of a block."""
     if not offsets.all():
         is_there = offsets > 0
         if sizes[~is_there].any() or hashes[~is_there].any():
@@ -219,7 +219,7 @@ def _check_parts(
         offsets, sizes = offsets[is_there], sizes[is_there]
     if not len(offsets):
         return
-    ends = offsets + sizes  # may wrap around, which the next check finds
+    ends = offsets + sizes  # the next check finds an overflow
     if (ends < offsets).any() or (ends[:-1] > offsets[1:]).any() or np.bitwise_or.reduce(offsets) % BLOCK:
         raise ValueError(f"{suffix!r} parts overlap, or are out of order or off a block of {BLOCK} bytes")
     if ends[-1] > shard_bytes:
@@ -229,7 +229,7 @@ def _check_parts(
 
 
 def _is_ascii(keys: pa.Array) -> bool:
-    """Whether all strings of a column are ASCII that lies end to end: a tenth of the time that `validate` takes."""
+    """Whether all strings are contiguous ASCII; takes a tenth of the time of `validate`."""
     _, ends, text = keys.buffers()
     if not len(keys) or text is None:
         return False

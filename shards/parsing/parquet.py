@@ -1,8 +1,8 @@
-"""The tables of a snapshot as Parquet, read without trusting them.
+"""Safe reader of the tables of a snapshot, which are untrusted Parquet files.
 
-Arrow's reader finds bytes that make no sense, but it allocates what a page's header asks for, and a few bytes may stand
-for a billion rows. So every page is looked at before it is read: its values are stored plainly, it has the bytes that
-they take, and all pages together have no more than such a file can honestly hold. Price: 20 us a page of 20,000 values.
+The reader of Arrow detects invalid bytes, but it allocates what the header of a page requests, and a few bytes can
+encode a billion rows. So every page is checked before it is read: it must have plain values and the bytes that they
+take, and the total size must be plausible for the size of the file. Cost: 20 us per page of 20,000 values.
 """
 
 from bisect import bisect_left
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MOST_RATIO = 1000  # of a table's bytes to those of its file: sorted names of much the same length shrink to a hundredth
-_FEW_BYTES = 64 << 20  # which any file may take
-_MOST_ITEMS = 1 << 16  # of a list in the footer: columns, mostly
-_WIDTHS = {2: 8, 6: 4}  # least bytes of a value, by the number of its physical type: INT64, BYTE_ARRAY
-_DEEPEST = 8  # structs in structs
-_BITS = {4: 16, 5: 32, 6: 64}  # of whole numbers, by the number of their type in Thrift
-_SKIPPED = {1: 1, 2: 1, 3: 1, 7: 8, 8: 0}  # bytes of bools in lists, bytes and doubles; binaries give their length
-_PLAIN_PAGE = (0, 0, 3, 3)  # a data page, plain values, levels as runs
+MOST_RATIO = 1000  # maximum ratio of table bytes to file bytes; sorted names shrink to a hundredth
+_FEW_BYTES = 64 << 20  # size allowed for any file
+_MOST_ITEMS = 1 << 16  # maximum length of a list in the footer
+_WIDTHS = {2: 8, 6: 4}  # minimum bytes of a value by physical type: INT64, BYTE_ARRAY
+_DEEPEST = 8  # maximum nesting of structs
+_BITS = {4: 16, 5: 32, 6: 64}  # width of integers by Thrift type
+_SKIPPED = {1: 1, 2: 1, 3: 1, 7: 8, 8: 0}  # size of bools in lists, bytes and doubles by Thrift type
+_PLAIN_PAGE = (0, 0, 3, 3)  # data page, plain encoding, RLE levels
 LEFT_OUT = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "name", "file", "stage", "error", "fate")),
@@ -31,15 +31,15 @@ LEFT_OUT = pa.schema(
 )
 
 
-PLACE = [("shard", pa.int64()), ("row", pa.int64())]  # of a sample
+PLACE = [("shard", pa.int64()), ("row", pa.int64())]  # columns that locate a sample
 
 
 def source_schema(suffixes: Sequence[str], *, has_places: bool = True) -> pa.Schema:
-    """Returns the columns of a table of sources.
+    """Returns the schema of a table of sources.
 
     Args:
         suffixes: Suffixes of the files of a source.
-        has_places: Whether each source is one sample, and the table has its shard and row.
+        has_places: Whether each source is one sample, so that the table has its shard and row.
     """
     kinds = {"size": pa.int64(), "stamp": pa.int64(), "xxh3_64": pa.uint64()}
     files = [(f"{suffix}/{what}", kind) for suffix in suffixes for what, kind in kinds.items()]
@@ -47,20 +47,19 @@ def source_schema(suffixes: Sequence[str], *, has_places: bool = True) -> pa.Sch
 
 
 def sample_schema(*, has_sources: bool) -> pa.Schema:
-    """Returns the columns of a table of samples; `source`, if there are sources, is the key of a sample's source."""
+    """Returns the schema of a table of samples; the column `source` has the key of the source of each sample."""
     return pa.schema([("key", pa.string()), *([("source", pa.string())] if has_sources else []), *PLACE])
 
 
 def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
-    """Read a table that has these columns, that number of rows, and no nulls.
+    """Read a table with this schema and number of rows and without nulls.
 
     Raises:
-        ValueError: It is another one, or none.
+        ValueError: The bytes are not such a table.
     """
     try:
         _check_pages(body, num_rows)
-        # In this thread: others leave the buffer, which is Python's, to a thread of Arrow's, and a process that ends
-        # before that thread has let go of it is aborted.
+        # Without threads: a process that ends while a thread of Arrow still holds the Python buffer is aborted.
         with pq.ParquetFile(pa.BufferReader(body), pre_buffer=False, thrift_container_size_limit=_MOST_ITEMS) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"the columns {', '.join(schema.names)!r:.200} expected, found others")
@@ -74,39 +73,39 @@ def read_table(body: bytes, schema: pa.Schema, num_rows: int) -> pa.Table:
 
 
 def check_keys(keys: pa.ChunkedArray) -> None:
-    """Raises ValueError where the keys of a table do not ascend."""
+    """Check that the keys of a table ascend; raises ValueError if they do not."""
     if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
-        raise ValueError("its keys are not in order, or one is there twice")
+        raise ValueError("its keys are out of order or contain duplicates")
 
 
 def place_of(keys: pa.ChunkedArray, key: str) -> int:
-    """Returns the row of a key among sorted keys, or where it would be inserted."""
+    """Returns the row of a key among sorted keys, or the row where it would be inserted."""
     return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
 
 
 def check_places(table: pa.Table, shards: Mapping[int, int]) -> None:
-    """Check that the samples of a table are those of shards.
+    """Check that each sample of a table is a different row of the shards.
 
     Args:
-        table: Has the columns shard and row.
-        shards: Number of samples of each shard, by its number.
+        table: Table with the columns shard and row.
+        shards: Number of each shard -> number of its samples.
 
     Raises:
-        ValueError: They are not.
+        ValueError: A row does not exist, or has two samples.
     """
     numbers, counts = np.array(sorted(shards.items()), np.int64).reshape(-1, 2).T
     found, rows = table["shard"].to_numpy(), table["row"].to_numpy()
     places = np.searchsorted(numbers, found).clip(max=len(numbers) - 1)
     if (numbers[places] != found).any() or (rows < 0).any() or (rows >= counts[places]).any():
-        raise ValueError("a sample lies in a shard or a row that the version does not have")
+        raise ValueError("a sample is in a shard or a row that the version does not have")
     if np.bincount((np.cumsum(counts) - counts)[places] + rows).max(initial=0) > 1:
-        raise ValueError("two samples lie in one row of a shard")
+        raise ValueError("two samples are in one row of a shard")
 
 
 def _check_pages(body: bytes, num_rows: int) -> None:
-    """Check that the pages of a file are as `read_table` wants them, before any is decompressed.
+    """Check that all pages of a file are plain and plausibly large, before any is decompressed.
 
-    The footer is read here: pyarrow ends the process on one whose statistics make no sense.
+    The footer is parsed here, because invalid statistics in it crash pyarrow.
     """
     if body[-4:] != b"PAR1":
         raise ValueError("it does not end as a Parquet file does")
@@ -129,40 +128,40 @@ def _check_pages(body: bytes, num_rows: int) -> None:
 @dataclass(frozen=True, slots=True)
 class _Page:
     num_values: int
-    num_bytes: int  # when it is decompressed
-    is_plain: bool  # a data page with values one after another
+    num_bytes: int  # decompressed size
+    is_plain: bool  # whether it is a data page with plain encoding
 
 
 def _pages(body: bytes, column: dict[int, Any], num_values: int) -> Iterator[_Page]:
-    """The pages of a column of a row group: its ColumnMetaData says where they lie, their headers what they hold."""
+    """Yields the pages of a column of a row group, given its ColumnMetaData."""
     start, end = column[9], column[9] + column[7]
     if 11 in column or column[5] != num_values or not 0 <= start <= end <= len(body):
-        raise ValueError("a column has a dictionary, or does not lie where the footer says")
+        raise ValueError("a column has a dictionary, or an invalid place in the file")
     while num_values > 0:
         reader = _Thrift(body, start)
         header = reader.struct()
         values = header[5]
         page = _Page(values[1], header[2], (header[1], *(values[number] for number in (2, 3, 4))) == _PLAIN_PAGE)
         if min(page.num_values - 1, page.num_bytes, header[3]) < 0 or page.num_values > num_values:
-            raise ValueError("a page has a size that cannot be")
+            raise ValueError("a page has an impossible size")
         yield page
         num_values -= page.num_values
         start = reader.end + header[3]
         if start > end:
-            raise ValueError("a page lies beyond its column")
+            raise ValueError("a page ends beyond its column")
 
 
 class _Thrift:
-    """Structs in Thrift's compact protocol, whose fields ascend: parquet.thrift gives their numbers."""
+    """Reads structs in the compact protocol of Thrift with ascending fields; parquet.thrift defines their numbers."""
 
     def __init__(self, body: bytes, start: int) -> None:
         if not 0 <= start < len(body):
-            raise ValueError("a header lies outside the file")
+            raise ValueError("a header is outside the file")
         self._body = body
-        self.end = start  # of what was read
+        self.end = start  # end of the bytes read so far
 
     def struct(self, level: int = 0) -> dict[int, Any]:
-        """Field number -> whole number, list or struct; None for a value of another type."""
+        """Returns field number -> integer, list or struct; None for a value of another type."""
         found: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -174,7 +173,7 @@ class _Thrift:
 
     def _value(self, kind: int, level: int) -> Any:
         if level > _DEEPEST:
-            raise ValueError("a header is too deep")
+            raise ValueError("a header is nested too deeply")
         if kind in _BITS:
             return self._number(_BITS[kind])
         if kind == 12:
@@ -190,7 +189,7 @@ class _Thrift:
         size = self._varint() if kind == 8 else _SKIPPED[kind]
         self.end += size
         if self.end > len(self._body):
-            raise ValueError("a header lies beyond the file")
+            raise ValueError("a header ends beyond the file")
         return None
 
     def _byte(self) -> int:

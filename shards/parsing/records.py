@@ -1,10 +1,10 @@
-"""JSON records of a dataset, read strictly: whoever can write to the store may have made them.
+"""Strict parser of the JSON records of a dataset: anyone who can write to the store may have written them.
 
-Every value must be of its field's type. Integers are not negative and fit 64 bits, so that no sum, range or array made
-of them can overflow; text can be encoded. Each record checks what its fields mean beyond that.
+Every value must have the type of its field. Integers are non-negative and fit into 64 bits, so that no sum, range or
+array of them overflows; text must be valid Unicode. Each record checks the meaning of its fields itself.
 
-Later versions of dray can add to a record without a new format. A field that this dray does not know is ignored. An
-addition that must not be ignored is listed under `features`, and a dray that does not know it asks for an upgrade.
+Later versions of dray can extend a record without a new format. Unknown fields are ignored. An extension that must not
+be ignored is listed under `features`; a version of dray that does not know it asks for an upgrade.
 """
 
 import json
@@ -17,15 +17,15 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 FORMAT = 2
-HEADER: Mapping[str, Any] = {"format": FORMAT, "features": []}  # of every record: no features are defined yet
+HEADER: Mapping[str, Any] = {"format": FORMAT, "features": []}  # header of every record; no features are defined yet
 MOST = (1 << 63) - 1
 Record = TypeVar("Record")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
-_DEEPEST = 16  # levels of lists and objects in a value of any type
+_DEEPEST = 16  # maximum nesting of lists and objects in an untyped value
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """JSON with sorted keys: the same bytes for the same value."""
+    """Returns JSON with sorted keys: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
@@ -39,7 +39,7 @@ def read_record(kind: type[Record], body: bytes) -> Record:
 
     Raises:
         FormatError: See `check_format`.
-        ValueError: It is not a JSON object, lacks a field, or a value is not of its field's type.
+        ValueError: It is not a JSON object, lacks a field, or a value does not have the type of its field.
     """
     try:
         values = json.loads(body, parse_constant=_refuse)
@@ -48,7 +48,7 @@ def read_record(kind: type[Record], body: bytes) -> Record:
         check_format(values)
         return cast(Record, _reader_of(cast(Any, kind))(values))
     except RecursionError as exc:
-        raise ValueError("its values lie too deep") from exc
+        raise ValueError("its values are nested too deeply") from exc
 
 
 class FormatError(ValueError):
@@ -59,8 +59,8 @@ def check_format(values: Mapping[str, Any]) -> None:
     """Check that this version of dray can read a record: its format, and every feature that it lists.
 
     Raises:
-        FormatError: Its format is another one, or it lists a feature that this dray does not know.
-        ValueError: Its format or its features are not of the right type.
+        FormatError: The format differs, or a feature is unknown.
+        ValueError: The format or the features have the wrong type.
     """
     try:
         found = _number(values.get("format"))
@@ -76,10 +76,10 @@ def check_format(values: Mapping[str, Any]) -> None:
 
 
 def check_digests(digests: Iterable[str]) -> None:
-    """Check that digests, which may become parts of objects' names, are some.
+    """Check that digests, which may become parts of object names, are well-formed.
 
     Raises:
-        ValueError: One is not.
+        ValueError: A digest is not.
     """
     for digest in digests:
         if not _DIGEST.fullmatch(digest):
@@ -91,7 +91,7 @@ _Reader = Callable[[Any], Any]
 
 @cache
 def _reader_of(kind: Any) -> _Reader:
-    """A function that returns a JSON value as a type, or raises ValueError."""
+    """Returns a function that converts a JSON value to a type, or raises ValueError."""
     if kind in _READERS:
         return _READERS[kind]
     if is_dataclass(kind):
@@ -106,7 +106,7 @@ def _reader_of(kind: Any) -> _Reader:
     if origin in (dict, Mapping):
         read_value = _reader_of(arguments[1])
         return lambda value: {_text(key): read_value(held) for key, held in _expect(value, dict).items()}
-    raise TypeError(f"records hold no {kind}")
+    raise TypeError(f"records do not support {kind}")
 
 
 def _object_reader(kind: type[Any]) -> _Reader:
@@ -131,7 +131,7 @@ def _object_reader(kind: type[Any]) -> _Reader:
 
 
 class _UnexpectedError(ValueError):
-    """A value of another type than its field's; the message is the value."""
+    """A value of the wrong type; the message is the value."""
 
     def __init__(self, value: object) -> None:
         super().__init__(f"{value!r:.80}")
@@ -168,7 +168,7 @@ def _can_be_encoded(value: str) -> bool:
 
 def _anything(value: Any, level: int = 0) -> Any:
     if level > _DEEPEST:
-        raise _UnexpectedError("a value that lies too deep")
+        raise _UnexpectedError("a value that is nested too deeply")
     if isinstance(value, str):
         _text(value)
     if isinstance(value, float) and not isfinite(value):
@@ -179,7 +179,7 @@ def _anything(value: Any, level: int = 0) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 _READERS: Mapping[Any, _Reader] = {int: _number, str: _text, Any: _anything}

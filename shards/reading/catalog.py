@@ -123,7 +123,7 @@ class Catalog:
         except FileNotFoundError as exc:
             raise NotFoundError(f"the index is missing: was version {snapshot.version} dropped?", url=url) from exc
         if digest_of(body) != shard.index_digest:
-            raise DamagedError(f"not the index of version {snapshot.version}: run dray verify for details", url=url)
+            raise DamagedError(f"not the index that version {snapshot.version} names: run dray verify", url=url)
         return Columns.read(body, url, (shard.num_samples, shard.num_bytes))
 
     def _fetch(self, name: str, digest: str) -> bytes:

@@ -155,9 +155,7 @@ class MappedReader:
             raise NotFoundError(
                 f"the shard is missing: was version {catalog.snapshot.version} dropped?", url=url
             ) from exc
-        raise DamagedError(
-            f"{expected} bytes expected, found {size}: it was cut or replaced: run dray verify for details", url=url
-        )
+        raise DamagedError(f"{expected} bytes expected, found {size}: it was cut or replaced; run dray verify", url=url)
 
 
 def _most_maps() -> int:

@@ -162,7 +162,7 @@ class BlockStore:
             os.close(descriptor)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Count bytes about to be written, in a file that all processes share; delete old files if there are too many."""
+        """Count bytes about to be written, in a file that all processes share; make room for them."""
         descriptor = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
