@@ -161,7 +161,7 @@ class Chaos:
             each: Whether `times` and `after` count each distinct request (method, path, range) by itself.
 
         Returns:
-            The rule: its `hits` tell how often it acted.
+            The rule; `hits` counts how often it acted.
         """
         rule = Rule(action, method, re.compile(path), times, after, seconds, code, at, each)
         self._rules.append(rule)

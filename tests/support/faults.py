@@ -27,10 +27,10 @@ class Fault(StrEnum):
     """What happens at a call."""
 
     CRASH_BEFORE = "a crash before"  # the call is not made
-    CRASH_WITHIN = "a crash within"  # of a `put_new` to disk: half the object is stored under its leftover's name
+    CRASH_WITHIN = "a crash within"  # in a `put_new` to disk: half the object is stored under its leftover's name
     CRASH_AFTER = "a crash after"  # the call is made
     POWER_CUT = "a power cut at"  # not made, and on a disk all names that were not synced are lost
-    LUCKY_CUT = "a lucky power cut at"  # the same, but the last object that was put reached the disk
+    LUCKY_CUT = "a lucky power cut at"  # like a power cut, but the last object that was put reached the disk
     NO_REACH = "an error before"  # not made; a StoreError
     LOST_REPLY = "a lost reply at"  # made; a StoreError
     UNANSWERED = "a request without an answer at"  # made; the store sees an error, and tries again
@@ -42,7 +42,7 @@ class Call:
     """One call of a store."""
 
     method: str
-    name: str  # of the object or folder; of a sync, the first object
+    name: str  # name of the object or folder; for a sync, the first object
 
     def __str__(self) -> str:
         return f"{self.method}({self.name})"

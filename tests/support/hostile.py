@@ -1,4 +1,4 @@
-"""Datasets with one mutated object whose digests agree, as somebody who can write to the store makes them.
+"""Datasets with one mutated object whose digests agree, as anyone who can write to the store can make them.
 
 `survey` reads many of them in child processes, through every reader, and returns what went wrong: a process that ended
 by a signal, an error that is not dray's, or more memory than such a dataset takes.

@@ -1,7 +1,7 @@
 """Fresh processes for tests that need several: they share nothing with the test's own but the files.
 
 They are forked from a server that has imported dray and used none of it: a child of a process that used obstore would
-wait forever, and a spawned one imports for seconds.
+deadlock, and a spawned one imports for seconds.
 """
 
 import multiprocessing

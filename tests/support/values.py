@@ -20,7 +20,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Of every dtype: 0-d, empty, views, turned, conjugated, expanded, Parameters."""
+    """Tensors of every dtype: 0-d, empty, views, transposed, conjugated, expanded, Parameters."""
     dtype, shape = getattr(torch, draw(st.sampled_from(DTYPES))), draw(SHAPES)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     values = torch.randint(0, 256, (math.prod(shape) * 16,), generator=generator, dtype=torch.uint8)
@@ -42,7 +42,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 def arrays() -> st.SearchStrategy[Any]:
-    """Of numbers in either byte order, text, times, structures and objects; also turned ones and scalars."""
+    """Arrays of numbers in either byte order, text, times, structures and objects; also transposed ones and scalars."""
     numbers = st.one_of(
         hnp.boolean_dtypes(),
         hnp.integer_dtypes(endianness="?"),
@@ -67,9 +67,9 @@ def arrays() -> st.SearchStrategy[Any]:
 FLOATS = st.floats()
 TEXT = st.text(st.characters(exclude_categories=()), max_size=5)  # half surrogate pairs too
 KEYS = st.one_of(TEXT, st.integers(), st.none())
-PLAIN = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), FLOATS, TEXT, st.binary(max_size=5))
+SIMPLE = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), FLOATS, TEXT, st.binary(max_size=5))
 NESTED = st.recursive(
-    PLAIN,
+    SIMPLE,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(TEXT, inner, max_size=4),
@@ -81,7 +81,7 @@ NESTED = st.recursive(
 DICTS = st.one_of(
     st.dictionaries(TEXT, tensors(), max_size=4),
     st.dictionaries(TEXT, arrays(), max_size=4),
-    st.dictionaries(TEXT, st.one_of(tensors(), arrays(), PLAIN), max_size=3),
+    st.dictionaries(TEXT, st.one_of(tensors(), arrays(), SIMPLE), max_size=3),
     st.dictionaries(TEXT, tensors(), min_size=1, max_size=2).map(OrderedDict),
 )
 VALUES = st.one_of(tensors(), arrays(), NESTED, DICTS)

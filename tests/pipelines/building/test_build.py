@@ -57,7 +57,7 @@ def test_every_part_is_its_file_in_the_order_given(make_inputs: MakeInputs, plac
 
 
 def test_an_index_notes_the_layout_of_arrays_that_are_alike(tmp_path: Path) -> None:
-    """Of files that are packed as they are and of encoded pickles; and it is the index that reading the tar gives."""
+    """It is equal to the index that reading the tar gives, for files packed as they are and for encoded pickles."""
     parts = {"same.npy": lambda _: npy(np.zeros((2, 3), "<f4")), "other.npy": lambda n: npy(np.zeros(n)), "x.pyd": PYD}
     snapshot = Snapshot.open(pack(tmp_path, 6, 2, parts=parts, encode={"x.pyd": "npy"}))
     for shard in snapshot.shards:
@@ -199,7 +199,7 @@ def test_one_changed_part_of_a_sample_is_a_changed_sample(
     path = inputs.path(inputs.names[9], suffix)
     info = path.stat()
     path.write_bytes(path.read_bytes() + b"more" if how == "size" else path.read_bytes()[::-1])
-    if how != "content":  # the time tells nothing either
+    if how != "content":  # the time does not show it either
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert build(inputs, place, checksum=how == "checksum").num_reused == 3
     assert latest(place).read("sample-0009") == {part: inputs.part(inputs.names[9], part) for part in TWO_SUFFIXES}
@@ -278,7 +278,7 @@ def test_a_function_replaces_the_parts(make_inputs: MakeInputs, place: Place) ->
 
 
 def test_a_function_without_a_version_is_never_reused(make_inputs: MakeInputs, place: Place) -> None:
-    """Nobody can tell whether it changed; with a declared version it is."""
+    """Whether it changed is unknown; with a declared version it is reused."""
     inputs = make_inputs(9)
     kept = {"func_output_data": lambda key, parts: parts, "transform_version": "1"}
     assert [build(inputs, place, **kept).version for _ in range(2)] == [1, 1]
@@ -400,7 +400,7 @@ def test_tars_of_another_maker_are_kept_and_said(
 
 
 def test_shards_deleted_by_hand_are_packed_again(make_inputs: MakeInputs, place: Place) -> None:
-    """A rebuild is the way out that the reader's error names."""
+    """A rebuild repairs it, as the reader's error says."""
     inputs = make_inputs(20)
     build(inputs, place)
     Store(place.url, place.storage_options).delete(["wds-000001.tar", "wds-000003.tar"])

@@ -55,7 +55,7 @@ def samples_of(snapshot: Snapshot) -> dict[str, dict[str, bytes]]:
 
 
 def assert_whole(snapshot: Snapshot) -> None:
-    """Every byte; indexes are what reading the tars gives, and the table of sources tells where samples lie."""
+    """Every byte; indexes are what reading the tars gives, and the table of sources holds the samples' places."""
     assert list(verify(snapshot, "full")) == []
     places = {}
     for shard in snapshot.shards:
@@ -301,7 +301,7 @@ def test_after_a_compaction_a_build_has_nothing_to_do_and_one_change_rewrites_on
     compacted(place)
     before, order = stored(place), list(samples_of(latest(place)))
     assert (build(inputs, place, names=names).version, stored(place)) == (5, before)
-    changed = inputs.names[39]  # of the second small shard
+    changed = inputs.names[39]  # it is in the second small shard
     inputs.path(changed, SUFFIX).write_bytes(b"changed")
     report = build(inputs, place, names=names)
     assert (report.version, report.num_shards, report.num_reused) == (6, 4, 3)

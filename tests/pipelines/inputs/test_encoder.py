@@ -123,7 +123,7 @@ FITS = {
     ],
     "safetensors": [
         FLOAT32.bfloat16(),
-        FLOAT32.bfloat16()[:1, 1],  # of one element, with another stride
+        FLOAT32.bfloat16()[:1, 1],  # one element, with another stride
         FLOAT32.to(torch.float8_e4m3fn),
         {"b": FLOAT32, "a": torch.tensor(True), "": FLOAT32.bfloat16()},
         {"x": np.arange(3.0), "y": np.zeros((0, 2), np.uint8)},
@@ -184,7 +184,7 @@ def test_auto_takes_what_gives_the_value_back_and_else_leaves_the_pickle(extensi
     ],
 )
 def test_what_does_not_become_what_was_asked_is_a_bad_sample(target: str, value: Any, why: str) -> None:
-    """The error names part, type and the way out; who catches it names the sample."""
+    """The error names part and type and says what to do; its catcher names the sample."""
     with pytest.raises(InputError, match=f"'value.pyd' cannot become '{target}': .*{why}.* 'auto'"):
         encoded(value, {SUFFIX: target})
 
@@ -213,9 +213,9 @@ def test_npy_is_read_by_numpy_and_its_elements_are_aligned() -> None:
 
 def test_equal_values_become_equal_bytes_however_they_were_laid_out() -> None:
     """Strides, byte order, requires_grad and the protocol leave no trace."""
-    alike = [FLOAT32, FLOAT32.T.contiguous().T, FLOAT32[None].expand(2, 2, 3)[1], torch.nn.Parameter(FLOAT32)]
-    alike += [FLOAT32.numpy(), np.asfortranarray(FLOAT32), FLOAT32.numpy().astype(">f4")]
-    assert len({encoded(value)[1] for value in alike}) == 1
+    equal = [FLOAT32, FLOAT32.T.contiguous().T, FLOAT32[None].expand(2, 2, 3)[1], torch.nn.Parameter(FLOAT32)]
+    equal += [FLOAT32.numpy(), np.asfortranarray(FLOAT32), FLOAT32.numpy().astype(">f4")]
+    assert len({encoded(value)[1] for value in equal}) == 1
     assert encoded({"a": FLOAT32.T})[1] == encoded({"a": FLOAT32.T.contiguous()})[1]
 
 
@@ -279,7 +279,7 @@ class MakesAnArray:
 
 
 def test_nothing_runs_while_a_pickle_is_encoded(tmp_path: Path) -> None:
-    """Under auto it stays as it is; asked for a format it is a bad sample that tells how to allow it."""
+    """With "auto" it stays as it is; with a format it is a bad sample, whose error says how to allow it."""
     value = Runs(tmp_path / "ran")
     assert encoded(value) == (SUFFIX, pickle.dumps(value))
     with pytest.raises(InputError, match=r"posix.mkdir.*allow=\["):
@@ -536,7 +536,7 @@ def test_two_parts_of_a_function_that_become_one_are_a_bad_sample(tmp_path: Path
 
 
 def test_the_report_says_how_many_parts_stayed_pickles_and_why(tmp_path: Path) -> None:
-    """Of the whole version; the reason is the commonest one of what this build packed, whatever the shards."""
+    """The count is of the whole version; the reason is the most frequent one among parts that this build packed."""
     values = [*MIXED, {1, 2}, Fraction(1, 2)]
     inputs, out = write(tmp_path / "in", values), tmp_path / "out"
     report = build(inputs, out)

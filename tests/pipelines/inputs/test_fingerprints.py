@@ -79,7 +79,7 @@ def test_a_file_that_changes_while_packed_by_content_is_an_error(make_inputs: Ma
 
 
 def test_a_seed_shuffles_over_all_shards_whatever_the_order_given(make_inputs: MakeInputs, place: Place) -> None:
-    """The same bytes for any order of names; another seed, another order."""
+    """Any order of the names gives equal bytes; another seed gives another order."""
     inputs = make_inputs(40)
     build(inputs, place, shuffle_seed=1)
     orders = [keys_of(place)]

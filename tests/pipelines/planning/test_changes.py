@@ -202,7 +202,7 @@ def test_a_build_that_starts_again_is_judged_again(source: Path, tmp_path: Path,
 
 
 def report_on(folder: Path, url: str, samples: dict[int, str], seed: int) -> BuildReport:
-    """A build of just these samples: number -> content, which tells the time of the file too."""
+    """A build of just these samples: number -> content, which decides the time of the file too."""
     for path in folder.iterdir():
         path.unlink()
     for number, content in samples.items():

@@ -1,4 +1,4 @@
-"""The same build on Ray: one worker, several nodes, killed workers."""
+"""Builds on Ray give the same bytes: one worker, several nodes, killed workers."""
 
 import io
 import os
@@ -303,7 +303,7 @@ def test_a_function_from_a_module_that_workers_lack_says_so(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_function_that_cannot_travel_says_so(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """Before anything is packed, with the way out."""
+    """Before anything is packed, with advice."""
     lock = threading.Lock()
     with pytest.raises(CallError, match=r"func_output_data cannot be sent to other processes.*'none'"):
         build(make_inputs(5, SUFFIXES), tmp_path / "out", func_output_data=lambda key, parts: {"x": str(lock).encode()})

@@ -123,7 +123,7 @@ def with_changed_code(folder: Path) -> dict[str, str]:
 def test_a_node_with_another_dray_or_none_is_refused_before_a_byte_is_written(
     cluster: Cluster, make_inputs: MakeInputs, tmp_path: Path, unfit: Any, found: str
 ) -> None:
-    """By name, with both versions and the way out, whatever on_error is; and a build without that node succeeds."""
+    """By name, with both versions and advice, for any on_error; and a build without that node succeeds."""
     inputs = make_inputs(40)
     environment = unfit(tmp_path / "node")
     with node(cluster):

@@ -1,4 +1,4 @@
-"""A build beside which another one commits: it goes on from there, or refuses to undo what somebody else decided."""
+"""A build beside which another one commits: it goes on from there, or refuses to undo another writer's decision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ OTHER_RECIPES: dict[str, dict[str, Any]] = {
 
 
 def copy_of(inputs: Inputs, folder: Path) -> Inputs:
-    """The same files in another folder."""
+    """Returns a copy of the files in another folder."""
     folder.mkdir()
     for path in inputs.folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())

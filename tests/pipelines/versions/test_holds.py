@@ -1,4 +1,4 @@
-"""Holds: as many as anybody wants, and no version goes where they cannot be read."""
+"""Any number of holds; no version is dropped while they cannot be read."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_no_number_of_holds_fills_a_commit(make_inputs: MakeInputs, place: Place
 
 
 def test_a_gc_deletes_nothing_where_the_list_of_holds_is_lost(make_inputs: MakeInputs, place: Place) -> None:
-    """Any version may be one that somebody holds."""
+    """Any version may be held."""
     inputs, store = make_inputs(20), store_at(place)
     for number in (4, 12, 20):
         build(inputs, place, names=inputs.names[:number])
