@@ -1,5 +1,7 @@
 """`verify` finds every damage, and the advice of `dray verify` repairs it."""
 
+# Long: the damages of the function's tests are those that the command's advice repairs.
+
 import json
 import re
 import shlex

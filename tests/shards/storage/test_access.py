@@ -17,7 +17,7 @@ import pytest
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.shards import CallError, DeniedError, Store, StoreError
-from tests.shards.storage.test_store import SECRET, _errors_of, _shown
+from tests.shards.storage.test_rights import SECRET, _errors_of, _shown
 
 Configure = Callable[..., None]
 

@@ -1,5 +1,7 @@
 """The fault proxy before a real S3 server, and what a store makes of each fault."""
 
+# Long: the proxy and what a store makes of each of its faults; both use the same stores.
+
 import http.client
 import os
 import socket
