@@ -1,7 +1,7 @@
 """Every error that dray raises on purpose, grouped by what the caller can do about it.
 
     DrayError
-    |-- StoreError (OSError)                   try again: the store did not do what was asked
+    |-- StoreError (OSError)                   try again: the store failed; the kinds below are final answers
     |   |-- NotFoundError (FileNotFoundError)
     |   |-- ExistsError (FileExistsError)      a create-only write found an object there
     |   `-- DeniedError (PermissionError)      fix the key or its rights
@@ -69,17 +69,25 @@ class DrayError(Exception):
 class StoreError(DrayError, OSError):
     """The store failed or did not answer; the message names the URL."""
 
+    is_transient = True  # whether another try may succeed: requests and tasks are then retried
+
 
 class NotFoundError(StoreError, FileNotFoundError):
     """Nothing lies under that name."""
+
+    is_transient = False
 
 
 class ExistsError(StoreError, FileExistsError):
     """A create-only write found an object there."""
 
+    is_transient = False
+
 
 class DeniedError(StoreError, PermissionError):
     """The store knows the caller and says no, or does not know the caller."""
+
+    is_transient = False
 
 
 class CallError(DrayError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 PICKLES = ("pyd", "pkl", "pickle")
 """The extensions of pickled parts."""
 TARGETS = ("npy", "safetensors", "json")
-"""The extensions that an encoded part may get."""
+"""The extensions that `encode=` may give a part: the keys of `codecs.encode.FORMATS`, which would load torch."""
 AUTO = "auto"
 Counts = Mapping[str, int]
 """Stored suffix -> number of samples of a shard that have it."""

@@ -1,4 +1,7 @@
-"""The epochs of a loader: where each pass begins, and how its steps are shared out by the ranks."""
+"""The epochs of a loader: where each pass begins, and how the ranks share its steps.
+
+The order of samples is in `permutation.py`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -6,7 +6,7 @@ from typing import Any
 
 LOOK_EVERY_S = 1.0  # seconds between queries, 1-2 ms each: clusters grow and shrink
 TASKS_PER_CPU = 2  # tasks in flight: one runs, one waits
-FEWEST = 4  # minimum number of tasks in flight, on any cluster
+FEWEST = 4  # lower limit of the window; fewer tasks are in flight if fewer are left
 
 
 class Capacity:

@@ -248,7 +248,8 @@ def _after_death(one: _Try[AnyTask], exc: Exception) -> _Try[AnyTask]:
 def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTask]:
     if isinstance(error, DeniedError):
         raise DeniedError(f"{error}; {credentials_hint(node)}") from None
-    if type(error) is not StoreError or one.num_failed >= MAX_RETRIES:
+    is_transient = isinstance(error, StoreError) and error.is_transient
+    if not is_transient or one.num_failed >= MAX_RETRIES:
         raise error
     return one.again()
 

@@ -1,1 +1,1 @@
-"""Parts as bytes and as values: both directions of every format."""
+"""Parts as bytes and as values: readers of all formats, and writers of those that `encode=` makes."""

@@ -1,10 +1,10 @@
 """From a part's bytes to its value, by the last extension of its suffix, as WebDataset's `.decode()`, but safely.
 
 The table is WebDataset's (pickles, numpy, text, numbers, JSON, msgpack, CBOR, tenbin, `.pth`, and `.gz` around any of
-them) plus `.safetensors` and images (as its `.decode("rgb8")`). Parts of other extensions stay bytes, and so do parts
-whose value is None, as in WebDataset. Decoders of the caller come before the table. Pickles are read by the allow-list
-unpickler, `.pth` by torch's, and a compressed part may not grow past 4 GiB. A new format is a module beside this one
-and an entry in `_READERS`.
+them) plus `.safetensors` and images (as its `.decode("rgb8")`). Parts of other extensions stay bytes; a part that
+decodes to None is returned as its bytes, as in WebDataset. Decoders of the caller come before the table. Pickles are
+read by the allow-list unpickler, `.pth` by torch's, and a compressed part may not grow past 4 GiB. A new format is a
+module beside this one and an entry in `_READERS`.
 """
 
 import importlib
@@ -28,8 +28,6 @@ from dray.shards.codecs.torch_file import read_torch_file
 from dray.shards.errors import CallError, DamagedError, RefusedError
 
 Decoders = Mapping[str, Callable[[bytes], Any]]  # by suffix
-
-_CHUNK_BYTES = 1 << 20
 
 
 def decode_part(

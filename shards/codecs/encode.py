@@ -1,7 +1,8 @@
 """From a value to the bytes of a part that is not a pickle. The same value gives the same bytes.
 
 Each format takes only what its reader returns unchanged: dtype, shape and every element, or every plain value and its
-type. A new format is a module beside this one and an entry in `FORMATS`. Importing this module loads torch.
+type. A new format is a module beside this one, an entry in `FORMATS`, and its extension in `TARGETS` of
+`shards/parts.py`. Importing this module loads torch.
 """
 
 from collections.abc import Callable, Mapping

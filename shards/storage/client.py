@@ -1,4 +1,4 @@
-"""The obstore client of a URL: its options and timeouts, and its errors in dray's terms, without secrets."""
+"""Opens the obstore client of a URL, and turns its errors into dray's, without secrets."""
 
 import os
 import re
@@ -143,7 +143,7 @@ def create_object(client: ObjectStore, key: str, data: bytes | bytearray | memor
 
     Raises:
         AlreadyExistsError: The object exists.
-        OSError: The store says so, and none does: it may be asked again.
+        OSError: The store reports a conflict, but has no such object: try again.
     """
     try:
         client.put(key, data, mode="create", use_multipart=False)

@@ -71,12 +71,7 @@ class Retries:
                     return request()
                 except StoreError as exc:
                     spent = time.monotonic() - started
-                    if (
-                        number > self.most
-                        or spent > LATEST_RETRY_S
-                        or type(exc) is not StoreError
-                        or _FINAL.search(str(exc))
-                    ):
+                    if number > self.most or spent > LATEST_RETRY_S or not exc.is_transient or _FINAL.search(str(exc)):
                         raise _counted(exc, number, spent) from None
                 time.sleep(PAUSES_S[number - 1])
         raise AssertionError("unreachable: the last try returns or raises")

@@ -56,3 +56,9 @@ def test_every_error_pickles(kind: type[DrayError]) -> None:
 def test_every_error_says_what_it_means(kind: type[DrayError]) -> None:
     """Its first line is a sentence."""
     assert (kind.__doc__ or "").partition("\n")[0].endswith(".")
+
+
+def test_only_an_unknown_outcome_is_tried_again() -> None:
+    """What a store refuses or lacks is a final answer."""
+    transient = {kind for kind in CLASSES if issubclass(kind, errors.StoreError) and kind.is_transient}
+    assert transient == {errors.StoreError}

@@ -19,7 +19,9 @@ from PIL import Image
 from webdataset import autodecode, tenbin
 
 from dray.shards.codecs.decode import Decoder, decode_part
+from dray.shards.codecs.encode import FORMATS
 from dray.shards.errors import CallError, DamagedError, RefusedError
+from dray.shards.parts import TARGETS
 
 
 def written(write: Callable[..., None], *values: Any, **options: Any) -> bytes:
@@ -305,3 +307,8 @@ def test_a_decoder_refuses_a_lone_name() -> None:
     """A string in place of a list is refused at once."""
     with pytest.raises(CallError, match="full names"):
         Decoder(allow="fractions.Fraction")
+
+
+def test_every_format_that_encodes_is_a_target() -> None:
+    """`shards/parts.py` repeats the names, because the formats load torch."""
+    assert set(TARGETS) == set(FORMATS)
