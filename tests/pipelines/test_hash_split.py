@@ -36,7 +36,7 @@ def test_shares_are_met_closely_and_a_seed_gives_another_split() -> None:
 
 
 def test_a_share_of_nothing_gets_nothing() -> None:
-    """Also where it stands last."""
+    """Also if it is the last one."""
     groups = split_by_hash(NAMES, {"all": 1.0, "none": 0.0})
     assert groups == {"all": NAMES, "none": []}
 

@@ -1,4 +1,4 @@
-"""What the person who waits sees of long work where there is no terminal."""
+"""The progress lines of long work without a terminal."""
 
 import re
 
@@ -37,7 +37,7 @@ def test_a_build_and_a_compaction_count_every_shard(
 def test_nothing_is_said_that_nobody_asked_for(
     make_inputs: MakeInputs, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is there a line where there is nothing to do."""
+    """No line is written if there is nothing to do."""
     inputs = make_inputs(8)
     build(inputs, place)
     said = [line for line in capsys.readouterr().err.splitlines() if "waiting for an answer" not in line]

@@ -178,7 +178,7 @@ def test_one_touched_part_of_a_sample_is_no_change(make_inputs: MakeInputs, tmp_
 
 
 def test_a_file_of_the_same_size_and_another_content_is_packed(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """Its content tells, whatever its time."""
+    """Its content decides, not its time."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
     path = inputs.path(inputs.names[9], SUFFIX)
@@ -377,7 +377,7 @@ def test_a_foreign_object_under_a_reserved_number_is_an_error(make_inputs: MakeI
 def test_a_store_that_ignores_conditional_puts_is_refused(
     make_inputs: MakeInputs, s3: SeaweedServer, chaos: Chaos
 ) -> None:
-    """It says "created" whatever is stored: detected before a shard is written."""
+    """It reports "created" although the object exists: detected before a shard is written."""
     place = Place(s3.url("careless"), {**s3.storage_options, "endpoint": chaos.endpoint})
     careless = chaos.rule("ignore_condition")
     with pytest.raises(StoreError, match="ignores conditional puts"):
@@ -411,7 +411,7 @@ def test_shards_deleted_by_hand_are_packed_again(make_inputs: MakeInputs, place:
 
 
 def test_a_truncated_shard_is_packed_again(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """The rebuild does not take the cut one for its own, and leaves it where it lies."""
+    """The rebuild does not adopt the cut one, and leaves it in place."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
     shard = tmp_path / "out" / "wds-000002.tar"

@@ -98,7 +98,7 @@ def shards_of(sizes: Sequence[tuple[int, int]]) -> list[Shard]:
 def test_every_shard_is_in_one_group_in_its_order_and_groups_keep_the_limits(
     sizes: list[tuple[int, int]], target: int, most: int | None
 ) -> None:
-    """A group stands at the place of its first; only small shards are merged."""
+    """A group takes the place of its first shard; only small shards are merged."""
     groups = plan_merges(shards_of(sizes), target, most)
     numbers = [[shard.number for shard in group] for group in groups]
     assert sorted(number for group in numbers for number in group) == list(range(len(sizes)))
@@ -187,7 +187,7 @@ PARTS = st.dictionaries(st.sampled_from(["a", "b.npy", "dd"]), st.binary(max_siz
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_a_merged_index_is_what_reading_the_merged_tar_gives(shards: list[list[dict[str, bytes]]]) -> None:
-    """Whatever suffixes samples have, and in which order."""
+    """For any suffixes of the samples, in any order."""
     store, whole, count = Store(f"memory://{new_write_id()}"), TarWriter(), 0
     for number, shard in enumerate(shards):
         tar = TarWriter()

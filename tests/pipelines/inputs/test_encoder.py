@@ -296,7 +296,7 @@ def test_what_is_allowed_is_encoded() -> None:
 
 
 class Fails:
-    """Its pickle raises what it likes."""
+    """Its pickle raises any exception."""
 
     def __reduce__(self) -> Any:
         return int, ("no number",)
@@ -304,7 +304,7 @@ class Fails:
 
 @pytest.mark.filterwarnings("ignore:allow_pickle=True")
 def test_a_pickle_that_fails_where_all_is_allowed_is_a_bad_sample_or_stays() -> None:
-    """Whatever it raises."""
+    """For any exception that it raises."""
     assert encoded(Fails(), allow_pickle=True)[0] == SUFFIX
     with pytest.raises(InputError, match="its pickle fails: ValueError: invalid literal"):
         encoded(Fails(), {SUFFIX: "npy"}, allow_pickle=True)
@@ -409,7 +409,7 @@ MIXED = [torch.full((n % 3,), float(n)) if n % 4 else (n,) for n in range(24)]  
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """All that a build wrote, but for the records that hold a time and a write id."""
+    """Returns all objects of a build except the records with a time and a write id."""
     records = ("/commits/", "/intents/")
     return {name: data for name, data in stored(Place(str(folder))).items() if not any(map(name.__contains__, records))}
 
@@ -512,7 +512,7 @@ def test_a_bad_value_may_be_left_out_and_is_listed(tmp_path: Path) -> None:
 
 
 def test_what_a_function_makes_is_encoded(tmp_path: Path) -> None:
-    """Its pickled parts, whatever their suffixes; the others stay."""
+    """Its pickled parts of any suffix; the others stay."""
 
     def make(key: str, parts: dict[str, bytes]) -> dict[str, Any]:
         value = pickle.loads(parts[SUFFIX])

@@ -56,7 +56,7 @@ def test_without_checksum_a_secret_change_is_not_seen(make_inputs: MakeInputs, t
 def test_checksum_reads_touched_files_once_and_packs_nothing(
     make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the last build went by size and time: its table has the contents' hashes too."""
+    """Also if the last build compared size and time: its table has the contents' hashes too."""
     inputs, place = make_inputs(20), Place(str(tmp_path / "out"))
     build(inputs, place)
     for name in inputs.names:

@@ -1,4 +1,4 @@
-"""Scanning: the same rules on every kind of store, whatever part is missing, whatever else lies in the folder."""
+"""Scanning follows the same rules on every store, with any part missing and any other files in the folder."""
 
 import os
 import uuid
@@ -71,7 +71,7 @@ def test_sub_folders_are_scanned_and_hidden_files_and_datasets_counted(tmp_path:
 
 
 def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
-    """A folder is scanned under its own path if it lies in the input folder; one outside under the link's."""
+    """A folder is scanned under its own path if it is in the input folder; one outside under the link's."""
     store = fill(tmp_path / "inputs", "a/s.pyd", "b/t.pyd")
     fill(tmp_path / "outside", "u.pyd")
     (tmp_path / "inputs/a/up").symlink_to("..")
@@ -156,7 +156,7 @@ TREES = st.sets(st.tuples(st.lists(FOLDERS, max_size=3).map("/".join), FILES).ma
 
 
 def summary(store: Store) -> tuple[object, ...]:
-    """What a scan found, sizes included; the error where there is no sample."""
+    """Returns what a scan found, with sizes; the error if there is no sample."""
     try:
         found: Scan = scan(store, ("x.pyd", "y.cls"))
     except MissingInputError as exc:
@@ -224,7 +224,7 @@ def test_what_samples_lack_is_packed_adopted_and_merged_alike(
     number_shards: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """A part is there or not as its file is: after a build, one that adopts all shards, and a compaction."""
+    """A sample has a part exactly if it has the file: after a build, one that adopts all shards, and a compaction."""
     folder = tmp_path_factory.mktemp("samples")
     expected: dict[str, dict[str, bytes]] = {}
     for number, parts in enumerate(samples):

@@ -21,7 +21,7 @@ SUFFIX = "tensor.pyd"
 
 
 def refuse_bad(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
-    """Fails where a file says so."""
+    """Fails for a file that says so."""
     if parts[SUFFIX] == b"bad":
         raise ValueError("a bad file")
     return parts
@@ -227,7 +227,7 @@ def test_a_shard_of_nothing_but_bad_samples_is_not_made(make_inputs: MakeInputs,
 
 
 def test_missing_files_alone_are_a_missing_input_error(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """Whatever is to be done about bad ones; the first 20 are named."""
+    """For any `on_error`; the first 20 are named."""
     inputs, place = make_inputs(30), Place(str(tmp_path / "out"))
     for name in inputs.names[:25]:
         inputs.path(name, SUFFIX).unlink()

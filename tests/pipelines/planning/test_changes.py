@@ -98,7 +98,7 @@ def test_a_scan_of_the_wrong_folder_is_refused(cli: Build, tmp_path: Path) -> No
 
 
 def test_a_tenth_may_go_and_no_sample_more(cli: Build, source: Path, tmp_path: Path) -> None:
-    """Also where the recipe changed, after a compaction, and where the version before was of listed names."""
+    """Also if the recipe changed, after a compaction, and if the previous version was of listed names."""
     cli()
     remove(source, 1, 2, 3)
     assert "0 added, 0 changed, 3 removed" in cli("--shuffle-seed", 5).out
@@ -220,7 +220,7 @@ SAMPLES = st.dictionaries(st.integers(0, 9), st.sampled_from(["a", "b"]), min_si
 def test_a_report_counts_what_differs(
     then: dict[int, str], now: dict[int, str], seeds: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever shards are packed for it: a plan counts the same, and so does a diff of the versions."""
+    """For any shards that are packed for it, a plan and a diff of the versions count the same."""
     folder, url = tmp_path_factory.mktemp("in"), f"memory://{uuid.uuid4().hex}"
     _, report = [report_on(folder, url, samples, seed) for samples, seed in zip((then, now), seeds, strict=True)]
     added, removed = now.keys() - then.keys(), then.keys() - now.keys()

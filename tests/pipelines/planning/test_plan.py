@@ -219,7 +219,7 @@ def test_another_order_of_the_same_names_is_nothing_to_do() -> None:
 
 
 def test_a_plan_that_packs_a_shard_again_is_another_than_one_that_keeps_it() -> None:
-    """Though the shard's digest is the same: the one must not work under the other's intent and reuse the name."""
+    """Although the shard's digest is equal: one must not work under the other's intent and reuse the name."""
     before = named(dict.fromkeys("abcdef", 1))
     first = plan(before, RECIPE)
     keeps, repacks = (plan(before, RECIPE, committed(before, first, missing=missing)) for missing in (set(), {1}))

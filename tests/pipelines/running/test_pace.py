@@ -33,7 +33,7 @@ def measured(seconds: float, sizes: list[int]) -> Pace:
 def test_every_task_is_in_one_group_in_order_and_every_lane_gets_work(
     sizes: list[int], num_lanes: int, seconds: float
 ) -> None:
-    """Whatever the sizes and the speed: groups hold all tasks, and none more than a lane's share of what was left."""
+    """For any sizes and speed, groups hold all tasks, and none has more than a lane's share of those left."""
     groups = groups_of(sizes, num_lanes, measured(seconds, [1]))
     assert [task.num_bytes for group in groups for task in group] == sizes
     left = len(sizes)

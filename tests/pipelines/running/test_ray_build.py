@@ -49,7 +49,7 @@ def build(inputs: Inputs, output: Path, **options: Any) -> Any:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that a build wrote, but for the records that hold a time and a write id."""
+    """Returns all objects of a build except the records with a time and a write id."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.parent.name not in RECORDS}
 
@@ -121,7 +121,7 @@ def test_encoded_in_process_and_on_two_nodes_the_bytes_are_the_same(make_inputs:
 
 @pytest.mark.usefixtures("cluster")
 def test_the_work_is_spread_over_the_nodes(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """Every node packs, and none of it runs in the driver."""
+    """Every node packs, and the driver does not."""
 
     def where(key: str, parts: dict[str, bytes]) -> dict[str, bytes]:
         del key, parts

@@ -202,7 +202,7 @@ def test_touched_inputs_that_one_node_does_not_see_are_an_error_of_that_node(
 def test_a_destination_that_one_node_does_not_see_is_an_error_of_that_node(
     cluster: Cluster, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
-    """It is found before that node stores a shard where nobody looks for it."""
+    """It is detected before that node stores a shard in the wrong place."""
     inputs, output = make_inputs(40), tmp_path / "out"
     output.mkdir()
     with node(cluster):
@@ -253,7 +253,7 @@ def test_a_task_that_is_killed_for_lack_of_memory_goes_on_where_there_is_more(
 def test_kills_for_lack_of_memory_end_in_an_error_that_names_the_shard(
     cluster: Cluster, make_inputs: MakeInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where even a whole node is too little; by then it was tried a few times."""
+    """If even a whole node has too little memory, after a few attempts."""
     inputs = make_inputs(4)
     expected = pytest.raises(ClusterError, match=r"shard 0 \(.*killed for lack of memory although 0\.3 GB.*smaller")
     with node(cluster, STARVED, memory=300 << 20), expected:

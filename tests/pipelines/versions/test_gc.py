@@ -55,7 +55,7 @@ def test_what_other_programs_wrote_stays(make_inputs: MakeInputs, place: Place) 
 
 
 def test_a_running_builds_staged_file_stays_for_the_grace(make_inputs: MakeInputs, tmp_path: Path) -> None:
-    """What a write left is deleted when it is as old as the grace, and only where its name is this dataset's."""
+    """Leftovers of writes are deleted once they are as old as the grace, and only if their name is this dataset's."""
     place = Place(str(tmp_path / "out"))
     build(make_inputs(4), place)
     old, young, others = (

@@ -39,7 +39,7 @@ LAYOUT = Layout("wds")
     ],
 )
 def test_the_first_version_that_is_kept(keep: int, times: list[float], first: int) -> None:
-    """The last `keep` ones, and whatever was superseded less than the grace ago."""
+    """The last `keep` ones, and those superseded less than the grace ago."""
     versions = list(enumerate(times, 1))
     assert Retention(keep=keep, grace_s=GRACE_S).first_kept(versions, NOW) == first
 
@@ -87,7 +87,7 @@ def test_the_first_intent_that_stays_open(alive: list[float], first_open: tuple[
 
 @pytest.mark.parametrize("values", [{"keep": 0}, {"grace_s": -1}])
 def test_a_rule_that_would_drop_the_last_version_is_refused(values: dict[str, int]) -> None:
-    """At least one version, and no grace that lies in the future."""
+    """At least one version, and no negative grace."""
     with pytest.raises(CallError):
         Retention(**values)
 
@@ -128,7 +128,7 @@ def test_a_build_of_days_is_alive_while_it_stores_shards(
 
 @pytest.mark.parametrize(("number", "open_intent"), [(3, 2), (4, 1), (700_000, 1), (4 + 10**12, 2)])
 def test_any_shard_under_reserved_numbers_keeps_an_intent_open(tmp_path: Path, number: int, open_intent: int) -> None:
-    """Also where the intent does not say which shards there will be."""
+    """Also if the intent does not name the shards to come."""
     store, created = Store(tmp_path), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 2 * DAY_S))
     create_intent(Location(store, LAYOUT), replace(intent(1, 4, 0, created), count=10**12, build_id="job"))
     store.put_new(LAYOUT.shard(number), b"a shard")
