@@ -1,7 +1,6 @@
 """Encoding pickled parts while they are packed: what comes back, and the laws of a build with it."""
 
 import json
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -18,17 +17,12 @@ from safetensors.torch import load
 
 from dray.loaders import Dataset, ShardLoader
 from dray.pipelines import BuildReport, pickles_to_tars
-from dray.pipelines.building.compact import compact
 from dray.pipelines.inputs.encoder import Encoder
-from dray.pipelines.planning.plan import Last, changes_of
-from dray.pipelines.planning.recipe import Recipe
-from dray.shards import CallError, DamagedError, InputError, Snapshot, Store
+from dray.shards import CallError, InputError
 from dray.shards.codecs.npy import as_npy
 from dray.shards.codecs.safetensors import as_safetensors
 from dray.shards.codecs.unfit import UnfitError
-from dray.shards.layout import Layout, Location
-from tests.conftest import Inputs, Place
-from tests.support.datasets import stored
+from tests.conftest import Inputs
 from tests.support.values import VALUES, read_safetensors, same
 
 SUFFIX = "value.pyd"
@@ -258,103 +252,6 @@ def test_a_tensor_that_is_not_dense_on_the_cpu_has_no_encoding(
         write(tensor if write is as_npy else {"a": tensor}, 1 << 20)
 
 
-# ---- safety ----
-
-
-class Runs:
-    """Its pickle makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.folder,)
-
-
-class MakesAnArray:
-    """Its pickle calls a function of numpy's."""
-
-    def __reduce__(self) -> Any:
-        return np.arange, (3,)
-
-
-def test_nothing_runs_while_a_pickle_is_encoded(tmp_path: Path) -> None:
-    """With "auto" it stays as it is; with a format it is a bad sample, whose error says how to allow it."""
-    value = Runs(tmp_path / "ran")
-    assert encoded(value) == (SUFFIX, pickle.dumps(value))
-    with pytest.raises(InputError, match=r"posix.mkdir.*allow=\["):
-        encoded(value, {SUFFIX: "npy"})
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_allowed_is_encoded() -> None:
-    """By name, or all of it with one warning."""
-    assert encoded(MakesAnArray())[0] == SUFFIX
-    assert encoded(MakesAnArray(), allow=["numpy.arange"])[0] == "value.npy"
-    with pytest.warns(UserWarning, match="allow_pickle=True"):
-        assert encoded(MakesAnArray(), allow_pickle=True)[0] == "value.npy"
-
-
-class Fails:
-    """Its pickle raises any exception."""
-
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
-
-
-@pytest.mark.filterwarnings("ignore:allow_pickle=True")
-def test_a_pickle_that_fails_where_all_is_allowed_is_a_bad_sample_or_stays() -> None:
-    """For any exception that it raises."""
-    assert encoded(Fails(), allow_pickle=True)[0] == SUFFIX
-    with pytest.raises(InputError, match="its pickle fails: ValueError: invalid literal"):
-        encoded(Fails(), {SUFFIX: "npy"}, allow_pickle=True)
-
-
-def test_a_module_that_is_missing_where_a_part_is_encoded_is_said_even_under_auto() -> None:
-    """Else the bytes would depend on what a worker has installed."""
-    encoder = Encoder.of("auto", None, allow=["no_such_module.make"])
-    assert encoder is not None
-    with pytest.raises(InputError, match="needs the module 'no_such_module'"):
-        encoder({SUFFIX: b"cno_such_module\nmake\n)R."})
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def doubled(depth: int) -> Any:
-    value: Any = ["x"]
-    for _ in range(depth):
-        value = [value, value]
-    return value
-
-
-CYCLE: list[Any] = []
-CYCLE.append(CYCLE)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.zeros(1).expand(1 << 29),
-        {"a": torch.zeros(1).expand(1 << 29)},
-        doubled(40),
-        CYCLE,
-        nested(101),
-    ],
-    ids=["tensor", "dict", "doubled", "cycle", "nested"],
-)
-def test_a_small_pickle_does_not_become_a_huge_part(value: Any) -> None:
-    """It stays as it is, and takes neither memory nor time."""
-    data = pickle.dumps(value)
-    encoder = Encoder.of("auto", [SUFFIX])
-    assert encoder is not None
-    assert encoder({SUFFIX: data}) == {SUFFIX: data}
-
-
 # ---- names ----
 
 
@@ -401,177 +298,3 @@ def test_allow_without_encode_is_refused(tmp_path: Path) -> None:
     """Nothing would be unpickled: the caller meant something else."""
     with pytest.raises(CallError, match="give encode= as well"):
         build(write(tmp_path / "in", [1]), tmp_path / "out", encode=None, allow=["a.b"])
-
-
-# ---- the laws of a build ----
-
-MIXED = [torch.full((n % 3,), float(n)) if n % 4 else (n,) for n in range(24)]  # a quarter stay pickles
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    """Returns all objects of a build except the records with a time and a write id."""
-    records = ("/commits/", "/intents/")
-    return {name: data for name, data in stored(Place(str(folder))).items() if not any(map(name.__contains__, records))}
-
-
-def test_a_rerun_writes_nothing_and_one_changed_input_rewrites_one_shard(tmp_path: Path) -> None:
-    """Law 4."""
-    inputs = write(tmp_path / "in", MIXED)
-    build(inputs, tmp_path / "out")
-    before = stored(Place(str(tmp_path / "out")))
-    assert build(inputs, tmp_path / "out").is_new is False
-    assert stored(Place(str(tmp_path / "out"))) == before
-    inputs.path(inputs.names[7], SUFFIX).write_bytes(pickle.dumps({"now": "a dict"}))
-    report = build(inputs, tmp_path / "out")
-    assert (report.version, report.num_reused) == (2, 3)
-    assert read(tmp_path / "out")["s0007"] == ("value.json", {"now": "a dict"})
-
-
-def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
-    """Law 1: tars, indexes, manifests."""
-    inputs = write(tmp_path / "in", MIXED)
-    for folder in ("a", "b"):
-        build(inputs, tmp_path / folder)
-    assert everything(tmp_path / "a") == everything(tmp_path / "b")
-
-
-def test_shards_of_a_build_that_was_never_committed_are_adopted(tmp_path: Path) -> None:
-    """Law 3: they are read and indexed as they are, though their parts have other suffixes and sizes than the files."""
-    inputs, out = write(tmp_path / "in", MIXED), tmp_path / "out"
-    build(inputs, out)
-    before = everything(out)
-    for record in (out / "__dray__/wds/commits").iterdir():
-        record.unlink()
-    for index in list((out / "__dray__/wds/index").iterdir())[:2]:
-        index.unlink()
-    assert build(inputs, out).num_reused == 4
-    assert everything(out) == before
-
-
-@pytest.mark.parametrize(
-    ("encode", "theirs"),
-    [({SUFFIX: "json"}, {"encode": None}), ("auto", {"encode": "auto", "values": [(1,)] * 4})],
-    ids=["another suffix", "a pickle of another size"],
-)
-def test_a_tar_with_other_parts_is_not_adopted(encode: Any, theirs: dict[str, Any], tmp_path: Path) -> None:
-    """Though its keys are the plan's."""
-    inputs, out = write(tmp_path / "in", [[1.5]] * 4), tmp_path / "out"
-    build(inputs, out, encode=encode, min_num_shards=1)
-    for record in (out / "__dray__/wds/commits").iterdir():
-        record.unlink()
-    others = write(tmp_path / "others", theirs.get("values", [[1.5]] * 4))
-    build(others, tmp_path / "theirs", encode=theirs["encode"], min_num_shards=1)
-    (out / "wds-000000.tar").write_bytes((tmp_path / "theirs/wds-000000.tar").read_bytes())
-    with pytest.raises(DamagedError, match="holds other samples than this build reserved it for"):
-        build(inputs, out, encode=encode, min_num_shards=1)
-
-
-def test_a_changed_encoding_rebuilds_and_says_so(tmp_path: Path) -> None:
-    """There and back: what was packed under the first one is another version."""
-    inputs = write(tmp_path / "in", [FLOAT32] * 8)
-    reports = [build(inputs, tmp_path / "out", encode=encode) for encode in ("auto", {SUFFIX: "npy"}, None)]
-    assert [(report.version, report.num_reused) for report in reports] == [(1, 0), (2, 0), (3, 0)]
-    then = Snapshot.open(tmp_path / "out", "wds", version=2).manifest.recipe
-    last = Last(recipe=then, source_url="x", shards=(), whole=frozenset(), table=None)
-    reason = changes_of(Recipe(suffixes=(SUFFIX,), num_shards=4), "x", last)
-    assert reason == "encode was {'value.pyd': 'npy'}, is None"
-
-
-def test_without_encode_nothing_of_it_is_recorded(tmp_path: Path) -> None:
-    """Manifests and digests of shards are those of earlier versions of dray: their datasets stay as they are."""
-    build(write(tmp_path / "in", [1]), tmp_path / "out", encode=None)
-    (path,) = (tmp_path / "out/__dray__/wds/manifests").glob("*.json")
-    manifest = json.loads(path.read_text())
-    assert not {"encode", "allow", "allow_pickle", "encoder"} & manifest["recipe"].keys()
-    assert "parts" not in manifest["shards"][0]
-    assert Recipe(suffixes=("a.pyd",)).content_digest() == "d5a7881c7c76b33d3333f138d57d79d0"
-    digest = Recipe(suffixes=("a.pyd",), transform="v1", leaves_out_bad=True).content_digest()
-    assert digest == "5a4ab57b36db8163195a68f3ec941704"
-
-
-def test_a_bad_value_fails_the_build_and_repairing_it_packs_only_its_shard(tmp_path: Path) -> None:
-    """The others are adopted."""
-    inputs = write(tmp_path / "in", [FLOAT32 * n for n in range(20)])
-    good = inputs.path(inputs.names[7], SUFFIX).read_bytes()
-    inputs.path(inputs.names[7], SUFFIX).write_bytes(pickle.dumps("text"))
-    with pytest.raises(InputError, match=r"'s0007'.*cannot become 'npy': str is neither a tensor"):
-        build(inputs, tmp_path / "out", encode={SUFFIX: "npy"})
-    inputs.path(inputs.names[7], SUFFIX).write_bytes(good)
-    assert build(inputs, tmp_path / "out", encode={SUFFIX: "npy"}).num_reused == 3
-
-
-def test_a_bad_value_may_be_left_out_and_is_listed(tmp_path: Path) -> None:
-    """With its stage; a rerun does not look at it again."""
-    inputs = write(tmp_path / "in", [FLOAT32] * 9 + ["text"])
-    options: Any = {"encode": {SUFFIX: "npy"}, "on_error": "skip"}
-    assert build(inputs, tmp_path / "out", **options).num_skipped == 1
-    table = Snapshot.open(tmp_path / "out", "wds").left_out()
-    assert table is not None
-    assert table.select(["name", "stage"]).to_pylist() == [{"name": "s0009", "stage": "encode"}]
-    assert build(inputs, tmp_path / "out", **options).is_new is False
-
-
-def test_what_a_function_makes_is_encoded(tmp_path: Path) -> None:
-    """Its pickled parts of any suffix; the others stay."""
-
-    def make(key: str, parts: dict[str, bytes]) -> dict[str, Any]:
-        value = pickle.loads(parts[SUFFIX])
-        return {"double.pyd": pickle.dumps(2 * value), "label.cls": b"7", "half.pyd": value / 2}
-
-    inputs = write(tmp_path / "in", [FLOAT32] * 3)
-    build(inputs, tmp_path / "out", func_output_data=make, transform_version="1")
-    found = Dataset(tmp_path / "out", "wds")["s0000"]
-    assert list(found) == ["double.npy", "label.cls", "half.npy"]
-    assert np.array_equal(found["double.npy"], 2 * FLOAT32.numpy())
-
-
-def test_two_parts_of_a_function_that_become_one_are_a_bad_sample(tmp_path: Path) -> None:
-    """Nothing is dropped in silence."""
-
-    def make(key: str, parts: dict[str, bytes]) -> dict[str, Any]:
-        return dict.fromkeys(("x.pyd", "x.pkl"), parts[SUFFIX])
-
-    with pytest.raises(InputError, match=r"two of its parts x\.pyd, x\.pkl became the same"):
-        build(write(tmp_path / "in", [1]), tmp_path / "out", func_output_data=make)
-
-
-def test_the_report_says_how_many_parts_stayed_pickles_and_why(tmp_path: Path) -> None:
-    """The count is of the whole version; the reason is the most frequent one among parts that this build packed."""
-    values = [*MIXED, {1, 2}, Fraction(1, 2)]
-    inputs, out = write(tmp_path / "in", values), tmp_path / "out"
-    report = build(inputs, out)
-    assert report.num_pickles == 8
-    assert report.pickle_reason == "tuple would come back as something else, or not at all"
-    assert str(report).endswith(f"; 8 parts stayed pickles, most often because {report.pickle_reason}")
-    again = build(inputs, out)
-    assert (again.num_pickles, again.pickle_reason) == (8, None)
-    assert str(again).endswith("; 8 parts stayed pickles")
-    inputs.path("s0001", SUFFIX).write_bytes(pickle.dumps(Fraction(1, 3)))
-    changed = build(inputs, out)
-    assert changed.num_pickles == 9
-    assert "fractions.Fraction" in str(changed.pickle_reason) or "tuple" in str(changed.pickle_reason)
-
-
-def test_what_nobody_asked_to_encode_did_not_stay_a_pickle(tmp_path: Path) -> None:
-    """A part that encode does not name, or that has to become something else, is not counted."""
-    inputs = write(tmp_path / "in", [FLOAT32])
-    inputs = Inputs(inputs.folder, inputs.names, (SUFFIX, "other.pyd"))
-    inputs.path("s0000", "other.pyd").write_bytes(pickle.dumps((1,)))
-    for encode in (None, {SUFFIX: "npy"}):
-        report = build(inputs, tmp_path / str(encode is None), encode=encode)
-        assert (report.num_pickles, report.pickle_reason) == (0, None)
-    report = build(inputs, tmp_path / "auto")
-    assert str(report).endswith("; 1 part stayed a pickle, most often because tuple would come back as something "
-                                "else, or not at all")  # fmt: skip
-
-
-def test_a_merged_shard_counts_its_parts(tmp_path: Path) -> None:
-    """What `dray ls` tells stays true after a compaction."""
-    inputs = write(tmp_path / "in", MIXED)
-    build(inputs, tmp_path / "out", min_num_shards=None)
-    for number in range(8, 25, 8):
-        names = inputs.names[:number]
-        build(Inputs(inputs.folder, names, inputs.suffixes), tmp_path / "out", min_num_shards=None)
-    compact(Location(Store(str(tmp_path / "out")), Layout("wds")), retention=None, progress=False)
-    (counts,) = Snapshot.open(tmp_path / "out", "wds").manifest.counts()
-    assert counts == {"value.npy": 18, "value.pyd": 6}

@@ -23,7 +23,7 @@ from dray.shards import CallError, Snapshot, Store
 from dray.shards.diff import diff
 from dray.shards.layout import Layout, Location
 from tests.conftest import Dray, Outcome, Place
-from tests.pipelines.building.test_compact import Watched
+from tests.pipelines.building.test_compact_interrupted import Watched
 
 
 def fill(folder: Path, *numbers: int, content: str = "") -> None:

@@ -23,7 +23,8 @@ from dray.pipelines.running import dispatch
 from dray.shards import CallError, ClusterError, DamagedError, InputError, Snapshot
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
-from tests.pipelines.building.test_compact import compacted, eight_small, flipped
+from tests.pipelines.building.test_compact import compacted, eight_small
+from tests.pipelines.building.test_compact_damage import flipped
 from tests.support.datasets import latest
 
 SUFFIXES = ("image.pyd", "label.cls")
