@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -126,7 +127,12 @@ class _Messages(WorkersIterator):
         super().__init__(loader)
 
     def _try_get_data(self, timeout: float = CHECK_S) -> Any:  # noqa: ARG002
-        found = super()._try_get_data(self._watchdog.check_s)  # type: ignore[no-untyped-call]
+        try:
+            found = super()._try_get_data(self._watchdog.check_s)  # type: ignore[no-untyped-call]
+        except (ConnectionError, EOFError) as exc:  # a worker died while it sent: torch may still take it for alive
+            wait([worker.sentinel for worker in self._workers], timeout=CHECK_S)
+            dead = [worker.pid for worker in self._workers if not worker.is_alive()]
+            raise RuntimeError(f"DataLoader worker (pid(s) {', '.join(map(str, dead))}) exited unexpectedly") from exc
         if found[0]:
             self._watchdog.waited_s = 0.0
         else:
