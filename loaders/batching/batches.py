@@ -1,7 +1,7 @@
-"""Making the batches of one rank: which samples a step takes, their bytes, their values.
+"""Makes the batches of one rank from the samples of its steps.
 
-This is what the loader's thread or worker processes run; it keeps no state of the epoch. Several small steps are made
-together: what is computed or compared for many samples at once costs little for each.
+The loader's thread or worker processes run it; it keeps no epoch state. Several small steps are made together, as work
+that is done for many samples at once costs little for each.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,15 +32,15 @@ Collate = Callable[[list[Any]], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMaker:
-    """Makes batches of samples; with the user's functions a source of worker processes.
+    """Makes batches of samples with the user's functions; worker processes use it as their source.
 
     Attributes:
-        samples: The samples.
-        stack: Whether parts are stacked, or the names of those that are; the others are lists.
-        transform: From a sample, part -> value, to what the batch is made of.
-        collate: From a list of these to a batch.
-        with_keys: Whether a sample has its key.
-        marks_filler: Whether a batch says which of its rows are samples.
+        samples: Reads and decodes the samples.
+        stack: Whether parts are stacked, or the names of the parts to stack; the others are lists.
+        transform: Converts a sample, a dict of part -> value.
+        collate: Makes a batch of a list of transformed samples.
+        with_keys: Whether samples and batches hold the keys.
+        marks_filler: Whether a batch holds a mask of the rows that are samples, not filler.
     """
 
     samples: SampleSource
@@ -54,22 +54,22 @@ class BatchMaker:
         return replace(self, samples=copy(self.samples))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BatchMaker":
-        """The user's functions need not pickle, and what is read does not change."""
+        """Returns a copy with its own user functions, which need not pickle; what is read does not change."""
         return replace(copy(self), transform=deepcopy(self.transform, memo), collate=deepcopy(self.collate, memo))
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process."""
+        """Counts of what was read in this process."""
         return self.samples.stats
 
     def use(self, buffers: Buffers) -> None:
-        """Make large tensors in the memory that a worker shares with the trainer."""
+        """Make large tensors in `buffers`, which a worker shares with the trainer."""
         self.samples.use(buffers)
 
     def groups(self, epoch_pass: Pass, first: int = 0, stride: int = 1) -> Iterator[list[Any]]:
-        """Yields the batches of the steps `first`, `first + stride`, ..., in order, those of small steps together.
+        """Yields the batches of the steps `first`, `first + stride`, ..., in order, with small steps grouped.
 
-        One step after another is made where one fails, for the batches before it are good.
+        If a group fails, its steps are made one by one, so that the batches before the bad one are still yielded.
         """
         for steps in self.samples.step_groups(epoch_pass, first, stride):
             yield from self._groups(epoch_pass, steps)
@@ -90,7 +90,7 @@ class BatchMaker:
             yield self._made([self.samples.replaced(epoch_pass, steps[0])])
 
     def _made(self, steps: Sequence[Step]) -> list[Any]:
-        """The batches of some steps."""
+        """Returns the batches of some steps."""
         ends = np.cumsum([0, *(len(step.samples) for step in steps)]).tolist()
         if not ends[-1]:
             return [self._empty() for _ in steps]
@@ -104,7 +104,7 @@ class BatchMaker:
         return self._marked(batch, len(step.samples), step.share.num_valid)
 
     def _empty(self) -> Any:
-        """The batch of a rank that is without a sample in the last step: like any other, but of no rows."""
+        """Returns the batch of a rank without samples in the last step: like any other, but with no rows."""
         source = self.samples
         sample = first_complete(source.catalog, source.wanted)
         if source.skipper is not None:
@@ -113,14 +113,14 @@ class BatchMaker:
         return no_rows(self._marked(batch, 1, 0))
 
     def _read(self, numbers: NDArray[np.int64], runs: Sequence[Run], bounds: Sequence[tuple[int, int]]) -> list[Any]:
-        """A batch for each stretch of some samples."""
+        """Reads samples and returns a batch for each stretch of them."""
         with self.samples.read(numbers, runs) as (samples, columns):
             if self.transform is None and self.collate is None:
                 return self._batches(samples, columns, bounds)
             return [self._collated(samples, columns, range(*bound)) for bound in bounds]
 
     def _collated(self, samples: Samples, columns: Mapping[str, Column], rows: range) -> Any:
-        """The batch of some samples that the user's functions make."""
+        """Returns the batch that the user's functions make of some samples."""
         values = [self._row(samples, columns, row) for row in rows]
         if not values:
             return None
@@ -130,7 +130,7 @@ class BatchMaker:
         return collate(values, stack=self.stack, may_lack=may_lack, where=partial(_where, samples, rows.start))
 
     def _batches(self, samples: Samples, columns: Mapping[str, Column], bounds: Sequence[tuple[int, int]]) -> list[Any]:
-        """A batch for each stretch of the samples."""
+        """Returns a batch for each stretch of the samples."""
         batches: list[dict[str, Any]] = [{} for _ in bounds]
         for name, column in columns.items():
             for batch, values in zip(batches, self._stretches(samples, name, column, bounds), strict=True):
@@ -142,7 +142,7 @@ class BatchMaker:
     def _stretches(
         self, samples: Samples, name: str, column: Column, bounds: Sequence[tuple[int, int]]
     ) -> Sequence[torch.Tensor | list[Any]]:
-        """One part of each batch."""
+        """Returns one part for each batch."""
         can_stack = is_stacked(name, self.stack)
         is_own = any(map(self.samples.decoder.is_own, column.stored))
         found: list[Any] = [None] * len(bounds)
@@ -158,13 +158,13 @@ class BatchMaker:
         if self.marks_filler:
             if not isinstance(batch, dict):
                 raise CallError(
-                    f"remainder='pad' notes in each batch what is filler: collate gave {type(batch).__name__}, no dict"
+                    f"remainder='pad' marks filler in each batch: collate returned {type(batch).__name__}, not dict"
                 )
             batch[VALID] = torch.arange(num_rows) < num_valid
         return batch
 
     def _row(self, samples: Samples, columns: Mapping[str, Column], row: int) -> Any:
-        """What the batch's collate gets of one sample."""
+        """Returns what `collate` gets for one sample."""
         values = {name: self.samples.value(samples, column, row) for name, column in columns.items()}
         if self.with_keys:
             values[KEY] = samples.key(row)

@@ -1,8 +1,8 @@
-"""Memory for batches that is used again as soon as nothing refers to it.
+"""Pooled memory for batches, which is reused as soon as nothing refers to it.
 
 The system hands out fresh memory page by page, zeroed: for large batches that takes longer than filling them. A batch's
-tensor leans on an array over a buffer; when the last tensor that uses it is gone, so is the array, and the buffer is
-free. Whoever keeps a batch keeps its memory: nothing is ever written under a tensor that is alive.
+tensor refers to an array over a buffer; when the last tensor that uses the array is freed, so is the array, and the
+buffer returns to the pool. Nothing is ever written into the memory of a tensor that is alive.
 """
 
 import weakref
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-MOST_FREE_BYTES = 256 << 20  # are kept in buffers of other sizes than the one asked for
+MOST_FREE_BYTES = 256 << 20  # maximum size of the free buffers that are kept when one of another size is made
 
 
 class Buffers(Protocol):
     """Where memory for batches comes from."""
 
     def take(self, num_bytes: int) -> torch.Tensor:
-        """(num_bytes,) uint8 with any content; its memory is free again when it and all its views are gone."""
+        """Returns an uninitialized tensor (num_bytes,) uint8; its memory is reused once it and its views are freed."""
         ...
 
 
 class BufferPool:
-    """Memory of this process: as much as was ever in use at once; of other sizes up to 256 MiB more."""
+    """Buffers of this process; up to 256 MiB of free ones are kept when another size is needed."""
 
     def __init__(self) -> None:
         self._free: deque[NDArray[np.uint8]] = deque()
@@ -34,7 +34,7 @@ class BufferPool:
     def take(self, num_bytes: int) -> torch.Tensor:
         """See `Buffers`."""
         buffer = self._find(num_bytes)
-        return lease(buffer, self._free.append, buffer)  # which is atomic: any thread may end a lease
+        return lease(buffer, self._free.append, buffer)  # append is atomic: any thread may end a lease
 
     def _find(self, num_bytes: int) -> NDArray[np.uint8]:
         for _ in range(len(self._free)):
@@ -48,10 +48,10 @@ class BufferPool:
 
 
 def lease(buffer: NDArray[np.uint8], end: Callable[..., Any], *arguments: Any) -> torch.Tensor:
-    """A tensor over a buffer; `end(*arguments)` is called when it and all its views are gone, by any thread.
+    """Returns a tensor over a buffer; any thread calls `end(*arguments)` when it and all its views are freed.
 
-    The tensor's storage refers to an array made for it alone, and so does whatever is made of the tensor. (An array
-    made of that array would not: numpy lets it refer to the buffer.)
+    The tensor's storage refers to an array made for it alone, and so does every view of the tensor. (A view of that
+    array would not: numpy lets it refer to the buffer.)
     """
     held = buffer[:]
     weakref.finalize(held, end, *arguments).atexit = False

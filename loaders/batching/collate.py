@@ -1,4 +1,4 @@
-"""From decoded samples to a batch: each part is a stacked tensor or a list."""
+"""Collates decoded samples into a batch: each part becomes a stacked tensor or a list."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -31,34 +31,36 @@ def collate(
 
     Args:
         samples: Dicts of part -> value.
-        stack: Whether parts are stacked, or the names of those that are; the others are lists.
-        may_lack: Whether a sample may lack a part that others have; it is None there.
-        where: Names a sample by its place, for messages.
+        stack: Whether parts are stacked, or the names of the parts to stack; the others are lists.
+        may_lack: Whether a sample may lack a part that others have; its value is then None.
+        where: Returns the name of the sample in a row, for messages.
 
     Raises:
-        CallError: A sample is no mapping, lacks a part, or its part cannot be stacked with those of the others.
+        CallError: A sample is not a mapping, lacks a part, or has a part that cannot be stacked with the others.
     """
     for sample in samples:
         if not isinstance(sample, Mapping):
-            raise CallError(f"transform gave {type(sample).__name__}, no dict of parts: give collate= as well")
+            raise CallError(f"transform returned {type(sample).__name__}, not a dict of parts: give collate= as well")
     parts = dict.fromkeys(part for sample in samples for part in sample)
     for row, sample in enumerate(samples if not may_lack else ()):
         if len(sample) < len(parts):
             lacking = next(part for part in parts if part not in sample)
-            raise CallError(f"transform gave no {lacking!r} for {where(row)}, but for others: missing='none' allows it")
+            raise CallError(
+                f"transform returned {lacking!r} for others, but not for {where(row)}: missing='none' allows it"
+            )
     batch: Batch = {part: [sample.get(part) for sample in samples] for part in parts}
     return {part: stacked(batch[part], part, where) if is_stacked(part, stack) else batch[part] for part in batch}
 
 
 def check_stack(stack: bool | Collection[str], parts: Collection[str] | None) -> bool | frozenset[str]:
-    """As the caller gave it.
+    """Returns a valid `stack` argument, its names as a frozenset.
 
     Args:
         stack: See `collate`.
-        parts: The names that a batch has; None if a function of the caller makes them.
+        parts: Names of a batch's parts; None if the caller's own function chooses them.
 
     Raises:
-        CallError: It is neither a bool nor a collection of names, or a name is no part's.
+        CallError: `stack` is neither a bool nor a collection of names, or names an unknown part.
     """
     if isinstance(stack, bool):
         return stack
@@ -70,18 +72,18 @@ def check_stack(stack: bool | Collection[str], parts: Collection[str] | None) ->
 
 
 def is_stacked(part: str, stack: bool | Collection[str]) -> bool:
-    """Whether a part is to be stacked."""
+    """Returns whether a part is to be stacked."""
     return stack if isinstance(stack, bool) else part in stack
 
 
 def stacked(values: list[Any], part: str = "", where: Where = _number) -> torch.Tensor | list[Any]:
     """Returns n values as a tensor (n, ...), or the list if one of them cannot be stacked.
 
-    Tensors, numpy arrays and scalars, and numbers (bool, int64, float64) can. What has no dtype in torch,
-    such as text, bytes, dicts and None, cannot.
+    Tensors, numpy arrays and scalars, and numbers (bool, int64, float64) can be stacked. Values that have no dtype in
+    torch, such as text, bytes, dicts and None, cannot.
 
     Raises:
-        CallError: All can be stacked, but dtypes or shapes differ; names two samples that do.
+        CallError: All can be stacked, but dtypes or shapes differ; the message names two such samples.
     """
     types = set(map(type, values))
     if types in ({bool}, {float}) or (types == {int} and min(values) >= -_MOST and max(values) <= _MOST):
@@ -97,13 +99,13 @@ def stacked(values: list[Any], part: str = "", where: Where = _number) -> torch.
         return _tensor(values, first)
     raise CallError(
         f"part {part!r} cannot be stacked: it is {first} in {where(0)}, but {kinds[other]} in {where(other)}. Give "
-        "stack=False for lists (or the names of the parts to stack), make them alike by transform=, or give a "
-        "collate= of your own"
+        "stack=False for lists (or the names of the parts to stack), make dtypes and shapes equal in transform=, or "
+        "give your own collate="
     )
 
 
 def _tensor(values: list[Any], kind: TensorKind) -> torch.Tensor:
-    """Values of one kind as a tensor."""
+    """Returns values of one kind as a tensor."""
     if all(isinstance(value, torch.Tensor) for value in values):
         with torch.no_grad():
             return torch.stack(values)
@@ -115,13 +117,13 @@ def _tensor(values: list[Any], kind: TensorKind) -> torch.Tensor:
 
 
 def no_rows(batch: Any) -> Any:
-    """The batch of no sample that is otherwise like a batch of one.
+    """Returns a batch of no samples, made from a batch of one.
 
-    A list of one item is taken for the batch's only row, one of several for its columns, as torch's `default_collate`
-    makes them of tuples.
+    A list of one item is taken as the batch's only row, a list of several items as its columns, as torch's
+    `default_collate` makes from tuples.
 
     Raises:
-        CallError: It is made of something that has no rows.
+        CallError: The batch holds a value that has no rows.
     """
     if isinstance(batch, torch.Tensor | np.ndarray) and batch.ndim:
         return batch[:0]
@@ -132,6 +134,6 @@ def no_rows(batch: Any) -> Any:
     if type(batch) is tuple:
         return tuple(no_rows(values) for values in batch)
     raise CallError(
-        f"remainder='keep' leaves this rank without a sample in the last step, and of the {type(batch).__name__} that "
-        "collate gave no batch of 0 rows can be made: let it give tensors, arrays, lists, and dicts and tuples of them"
+        f"remainder='keep' leaves this rank without a sample in the last step, and the {type(batch).__name__} that "
+        "collate returned cannot be cut to 0 rows: return tensors, arrays or lists, or dicts or tuples of them"
     )

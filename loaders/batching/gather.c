@@ -1,8 +1,8 @@
 /* Fills a batch from parts that differ only in their elements: checks each part and copies its elements.
 
 For a part of 4 kB, slicing, a call of the checksum and a comparison of its head take Python longer than reading its
-bytes takes the memory. Here a batch is one call, which prefetches the next part while it reads this one. Without the
-compiled module, `batching.stacking` does the same in Python.
+bytes takes the memory. Here a batch is one call, which prefetches the next part while it reads the current one. Without
+the compiled module, `batching.stacking` does the same in Python.
 
 The checksum is XXH3-64 by xxHash's own header (xxhash.h, BSD license). Checksum and copy run one after the other: a
 part that fits the processor's cache is read from memory once, and interleaving them in tiles was 8 to 28 % slower up to
@@ -20,9 +20,9 @@ part that fits the processor's cache is read from memory once, and interleaving 
 #error "parts are read as a little-endian processor stores them"
 #endif
 
-#define LINE_BYTES 64            /* of the processor's cache */
-#define AHEAD_BYTES (8 << 10)    /* prefetched of the next part; from there on the processor prefetches by itself */
-#define RELEASE_BYTES (256 << 10) /* batches of this size release the GIL; for smaller ones, waiting for it costs more */
+#define LINE_BYTES 64            /* size of a cache line */
+#define AHEAD_BYTES (8 << 10)    /* prefetched from the next part; after these the processor prefetches by itself */
+#define RELEASE_BYTES (256 << 10) /* minimum size of a batch that releases the GIL; otherwise waiting costs more */
 
 static inline uint64_t load(const uint8_t *from) {
     uint64_t value;
@@ -33,34 +33,34 @@ static inline uint64_t load(const uint8_t *from) {
 /* ---- one part ---- */
 
 typedef struct {
-    size_t size, start, stop;        /* bytes of a part; offsets of the first byte of its elements and behind the last */
-    const uint8_t *edges, *is_fixed; /* the bytes before and after the elements; 1 for each that must be equal, else 0 */
+    size_t size, start, stop;        /* size of a part; offsets of the first byte of its elements and of their end */
+    const uint8_t *edges, *is_fixed; /* bytes before and after the elements; 1 for each that must be equal, else 0 */
     size_t first, second, digits;    /* two offsets in the edges with the same digits, and their number */
-} Kind;
+} PartLayout;
 
 /* Copies the elements of a part; returns the checksum of the whole part. */
-static uint64_t copy_elements(const Kind *kind, const uint8_t *part, const uint8_t *next, uint8_t *to) {
-    for (size_t at = 0; at < AHEAD_BYTES && at < kind->size; at += LINE_BYTES) __builtin_prefetch(next + at);
-    uint64_t hash = XXH3_64bits(part, kind->size);
-    memcpy(to, part + kind->start, kind->stop - kind->start);
+static uint64_t copy_elements(const PartLayout *layout, const uint8_t *part, const uint8_t *next, uint8_t *to) {
+    for (size_t at = 0; at < AHEAD_BYTES && at < layout->size; at += LINE_BYTES) __builtin_prefetch(next + at);
+    uint64_t hash = XXH3_64bits(part, layout->size);
+    memcpy(to, part + layout->start, layout->stop - layout->start);
     return hash;
 }
 
-static int has_edges(const Kind *kind, const uint8_t *part) {
-    const uint8_t *edges = kind->edges, *is_fixed = kind->is_fixed;
-    size_t before = kind->start, after = kind->size - kind->stop;
+static int has_edges(const PartLayout *layout, const uint8_t *part) {
+    const uint8_t *edges = layout->edges, *is_fixed = layout->is_fixed;
+    size_t before = layout->start, after = layout->size - layout->stop;
     uint8_t differs = 0;
     for (size_t at = 0; at < before; at++) differs |= (part[at] != edges[at]) & is_fixed[at];
-    part += kind->stop, edges += before, is_fixed += before;
+    part += layout->stop, edges += before, is_fixed += before;
     for (size_t at = 0; at < after; at++) differs |= (part[at] != edges[at]) & is_fixed[at];
     return !differs;
 }
 
-static int has_digits(const Kind *kind, const uint8_t *part) {
-    size_t gap = kind->stop - kind->start;
-    const uint8_t *first = part + kind->first + (kind->first >= kind->start ? gap : 0);
-    const uint8_t *second = part + kind->second + (kind->second >= kind->start ? gap : 0);
-    for (size_t at = 0; at < kind->digits; at++)
+static int has_digits(const PartLayout *layout, const uint8_t *part) {
+    size_t gap = layout->stop - layout->start;
+    const uint8_t *first = part + layout->first + (layout->first >= layout->start ? gap : 0);
+    const uint8_t *second = part + layout->second + (layout->second >= layout->start ? gap : 0);
+    for (size_t at = 0; at < layout->digits; at++)
         if (first[at] != second[at] || first[at] < '0' || first[at] > '9') return 0;
     return 1;
 }
@@ -75,12 +75,12 @@ static uint8_t *address(const uint8_t *addresses, size_t number) {
 }
 
 /* Returns the number of correct parts before the first wrong one. */
-static size_t gather_all(const Kind *kind, const Parts *parts) {
+static size_t gather_all(const PartLayout *layout, const Parts *parts) {
     for (size_t number = 0; number < parts->count; number++) {
         const uint8_t *part = address(parts->addresses, number);
         const uint8_t *next = address(parts->addresses, number + 1 < parts->count ? number + 1 : number);
-        uint64_t hash = copy_elements(kind, part, next, address(parts->targets, number));
-        if (hash != load(parts->hashes + 8 * number) || !has_edges(kind, part) || !has_digits(kind, part))
+        uint64_t hash = copy_elements(layout, part, next, address(parts->targets, number));
+        if (hash != load(parts->hashes + 8 * number) || !has_edges(layout, part) || !has_digits(layout, part))
             return number;
     }
     return parts->count;
@@ -91,16 +91,16 @@ static size_t gather_all(const Kind *kind, const Parts *parts) {
 enum { ADDRESSES, HASHES, TARGETS, EDGES, IS_FIXED, BUFFERS };
 
 /* Whether the digits at `name` are all on one side of the elements. */
-static int is_name(const Kind *kind, size_t name, size_t edges) {
-    return kind->digits <= edges && name <= edges - kind->digits &&
-           (name >= kind->start || name + kind->digits <= kind->start);
+static int is_name(const PartLayout *layout, size_t name, size_t edges) {
+    return layout->digits <= edges && name <= edges - layout->digits &&
+           (name >= layout->start || name + layout->digits <= layout->start);
 }
 
-static int is_sound(const Kind *kind, const Parts *parts, const Py_buffer *buffers) {
-    if (kind->start >= kind->stop || kind->stop > kind->size) return 0;
-    size_t edges = kind->start + (kind->size - kind->stop), numbers = parts->count * sizeof(uint64_t);
+static int is_sound(const PartLayout *layout, const Parts *parts, const Py_buffer *buffers) {
+    if (layout->start >= layout->stop || layout->stop > layout->size) return 0;
+    size_t edges = layout->start + (layout->size - layout->stop), numbers = parts->count * sizeof(uint64_t);
     if ((size_t)buffers[EDGES].len != edges || (size_t)buffers[IS_FIXED].len != edges) return 0;
-    if (!is_name(kind, kind->first, edges) || !is_name(kind, kind->second, edges)) return 0;
+    if (!is_name(layout, layout->first, edges) || !is_name(layout, layout->second, edges)) return 0;
     for (int number = ADDRESSES; number <= TARGETS; number++)
         if ((size_t)buffers[number].len != numbers) return 0;
     return 1;
@@ -114,17 +114,17 @@ static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *arguments) {
                           &digits))
         return NULL;
     /* Negative numbers become too large to pass is_sound. */
-    Kind kind = {size, start, stop, buffers[EDGES].buf, buffers[IS_FIXED].buf, first, second, digits};
+    PartLayout layout = {size, start, stop, buffers[EDGES].buf, buffers[IS_FIXED].buf, first, second, digits};
     Parts parts = {buffers[ADDRESSES].buf, buffers[HASHES].buf, buffers[TARGETS].buf,
                    (size_t)buffers[ADDRESSES].len / sizeof(uint64_t)};
     size_t done = 0;
-    int sound = is_sound(&kind, &parts, buffers);
-    if (sound && parts.count * kind.size >= RELEASE_BYTES) {
+    int sound = is_sound(&layout, &parts, buffers);
+    if (sound && parts.count * layout.size >= RELEASE_BYTES) {
         Py_BEGIN_ALLOW_THREADS
-        done = gather_all(&kind, &parts);
+        done = gather_all(&layout, &parts);
         Py_END_ALLOW_THREADS
     } else if (sound) {
-        done = gather_all(&kind, &parts);
+        done = gather_all(&layout, &parts);
     }
     for (int number = 0; number < BUFFERS; number++) PyBuffer_Release(&buffers[number]);
     if (sound) return PyLong_FromSize_t(done);

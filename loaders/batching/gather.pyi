@@ -17,19 +17,19 @@ def gather(
     digits: int,
     /,
 ) -> int:
-    """Copy the elements of n parts of one size; return the number of correct parts before the first wrong one.
+    """Copy the elements of n parts of one size; returns the number of correct parts before the first wrong one.
 
     Reads and writes memory at the given addresses: the caller must keep it valid.
 
     Args:
         addresses: (n,) addresses of the parts.
-        hashes: (n,) their xxh3_64 checksums.
+        hashes: (n,) xxh3_64 checksums of the parts.
         targets: (n,) addresses to which the elements go.
-        size: Bytes of a part.
+        size: Size of a part in bytes.
         start: Offset of the first byte of the elements in a part.
         stop: Offset behind their last byte.
-        edges: The bytes before and after the elements, the same in every part.
-        is_fixed: For each of these bytes 1, or 0 if it may differ.
+        edges: The bytes before and after the elements.
+        is_fixed: 1 for each of these bytes that must be equal in every part, 0 for the others.
         first: Offset of digits in the edges.
         second: Offset in the edges where the same digits must occur again.
         digits: Number of these digits; 0: none.

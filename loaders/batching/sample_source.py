@@ -1,6 +1,6 @@
-"""The samples of a dataset as one process reads them: ahead, checked, decoded, and replaced where they are unreadable.
+"""Reads a dataset's samples in one process: prefetched, checked, decoded, and replaced if they are unreadable.
 
-Both entry points make their batches and chunks of it; it keeps no state of the epoch.
+The batches of `ShardLoader` and the chunks of a DataModule are made from it; it keeps no epoch state.
 """
 
 import os
@@ -27,10 +27,10 @@ from dray.shards.reading.ranged import RangeReader
 from dray.shards.reading.samples import Column, Reader, Run, Samples, Stats, wanted_columns
 from dray.shards.reading.suffixes import WantedParts
 
-LOOK_AHEAD = 64  # steps whose samples are fetched ahead, as far as the reader has room
-THREADS = 4  # most threads that copy large parts
-GROUP_STEPS = 16  # most steps that are made together,
-GROUP_BYTES = 2 << 20  # unless they have more bytes than this
+LOOK_AHEAD = 64  # number of steps whose samples are fetched ahead, as far as the reader has room
+THREADS = 4  # maximum number of threads that copy large parts
+GROUP_STEPS = 16  # maximum number of steps in a group
+GROUP_BYTES = 2 << 20  # approximate maximum size of a group of several steps
 
 
 class SampleSource:
@@ -38,10 +38,10 @@ class SampleSource:
 
     Args:
         open_catalog: Opens the list of samples.
-        wanted: The parts that are read.
-        decoder: Decodes them.
-        blocks: The node's store of what is fetched from object storage; None: nothing is shared.
-        skipper: Replaces samples that cannot be read; None: they are errors.
+        wanted: The parts to read.
+        decoder: Decodes the parts.
+        blocks: The node's store of blocks fetched from object storage; None: nothing is shared.
+        skipper: Replaces samples that cannot be read; None: they raise errors.
     """
 
     def __init__(
@@ -67,37 +67,37 @@ class SampleSource:
 
     @property
     def stacker(self) -> Stacker:
-        """Makes tensors of equal parts."""
+        """Stacks parts of equal dtype and shape."""
         return self._tools.stacker
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process since the last `close`."""
+        """Counts of what was read in this process since the last `close`."""
         return self._tools.reader.stats if self._opened is not None else Stats()
 
     def close(self) -> None:
-        """Let go of files and threads; what is read next opens others."""
+        """Release files and threads; the next read opens new ones."""
         self._opened = None
 
     def use(self, buffers: Buffers) -> None:
-        """Make large tensors in these, in one thread: this process is one of several workers."""
+        """Make large tensors in `buffers`, in one thread: this process is one of several workers."""
         self._opened = replace(self._tools, stacker=Stacker(buffers, num_threads=1))
 
     def step_groups(self, epoch_pass: Pass, first: int, stride: int, size: int | None = None) -> Iterator[list[Step]]:
-        """Yields the steps `first`, `first + stride`, ... in groups; the samples of what follows are fetched meanwhile.
+        """Yields the steps `first`, `first + stride`, ... in groups, and fetches the samples of later steps meanwhile.
 
         Args:
-            epoch_pass: The steps.
-            first: Number of the first one.
-            stride: Distance between two of them.
-            size: Number of steps in a group; None: more from group to group, up to what is worth being made together.
+            epoch_pass: The pass that has the steps.
+            first: Number of the first step.
+            stride: Distance between two steps.
+            size: Number of steps in a group; None: groups grow up to `group_steps`.
         """
         reader, most = self._tools.reader, size or self.group_steps(epoch_pass)
         is_ranged = isinstance(reader, RangeReader)
         steps = epoch_pass.steps(first, stride, with_runs=is_ranged)
         ahead, size = list[Step](), size or 1
         while True:
-            if len(ahead) < size + LOOK_AHEAD // 2:  # many at a time: it takes time to say what is expected
+            if len(ahead) < size + LOOK_AHEAD // 2:  # many at a time, as each `expect` costs time
                 ahead += islice(steps, LOOK_AHEAD + size - len(ahead))
                 if is_ranged:
                     reader.expect(chain.from_iterable(step.runs for step in ahead))
@@ -108,14 +108,14 @@ class SampleSource:
             size = min(size * 2, most)
 
     def group_steps(self, epoch_pass: Pass) -> int:
-        """Returns the number of steps that are worth being made, or sent, together."""
+        """Returns the number of steps that are best made, or sent, together."""
         snapshot, rest = self.catalog.snapshot, epoch_pass.rest
         step_bytes = snapshot.num_bytes / max(1, snapshot.num_samples) * rest.batch / rest.num_ranks
         return max(1, min(GROUP_STEPS, int(GROUP_BYTES / max(1.0, step_bytes))))
 
     @contextmanager
     def read(self, numbers: NDArray[np.int64], runs: Sequence[Run]) -> Iterator[tuple[Samples, Mapping[str, Column]]]:
-        """Gives samples and their wanted parts by name; in an error the first damaged sample is named first.
+        """Yields samples and their wanted parts by name; after an error, a damaged sample is reported first.
 
         Raises:
             NotFoundError: A shard or an index is missing.
@@ -130,17 +130,17 @@ class SampleSource:
             raise
 
     def value(self, samples: Samples, column: Column, row: int) -> Any:
-        """Returns the value of a sample's part; None where the sample lacks it.
+        """Returns the decoded value of a sample's part; None if the sample lacks it.
 
         Raises:
-            DamagedError: The part is not what its suffix says; names shard, key and suffix.
-            RefusedError: It holds something that is not on the safe list.
+            DamagedError: The part does not match its suffix; the message names shard, key and suffix.
+            RefusedError: The part holds something that is not on the safe list.
         """
         suffix, data = column.suffix_of(row), column.parts[row]
         return None if suffix is None or data is None else self._decoded(samples, row, suffix, data)
 
     def replaced(self, epoch_pass: Pass, step: Step) -> Step:
-        """Returns the step with other samples in the place of those that cannot be read."""
+        """Returns the step with unreadable samples replaced by others."""
         if self.skipper is None:
             return step
         order, positions = epoch_pass.start.order(), step.share.positions
@@ -155,12 +155,12 @@ class SampleSource:
         return replace(step, samples=order.at(found), runs=runs(found))
 
     def check_readable(self, numbers: NDArray[np.int64], runs: Sequence[Run] | None = None) -> None:
-        """Read and decode samples, each with its run or by itself.
+        """Read and decode samples, each with its run or alone.
 
         Raises:
-            NotFoundError: The shard or the index of one is missing.
-            DamagedError: One is damaged.
-            RefusedError: One holds something that is not on the safe list.
+            NotFoundError: A shard or an index is missing.
+            DamagedError: A sample is damaged.
+            RefusedError: A sample holds something that is not on the safe list.
         """
         samples = self._tools.reader.read(numbers, runs or [(int(number), 1) for number in numbers])
         for row in range(len(samples)):
@@ -175,7 +175,7 @@ class SampleSource:
 
     @property
     def _tools(self) -> "_Tools":
-        """Of this process: a forked child opens its own."""
+        """Catalog, reader and stacker of this process; a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
             num_threads = 1 if get_worker_info() else min(THREADS, len(os.sched_getaffinity(0)))
             catalog = self._open_catalog()

@@ -1,7 +1,7 @@
-"""What takes the place of samples that cannot be read, where a training run is to go on without them.
+"""Replaces samples that cannot be read, if training is to go on without them.
 
-The same sample takes the place of a bad one whatever the number of ranks and workers, so steps stay equal and batches
-the same. Each replacement is a line of a file, written at once: many processes may add to it.
+A bad sample has the same replacement for any number of ranks and workers, so that steps and batches stay equal. Each
+replacement is appended to a file as one line by a single write, so that many processes can share the file.
 """
 
 import json
@@ -16,16 +16,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from webdataset.handlers import ignore_and_stop, reraise_exception, warn_and_stop
 
 from dray.loaders.order.cursor import Cursor
 from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError, RefusedError
 
-FAR = 24  # looked for up to 2**24 rows away
-NEAR = 8  # number of neighbours that are tried,
-PARTS = 32  # then the same place in this number of parts of the epoch
-UNREADABLE = (DamagedError, RefusedError, NotFoundError)  # the last: a shard or an index is missing
+FAR = 24  # replacements are sought up to 2**24 rows away
+NEAR = 8  # number of neighbours that are tried next
+PARTS = 32  # number of equal parts of the epoch in which the same place is tried last
+UNREADABLE = (DamagedError, RefusedError, NotFoundError)  # NotFoundError: a shard or an index is missing
 
 Ints = NDArray[np.int64]
+Handler = Callable[[Exception], bool]
 
 
 class OnBad(StrEnum):
@@ -37,13 +39,13 @@ class OnBad(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Skipper:
-    """Finds a sample for the place of one that cannot be read, and notes it; a shard that is missing spoils its own.
+    """Replaces samples that cannot be read, those of a missing shard included, and records each replacement.
 
-    Where none of many others can be read either, the dataset is gone, and that is an error.
+    If none of many candidates can be read either, the dataset is assumed lost, and the error is raised.
 
     Attributes:
-        path: The file, one JSON object a line: epoch, position, replaced_by (a position), error (the message), and
-            url, key, suffix and offset of what cannot be read, each null where it is unknown.
+        path: File with one JSON object per line: epoch, position, replaced_by (a position), error (the message), and
+            url, key, suffix and offset of what cannot be read, each null if unknown.
     """
 
     path: str
@@ -53,20 +55,20 @@ class Skipper:
             raise CallError(f"bad_samples={self.path!r}: its folder does not exist")
 
     def replaced(self, positions: Ints, cursor: Cursor, read: Callable[[Ints], object]) -> Ints:
-        """The positions, but in the place of each one that cannot be read the first of certain others that can.
+        """Returns the positions with unreadable samples replaced by deterministic substitutes.
 
-        First come those that the same lane reads next, in strides that double: what spoiled a whole shard is left soon.
-        Bad ones are found by halves, so that good ones are read together.
+        The candidates that the same lane reads next come first, in strides that double, to leave a damaged shard soon.
+        Bad samples are found by bisection, so that good ones are read together.
 
         Args:
-            positions: Of the epoch.
-            cursor: In the epoch.
-            read: Reads the samples at some positions; raises one of `UNREADABLE` where it cannot.
+            positions: Positions in the epoch.
+            cursor: Cursor in the epoch.
+            read: Reads the samples at some positions; raises one of `UNREADABLE` if it cannot.
 
         Raises:
-            DamagedError: One cannot be read, and none of the others: its error.
-            RefusedError: Likewise.
-            NotFoundError: Likewise.
+            DamagedError: A sample is damaged, and no candidate can be read.
+            RefusedError: A sample holds something unsafe, and no candidate can be read.
+            NotFoundError: A shard or an index is missing, and no candidate can be read.
         """
         try:
             read(positions)
@@ -79,7 +81,7 @@ class Skipper:
         return np.concatenate([self.replaced(half, cursor, read) for half in halves])
 
     def first_readable(self, num_samples: int, read: Callable[[Ints], object], first: int = 0) -> int:
-        """The first sample of a few that can be read, beginning with `first`; 0 if none can."""
+        """Returns the first readable one of a few samples, beginning with `first`; 0 if there is none."""
         spread = (num_samples * part // PARTS for part in range(1, PARTS))
         for sample in chain([first], range(min(NEAR, num_samples)), spread):
             with suppress(*UNREADABLE):
@@ -106,6 +108,34 @@ class Skipper:
             os.write(descriptor, json.dumps(entry).encode() + b"\n")
         finally:
             os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class HandledSkipper(Skipper):
+    """Replaces unreadable samples as long as the user's webdataset handler continues.
+
+    Attributes:
+        handler: Gets the error and returns whether to continue; called in the process that reads.
+    """
+
+    handler: Handler = reraise_exception
+
+    def _note(self, position: int, candidate: int, epoch: int, error: Exception) -> None:  # noqa: ARG002
+        if not self.handler(error):
+            raise CallError(f"handler {self.handler!r} stops at an error, which would make ranks uneven") from error
+
+
+def skipper_of(handler: Handler | None) -> Skipper | None:
+    """Returns the skipper for the `handler` in `kwargs_wds`; None if unreadable samples raise errors.
+
+    Raises:
+        CallError: The handler would end this rank's epoch before the others'.
+    """
+    if handler in (ignore_and_stop, warn_and_stop):
+        raise CallError(
+            f"kwargs_wds: handler={handler!r} would end this rank's epoch before the others': use one that continues"
+        )
+    return None if handler in (None, reraise_exception) else HandledSkipper("", handler)
 
 
 def _candidates(position: int, cursor: Cursor) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What values must share to become rows of one tensor: dtype and shape."""
+"""Dtype and shape, which values must share to become rows of one tensor."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ class TensorKind:
 
     @classmethod
     def of(cls, value: Any) -> "TensorKind | None":
-        """Of a dense tensor, an array, a numpy scalar or a number; None if torch has no dtype for it."""
+        """Returns the kind of a dense tensor, array, numpy scalar or number; None if torch has no dtype for it."""
         if isinstance(value, torch.Tensor):
             is_dense = value.layout is torch.strided and not value.is_quantized
             return cls(value.dtype, tuple(value.shape)) if is_dense else None
@@ -38,7 +38,7 @@ class TensorKind:
 
 @lru_cache(64)
 def torch_dtype(dtype: "np.dtype[Any]") -> torch.dtype | None:
-    """The same dtype of torch, which is always in native byte order; None where torch has none."""
+    """Returns torch's equal dtype, which is always in native byte order; None if there is none."""
     try:
         return torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
     except TypeError:

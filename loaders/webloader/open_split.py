@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
-from dray.loaders.batching.handlers import skipper_of
 from dray.loaders.batching.sample_source import SampleSource
+from dray.loaders.batching.skipping import skipper_of
 from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank

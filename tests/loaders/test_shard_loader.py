@@ -91,7 +91,7 @@ def test_a_rank_without_samples_has_a_batch_of_no_rows(urls: Mapping[int, str]) 
     )
     assert (xs.shape, ys.shape) == ((0, 2), (0,))
     odd = ShardLoader(urls[1], collate=len, **options)
-    with pytest.raises(CallError, match="of the int that collate gave no batch of 0 rows"):
+    with pytest.raises(CallError, match="the int that collate returned cannot be cut to 0 rows"):
         list(odd)
 
 
@@ -115,7 +115,7 @@ def test_what_a_batch_is_made_of() -> None:
     assert collate([{"a": np.array(["text"])}])["a"][0] == "text"
     leaf = torch.ones(2, requires_grad=True)
     assert not collate([{"a": leaf}, {"a": leaf}])["a"].requires_grad
-    with pytest.raises(CallError, match="transform gave Tensor, no dict"):
+    with pytest.raises(CallError, match="transform returned Tensor, not a dict"):
         collate([tensor])  # type: ignore[list-item]
 
 
@@ -170,7 +170,7 @@ def test_filler_is_marked_or_refused(urls: Mapping[int, str]) -> None:
     """`__valid__` is added to the result of `collate` if that is a dict."""
     (batch,) = ShardLoader(urls[3], batch_size=4, remainder="pad", collate=lambda rows: {"n": len(rows)})
     assert (batch["n"], batch["__valid__"].tolist()) == (4, [True, True, True, False])
-    with pytest.raises(CallError, match="collate gave list, no dict"):
+    with pytest.raises(CallError, match="collate returned list, not dict"):
         list(ShardLoader(urls[3], batch_size=4, remainder="pad", collate=list))
 
 

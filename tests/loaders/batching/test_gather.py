@@ -1,4 +1,4 @@
-"""Gathering by compiled code: the same checksum as everywhere, every byte looked at, nothing outside touched."""
+"""Compiled gathering: the usual checksum, every byte checked, and no access outside of the parts."""
 
 import pickle
 import subprocess
@@ -16,11 +16,11 @@ from dray.loaders.batching.gather import gather
 from dray.pipelines import pickles_to_tars
 
 SIZE, START, STOP = 400, 100, 350
-NAMES = (20, 110, 12)  # before the elements and behind them
+NAMES = (20, 110, 12)  # before the elements and after them
 
 
 def call(parts: list[bytes], **other: Any) -> tuple[int, np.ndarray[Any, Any]]:
-    """Number of right parts, and a buffer with a row before and a row behind those for their elements."""
+    """Returns the number of correct parts, and a buffer with a row before and a row after those for their elements."""
     arrays = [np.frombuffer(part, np.uint8) for part in parts]
     start, stop, names = other.get("start", START), other.get("stop", STOP), other.get("names", (0, 0, 0))
     edges = other.get("edges", parts[0][:start] + parts[0][stop:])
@@ -48,14 +48,14 @@ def some_bytes(size: int, seed: int = 0) -> bytes:
 
 
 def some_parts(count: int) -> list[bytes]:
-    """With the same edges."""
+    """Returns parts with equal edges."""
     edges = some_bytes(SIZE)
     return [edges[:START] + some_bytes(STOP - START, number) + edges[STOP:] for number in range(count)]
 
 
 @pytest.mark.parametrize("sizes", [range(1, 1400), range(2040, 2060), [4096, 16_385, 40_000, 300_001]])
 def test_the_checksum_is_xxh3(sizes: Any) -> None:
-    """Of each size around those where its blocks and stripes end."""
+    """It holds for sizes around the ends of its blocks and stripes."""
     for size in sizes:
         assert call([some_bytes(size, size)], start=0, stop=size)[0] == 1, size
 
@@ -63,7 +63,7 @@ def test_the_checksum_is_xxh3(sizes: Any) -> None:
 @given(st.data(), st.integers(1, 70_000), st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
 def test_elements_go_where_they_belong(data: Any, size: int, count: int) -> None:
-    """Wherever they lie in a part, in whatever order of rows; the rows beside them stay as they were."""
+    """At any offset in a part and in any order of rows; other rows are unchanged."""
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
     edges = some_bytes(size)
@@ -78,7 +78,7 @@ def test_elements_go_where_they_belong(data: Any, size: int, count: int) -> None
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_every_byte_of_the_edges_is_compared(number: int) -> None:
-    """One that differs ends the gathering at its part, though the checksum is that of the part."""
+    """A byte that differs stops the gathering at its part, although the checksum matches the part."""
     parts = some_parts(3)
     for place in (*range(START), *range(STOP, SIZE)):
         changed = bytearray(parts[number])
@@ -88,7 +88,7 @@ def test_every_byte_of_the_edges_is_compared(number: int) -> None:
 
 
 def test_a_wrong_checksum_ends_the_gathering_at_its_part() -> None:
-    """Whichever bit of it is wrong."""
+    """Any wrong bit of it is noticed."""
     for bit in range(64):
         assert call(some_parts(3), spoilt=np.array([0, 1 << bit, 0], np.uint64))[0] == 1
 
@@ -98,7 +98,7 @@ def test_a_wrong_checksum_ends_the_gathering_at_its_part() -> None:
     [(b"123456789012", b"123456789012", True), (b"0" * 12, b"0" * 11 + b"1", False), (b"12345678901a",) * 2 + (False,)],
 )
 def test_names_are_the_same_digits(first: bytes, second: bytes, is_right: bool) -> None:
-    """One before the elements, one behind them."""
+    """One name precedes the elements, the other follows them."""
     model, part = some_parts(1) * 2
     behind = NAMES[1] + STOP - START
     part = part[:20] + first + part[32:behind] + second + part[behind + 12 :]
@@ -124,7 +124,7 @@ def test_names_are_the_same_digits(first: bytes, second: bytes, is_right: bool) 
     ],
 )
 def test_what_does_not_belong_together_is_refused(other: dict[str, Any]) -> None:
-    """Nothing is read or written then."""
+    """They raise an error before anything is read or written."""
     edges, is_fixed = bytes(150), bytes(150)
     with pytest.raises(ValueError, match="inconsistent sizes and offsets"):
         call(some_parts(2), **{"edges": edges, "is_fixed": is_fixed, **other})
@@ -149,7 +149,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 DIGEST = """
 import sys
 if sys.argv[2] == "without":
-    sys.modules["dray.loaders.batching.gather"] = None  # as where nothing could be compiled
+    sys.modules["dray.loaders.batching.gather"] = None  # as if it was not compiled
 import numpy as np
 from xxhash import xxh3_64
 from dray.loaders import ShardLoader
@@ -166,7 +166,7 @@ print(found.hexdigest())
 
 
 def test_without_compiled_code_batches_are_the_same(url: str) -> None:
-    """Bit for bit, shuffled, of two epochs: of kinds that change, tensors that differ in shape, and plain ones."""
+    """Two shuffled epochs are equal bit for bit: with changing dtypes, tensors of different shapes, and plain ones."""
     runs = [
         subprocess.run([sys.executable, "-c", DIGEST, url, how], capture_output=True, text=True, timeout=120)
         for how in ("with", "without")

@@ -29,12 +29,12 @@ BAD = (7, 8, 31)
 
 
 class Foreign:
-    """Not on the safe list."""
+    """A class that is not on the safe list."""
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """60 samples in 6 shards, of which three cannot be read: two damaged, one refused."""
+    """Returns a dataset of 60 samples in 6 shards; three cannot be read: two damaged, one refused."""
     (tmp_path / "inputs").mkdir()
     names = [f"s{number:02d}" for number in range(NUM_SAMPLES)]
     for number, name in enumerate(names):
@@ -61,7 +61,7 @@ def open_loader(url: str, bad_samples: Path, **options: Any) -> ShardLoader:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_good_samples_take_the_place_of_bad_ones(url: str, tmp_path: Path, shuffle: bool) -> None:
-    """All others come as ever; each bad one is counted and listed with its shard and key."""
+    """All others are unchanged; each bad one is counted and listed with its shard and key."""
     listing = tmp_path / "bad.jsonl"
     loader = open_loader(url, listing, shuffle=shuffle)
     with pytest.warns(UserWarning, match=r"replaced and listed in .*bad\.jsonl"):
@@ -77,7 +77,7 @@ def test_good_samples_take_the_place_of_bad_ones(url: str, tmp_path: Path, shuff
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")  # also in the workers
 def test_all_ranks_and_workers_replace_them_alike(url: str, tmp_path: Path) -> None:
-    """Law 8 holds: a global batch of 12 whoever makes it, and steps stay equal."""
+    """Law 8 holds: a global batch of 12 is the same however it is made, and steps stay equal."""
     listing = tmp_path / "bad.jsonl"
     options: dict[str, Any] = {"shuffle": True, "seed": 4}
     whole = numbers(open_loader(url, listing, batch_size=12, **options))
@@ -96,7 +96,7 @@ def test_all_ranks_and_workers_replace_them_alike(url: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("lost", ["wdshards-000004.tar", "__dray__/wdshards/index/000004.arrow"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_lost_shard_or_index_costs_its_samples_alone(url: str, tmp_path: Path, lost: str, num_workers: int) -> None:
-    """All ten are replaced, counted and listed, on any number of ranks alike."""
+    """All ten are replaced, counted and listed, equally on any number of ranks."""
     Path(url, lost).unlink()
     listing, gone = tmp_path / "bad.jsonl", {*BAD, *range(40, 50)}
     options: dict[str, Any] = {"shuffle": True, "seed": 4, "num_workers": num_workers}
@@ -113,7 +113,7 @@ def test_a_lost_shard_or_index_costs_its_samples_alone(url: str, tmp_path: Path,
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 @pytest.mark.parametrize("lost", ["wdshards-000004.tar", "__dray__/wdshards/index/000004.arrow"])
 def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_path: Path, lost: str) -> None:
-    """Its samples fail at once; those of other shards that are fetched with them come; epochs are as from a disk."""
+    """Its samples fail at once; samples of other shards in the same fetch are read; epochs equal those from a disk."""
     Path(url, lost).unlink()
     store = Store(f"memory://{tmp_path.name}-{lost}")
     for path in Path(url).rglob("*.*"):
@@ -121,7 +121,7 @@ def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_pat
     counted = FaultyStore(store.url)
     snapshot = Snapshot.open(store.url)
     reader = RangeReader(Catalog(replace(snapshot, location=Location(counted, snapshot.layout))))
-    run = (35, 10)  # five of the shard before
+    run = (35, 10)  # starts with five samples of the shard before
     reader.expect([run, (55, 1)])
     reader.read(np.array([55]), [(55, 1)])
     assert len(reader.read(np.array([35, 39]), [run, run])) == 2
@@ -135,7 +135,7 @@ def test_a_store_is_not_asked_again_and_again_for_what_is_lost(url: str, tmp_pat
 
 
 def test_a_dataset_that_is_gone_is_an_error_all_the_same(url: str, tmp_path: Path) -> None:
-    """As of a version that was dropped."""
+    """As after its version was dropped."""
     loader = open_loader(url, tmp_path / "bad.jsonl")
     for path in Path(url).glob("*.tar"):
         path.unlink()
@@ -146,7 +146,7 @@ def test_a_dataset_that_is_gone_is_an_error_all_the_same(url: str, tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 def test_bad_samples_are_found_by_halves(tmp_path: Path) -> None:
-    """So that good ones are read together: two bad ones among 256 cost some 35 reads."""
+    """Good ones are read together: two bad ones among 256 cost about 35 reads."""
     reads: list[int] = []
 
     def read(positions: NDArray[np.int64]) -> None:
@@ -163,7 +163,7 @@ def test_bad_samples_are_found_by_halves(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 @pytest.mark.parametrize("distance", [9, 18, 1, NEAR - 1, 4096 // PARTS, 4096 * (PARTS - 1) // PARTS])
 def test_a_lone_good_sample_is_found_near_by_and_far_away(tmp_path: Path, distance: int) -> None:
-    """By the strides of its lane, among its neighbours, and at even distances over the whole epoch."""
+    """It is sought by strides of its lane, among its neighbours, and at even distances over the whole epoch."""
 
     def only(good: int) -> Callable[[NDArray[np.int64]], None]:
         def read(positions: NDArray[np.int64]) -> None:
@@ -181,7 +181,7 @@ def test_a_lone_good_sample_is_found_near_by_and_far_away(tmp_path: Path, distan
 
 
 def test_without_it_they_are_errors(url: str, tmp_path: Path) -> None:
-    """In their turn: the batches before them come."""
+    """They are raised in their turn, after the batches before them."""
     loader = ShardLoader(url, batch_size=4)
     found = []
     with pytest.raises(DamagedError, match=r"wdshards-000000\.tar at offset \d+, key 's07', suffix 'x\.pyd'"):
@@ -192,7 +192,7 @@ def test_without_it_they_are_errors(url: str, tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_read_it_gives_up(tmp_path: Path, url: str) -> None:
-    """A loader that finds no good sample says what is wrong with the one that it wanted."""
+    """A loader that finds no good sample raises the error of the one that it wanted."""
     loader = open_loader(url, tmp_path / "bad.jsonl", transform=None, parts="x.pyd", limit=1)
     for path in Path(url).glob("*.tar"):
         path.write_bytes(bytes(path.stat().st_size))
@@ -202,7 +202,7 @@ def test_where_nothing_can_be_read_it_gives_up(tmp_path: Path, url: str) -> None
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")
 def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, url: str) -> None:
-    """In the last step of `keep`, where sample 0 is bad, or all of its shard: all ranks end alike."""
+    """In the last step of `keep`, with sample 0 or its whole shard bad, all ranks end together."""
     path = Path(url, "wdshards-000000.tar")
     body = bytearray(path.read_bytes())
     snapshot = Snapshot.open(url)
@@ -218,6 +218,6 @@ def test_a_rank_without_a_sample_needs_a_good_one_for_its_form(tmp_path: Path, u
 
 
 def test_a_place_for_the_list_is_looked_for_at_once(url: str, tmp_path: Path) -> None:
-    """Not at the first bad sample, in the middle of the night."""
+    """The error is raised at once, not at the first bad sample."""
     with pytest.raises(CallError, match="its folder does not exist"):
         open_loader(url, tmp_path / "nowhere" / "bad.jsonl")

@@ -1,4 +1,4 @@
-"""Parts that are alike: a batch made at once is what decoding each part gives; what is not alike is left to that."""
+"""Stacking: a batch made at once equals the decoded parts; parts that cannot be stacked are left to the decoder."""
 
 import pickle
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dray.loaders.batching.buffers import BufferPool
 from dray.loaders.batching.collate import stacked as stacked_values
-from dray.loaders.batching.stacking import LARGE_BYTES, THREAD_BYTES, Kind, Stacker
+from dray.loaders.batching.stacking import LARGE_BYTES, THREAD_BYTES, PartLayout, Stacker
 from dray.shards.codecs.decode import decode_part
 from tests.support.datasets import npy
 
@@ -19,7 +19,7 @@ DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "bool", "c
 
 
 def parts_of(values: list[np.ndarray[Any, Any]], how: str, protocol: int = 5) -> tuple[str, list[bytes]]:
-    """Suffix and bytes: `.npy`, or pickled tensors or arrays."""
+    """Returns suffix and bytes of a `.npy`, or of a pickled tensor or array."""
     if how == "npy":
         return "x.npy", [npy(value) for value in values]
     made: list[Any] = [torch.from_numpy(value) if how == "tensor" else value for value in values]
@@ -28,7 +28,7 @@ def parts_of(values: list[np.ndarray[Any, Any]], how: str, protocol: int = 5) ->
 
 def stacked(suffix: str, parts: list[Any]) -> torch.Tensor | None:
     stacker = Stacker(BufferPool(), num_threads=2)
-    return stacker.stack(parts, stacker.kinds(suffix, parts))
+    return stacker.stack(parts, stacker.layouts(suffix, parts))
 
 
 @settings(max_examples=200, deadline=None)
@@ -40,14 +40,14 @@ def stacked(suffix: str, parts: list[Any]) -> torch.Tensor | None:
     st.integers(3, 5),
 )
 def test_a_batch_is_what_the_decoder_gives(how: str, dtype: str, shape: list[int], count: int, protocol: int) -> None:
-    """Of any dtype and shape, from every encoding: same dtype, shape and elements as stacked values."""
+    """Parts of any dtype, shape and encoding give the dtype, shape and elements of the stacked values."""
     random = np.random.default_rng(count)
     values = [np.asarray(random.integers(0, 2, shape)).astype(dtype) for _ in range(count)]
     suffix, parts = parts_of(values, how, protocol)
     found = stacked(suffix, parts)
     expected = stacked_values([decode_part(suffix, part) for part in parts])
     assert isinstance(expected, torch.Tensor)
-    if how == "array" and protocol == 3:  # numpy's arrays in protocol 3 are the decoder's
+    if how == "array" and protocol == 3:  # the decoder handles numpy's arrays in protocol 3
         assert found is None
         return
     assert found is not None
@@ -56,7 +56,7 @@ def test_a_batch_is_what_the_decoder_gives(how: str, dtype: str, shape: list[int
 
 
 def test_large_parts_are_copied_by_threads() -> None:
-    """Into memory that is used again: the same elements as from small ones."""
+    """They go into pooled memory, with the same elements as small ones."""
     values = [
         np.arange(LARGE_BYTES, dtype=np.float32) + number for number in range(3 * THREAD_BYTES // (4 * LARGE_BYTES))
     ]
@@ -82,21 +82,21 @@ def test_pickles_of_two_lengths_make_one_batch() -> None:
 
 
 def _name(part: bytes) -> bytes:
-    kind = Kind.of("x.pyd", part)
-    assert kind is not None
-    assert kind.names is not None
-    return part[kind.names[0].start - 5 : kind.names[0].stop]
+    layout = PartLayout.of("x.pyd", part)
+    assert layout is not None
+    assert layout.names is not None
+    return part[layout.names[0].start - 5 : layout.names[0].stop]
 
 
 @pytest.mark.parametrize("how", ["npy", "tensor", "array"])
 def test_what_differs_around_the_elements_is_left_to_the_decoder(how: str) -> None:
-    """Every byte around them, changed in the second part, is noticed but for equal digits of the address."""
+    """A change of any byte around them in the second part is noticed, except for equal digits of the address."""
     suffix, (first,) = parts_of([np.arange(4.0)], how)
-    kind = Kind.of(suffix, first)
-    assert kind is not None
-    second = first[: kind.start] + (np.arange(4.0) + 1).tobytes() + first[kind.stop :]
-    names = {place for name in kind.names or () for place in range(name.start, name.stop)}
-    outside = [place for place in range(len(second)) if not kind.start <= place < kind.stop]
+    layout = PartLayout.of(suffix, first)
+    assert layout is not None
+    second = first[: layout.start] + (np.arange(4.0) + 1).tobytes() + first[layout.stop :]
+    names = {place for name in layout.names or () for place in range(name.start, name.stop)}
+    outside = [place for place in range(len(second)) if not layout.start <= place < layout.stop]
     for place in outside:
         changed = bytearray(second)
         changed[place] ^= 1
@@ -104,14 +104,14 @@ def test_what_differs_around_the_elements_is_left_to_the_decoder(how: str) -> No
 
 
 def test_both_names_of_a_storage_may_change_together() -> None:
-    """They only have to be the same digits, as the unpickler sees it."""
+    """The digits only have to be equal, as for the unpickler."""
     part = pickle.dumps(torch.arange(4.0))
-    kind = Kind.of("x.pyd", part)
-    assert kind is not None
-    assert kind.names is not None
+    layout = PartLayout.of("x.pyd", part)
+    assert layout is not None
+    assert layout.names is not None
     for digit, is_alike in ((b"7", True), (b"a", False)):
         changed = bytearray(part)
-        for name in kind.names:
+        for name in layout.names:
             changed[name.start : name.start + 1] = digit
         assert (stacked("x.pyd", [part, bytes(changed)]) is not None) == is_alike
 
@@ -130,12 +130,12 @@ def test_both_names_of_a_storage_may_change_together() -> None:
     ],
 )
 def test_what_is_not_alike_or_no_tensor_is_left(values: list[np.ndarray[Any, Any]]) -> None:
-    """Ragged parts, empty ones, foreign byte orders, text and times."""
+    """Ragged and empty parts, foreign byte orders, text and times are not stacked."""
     assert stacked(*parts_of(values, "npy")) is None
 
 
 def test_a_stretch_of_no_parts_is_left() -> None:
-    """A rank may be without a sample in the last step of those that are made together."""
+    """A rank may have no sample in the last step of a group."""
     stacker, part = Stacker(BufferPool(), num_threads=1), npy(np.zeros(3))
     whole, none = stacker.stacks("x.npy", [part, part], [(0, 2), (2, 2)])
     assert whole is not None
@@ -144,7 +144,7 @@ def test_a_stretch_of_no_parts_is_left() -> None:
 
 
 def test_a_missing_or_broken_part_is_left() -> None:
-    """The decoder says what is wrong with it."""
+    """The decoder raises the error."""
     whole = npy(np.zeros(3))
     bad_headers = [whole.replace(b"}", b" "), whole.replace(b"(3,)", b"(-3)"), whole.replace(b"'<f8'", b"12345")]
     for broken in (None, whole[:-1], whole + b"\0", b"", b"\x93NUMPY\x01\x00", *bad_headers):
@@ -153,17 +153,17 @@ def test_a_missing_or_broken_part_is_left() -> None:
 
 
 def test_kinds_that_were_seen_once_do_not_stick() -> None:
-    """Parts of the same size and another dtype follow: they are recognised again."""
+    """Parts of the same size and another dtype follow: their new layout is recognised."""
     stacker = Stacker(BufferPool(), num_threads=1)
     for dtype in (np.float32, np.int32, np.float32):
         parts = [npy(np.arange(4, dtype=dtype))] * 2
-        found = stacker.stack(parts, stacker.kinds("x.npy", parts))
+        found = stacker.stack(parts, stacker.layouts("x.npy", parts))
         assert found is not None
         assert found.numpy().dtype == dtype
 
 
 def test_a_kept_batch_keeps_its_memory() -> None:
-    """What is used again is what nothing refers to: not a view, nor an array made of the tensor."""
+    """Memory is reused only if nothing refers to it: no view, and no array made of the tensor."""
     pool = BufferPool()
     first = pool.take(100)
     row = first.fill_(1).view(10, 10)[3]
