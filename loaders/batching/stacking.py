@@ -186,8 +186,8 @@ class Stacker:
 
         def of(run: range) -> bool:
             some, count = slice(run.start, run.stop), len(run)
-            arrays = addresses[some], hashes[some], targets[some]
-            return gather is not None and count == gather(*arrays, *layout.gather_args)
+            args = layout.gather_args
+            return gather is not None and count == gather(addresses[some], hashes[some], targets[some], *args)
 
         num_threads = max(1, min(self._num_threads, len(addresses) * layout.size // THREAD_BYTES))
         return all(in_threads(of, len(addresses), num_threads))

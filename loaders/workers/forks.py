@@ -1,6 +1,6 @@
-"""Where a loader may be iterated over: not across a fork, and not by several workers of torch's DataLoader.
+"""Checks where a loader is iterated over: not across a fork, and not in several workers of torch's DataLoader.
 
-Of its parent's threads a forked child has none, and its parent's worker processes serve the parent alone.
+A forked child has none of its parent's threads, and the parent's worker processes serve the parent alone.
 """
 
 import multiprocessing
@@ -12,15 +12,15 @@ from dray.shards.errors import CallError
 
 
 def check_process(process: int) -> None:
-    """Refuse to go on with an iterator that was begun in another process, from which this one was forked.
+    """Refuse to continue an iterator that was begun in another process, from which this one was forked.
 
     Raises:
-        CallError: This is not that process.
+        CallError: `process` is not the current process.
     """
     if process != os.getpid():
         raise CallError(
-            f"this iterator was begun in process {process}, from which this one ({os.getpid()}) was forked: its "
-            "threads and workers stayed there; call iter() on the loader again to begin one here"
+            f"this iterator was begun in process {process}, from which this one ({os.getpid()}) was forked without its "
+            "threads and workers; call iter() on the loader again to begin one here"
         )
 
 
@@ -28,11 +28,11 @@ def check_worker(num_workers: int, name: str) -> None:
     """Refuse to begin an epoch in a worker of torch's DataLoader that is not alone, or that would need workers itself.
 
     Args:
-        num_workers: The loader's own.
-        name: How its `num_workers` is given, for the message.
+        num_workers: The loader's own number of workers.
+        name: How `num_workers` is passed to the loader, for the message.
 
     Raises:
-        CallError: Every sample would come several times, or the workers could not be started.
+        CallError: Every sample would be yielded several times, or the workers could not be started.
     """
     worker = get_worker_info()
     if worker is not None and worker.num_workers > 1:

@@ -1,9 +1,9 @@
-"""Values on their way from a worker to the trainer: a few pickled bytes, and buffers in shared memory that they name.
+"""Packs values for the way from a worker to the trainer: a short pickle, and buffers in shared memory that it names.
 
-torch would pass each tensor by a file descriptor, which is slow, and a worker that has no more descriptors waits for
-ever; all other values it would pickle. Here lists, tuples and dicts are taken apart, and the values at one place in
-each of them are packed together, as a column: tensors and arrays of one dtype and shape become one, bytes of any sizes
-follow one another. All of these share one buffer, except tensors that were made in a buffer: these are not copied.
+torch would pass each tensor by a file descriptor, which is slow and blocks a worker that runs out of descriptors, and
+would pickle all other values. Here lists, tuples and dicts are taken apart, and the values at the same place in each
+are packed together as a column: tensors and arrays of one dtype and shape become one, bytes of any sizes are joined.
+All of these share one buffer, except tensors that were made in a buffer: these are not copied.
 """
 
 import ctypes
@@ -19,33 +19,33 @@ import torch
 from dray.loaders.workers.shared_memory import Handle, ReceiveBuffers, SendBuffers
 
 ALIGN_BYTES = 64
-MIN_BYTES = 4 << 10  # a column of bytes that has fewer is pickled
+MIN_BYTES = 4 << 10  # smaller columns of bytes are pickled
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 _BYTES = (bytes, bytearray, memoryview)
-_TAKEN = {torch.Tensor, np.ndarray, dict, list, tuple, *_BYTES}  # all other types are pickled
+_UNPICKLED = {torch.Tensor, np.ndarray, dict, list, tuple, *_BYTES}  # all other types are pickled
 
 Memory = Sequence[torch.Tensor]  # (n,) uint8 each
 
 
 class Packed(NamedTuple):
-    """Values on their way."""
+    """Packed values."""
 
-    pickled: bytes  # a column
-    handles: list[Handle | None]  # of the buffers that it names, the one that is shared first
-    gone: list[int]  # buffers that will not be used again
+    pickled: bytes  # the column of the values
+    handles: list[Handle | None]  # handles of the buffers that it names; the shared buffer comes first
+    gone: list[int]  # numbers of buffers that will not be used again
 
 
 def pack(values: list[Any], buffers: SendBuffers) -> Packed:
-    """Returns the values as few objects; `unpack` gives values of the same types back.
+    """Returns the values packed into few objects; `unpack` restores values of the same types.
 
-    What does not consist of elements alone is pickled: sparse and quantized tensors, those with a gradient or on a
-    device, arrays of objects, and whatever is no tensor, array, bytes, list, tuple or dict.
+    Values that do not consist of elements alone are pickled: sparse and quantized tensors, tensors with a gradient or
+    on a device, arrays of objects, and all types other than tensors, arrays, bytes, lists, tuples and dicts.
 
     Args:
-        values: Batches, or what pipelines gave.
-        buffers: The worker's.
+        values: Batches, or outputs of pipelines.
+        buffers: The worker's buffers.
     """
     packing = _Packing(buffers)
     pickled = pickle.dumps(packing.column(values), pickle.HIGHEST_PROTOCOL)
@@ -66,12 +66,12 @@ class _Column(Protocol):
     """Values that are packed together."""
 
     def values(self, memory: Memory) -> list[Any]:
-        """Returns them, from the buffers that were named beside them."""
+        """Returns the values, read from the buffers of `Packed.handles`."""
         ...
 
 
 class _Pickled(NamedTuple):
-    """Values as they are."""
+    """Values that are pickled."""
 
     items: list[Any]
 
@@ -95,7 +95,7 @@ class _Rows(NamedTuple):
     buffer: int
     offset: int  # in bytes
     dtype: Any
-    shape: tuple[int, ...]  # their number first
+    shape: tuple[int, ...]  # starts with the number of values
 
     def values(self, memory: Memory) -> list[Any]:
         end = self.offset + prod(self.shape) * self.dtype.itemsize
@@ -106,7 +106,7 @@ class _Rows(NamedTuple):
 
 
 class _Bytes(NamedTuple):
-    """Bytes, one after another."""
+    """Bytes, joined."""
 
     kind: type
     offset: int
@@ -122,7 +122,7 @@ class _Bytes(NamedTuple):
 
 
 class _Lists(NamedTuple):
-    """Lists or tuples, the items of each in a column."""
+    """Lists or tuples: one column for the items of each."""
 
     kind: type
     columns: list[_Column]
@@ -132,10 +132,10 @@ class _Lists(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Dicts with the same names, lists or tuples of one length: a column for each place in them."""
+    """Dicts with the same names, or lists or tuples of one length: one column for each place in them."""
 
     kind: type
-    names: list[Any]  # of a dict
+    names: list[Any]  # names in each dict
     columns: list[_Column]
 
     def values(self, memory: Memory) -> list[Any]:
@@ -146,16 +146,16 @@ class _Table(NamedTuple):
 
 
 class _Packing:
-    """What was packed so far. Not a function that calls itself inside another: a cycle would hold tensors for long."""
+    """Packs columns. It is a class, as a nested recursive function would be a cycle that keeps tensors for long."""
 
     def __init__(self, buffers: SendBuffers) -> None:
         self._buffers = buffers
         self._sent: list[Handle] = []
-        self._joined: list[tuple[int, Sequence[Any]]] = []  # what the shared buffer is to hold, by offset
+        self._joined: list[tuple[int, Sequence[Any]]] = []  # contents of the shared buffer, by offset
         self._num_bytes = 0
 
     def handles(self) -> list[Handle | None]:
-        """Returns the buffers, filled."""
+        """Fills the shared buffer and returns the handles of all buffers."""
         if not self._num_bytes:
             return [None, *self._sent]
         shared = self._buffers.take(self._num_bytes)
@@ -166,7 +166,7 @@ class _Packing:
     def column(self, values: Sequence[Any]) -> _Column:
         """Returns the column of some values."""
         kinds = set(map(type, values))
-        if not any(kind in _TAKEN or _is_named_tuple(kind) for kind in kinds):
+        if not any(kind in _UNPICKLED or _is_named_tuple(kind) for kind in kinds):
             return _Pickled(list(values))
         kind = kinds.pop()
         if kinds:
@@ -189,7 +189,7 @@ class _Packing:
         return _Table(dict, names, [self.column([value[name] for value in values]) for name in names])
 
     def _lists(self, kind: type, values: Sequence[Sequence[Any]]) -> _Column:
-        """As few columns as possible: one for each list, or one for each place in them."""
+        """Returns as few columns as possible: one for each list, or one for each place in them."""
         sizes = set(map(len, values))
         if len(sizes) > 1 or len(values) == 1 or not 0 < sizes.pop() <= len(values):
             return _Lists(kind, [self.column(value) for value in values])
@@ -205,7 +205,7 @@ class _Packing:
 
     def _numeric(self, kind: type, values: Sequence[Any]) -> _Column:
         first, count = values[0], len(values)
-        if not _are_alike(values):
+        if not _can_stack(values):
             return _Pickled(list(values)) if count == 1 else self._single(values)
         shape = (count, *first.shape)
         if kind is torch.Tensor and self._buffers.holds(first):
@@ -217,7 +217,7 @@ class _Packing:
         return _Rows(kind, 0, self._join(values, count * first.nbytes), first.dtype, shape)
 
     def _join(self, values: Sequence[Any], num_bytes: int) -> int:
-        """Returns where in the shared buffer values will be."""
+        """Returns the offset at which values will be in the shared buffer."""
         if not num_bytes:
             return 0
         offset = self._num_bytes
@@ -228,9 +228,9 @@ class _Packing:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory rather than return it at once: for large bytes fresh pages cost more than copying.
+    """Let glibc keep freed memory rather than return it at once: for large bytes, fresh pages cost more than copying.
 
-    These are the thresholds that glibc itself comes to in a process that frees large blocks; some libraries fix them.
+    These are the thresholds that glibc reaches by itself in a process that frees large blocks; some libraries fix them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -247,8 +247,8 @@ def _made(kind: Any, items: Sequence[Any]) -> Any:
     return kind._make(items) if _is_named_tuple(kind) else kind(items)
 
 
-def _are_alike(values: Sequence[Any]) -> bool:
-    """Returns whether elements of one dtype and shape are all there is to some tensors or arrays."""
+def _can_stack(values: Sequence[Any]) -> bool:
+    """Returns whether tensors or arrays have one dtype and shape, and consist of their elements alone."""
     dtype, shape = values[0].dtype, values[0].shape
     return all(value.dtype == dtype and value.shape == shape and _is_plain(value) for value in values)
 

@@ -1,4 +1,4 @@
-"""The worker processes of a loader: each makes every n-th item of a pass, and sends several small ones at a time."""
+"""Worker processes of a loader: each makes every n-th item of a pass, and sends small items in groups."""
 
 import os
 import traceback
@@ -23,24 +23,24 @@ from dray.shards.reading.samples import Stats
 
 
 class Source(Protocol):
-    """What makes the items of a pass; each worker has a copy, with the user's functions."""
+    """Makes the items of a pass; each worker has a copy, with the user's functions."""
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process."""
+        """Counts of what was read in this process."""
         ...
 
     def use(self, buffers: Buffers) -> None:
-        """Make large tensors in shared memory, unless they may be held for long."""
+        """Make large tensors in these shared buffers, unless they may be held for long."""
         ...
 
     def groups(self, epoch_pass: Pass, first: int, stride: int) -> Iterator[list[Any]]:
-        """Yields the items of the steps `first`, `first + stride`, ..., in order, as they are sent together."""
+        """Yields the items of the steps `first`, `first + stride`, ..., in order, grouped as they are sent."""
         ...
 
 
 class WorkerPool:
-    """Worker processes that live on from pass to pass; those of a process that was forked are not its child's.
+    """Worker processes that persist from pass to pass; a forked child starts its own.
 
     Args:
         source: Makes the items.
@@ -51,19 +51,19 @@ class WorkerPool:
     def __init__(self, source: Source, num_workers: int, options: Mapping[str, Any]) -> None:
         self._source, self._num_workers, self._options = source, num_workers, options
         self._team: _Team | None = None
-        self._ended: list[Stats] = []  # of processes that have ended
-        self._process = os.getpid()  # whose children the workers are
+        self._ended: list[Stats] = []  # stats of processes that have ended
+        self._process = os.getpid()  # parent of the workers
 
     @property
     def stats(self) -> Stats:
-        """What the workers have read since the start, as far as they reported it."""
+        """Counts of what the workers have read since the start, as far as they reported it."""
         return total([*self._ended, *(self._team.stats.values() if self._team else ())])
 
     def items(self, epoch_pass: Pass) -> Generator[Any, None, None]:
-        """Yields the items of a pass, of each worker in turn; a worker that has no more is passed over.
+        """Yields the items of a pass from each worker in turn; a worker without further items is skipped.
 
         Raises:
-            RuntimeError: A worker died, or gave nothing for the `timeout` of the options; names it.
+            RuntimeError: A worker died, or sent nothing for the `timeout` of the options; the message names it.
         """
         if self._process != os.getpid():
             self._process, self._team = os.getpid(), None
@@ -74,7 +74,7 @@ class WorkerPool:
         try:
             yield from self._team.items(epoch_pass)
         except Exception as exc:  # a worker may be dead: the next pass starts others
-            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would wait long for its end
+            traceback.clear_frames(exc.__traceback__)  # they hold torch's iterator, which would be slow to end
             self.close()
             raise
 
@@ -91,7 +91,7 @@ class _Team:
 
     def __init__(self, source: Source, num_workers: int, options: Mapping[str, Any]) -> None:
         self.stats: dict[int, Stats] = {}  # by worker, since its start
-        pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # by which workers get their buffers back
+        pipes = [Pipe(duplex=False) for _ in range(num_workers)]  # for the numbers of freed buffers
         self._buffers = [ReceiveBuffers(writing) for _, writing in pipes]
         self._num_passes = 0
         self._worker = _WorkerItems(source, [reading for reading, _ in pipes])
@@ -103,7 +103,7 @@ class _Team:
         return self.processes.persistent_workers and self.processes.are_alive
 
     def items(self, epoch_pass: Pass) -> Generator[Any, None, None]:
-        """See `WorkerPool.items`."""
+        """Yields the items of a pass; see `WorkerPool.items`."""
         self._num_passes += 1
         self._worker.show(epoch_pass, self._num_passes)
         for buffers in self._buffers:
@@ -127,15 +127,15 @@ class _Team:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """Items on their way to the trainer."""
+    """Items that a worker sends to the trainer."""
 
     worker: int
-    stats: Stats  # of the worker since its start
+    stats: Stats  # the worker's stats since its start
     items: Packed
 
 
 class _WorkerItems(IterableDataset[_Sent]):
-    """What a worker process iterates over: its items of the pass that the trainer showed last.
+    """Makes a worker process's items of the pass that the trainer showed last.
 
     Persistent workers keep the object that they were started with, so a pass reaches them by shared memory.
     """
@@ -148,12 +148,12 @@ class _WorkerItems(IterableDataset[_Sent]):
         self._rank = own_rank()
         self._numbers = torch.zeros(len(self.FIELDS) + 1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._first: Pass | None = None
-        self._buffers: SendBuffers | None = None  # of a worker
+        self._buffers: SendBuffers | None = None  # set in workers
 
     def show(self, epoch_pass: Pass, pass_number: int) -> None:
-        """Let the next iteration be over this pass."""
+        """Make the next iteration yield this pass."""
         self._numbers.copy_(torch.tensor([*(getattr(epoch_pass.start, name) for name in self.FIELDS), pass_number]))
-        self._first = self._first or epoch_pass  # the workers start later, and then the numbers tell what differs
+        self._first = self._first or epoch_pass  # the workers start later; the numbers then hold what differs
 
     def __iter__(self) -> Iterator[_Sent]:
         worker = get_worker_info()
@@ -172,5 +172,5 @@ class _WorkerItems(IterableDataset[_Sent]):
 
 
 def total(stats: Iterable[Stats]) -> Stats:
-    """Returns the sum of what several readers did."""
+    """Returns the sum of the stats."""
     return Stats(*map(sum, zip(*map(astuple, [Stats(), *stats]), strict=True)))

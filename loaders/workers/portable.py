@@ -1,4 +1,4 @@
-"""Values that pickle with the lambdas and local functions in them."""
+"""Pickles values together with the lambdas and local functions in them."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Portable(Generic[T]):
-    """Holds a value that cloudpickle takes to processes that are not forked; call it if the value is a function.
+    """Holds a value that is sent to spawned processes by cloudpickle; callable if the value is a function.
 
     Args:
-        value: Value that refers to functions of the user.
+        value: Value that may refer to the user's functions.
     """
 
     def __init__(self, value: T) -> None:

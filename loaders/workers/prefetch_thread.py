@@ -1,6 +1,6 @@
-"""What an iterator gives, taken by a thread ahead of whoever asks.
+"""Prefetches the items of an iterator in a thread.
 
-`concurrent.futures` would do, but its futures cost several times what these queues do: with batches of 32 samples of
+`concurrent.futures` would do, but its futures cost several times as much as these queues: with batches of 32 samples of
 4 kB, a quarter of all time.
 """
 
@@ -11,18 +11,18 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-LOOK_S = 0.2  # between two looks at whether the interpreter ends
+LOOK_S = 0.2  # interval between two checks whether the interpreter ends
 
 
 class Lookahead(Generic[T]):
     """Runs one iterator after another, each in a thread of its own; never two at a time.
 
-    A thread ends with its iterator, or soon after what is taken from it is closed or the main thread ends: one that the
-    interpreter ends itself, wherever it is, may take the process with it.
+    A thread ends with its iterator, or soon after the consuming generator is closed or the main thread ends: a thread
+    that the interpreter has to stop at its end can crash the process.
 
     Args:
         ahead: Maximum number of prefetched items, the requested one included.
-        name: Of the threads.
+        name: Name of the threads.
     """
 
     def __init__(self, ahead: int, name: str) -> None:
@@ -30,11 +30,11 @@ class Lookahead(Generic[T]):
         self._turn = Lock()
 
     def items(self, source: Iterator[T]) -> Generator[T, None, None]:
-        """What the iterator gives, its error after the items before it.
+        """Yields the items of the iterator, and raises its error after the items before it.
 
-        It does not wait for the thread at its end: it may be closed by the garbage collector, at any place.
+        Closing does not wait for the thread, as the garbage collector may close the generator at any place.
         """
-        wanted: SimpleQueue[bool] = SimpleQueue()  # false: no more
+        wanted: SimpleQueue[bool] = SimpleQueue()  # false: stop
         taken: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
         for _ in range(self._ahead - 1):
             wanted.put(True)
@@ -63,7 +63,7 @@ class Lookahead(Generic[T]):
                     taken.put((next(source),))
             except StopIteration:
                 taken.put(None)
-            except BaseException as exc:  # noqa: BLE001  whoever asks gets it
+            except BaseException as exc:  # noqa: BLE001  `items` raises it
                 taken.put(exc)
 
 

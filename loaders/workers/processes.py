@@ -19,14 +19,14 @@ from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.spawning import check_main
 from dray.shards.errors import CallError
 
-PREFETCH = 2  # messages that each worker makes ahead
-CHECK_S = 5.0  # between two checks of a worker that is waited for
+PREFETCH = 2  # number of messages that each worker prepares ahead
+CHECK_S = 5.0  # seconds between two checks while waiting for a worker
 WARN_S = 60.0
 
 
 @dataclass(slots=True)
 class Watchdog:
-    """Limits how long a message of a worker is waited for.
+    """Limits the wait for a worker's message.
 
     Attributes:
         timeout_s: Timeout in seconds; 0: none.
@@ -50,7 +50,7 @@ class Watchdog:
         """Count a check that found no message.
 
         Args:
-            process_ids: Process of each worker that may be the one to blame.
+            process_ids: Process id of each worker that may be stuck.
 
         Raises:
             RuntimeError: `timeout_s` has passed.
@@ -62,7 +62,7 @@ class Watchdog:
         named = " or ".join(f"worker {worker} (process {process})" for worker, process in process_ids.items())
         message = (
             f"{self.what}: nothing came from {named} for {self.waited_s:.0f} s: it is stuck or slow, in storage, in "
-            f"code of yours or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
+            f"your code or at a lock; `py-spy dump --pid {next(iter(process_ids.values()))}` shows where"
         )
         if is_late:
             raise RuntimeError(f"{message}. If it is only slow, give it a longer timeout")
@@ -83,12 +83,12 @@ class WorkerProcesses(TorchLoader):
     """Iterates over the messages of worker processes, which are persistent by default.
 
     Args:
-        source: What each of them iterates over.
+        source: Dataset that each of them iterates over.
         num_workers: Number of processes, at least 1.
         options: Keyword arguments of torch's DataLoader; `worker_init_fn` may be a lambda.
 
     Attributes:
-        watchdog: Its `what` is for the caller to set.
+        watchdog: Limits the waits; the caller sets its `what`.
 
     Raises:
         CallError: `timeout` is less than 0.
@@ -114,7 +114,7 @@ class WorkerProcesses(TorchLoader):
     def close(self) -> None:
         """End the processes now, not when they are garbage-collected."""
         if self._iterator is not None:
-            with suppress(RuntimeError):  # torch reports the death of one again when another ends
+            with suppress(RuntimeError):  # torch reports a worker's death again when another one ends
                 self._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
@@ -150,15 +150,15 @@ class _Messages(WorkersIterator):
 
 
 def tell_rank(rank: int, num_ranks: int) -> None:
-    """Let the user's and webdataset's code in a worker know whose worker it is: it is in no process group."""
+    """Set RANK and WORLD_SIZE for the user's and webdataset's code in a worker, which is in no process group."""
     if get_worker_info() is not None:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))
 
 
 def forget_threads(worker: int, also: Callable[[int], Any] | None = None) -> None:
-    """Let a worker process end by itself: a forked one would join the trainer's threads, which it does not have.
+    """Keep a forked worker from joining the trainer's threads when it ends, as it does not have them.
 
-    Where the trainer's loader runs in one of them, as `to_device` lets it, that would be the worker's own main thread.
+    If the trainer's loader runs in such a thread, as with `to_device`, the worker would join its own main thread.
     """
     forget_executor_threads()
     if also is not None:

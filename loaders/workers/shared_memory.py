@@ -1,9 +1,9 @@
-"""Shared memory in which a worker's batches reach the trainer, used again and again.
+"""Reusable shared memory in which a worker's batches reach the trainer.
 
-A worker fills a buffer and sends its number; the first time the buffer itself as well, which costs a file descriptor
-and fresh pages. When the trainer's last tensor over it is gone, the trainer writes the number into a pipe, and the
-worker fills the buffer again. When a pass begins, both forget the buffers that the trainer has not given back: it may
-never have looked at them, or keep them indefinitely.
+A worker fills a buffer and sends its number; the first time also the buffer itself, which costs a file descriptor and
+fresh pages. When the trainer's last tensor over it is freed, the trainer writes the number into a pipe, and the worker
+fills the buffer again. When a pass begins, both forget the buffers that the trainer has not given back, as it may never
+have opened them, or may keep them indefinitely.
 """
 
 import os
@@ -21,23 +21,23 @@ from dray.loaders.batching.buffers import lease
 from dray.loaders.compat import new_shared_storage
 
 ROUND_BYTES = 64 << 10  # sizes are rounded up to this, so that buffers fit again
-MOST_BUFFERS = 64  # of a worker; then those that are free give way
-_MESSAGE = struct.Struct("<II")  # pass, number: so small that the system writes all of it or nothing
+MOST_BUFFERS = 64  # maximum number per worker before free buffers are dropped
+_MESSAGE = struct.Struct("<II")  # pass, number; small enough to be written atomically
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A buffer on its way to the trainer."""
+    """Names a buffer that is sent to the trainer."""
 
     number: int
-    memory: torch.Tensor | None  # (n,) uint8; None where the trainer has it already
+    memory: torch.Tensor | None  # (n,) uint8; None if the trainer has it already
 
 
 class SendBuffers:
-    """The worker's side.
+    """The worker's side of the buffers.
 
     Args:
-        freed: The end of the pipe that tells which buffers the trainer is done with.
+        freed: Reading end of the pipe for the buffers that the trainer gives back.
     """
 
     def __init__(self, freed: Connection) -> None:
@@ -45,18 +45,18 @@ class SendBuffers:
         os.set_blocking(self._freed, False)
         self._connection = freed  # keeps it open
         self._memory: dict[int, torch.Tensor] = {}  # by number
-        self._uses: dict[int, int] = {}  # of each: by tensors here, and by the trainer
+        self._uses: dict[int, int] = {}  # number of uses: by tensors here, and by the trainer
         self._numbers: dict[int, int] = {}  # by address
-        self._known: set[int] = set()  # that the trainer has
+        self._known: set[int] = set()  # buffers that the trainer has
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # by size
-        self._count = 0  # of all buffers ever made
+        self._count = 0  # number of buffers made so far
         self._pass = 0
         self._gone: list[int] = []  # buffers that the trainer may forget
 
     def begin(self, pass_number: int) -> None:
-        """Forget the buffers that are in use: a new pass begins, and what the trainer gave back is in the pipe.
+        """Begin a pass: take back the buffers that the trainer freed, and forget those still in use.
 
-        It may have begun already: an iterator of a pass that was left starts late, and takes the new one's number.
+        The pass may have begun already: a late iterator of an abandoned pass takes the new one's number.
         """
         if pass_number == self._pass:
             return
@@ -66,7 +66,7 @@ class SendBuffers:
         self._pass = pass_number
 
     def take(self, num_bytes: int) -> torch.Tensor:
-        """See `dray.loaders.batching.buffers.Buffers`: free again when nothing here and nothing there uses it."""
+        """Returns memory as `dray.loaders.batching.buffers.Buffers` does; reused once neither side refers to it."""
         self._collect()
         step = max(
             ROUND_BYTES, 1 << max(0, num_bytes.bit_length() - 4)
@@ -77,7 +77,7 @@ class SendBuffers:
         return lease(self._memory[number].numpy(), self._drop, number)[:num_bytes]
 
     def send(self, tensor: torch.Tensor) -> Handle | None:
-        """How the trainer gets a tensor that fills a buffer; None for any other, and for one that was sent already."""
+        """Returns the handle of a tensor that fills a buffer; None for any other, and for one that was sent already."""
         number = self._numbers.get(tensor.data_ptr())
         if number is None or self._uses[number] != 1 or not tensor.is_contiguous():
             return None
@@ -91,7 +91,7 @@ class SendBuffers:
         return tensor.data_ptr() in self._numbers
 
     def gone(self) -> list[int]:
-        """Return the buffers that the trainer may forget, of those not yet reported."""
+        """Returns the buffers that the trainer may forget and that were not reported yet."""
         gone, self._gone = self._gone, []
         return gone
 
@@ -112,7 +112,7 @@ class SendBuffers:
         self._gone.append(number)
 
     def _collect(self) -> None:
-        """Take back what the trainer is done with."""
+        """Take back the buffers that the trainer freed."""
         with suppress(BlockingIOError):
             while message := os.read(self._freed, _MESSAGE.size):
                 pass_number, number = _MESSAGE.unpack(message)
@@ -127,10 +127,10 @@ class SendBuffers:
 
 
 class ReceiveBuffers:
-    """The trainer's side, for one worker.
+    """The trainer's side of one worker's buffers.
 
     Args:
-        freed: The other end of the pipe.
+        freed: Writing end of the pipe.
     """
 
     def __init__(self, freed: Connection) -> None:
@@ -141,23 +141,23 @@ class ReceiveBuffers:
         self._idle: dict[int, Any] = {}  # buffers that the worker may fill, by number
 
     def begin(self, pass_number: int) -> None:
-        """Forget the buffers that are in use: a new pass begins."""
+        """Begin a pass: forget the buffers that are in use."""
         self._pass = pass_number
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Let go of buffers that the worker will not fill again."""
+        """Release buffers that the worker will not fill again."""
         for number in numbers:
             self._idle.pop(number, None)
 
     def open(self, handle: Handle) -> torch.Tensor:
-        """(n,) uint8, the buffer; the worker may fill it again when this tensor and all its views are gone."""
+        """Returns the buffer, (n,) uint8; the worker may fill it again when this tensor and its views are freed."""
         memory = self._idle.pop(handle.number) if handle.memory is None else handle.memory.numpy()
         return lease(memory, self._give_back, self._pass, handle.number, memory)
 
     def _give_back(self, pass_number: int, number: int, memory: Any) -> None:
-        """Tell the worker, without a lock and without waiting: it runs wherever a tensor happens to be freed.
+        """Notify the worker without locking or blocking, as this runs wherever a tensor happens to be freed.
 
-        A worker that is gone, or has not listened for so long that the pipe is full, makes do without the buffer.
+        If the worker has ended, or the pipe is full, the worker does without the buffer.
         """
         if pass_number != self._pass or os.getpid() != self._process:  # a forked child's tensors are not the trainer's
             return

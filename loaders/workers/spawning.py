@@ -1,6 +1,6 @@
-"""Whether workers can be spawned: each imports the main script again, which must be a file and must not start workers.
+"""Checks whether workers can be spawned: each imports the main script, which must be a file and not start workers.
 
-multiprocessing finds out in the workers, one wall of text each; here one sentence says it before any is started.
+multiprocessing fails in each worker with a long traceback; here a single error is raised before any worker starts.
 """
 
 import ast
@@ -15,17 +15,17 @@ from types import FrameType
 from dray.loaders.compat import current_frames
 from dray.shards.errors import CallError
 
-_GUARDS = {"__name__", "current_process"}  # what tells a worker, while it imports the script, from the first process
-_WAY_OUT = 'put what trains under `if __name__ == "__main__":`, or use num_workers=0'
+_GUARDS = {"__name__", "current_process"}  # names by which a script recognizes that a worker imports it
+_ADVICE = 'put the training code under `if __name__ == "__main__":`, or use num_workers=0'
 
 
 def check_main(context: BaseContext | None) -> None:
-    """Refuse to spawn workers that could not import the main script, or would start workers when they do.
+    """Refuse to spawn workers that could not import the main script, or would start workers by importing it.
 
     Notebooks, interactive sessions and `python -c` have no such script.
 
     Args:
-        context: How processes are started; None: by multiprocessing's default.
+        context: multiprocessing context of the workers; None: the default one.
 
     Raises:
         CallError: The main script was read from standard input, or is not guarded by `if __name__ == "__main__":`.
@@ -35,26 +35,26 @@ def check_main(context: BaseContext | None) -> None:
     try:
         found = spawn.get_preparation_data("")
     except RuntimeError:  # a spawned process is importing the main script right now
-        raise CallError(f"a spawned process that imports the main script cannot start workers: {_WAY_OUT}") from None
+        raise CallError(f"a spawned process that imports the main script cannot start workers: {_ADVICE}") from None
     name, path = found.get("init_main_from_name"), found.get("init_main_from_path")
     is_imported = Path(path).stem != "ipython" if path else name is not None and name.split(".")[-1] != "__main__"
     if not is_imported:
         return
     if path and not Path(path).is_file():
         raise CallError(
-            f"spawned workers import the main script again, and {Path(path).name!r} is no file: save the script as "
-            "one, or use num_workers=0"
+            f"spawned workers import the main script again, and {Path(path).name!r} is not a file: save the "
+            "script as one, or use num_workers=0"
         )
     frame = _main_frame()
     if frame is not None and not _is_guarded(frame):
         raise CallError(
             f"spawned workers import {frame.f_code.co_filename} again, and its line {frame.f_lineno} would start "
-            f"workers there too: {_WAY_OUT}"
+            f"workers there too: {_ADVICE}"
         )
 
 
 def _main_frame() -> FrameType | None:
-    """Returns where the main script stands; None where it has ended, or is not on the main thread's stack."""
+    """Returns the main script's frame; None if it has ended or is not on the main thread's stack."""
     frame = current_frames().get(threading.main_thread().ident or 0)
     found = None
     while frame is not None:
@@ -65,7 +65,7 @@ def _main_frame() -> FrameType | None:
 
 
 def _is_guarded(frame: FrameType) -> bool:
-    """Returns whether a worker would not come to where the main script stands, or nobody can tell."""
+    """Returns whether a worker would not reach the main script's current line, or this is unknown."""
     try:
         tree = ast.parse(Path(frame.f_code.co_filename).read_bytes())
     except (OSError, SyntaxError, ValueError):

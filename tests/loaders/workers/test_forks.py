@@ -1,4 +1,4 @@
-"""A forked child has none of its parent's threads and workers: it gets its own, or an error, and never hangs."""
+"""A forked child, without its parent's threads and workers, starts its own or raises an error, and never hangs."""
 
 import gc
 import multiprocessing
@@ -27,7 +27,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What some work returns in a forked child, or raises there; one that hangs is killed, and an error here."""
+    """Returns or raises what some work does in a forked child; one that hangs is killed and is an error here."""
     context = multiprocessing.get_context("fork")
     reading, writing = context.Pipe(duplex=False)
 
@@ -61,7 +61,7 @@ def a_loader(url: str, **options: Any) -> ShardLoader:
 
 
 class Wrapped(IterableDataset[Any]):
-    """What people put around a loader to hand it to torch."""
+    """Wraps a loader as users do for torch."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -71,7 +71,7 @@ class Wrapped(IterableDataset[Any]):
 
 
 def from_torch(dataset: Any, num_workers: int, **options: Any) -> list[Any]:
-    """Batches of a torch DataLoader, or its error without torch's iterator, which waits for its end."""
+    """Returns batches of a torch DataLoader, or its error without torch's iterator, which is slow to end."""
     given = {"batch_size": None, "multiprocessing_context": "fork", "timeout": LIMIT_S, **options}
     try:
         return list(DataLoader(dataset, num_workers=num_workers, **given))
@@ -83,7 +83,7 @@ def from_torch(dataset: Any, num_workers: int, **options: Any) -> list[Any]:
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 5, None])
 def test_a_child_iterates_whatever_its_parent_did(url: str, num_workers: int, taken: int | None) -> None:
-    """The child starts again; its parent goes on undisturbed with its own threads and workers."""
+    """The child starts again; its parent continues undisturbed with its own threads and workers."""
     loader, expected = a_loader(url, num_workers=num_workers), a_loader(url)
     epochs = [classes(expected) for _ in range(3)]
     batches = iter(loader)
@@ -113,7 +113,7 @@ def test_a_child_forgets_its_parents_workers(url: str) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_iterator_held_over_a_fork_is_refused(url: str, num_workers: int) -> None:
-    """By name; the loader itself goes on there from wherever it is set to."""
+    """Its own error says so; the loader itself continues there from any state that it is set to."""
     loader = a_loader(url, num_workers=num_workers)
     batches = iter(loader)
     seen = classes(islice(batches, 2))
@@ -130,7 +130,7 @@ def test_an_iterator_held_over_a_fork_is_refused(url: str, num_workers: int) -> 
 
 
 def test_a_fork_while_another_thread_iterates(url: str) -> None:
-    """At any point of it; a thread stands anywhere when another one forks."""
+    """At any point of it: a thread can be anywhere when another one forks."""
     loader, stop = a_loader(url), threading.Event()
 
     def iterate() -> None:
@@ -172,7 +172,7 @@ def test_a_fork_while_another_thread_computes_a_property() -> None:
 
 
 def test_a_torch_loader_around_a_loader_takes_one_worker(url: str) -> None:
-    """Also when the parent has peeked; two would get every sample twice, so they are refused."""
+    """Also after the parent has read a batch; two would yield every sample twice, so they are refused."""
     loader = a_loader(url)
     next(iter(loader))
     expected = a_loader(url)
@@ -185,7 +185,7 @@ def test_a_torch_loader_around_a_loader_takes_one_worker(url: str) -> None:
 
 
 def test_batches_on_their_way_to_a_device_stay_with_the_parent(url: str) -> None:
-    """The thread that copies is the parent's."""
+    """The copying thread belongs to the parent."""
     loader = to_device(a_loader(url), "meta")
     batches = iter(loader)
     next(batches)
@@ -197,7 +197,7 @@ def test_batches_on_their_way_to_a_device_stay_with_the_parent(url: str) -> None
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loaders_of_a_data_module(url: str, num_workers: int) -> None:
-    """They refuse and give the same as a native loader."""
+    """They yield and refuse the same as a native loader."""
     data = WebDataModule(
         None,
         "cls",
@@ -227,7 +227,7 @@ def test_loaders_of_a_data_module(url: str, num_workers: int) -> None:
 
 
 def test_object_storage_does_not_live_through_a_fork(tmp_path: Path, s3: SeaweedServer) -> None:
-    """Its connections stay with the parent: an error says so, wherever the parent stands."""
+    """Its connections stay with the parent: an error says so at any point of the parent's epoch."""
     url = pack(tmp_path, NUM_SAMPLES, 4, s3.url("forks"), storage_options=s3.storage_options)
     loader = a_loader(url, storage_options=s3.storage_options)
     for taken in (0, 1, None):

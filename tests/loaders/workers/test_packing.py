@@ -1,4 +1,4 @@
-"""Values that cross from a worker: equal to what was packed, in memory that is reused only when nobody needs it."""
+"""Packed values arrive equal, in memory that is reused only when nothing refers to it."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from dray.loaders.workers.shared_memory import ReceiveBuffers, SendBuffers
 
 @pytest.fixture
 def sides() -> Iterator[tuple[SendBuffers, ReceiveBuffers]]:
-    """A worker's buffers and the trainer's, in a pass."""
+    """Returns a worker's buffers and the trainer's, in a pass."""
     reading, writing = Pipe(duplex=False)
     sending, receiving = SendBuffers(reading), ReceiveBuffers(writing)
     receiving.begin(1)
@@ -28,13 +28,13 @@ def sides() -> Iterator[tuple[SendBuffers, ReceiveBuffers]]:
 
 
 def test_crossing_leaves_nothing_to_the_garbage_collector(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """A cycle would keep large memory until some collection, and batches would always be made in fresh memory."""
+    """A cycle would keep large memory until a garbage collection, and batches would always use fresh memory."""
     sending, receiving = sides
 
     def cross() -> None:
         unpack(pack([sending.take(100_000), (torch.zeros(3), "text", b"a" * 9000)], sending), receiving)
 
-    cross()  # once in a process something is set up
+    cross()  # the first call sets up the process
     gc.collect()
     gc.disable()
     try:
@@ -46,7 +46,7 @@ def test_crossing_leaves_nothing_to_the_garbage_collector(sides: tuple[SendBuffe
 
 
 def test_what_crosses_is_what_was_packed(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """Tensors of all kinds, nested, with other values between them."""
+    """Returns tensors of all kinds, nested, with other values between them."""
     sending, receiving = sides
     filled = sending.take(4000).fill_(7)
     value = {
@@ -93,7 +93,7 @@ def test_values_keep_type_and_content(sides: tuple[SendBuffers, ReceiveBuffers])
 
 
 def test_views_of_bytes_cross_where_they_are_flat(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """Others do not pickle either."""
+    """Such values cannot be pickled either."""
     found = unpack(pack([memoryview(b"abc"), memoryview(bytearray(9000)), memoryview(b"")], sides[0]), sides[1])
     assert list(map(type, found)) == [memoryview] * 3
     assert list(map(bytes, found)) == [b"abc", bytes(9000), b""]
@@ -103,7 +103,7 @@ def test_views_of_bytes_cross_where_they_are_flat(sides: tuple[SendBuffers, Rece
 
 
 def test_large_bytes_and_arrays_are_not_pickled(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """Of unequal sizes neither: all lie in one buffer."""
+    """They are joined in one buffer, also for unequal sizes."""
     values = [{"a": bytes(size), "b": np.zeros(size), "c": [torch.zeros(size)]} for size in (9000, 10_000, 11_000)]
     packed = pack(values, sides[0])
     assert len(pickle.dumps(packed.pickled)) < 2000
@@ -111,7 +111,7 @@ def test_large_bytes_and_arrays_are_not_pickled(sides: tuple[SendBuffers, Receiv
 
 
 def test_arrays_keep_their_memory(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """Also a view of a view of one: nothing is written there meanwhile."""
+    """A view of a view keeps it too: nothing is written there meanwhile."""
     sending, receiving = sides
     kept = unpack(pack([np.full(20_000, 1.0), np.full(20_000, 1.0)], sending), receiving)[1][5:][3:9]
     gc.collect()
@@ -121,7 +121,7 @@ def test_arrays_keep_their_memory(sides: tuple[SendBuffers, ReceiveBuffers]) -> 
 
 
 def test_a_buffer_is_filled_again_when_both_sides_are_done(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """Not before: neither while the worker holds it, nor while the trainer does; then it needs no handle any more."""
+    """Not while the worker or the trainer holds it; the reused buffer is sent by number alone."""
     sending, receiving = sides
     made = sending.take(100_000).fill_(1)
     address = made.data_ptr()
@@ -145,7 +145,7 @@ def test_a_buffer_is_filled_again_when_both_sides_are_done(sides: tuple[SendBuff
 
 
 def test_a_new_pass_forgets_what_is_in_use(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """What was sent and never opened, and what the trainer still holds: both stay as they are, and are not leaked."""
+    """Buffers that were never opened, and those that the trainer still holds, are unchanged and not leaked."""
     sending, receiving = sides
     held = unpack(pack([sending.take(100_000).fill_(1)], sending), receiving)
     pack([sending.take(100_000).fill_(2)], sending)
@@ -161,7 +161,7 @@ def test_a_new_pass_forgets_what_is_in_use(sides: tuple[SendBuffers, ReceiveBuff
 
 
 def test_a_forked_child_gives_nothing_back(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """It has copies of the trainer's tensors: their end there is not the trainer's."""
+    """It has copies of the trainer's tensors: freeing these gives no buffer back."""
     sending, receiving = sides
     got = unpack(pack([sending.take(100_000).fill_(1)], sending), receiving)
     address = next(iter(sending._memory.values())).data_ptr()
@@ -175,7 +175,7 @@ def test_a_forked_child_gives_nothing_back(sides: tuple[SendBuffers, ReceiveBuff
 
 
 def test_a_pass_may_begin_while_another_is_made(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """A worker that is late still takes buffers for the old pass; and one may miss a pass."""
+    """A late worker still takes buffers for the old pass, and one may miss a pass."""
     sending, receiving = sides
     unpack(pack([sending.take(100_000)], sending), receiving)
     receiving.begin(2)
@@ -189,7 +189,7 @@ def test_a_pass_may_begin_while_another_is_made(sides: tuple[SendBuffers, Receiv
 
 
 def test_giving_back_never_waits_for_the_worker(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """More buffers at once than the pipe has room for: the rest are made again, and nothing is lost."""
+    """More buffers at once than the pipe has room for: the rest are made again."""
     sending, receiving = sides
     handle = sending.send(sending.take(100))
     assert handle is not None
@@ -200,7 +200,7 @@ def test_giving_back_never_waits_for_the_worker(sides: tuple[SendBuffers, Receiv
 
 
 def test_memory_of_sizes_that_do_not_come_again_is_let_go(sides: tuple[SendBuffers, ReceiveBuffers]) -> None:
-    """On both sides, when there are many buffers."""
+    """Both sides drop free buffers when there are many."""
     sending, receiving = sides
     for number in range(1, 400):
         batch = unpack(pack([sending.take(number * 70_000)], sending), receiving)

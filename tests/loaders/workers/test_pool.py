@@ -1,4 +1,4 @@
-"""Batches from worker processes: they do not change under a trainer that keeps them, and a stuck worker is named."""
+"""Batches from worker processes do not change while a trainer keeps them, and a stuck worker is named."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ NUM_SAMPLES, NUM_FLOATS = 120, 40_000  # 160 kB: large enough for buffers of the
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Large samples, all elements of which are the sample's number."""
+    """Returns a dataset of large samples whose elements all equal the sample's number."""
     large = {"x.npy": lambda number: npy(torch.full((NUM_FLOATS,), float(number)).numpy()), "cls": number_as_text}
     return pack(tmp_path_factory.mktemp("large"), NUM_SAMPLES, parts=large)
 
@@ -30,7 +30,7 @@ def check(batch: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_that_are_kept_do_not_change(url: str, num_workers: int) -> None:
-    """While others come, in the same epoch and the next, and after an iterator was left."""
+    """While others arrive, in the same epoch and the next, and after an iterator was abandoned."""
     loader = ShardLoader(url, batch_size=4, shuffle=True, num_workers=num_workers)
     kept = []
     for number, batch in enumerate(loader):
@@ -50,7 +50,7 @@ def test_batches_that_are_kept_do_not_change(url: str, num_workers: int) -> None
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_may_keep_what_they_made(url: str, num_workers: int) -> None:
-    """A collate that holds on to a tensor, or gives two views of one, gets no surprise."""
+    """A collate may keep a tensor, or return two views of one."""
     held: list[torch.Tensor] = []
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_workers_may_keep_what_they_made(url: str, num_workers: int) -> None:
 
 
 def test_a_loader_may_be_used_by_a_thread(url: str) -> None:
-    """Its workers, forked there, end by themselves: torch would tell of one that does not."""
+    """Its workers, forked there, end by themselves: torch would report one that does not."""
     with ThreadPoolExecutor(1) as thread:
         batches = thread.submit(lambda: list(ShardLoader(url, batch_size=40, num_workers=2))).result()
     for batch in batches:
@@ -75,7 +75,7 @@ def test_a_loader_may_be_used_by_a_thread(url: str) -> None:
 
 
 def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A transform that hangs at some samples until it is released."""
+    """Returns a transform that hangs at some samples until it is released."""
 
     def wait(row: dict[str, Any]) -> dict[str, Any]:
         if row["cls"] in numbers and not os.environ.get("DRAY_TEST_LIVE"):
@@ -86,7 +86,7 @@ def stuck_at(*numbers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def hasten(loader: ShardLoader) -> None:
-    """Let workers that run not be waited for long; on a busy machine they may take seconds to start."""
+    """Shorten the wait for running workers; on a busy machine they may take seconds to start."""
     assert loader._pool is not None
     assert loader._pool._team is not None
     watchdog = loader._pool._team.processes.watchdog
@@ -97,7 +97,7 @@ def hasten(loader: ShardLoader) -> None:
 def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of an epoch, and when one begins while a worker still has some of the last one to do."""
+    """Within an epoch, and at the start of one while a worker is still busy with the last."""
     options: Any = {"batch_size": 30, "num_workers": 2, "timeout_s": 100, "rank": 1, "num_ranks": 2}
     loader = ShardLoader(url, transform=stuck_at(99), **options)  # in the second batch of rank 1
     batches = iter(loader)
@@ -114,7 +114,7 @@ def test_a_stuck_worker_is_an_error_that_names_it_and_the_next_pass_has_others(
 
 
 def test_without_a_timeout_a_long_wait_is_warned_of(url: str) -> None:
-    """With rank, step, worker and where to look; here the warning is an error, as nothing else ends the wait."""
+    """The warning names rank, step, worker and what to run; here it is an error, as nothing else ends the wait."""
     loader = ShardLoader(url, batch_size=40, num_workers=2, transform=stuck_at(99))
     batches = iter(loader)
     assert len(next(batches)["cls"]) == len(next(batches)["cls"]) == 40

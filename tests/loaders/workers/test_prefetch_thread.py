@@ -1,4 +1,4 @@
-"""An iterator that a thread runs ahead of whoever asks: the same items, in order, and no thread that stays."""
+"""Prefetching in a thread: the same items, in order, and no thread that stays."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def join_all() -> None:
 
 @pytest.mark.parametrize("ahead", [1, 2, 7])
 def test_items_come_in_order_and_not_too_far_ahead(ahead: int) -> None:
-    """One less than `ahead` besides the one in hand: with 1 nothing happens until it is asked for."""
+    """`ahead - 1` items besides the current one: with 1, nothing is taken before it is requested."""
     taken: list[int] = []
     for number, item in enumerate(Lookahead[int](ahead, NAME).items(counted(50, taken))):
         assert item == number
@@ -36,7 +36,7 @@ def test_items_come_in_order_and_not_too_far_ahead(ahead: int) -> None:
 
 
 def test_an_error_comes_after_the_items_before_it() -> None:
-    """Of any kind, as it was raised."""
+    """Any error is raised unchanged."""
 
     def failing() -> Iterator[int]:
         yield from range(3)
@@ -50,7 +50,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
 
 
 def test_the_next_iterator_waits_for_the_end_of_the_last() -> None:
-    """One that was left is done with its item before the next one begins: they may share what they read from."""
+    """An abandoned one finishes its item before the next one begins, as they may share a reader."""
     lookahead, running, most = Lookahead[int](2, NAME), [0], [0]
     gate = threading.Event()
 
@@ -87,6 +87,6 @@ print(next(held), threading.active_count())
 
 
 def test_one_that_is_open_at_the_end_does_not_hold_the_interpreter() -> None:
-    """It ends, and says nothing."""
+    """The process ends without output."""
     done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0 2\n", "")

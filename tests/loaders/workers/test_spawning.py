@@ -1,4 +1,4 @@
-"""Scripts whose workers cannot be spawned get one sentence that says so; notebooks and guarded scripts go on."""
+"""Scripts whose workers cannot be spawned raise a one-sentence error; notebooks and guarded scripts are accepted."""
 
 import re
 import subprocess
@@ -58,7 +58,7 @@ if multiprocessing.current_process().name == "MainProcess":
 
 
 def run(*command: str, stdin: str = "", folder: Path | None = None) -> str:
-    """What a program prints."""
+    """Returns what a program prints."""
     done = subprocess.run(
         [sys.executable, *command], input=stdin, capture_output=True, text=True, timeout=120, check=True, cwd=folder
     )
@@ -67,7 +67,7 @@ def run(*command: str, stdin: str = "", folder: Path | None = None) -> str:
 
 @pytest.mark.parametrize("as_module", [False, True])
 def test_a_script_without_a_guard_gets_an_error_with_its_line(tmp_path: Path, as_module: bool) -> None:
-    """Where a worker that imports it would come by; wherever a guard stands, and however it is written."""
+    """Every call that a worker would reach by importing the script is refused, for any place and form of guard."""
     (tmp_path / "train.py").write_text(SCRIPT)
     lines_out = run(*(("-m", "train") if as_module else (str(tmp_path / "train.py"),)), folder=tmp_path).splitlines()
     expected = re.findall(r"# (fine|refused)$", SCRIPT, re.MULTILINE)
@@ -76,13 +76,13 @@ def test_a_script_without_a_guard_gets_an_error_with_its_line(tmp_path: Path, as
     for found, outcome, line in zip(lines_out, expected, lines, strict=True):
         refusal = (
             f"spawned workers import {tmp_path}/train.py again, and its line {line} would start workers there too: put "
-            'what trains under `if __name__ == "__main__":`, or use num_workers=0'
+            'the training code under `if __name__ == "__main__":`, or use num_workers=0'
         )
         assert found == ("fine" if outcome == "fine" else refusal)
 
 
 def test_what_is_not_imported_again_needs_no_guard(tmp_path: Path) -> None:
-    """A command, a session, a notebook, whose main module has no file; a package that is run."""
+    """Commands, sessions and notebooks have no main file; a package that is run needs no guard either."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__main__.py").write_text(f"{PRELUDE}\ncheck()\n")
     assert run("-c", f"{PRELUDE}\ncheck()\n") == run("-m", "package", folder=tmp_path) == "fine\n"
@@ -90,9 +90,9 @@ def test_what_is_not_imported_again_needs_no_guard(tmp_path: Path) -> None:
 
 
 def test_a_script_from_standard_input_is_refused() -> None:
-    """With a guard or without: a worker cannot read it again. Forked workers need not."""
+    """A worker cannot read it again, with or without a guard. Forked workers need not."""
     refusal = (
-        "spawned workers import the main script again, and '<stdin>' is no file: save the script as one, or use "
+        "spawned workers import the main script again, and '<stdin>' is not a file: save the script as one, or use "
         "num_workers=0"
     )
     text = f"{PRELUDE}\ncheck('fork')\ncheck()\nif __name__ == '__main__':\n    check('forkserver')\n"
@@ -100,7 +100,7 @@ def test_a_script_from_standard_input_is_refused() -> None:
 
 
 def test_a_process_that_is_being_spawned_gets_the_error_too(tmp_path: Path) -> None:
-    """Where the caller spawned it: its script has no guard."""
+    """The script that spawned it has no guard."""
     start = "multiprocessing.get_context('spawn').Process(target=str).start()"
     is_first = "if multiprocessing.current_process().name == 'MainProcess':"
     (tmp_path / "train.py").write_text(f"{PRELUDE}\n{is_first}\n    {start}\nelse:\n    check()\n")
@@ -130,7 +130,7 @@ for loader in (ShardLoader(url, batch_size=4, num_workers=1, storage_options=opt
 
 
 def test_every_loader_says_it(tmp_path: Path, s3: SeaweedServer) -> None:
-    """Over object storage, whose workers are spawned: all kinds, before any worker is started."""
+    """Workers for object storage are spawned: all loaders refuse before any worker is started."""
     options = s3.storage_options
     url, tars = s3.url("spawning"), s3.url("spawning-tars")
     pack(tmp_path, 12, 2, url, storage_options=options)
@@ -139,4 +139,4 @@ def test_every_loader_says_it(tmp_path: Path, s3: SeaweedServer) -> None:
         Store(tars, options).put_new(info.name, store.get(info.name))
     secrets = [options[name] for name in ("endpoint", "access_key_id", "secret_access_key")]
     lines_out = run("-", url, tars, *secrets, stdin=LOADERS).splitlines()
-    assert ["'<stdin>' is no file" in line for line in lines_out] == [True] * 3
+    assert ["'<stdin>' is not a file" in line for line in lines_out] == [True] * 3
