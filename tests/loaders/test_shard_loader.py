@@ -1,5 +1,7 @@
 """`ShardLoader`: the contents of a batch, workers, versions and ranks."""
 
+# Long: every test reads the same datasets with one rank or several.
+
 import os
 import pickle
 import resource

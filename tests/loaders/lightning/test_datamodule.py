@@ -1,5 +1,7 @@
 """WebDataModule and PickledDataWDS: code written for bionemo-webdatamodule runs with only its imports changed."""
 
+# Long: every test calls the module as its documentation does, on the same pickles.
+
 import os
 import pickle
 import random

@@ -1,5 +1,7 @@
 """The loader of a WebDataModule: pipelines, workers, keywords, and tars of other tools."""
 
+# Long: every test is one pass over the same datasets, dealt out to ranks in the same way.
+
 import json
 import os
 import pickle
