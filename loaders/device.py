@@ -1,7 +1,7 @@
-"""`to_device`: batches are copied to a GPU ahead of the trainer, from pinned memory on a separate stream.
+"""Copies batches to a GPU ahead of the trainer, from pinned memory on a separate stream.
 
-Prefetching must not change checkpoints. The loader's state is therefore taken with each batch, and `state_dict()` is
-that of the last batch that the trainer got, however many have been copied since.
+Prefetching must not change checkpoints. The loader's state is therefore taken with each batch, and `state_dict()`
+returns the state after the last batch that the trainer got, regardless of batches copied since.
 """
 
 import os
@@ -48,7 +48,7 @@ def to_device(batches: Batches, device: torch.device | str | int, *, ahead: int 
         batches: `ShardLoader`, or any loader with a length. `set_epoch`, `state_dict`, `load_state_dict` and `stats`
             are those of the loader; the state counts the batches that the trainer got.
         device: Target device, such as "cuda" or `torch.device("cuda", local_rank)`.
-        ahead: Number of batches that are on the device, or on the way, besides the trainer's current one.
+        ahead: Number of batches copied to the device, or being copied, besides the trainer's current one.
 
     Raises:
         CallError: `ahead` is less than 1.
@@ -63,19 +63,19 @@ class _Copied:
     """A batch on its way to the device."""
 
     batch: Any
-    state: dict[str, Any]  # of the loader after this batch
+    state: dict[str, Any]  # state of the loader after this batch
     arrived: "torch.cuda.Event | None"
 
 
 class DeviceLoader:
-    """See `to_device`."""
+    """Yields a loader's batches on a device; see `to_device`."""
 
     def __init__(self, batches: Batches, device: torch.device, ahead: int) -> None:
         self._batches = batches
         self._ahead = ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._device = device if self._stream is None else self._stream.device  # with its number
-        self._state: dict[str, Any] | None = None  # of the last batch that the trainer got; None: the loader's own
+        self._device = device if self._stream is None else self._stream.device  # includes the device index
+        self._state: dict[str, Any] | None = None  # state after the trainer's last batch; None: the loader's own
         self._wait_s = 0.0
 
     def __reduce__(self) -> tuple[Callable[..., "DeviceLoader"], tuple[Any, ...]]:

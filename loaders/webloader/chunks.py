@@ -1,8 +1,8 @@
-"""What a DataModule's worker iterates over: its chunks of a rank's stream, sample by sample, and what they gave.
+"""The chunks of a rank's stream that a DataModule's worker iterates over, and the outputs of each chunk.
 
 A chunk is what a rank takes in one step. It is read and decoded at once; its samples then go through the user's
-pipeline, one generator over all chunks of a worker. Which outputs belong to which chunk follows from when the pipeline
-asks for more: exactly, as long as it holds nothing back.
+pipeline, one generator over all chunks of a worker. An output's chunk follows from when the pipeline asks for more
+samples: exactly, as long as the pipeline holds nothing back.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,18 +25,18 @@ Sample = tuple[Any, ...]
 
 @dataclass(slots=True)
 class FeedCount:
-    """How many samples a pipeline has asked for."""
+    """Number of samples that a pipeline has taken."""
 
-    sizes: list[int] = field(default_factory=list)  # of the chunks that it has begun
-    taken: int = 0  # samples of the last of them
+    sizes: list[int] = field(default_factory=list)  # sizes of the chunks that it has begun
+    taken: int = 0  # number of samples taken from the last of these chunks
 
 
 class Chunks(IterableDataset[Sample]):
-    """The samples of one rank's pass, or a worker's part of it, as tuples of decoded parts.
+    """Yields the samples of one rank's pass, or of a worker's share of it, as tuples of decoded parts.
 
     Args:
-        samples: The samples.
-        first_pass: Gives the pass to iterate over where `show` gave none; torch's worker then takes its part.
+        samples: Reads and decodes the samples.
+        first_pass: Returns the pass to iterate over before any `show`; a worker of torch then takes its share.
     """
 
     def __init__(self, samples: SampleSource, first_pass: Callable[[], Pass]) -> None:
@@ -48,7 +48,7 @@ class Chunks(IterableDataset[Sample]):
         return {**self.__dict__, "_shown": None}
 
     def show(self, epoch_pass: Pass, first: int, stride: int, count: FeedCount) -> None:
-        """Let the next iteration be over the steps `first`, `first + stride`, ... of a pass, and count them."""
+        """Make the next iteration yield the steps `first`, `first + stride`, ... of a pass, counted in `count`."""
         self._shown = epoch_pass, first, stride, count
 
     def __iter__(self) -> Iterator[Sample]:
@@ -78,13 +78,13 @@ class Chunks(IterableDataset[Sample]):
             return list(zip(*(self._values(samples, column) for column in columns.values()), strict=True))
 
     def _values(self, samples: Samples, column: Column) -> Sequence[Any]:
-        """One part of each sample, decoded; equal tensors or arrays at once."""
+        """Returns one part of each sample, decoded; tensors or arrays of one layout at once."""
         if column.suffix is not None and (stacked := self._stacked(column.suffix, column.parts)) is not None:
             return stacked
         return [self.samples.value(samples, column, row) for row in range(len(samples))]
 
     def _stacked(self, name: str, parts: Parts) -> Sequence[Any] | None:
-        """The values of parts of one layout, as rows of one tensor or array; of the type that the decoder gives."""
+        """Returns parts of one layout as rows of a tensor or array, as the decoder would; None for other parts."""
         decoder = self.samples.decoder
         if decoder.is_own(name) or len(parts) < 2:
             return None
@@ -105,11 +105,11 @@ class ChunkDataset(DataPipeline, FluidInterface):  # type: ignore[misc]  # webda
 
 
 class ChunkOutputs(NamedTuple):
-    """What a pipeline gave for one chunk.
+    """Outputs of a pipeline for one chunk.
 
     Attributes:
         outputs: The outputs.
-        is_exact: Whether there is one for each sample, or one for all of them.
+        is_exact: Whether there is one output for each sample, or one for the whole chunk.
     """
 
     outputs: list[Any]
@@ -117,10 +117,10 @@ class ChunkOutputs(NamedTuple):
 
 
 def by_chunk(outputs: Iterable[Any], count: FeedCount) -> Iterator[ChunkOutputs]:
-    """Yields the outputs of each chunk, in order, as soon as the pipeline that is fed by the chunks has given them.
+    """Yields the outputs of each chunk, in order, as soon as the pipeline over the chunks has yielded them.
 
-    An output belongs to the chunk whose samples were asked for last. webdataset's `batched` asks for the first sample
-    of a chunk before it gives the batch of the chunk before: such an output belongs there, if all come so late.
+    An output belongs to the chunk that the pipeline took samples from last. webdataset's `batched` takes the first
+    sample of the next chunk before it yields a batch: if all outputs come this late, they belong to the chunk before.
     """
     done, held, is_prompt = 0, list[Any](), False
 

@@ -1,4 +1,4 @@
-"""How each keyword in `kwargs_wds` and `kwargs_wld` is treated: the table that docs/data-modules.md shows.
+"""Treatment of each keyword in `kwargs_wds` and `kwargs_wld`, as listed in docs/data-modules.md.
 
 The keywords are those of `webdataset.WebDataset` and of torch's `DataLoader`.
 """
@@ -14,7 +14,7 @@ from dray.shards.arguments import as_int, as_seconds, as_seed
 from dray.shards.errors import CallError
 
 
-class Fate(StrEnum):
+class Treatment(StrEnum):
     """How a keyword is treated."""
 
     HONOURED = "honoured"
@@ -24,13 +24,13 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A keyword's fate, with what it does or why it does nothing."""
+    """A keyword's treatment, and its effect or the reason why it has none."""
 
-    fate: Fate
+    treatment: Treatment
     note: str
 
 
-_H, _I, _R = Fate.HONOURED, Fate.IGNORED, Fate.REFUSED
+_H, _I, _R = Treatment.HONOURED, Treatment.IGNORED, Treatment.REFUSED
 
 KWARGS_WDS: Mapping[str, Keyword] = {
     "shardshuffle": Keyword(_H, "any true value: each epoch has its own order of all samples, not only of shards"),
@@ -94,7 +94,7 @@ _DEFAULTS = {"empty_check": True, "in_order": True, "pin_memory_device": ""}
 
 
 def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, table: Mapping[str, Keyword]) -> None:
-    """Refuse keywords that are unknown or that no exact epoch can honour; warn once about those without effect.
+    """Refuse unknown keywords and those that rule out exact epochs; warn once about those without effect.
 
     Args:
         name: Name of the argument, for messages.
@@ -102,7 +102,7 @@ def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, ta
         table: The known keywords.
 
     Raises:
-        CallError: Names the keyword, and why it is refused or what its value should be.
+        CallError: A keyword is unknown or refused, or its value is invalid.
     """
     ignored = dict[str, str]()
     for keyword, value in (item for options in (by_split or {}).values() for item in (options or {}).items()):
@@ -112,9 +112,9 @@ def check(name: str, by_split: Mapping[Any, Mapping[str, Any] | None] | None, ta
             _KINDS[keyword](f"{name}: {keyword}", value)
         if value is None or value == _DEFAULTS.get(keyword, False):
             continue
-        if table[keyword].fate == Fate.REFUSED:
+        if table[keyword].treatment == Treatment.REFUSED:
             raise CallError(f"{name}: {keyword}={value!r} is refused: {table[keyword].note}")
-        if table[keyword].fate == Fate.IGNORED:
+        if table[keyword].treatment == Treatment.IGNORED:
             ignored[keyword] = table[keyword].note
     if ignored:
         notes = "; ".join(f"{keyword} ({note})" for keyword, note in ignored.items())

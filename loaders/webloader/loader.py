@@ -1,4 +1,4 @@
-"""The loader that a DataModule gives: a `webdataset.WebLoader` whose epochs are exact, and which can be resumed."""
+"""The loader of a DataModule: a `webdataset.WebLoader` with exact epochs that can be resumed."""
 
 import os
 import sys
@@ -19,17 +19,17 @@ from dray.shards.errors import CallError
 
 
 class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset has no types
-    """Iterates over one epoch of one rank's stream after another.
+    """Iterates over a rank's stream, one epoch per iteration.
 
     `.compose`, `.map`, `.with_epoch` and the like work as in webdataset. After `.with_epoch(n)` an epoch is n outputs
-    of the last stage, going on into the next pass where the data end; else it is one pass, and there is no length.
+    of the last stage, continued in the next pass if the data end; otherwise it is one pass, and there is no length.
 
     Args:
-        passes: The stream.
+        passes: Passes of the rank's stream.
     """
 
-    repetitions: int  # webdataset's: passes of an epoch at the most,
-    nsamples: int  # and its outputs; less than 0: as many as the passes give
+    repetitions: int  # webdataset's name for the maximum number of passes in an epoch
+    nsamples: int  # webdataset's name for the number of outputs in an epoch; less than 0: set by the passes
 
     def __init__(self, passes: Passes) -> None:
         DataPipeline.__init__(self, passes)
@@ -38,29 +38,29 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
         self._wait_s = 0.0
 
     def __copy__(self) -> Self:
-        """The same stream: webdataset's `.compose` and the like copy a loader and change the copy."""
+        """Returns a loader of the same stream: `.compose` and the like copy a loader and change the copy."""
         found = object.__new__(type(self))
         found.__dict__.update(self.__dict__)
         return found
 
     def __reduce__(self) -> tuple[Callable[..., "ChunkLoader"], tuple[Any, ...]]:
-        """For a copy with a stream of its own, which goes on from where this loader is, with the user's lambdas."""
+        """Supports pickling of lambdas; the copy has its own stream, which continues from this loader's position."""
         return _restored, (Portable((type(self), {**self.__dict__, "_keeper": None})), self.position.state())
 
     @property
     def position(self) -> Progress:
-        """Where the loader is in its epochs. Copies share it, and the one in use says how long an epoch is."""
+        """Position of the loader in its epochs. Copies share it, and the one in use sets the length of an epoch."""
         self._progress.goal = self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
         return self._progress
 
     def __iter__(self) -> Iterator[Any]:
-        """The next epoch; after `load_state_dict`, the rest of the one that was saved.
+        """Yields the next epoch; after `load_state_dict`, the rest of the saved one.
 
         After `sampler.set_epoch`, as a Trainer calls it, each further `iter()` is another pass of that epoch. An epoch
-        counts as begun when its first output is asked for; an iterator that was left ends then.
+        begins when its first output is requested; older iterators end then.
 
         Raises:
-            CallError: The pipelines give nothing at all, so the epoch cannot have its length; a newer iterator of this
+            CallError: The pipelines yield nothing, so the epoch cannot have its length; a newer iterator of this
                 loader began, this one was begun before a fork, or this process is one of several workers of a torch
                 DataLoader.
         """
@@ -83,15 +83,15 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
                 yield output
         if left and self.repetitions == sys.maxsize:
             raise CallError(
-                f"rank {progress.rank}: {left} outputs are missing in this epoch, and a whole pass gave none: the "
-                "pipelines keep nothing"
+                f"rank {progress.rank}: {left} outputs are missing in this epoch, and a whole pass yielded none: the "
+                "pipelines drop every sample"
             )
 
     def __len__(self) -> int:
-        """Outputs of the epoch at hand, those before a resume counted too.
+        """Number of outputs of the current epoch, including those before a resume.
 
         Raises:
-            TypeError: An epoch is one pass, and who knows what the pipelines make of it.
+            TypeError: An epoch is one pass, and the number of outputs of the pipelines is unknown.
         """
         length = self.position.length()
         if length is None:
@@ -99,9 +99,9 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
         return length
 
     def stats(self) -> dict[str, float]:
-        """What was read for this rank since the start, a little ahead, and how long outputs were waited for.
+        """Returns what was read for this rank since the start, prefetched samples included, and the time spent waiting.
 
-        See `ShardLoader.stats`; wait_s holds what the pipelines in this process take as well.
+        See `ShardLoader.stats`; wait_s includes the time of the pipelines in this process.
         """
         return {**self._passes.stats(), "wait_s": self._wait_s}
 
@@ -109,7 +109,7 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
         return True
 
     def close(self) -> None:
-        """End worker processes, threads and the iterator that runs. The next `iter()` starts others."""
+        """End worker processes, threads and the running iterator. The next `iter()` starts new ones."""
         self._progress.end()
         self._passes.close()
 

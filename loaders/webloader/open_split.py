@@ -1,4 +1,4 @@
-"""One split of a DataModule, opened: a snapshot's samples in dray's order, or the tars of others."""
+"""Opens a split of a DataModule: a snapshot's samples in dray's order, or tars of other tools."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,19 +39,19 @@ Options = Mapping[str, Any]
 
 
 class OpenSplit(Protocol):
-    """What a DataModule needs of a split."""
+    """Interface of a split that a DataModule uses."""
 
     @property
     def num_samples(self) -> int | None:
-        """Of the split; None where nobody knows."""
+        """Number of samples in the split; None if unknown."""
         ...
 
     def dataset(self) -> Any:
-        """The samples, with webdataset's fluid interface."""
+        """Returns the samples, with webdataset's fluid interface."""
         ...
 
     def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> Any:
-        """A `WebLoader` over the samples after the user's pipeline.
+        """Returns a `WebLoader` over the user's pipeline.
 
         Args:
             dataset: The pipeline.
@@ -74,12 +74,12 @@ def open_split(
     batch: int | None,
     num_workers: int,
 ) -> OpenSplit:
-    """The last version of a dataset, or the one that the URL names (`?version=7`): the same on all ranks.
+    """Returns the last version of a dataset, or the one that the URL names (`?version=7`), the same on all ranks.
 
-    Where nothing was ever committed, all tars of that prefix.
+    If nothing was ever committed, returns all tars of that prefix.
 
     Raises:
-        NotFoundError: There is neither.
+        NotFoundError: There is no such version, and there are no tars.
     """
     directory, version = split_version(url)
     opener: Callable[..., Catalog]
@@ -105,13 +105,13 @@ class ChunkSplit:
     """Samples in dray's order.
 
     Args:
-        snapshot: What is read.
-        open_catalog: Opens its samples, with `blocks=`; called in each process.
+        snapshot: Snapshot to read.
+        open_catalog: Opens the snapshot's catalog, with `blocks=`; called in each process.
         wanted: The parts, in the order of a sample's tuple.
-        decoder: How to decode them.
+        decoder: Decodes the parts.
         options: `kwargs_wds`.
         batch: The global batch size.
-        num_workers: Of a rank.
+        num_workers: Number of workers of a rank.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ChunkSplit:
             collate=options.get("collate_fn"),
         )
         workers = {name: options[name] for name in _OF_WORKERS if name in options}
-        if not self._snapshot.is_local:  # connections do not live through a fork
+        if not self._snapshot.is_local:  # connections do not survive a fork
             workers.setdefault("multiprocessing_context", "spawn")
         return ChunkLoader(
             Passes(
@@ -178,7 +178,7 @@ _OF_WORKERS = (
 
 
 def _blocks(options: Options, num_workers: int) -> BlockStore | None:
-    """The node's block store, as `cache_dir` and `cache_size` say."""
+    """Returns the node's block store for `cache_dir` and `cache_size`."""
     size, (_, num_ranks) = options.get("cache_size"), own_rank()
     most = None if size is None or size < 0 else size
     return open_blocks(options.get("cache_dir"), most, num_workers=num_workers, num_ranks=num_ranks)
@@ -191,7 +191,7 @@ def _first_pass(snapshot: Snapshot, batch: int | None, order: Mapping[str, Any])
 
 
 class TarLoader(WebLoader):  # type: ignore[misc]  # webdataset has no types
-    """A `WebLoader` around a DataLoader of dray's."""
+    """A `WebLoader` around dray's subclass of torch's DataLoader."""
 
     def __init__(self, loader: TorchLoader) -> None:
         DataPipeline.__init__(self, loader)
@@ -202,10 +202,10 @@ class TarSplit:
     """Tars on object storage that have no snapshot: streamed whole.
 
     Attributes:
-        store: Where they lie.
-        names: Of the tars.
+        store: Store that holds the tars.
+        names: Names of the tars.
         wanted: The parts, in the order of a sample's tuple.
-        decoder: How to decode them.
+        decoder: Decodes the parts.
         options: `kwargs_wds`.
     """
 
@@ -219,9 +219,9 @@ class TarSplit:
     def dataset(self) -> Any:
         """See `OpenSplit`."""
         warnings.warn(
-            f"{self.store.url}: tars on object storage that no build of dray committed are streamed whole and shared "
-            "out by tar: ranks may be uneven, an epoch inexact, and a resume begins it again; `dray build` or "
-            "pickles_to_tars make a dataset",
+            f"{self.store.url}: tars on object storage that no build of dray committed are streamed whole and "
+            "distributed by tar: ranks may be uneven, epochs inexact, and a resume restarts the epoch; pack a dataset "
+            "with `dray build` or pickles_to_tars",
             stacklevel=4,
         )
         return TarDataset(self.store, self.names, self.wanted, self.decoder, self.options)
@@ -231,6 +231,6 @@ class TarSplit:
         options = dict(options)
         if options.get("num_workers"):
             dataset = RankedDataset(dataset)
-            options.setdefault("multiprocessing_context", "spawn")  # connections do not live through a fork
+            options.setdefault("multiprocessing_context", "spawn")  # connections do not survive a fork
             options |= {name: Portable(options[name]) for name in ("worker_init_fn", "collate_fn") if options.get(name)}
         return TarLoader(TorchLoader(dataset, **{"batch_size": None, **options}))

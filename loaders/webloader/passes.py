@@ -1,4 +1,4 @@
-"""One pass after another of a rank's chunks through the user's pipeline, in this process or in worker processes."""
+"""Runs passes of a rank's chunks through the user's pipeline, in this process or in worker processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Collation:
     Attributes:
         batch_size: Number of outputs in a batch; None: no batches are made.
         drop_last: Whether a last, shorter batch of a worker's pass is left out.
-        collate: Makes the batch of a list, or converts one output; None: torch's default.
+        collate: Makes a batch from a list, or converts one output; None: torch's default.
     """
 
     batch_size: int | None = None
@@ -31,7 +31,7 @@ class Collation:
     collate: Callable[[Any], Any] | None = None
 
     def __call__(self, outputs: Iterable[Any]) -> Iterator[Any]:
-        """Yields the outputs as they leave."""
+        """Yields the batches or converted outputs."""
         if self.batch_size is None:
             yield from map(self.collate or _converted, outputs)
             return
@@ -46,7 +46,7 @@ class Collation:
 
 
 def _converted(output: Any) -> Any:
-    """Returns what torch's `default_convert` makes of an output, at once where that is simple."""
+    """Returns what torch's `default_convert` does, faster in simple cases."""
     if type(output) is torch.Tensor:
         return output
     if type(output) is tuple and all(type(item) is torch.Tensor for item in output):
@@ -56,12 +56,12 @@ def _converted(output: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The user's pipeline over a rank's chunks; a source of worker processes.
+    """The user's pipeline over a rank's chunks; worker processes use it as their source.
 
     Attributes:
-        chunks: The chunks.
-        dataset: The pipeline that begins with them.
-        collation: Makes of its outputs what leaves the worker.
+        chunks: The rank's chunks.
+        dataset: Pipeline that begins with the chunks.
+        collation: Batches or converts the outputs of the pipeline.
     """
 
     chunks: Chunks
@@ -70,11 +70,11 @@ class Stream:
 
     @property
     def stats(self) -> Stats:
-        """What was read in this process."""
+        """Counts of what was read in this process."""
         return self.chunks.samples.stats
 
     def use(self, buffers: Buffers) -> None:
-        """Make nothing in shared memory: the pipeline may hold samples for long."""
+        """Ignore shared buffers, as the pipeline may hold samples for long."""
 
     def outputs(self, epoch_pass: Pass, first: int = 0, stride: int = 1) -> Iterator[ChunkOutputs]:
         """Yields the outputs of the chunks `first`, `first + stride`, ... of a pass."""
@@ -83,7 +83,7 @@ class Stream:
         return by_chunk(self.collation(self.dataset), count)
 
     def groups(self, epoch_pass: Pass, first: int, stride: int) -> Iterator[list[ChunkOutputs]]:
-        """Yields the same, several small chunks at a time, more from group to group."""
+        """Yields what `outputs` does, with small chunks in growing groups."""
         most, held, size = self.chunks.samples.group_steps(epoch_pass), list[ChunkOutputs](), 1
         for chunk in self.outputs(epoch_pass, first, stride):
             held.append(chunk)
@@ -95,11 +95,11 @@ class Stream:
 
 
 class Passes(IterableDataset[Any]):
-    """Each iteration is the next pass of an epoch: the outputs of its chunks, in order.
+    """Iterates over the outputs of the chunks of one pass, in order; the next iteration yields the next pass.
 
     Args:
         stream: The pipeline and its chunks.
-        progress: Says which pass is next, and counts how far the trainer has come.
+        progress: Chooses the next pass, and counts the outputs that the trainer got.
         num_workers: Number of worker processes; 0: none.
         options: Keyword arguments of torch's DataLoader for the workers.
         pin: Whether tensors are copied to page-locked memory.
@@ -114,7 +114,7 @@ class Passes(IterableDataset[Any]):
         self._options = dict(options)
         self._pins = pin and torch.cuda.is_available()
         self._pool: WorkerPool | None = None
-        self._closed = Stats()  # of this process until the last `close`
+        self._closed = Stats()  # stats of this process until the last `close`
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_closed": Stats()}
@@ -134,7 +134,7 @@ class Passes(IterableDataset[Any]):
                 progress.end_chunk(end, is_exact=chunk.is_exact)
 
     def close(self) -> None:
-        """End worker processes and threads; the next pass starts others."""
+        """End worker processes and threads; the next pass starts new ones."""
         self._closed = total([self._closed, self._stream.stats])
         self._stream.chunks.samples.close()
         if self._pool is not None:

@@ -1,4 +1,4 @@
-"""Where a DataModule's loader is in its epochs, by the outputs of its last pipeline."""
+"""Position of a DataModule's loader in its epochs, counted in outputs of its last pipeline."""
 
 import warnings
 from collections import deque
@@ -13,18 +13,18 @@ from dray.loaders.order.position import EpochPosition
 from dray.shards.arguments import as_int
 from dray.shards.parsing.records import HEADER
 
-LOOK_AHEAD = 1  # most samples that the last pipeline may take before an output for the state to be exact
-MAX_HELD = 1024  # most chunks without an output whose ends are kept: a pipeline that holds more is inexact anyway
+LOOK_AHEAD = 1  # maximum number of samples that the last pipeline may take ahead of an output in an exact state
+MAX_HELD = 1024  # maximum number of chunk ends kept without an output; a pipeline that holds more is inexact anyway
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in an epoch: the same on every rank if the pipelines give one output for each chunk.
+    """A place in an epoch; equal on all ranks if the pipelines yield one output per chunk.
 
     Attributes:
-        cursor: Cursor after the last chunk that has an output, if that chunk was handed out wholly.
+        cursor: Cursor after the last chunk that has an output, if that chunk was handed out completely.
         outputs: Number of outputs of the last pipeline in this epoch.
-        covered: Number of samples, over all ranks, that these outputs stand for.
+        covered: Number of samples, over all ranks, that these outputs cover.
     """
 
     cursor: Cursor
@@ -40,7 +40,7 @@ class Place:
         """Returns the place that a checkpoint holds.
 
         Raises:
-            CallError: It is not such a state, or was saved over other data or in another order.
+            CallError: The state is invalid, or was saved for other data or another order.
         """
         check_state("state", state, ("cursor", "outputs", "covered"))
         outputs, covered = (as_int(f"the state's {name}", state[name]) for name in ("outputs", "covered"))
@@ -48,7 +48,7 @@ class Place:
 
 
 class Progress(EpochPosition):
-    """Where one rank's loader is: an iteration takes one pass or several, and a step gives one output.
+    """Position of one rank's loader: an iteration takes one pass or several, and a step yields one output.
 
     Copies of the loader share it.
 
@@ -58,12 +58,12 @@ class Progress(EpochPosition):
         num_samples: Number of samples that count as an epoch; None: an epoch is one pass.
 
     Attributes:
-        goal: Number of outputs of a whole epoch; None: as many as one pass gives.
+        goal: Number of outputs of a whole epoch; None: the outputs of one pass.
         handed: Number of the workers' outputs that the last pipeline took in this epoch.
     """
 
     _here: Place
-    _before: Place  # the same without the last output
+    _before: Place  # the place before the last output
 
     def __init__(self, epochs: Epochs, rank: int, num_samples: int | None) -> None:
         super().__init__(epochs, rank)
@@ -74,11 +74,11 @@ class Progress(EpochPosition):
 
     @property
     def steps(self) -> int:
-        """See `EpochPosition`."""
+        """Number of steps; see `EpochPosition`."""
         return self._here.outputs
 
     def next_pass(self) -> Pass:
-        """Returns the next pass of the epoch: at first what is left of the one that was resumed."""
+        """Returns the next pass of the epoch, beginning with the rest of the resumed one."""
         cursor = self._last
         if self._passes or not len(self.epochs.rest(cursor)):
             cursor = replace(self.epochs.next_pass(cursor), steps=cursor.steps)
@@ -86,16 +86,16 @@ class Progress(EpochPosition):
         return self.epochs.pass_from(cursor, self.rank)
 
     def end_chunk(self, cursor: Cursor, *, is_exact: bool) -> None:
-        """Note that the last pipeline took all that a chunk gave, and whether that was one for each sample, or one."""
+        """Record that the last pipeline took all outputs of a chunk, and whether these were exact."""
         self._last = cursor
         self._ends.append((cursor, self.handed))
         self._is_exact &= is_exact
 
     def count_output(self) -> None:
-        """Note that the trainer got another output, and count it for the first chunk that had none.
+        """Record that the trainer got another output, and count it for the first chunk that had none.
 
-        It is exact if that chunk was handed out wholly, and at most one sample of the next: webdataset's `batched`
-        takes a sample ahead.
+        It is exact if that chunk was handed out completely, and at most one sample of the next: webdataset's `batched`
+        takes one sample ahead.
         """
         here = self._here
         cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -LOOK_AHEAD - 1)
@@ -104,13 +104,13 @@ class Progress(EpochPosition):
         self._here = Place(cursor, here.outputs + 1, here.covered + self.epochs.batch)
 
     def left(self) -> int | None:
-        """Returns the number of outputs that are left of the epoch; None: as many as the passes give."""
+        """Returns the number of outputs left in the epoch; None if the passes decide."""
         return self._left(self._here)
 
     def length(self) -> int | None:
-        """Returns the number of outputs of the epoch at hand or, after its end, of the next one.
+        """Returns the number of outputs of the current epoch or, after its end, of the next one.
 
-        Those before a resume count; None: it is unknown.
+        Outputs before a resume are included; None if the number is unknown.
         """
         place = Place(self._following()) if self._has_begun and self._is_over(self._here) else self._here
         left = self._left(place)
@@ -122,7 +122,7 @@ class Progress(EpochPosition):
         if here.outputs and not (self._is_exact or self._has_warned or self._is_over(here)):
             self._has_warned = True
             warnings.warn(
-                "a checkpoint inside an epoch whose pipelines do not give one output for each sample or for each "
+                "a checkpoint inside an epoch whose pipelines do not yield one output for each sample or for each "
                 "chunk (ceil(global_batch_size / ranks) samples): samples that they hold back, in a shuffle buffer "
                 "for example, are lost or repeated after a resume; kwargs_wds={'shardshuffle': True} shuffles without "
                 "a buffer",
@@ -150,7 +150,9 @@ class Progress(EpochPosition):
 
     def _count_from(self, place: Place) -> None:
         self._here = self._before = place
-        self._ends: deque[tuple[Cursor, int]] = deque(maxlen=MAX_HELD)  # of chunks without an output; `handed` there
+        self._ends: deque[tuple[Cursor, int]] = deque(
+            maxlen=MAX_HELD
+        )  # ends of chunks without an output, with `handed`
         self._is_exact: bool = True
         self._passes = 0
         self.handed: int = 0
@@ -160,7 +162,9 @@ class Progress(EpochPosition):
             return None
         if self._num_samples is None:
             return max(0, self.goal - place.outputs)
-        steps = -(-self._num_samples // self.epochs.batch)  # the goal unless the user changed it by with_epoch
+        steps = -(
+            -self._num_samples // self.epochs.batch
+        )  # equals the goal unless the user changed it with `with_epoch`
         return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + self.goal - steps)
 
     def _is_over(self, place: Place) -> bool:

@@ -1,7 +1,7 @@
-"""Tars on object storage that no build committed: webdataset's own reader with dray's opener.
+"""Streams tars on object storage that no build committed, by webdataset's own reader with dray's opener.
 
-No index says where their samples begin, so they are streamed whole, and distributed tar by tar. URLs never reach a
-shell, and parts are decoded safely.
+Without an index of their samples, tars are streamed whole and distributed tar by tar. URLs never reach a shell, and
+parts are decoded safely.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ from dray.shards.storage.store import Store
 
 
 class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
-    """Samples as tuples of decoded parts, one part a suffix.
+    """Yields samples as tuples of decoded parts, one part per suffix.
 
     Args:
         store: Store that holds the tars.
         names: Names of the tars.
         wanted: The parts, in the order of the tuples.
-        decoder: How to decode them.
+        decoder: Decodes the parts.
         options: `kwargs_wds`, of which `shardshuffle`, `seed`, `handler` and `empty_check` are used. The workers of
             all ranks take whole tars in turn, or samples in turn where there are fewer tars than workers.
 
     Raises:
-        CallError: `cache_dir`.
+        CallError: `options` has a `cache_dir`.
     """
 
     pipeline: list[Any]  # webdataset's stages, each fed by the one before
@@ -53,7 +53,7 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
         kept = {name: options[name] for name in ("seed", "handler", "empty_check") if name in options}
         buffer = options.get("shardshuffle") or False
         if buffer is True:
-            buffer = 100  # what webdataset makes of it, with a warning
+            buffer = 100  # webdataset would choose this too, with a warning
         urls = [store.url_of(name) for name in names]
         super().__init__(urls, shardshuffle=buffer, nodesplitter=None, workersplitter=None, **kept)
         self.pipeline.insert(1, _Shared(of_tars=True, num_tars=len(names)))
@@ -65,10 +65,10 @@ class TarDataset(WebDataset):  # type: ignore[misc]  # webdataset has no types
 
 
 class RankedDataset(IterableDataset[Any]):
-    """A dataset that reaches workers with the user's functions in its pipeline, and tells them their rank.
+    """Sends a dataset to workers with the user's functions in its pipeline, and sets RANK and WORLD_SIZE there.
 
     Args:
-        dataset: A pipeline.
+        dataset: Pipeline to iterate over.
     """
 
     def __init__(self, dataset: Iterable[Any]) -> None:
@@ -82,7 +82,7 @@ class RankedDataset(IterableDataset[Any]):
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Stage: URLs -> open tars."""
+    """Stage that opens the tars at URLs."""
 
     store: Store
 
@@ -94,7 +94,7 @@ class _Opener:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """Stage: the tars of this worker, or its samples where there are fewer tars than workers of all ranks."""
+    """Stage that selects this worker's tars, or its samples if there are fewer tars than workers of all ranks."""
 
     of_tars: bool
     num_tars: int
@@ -109,7 +109,7 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True)
 class _PartsOf:
-    """Stage: samples -> tuples of the wanted parts, decoded; the others are not even looked at."""
+    """Stage that makes a sample a tuple of its wanted parts, decoded; other parts are ignored."""
 
     wanted: WantedParts
     decoder: Decoder
@@ -123,10 +123,10 @@ class _PartsOf:
 
 
 def _part_name(sample: Mapping[str, Any], part: Part, missing: Missing) -> str | None:
-    """The stored suffix of a sample's part; None if it lacks it.
+    """Returns the stored suffix of a sample's part; None if the sample lacks it.
 
     Raises:
-        CallError: There is none, and it may not be missing; or more than one.
+        CallError: The part is missing and must not be, or is stored more than once.
     """
     where = f"shard {sample['__url__']!r}, key {sample['__key__']!r}"
     stored = [name for name in sample if not name.startswith("__")]

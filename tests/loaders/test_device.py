@@ -55,7 +55,7 @@ def test_batches_arrive_in_order_on_the_device(url: str, ahead: int, num_workers
 
 @pytest.mark.parametrize(("taken", "num_workers"), [(0, 0), (1, 0), (5, 2), (STEPS, 0)])
 def test_a_state_counts_what_was_handed_on(url: str, taken: int, num_workers: int) -> None:
-    """It equals the state of the plain loader at that step, whatever was copied since, and both resume from it."""
+    """It equals the state of the plain loader at that step, regardless of later copies, and both resume from it."""
     plain, loader = open_loader(url), to_device(open_loader(url, num_workers), "meta", ahead=3)
     batches = iter(loader)
     assert [batch["numbers"] for batch in islice(batches, taken)] == [
@@ -97,7 +97,7 @@ def test_an_error_comes_after_the_batches_before_it(url: str) -> None:
 
 
 def test_an_epoch_that_is_left_ends_its_threads(url: str) -> None:
-    """The thread of the wrapper at once, that of the loader soon after."""
+    """The wrapper's thread ends at once, the loader's soon after."""
     before = set(threading.enumerate())
 
     def begun() -> list[threading.Thread]:
@@ -129,7 +129,7 @@ def test_an_iterator_that_is_open_at_the_end_does_not_hold_the_interpreter(url: 
 
 
 def test_a_loader_for_the_cpu_is_handed_back(url: str) -> None:
-    """No wrapper is needed."""
+    """The CPU needs no wrapper."""
     loader = open_loader(url)
     assert to_device(loader, "cpu") is loader
     with pytest.raises(CallError, match="ahead=0"):
@@ -137,7 +137,7 @@ def test_a_loader_for_the_cpu_is_handed_back(url: str) -> None:
 
 
 def test_stats_count_the_waiting_of_the_trainer(url: str) -> None:
-    """Not that of the thread; the other values are the loader's."""
+    """It does not include the thread's waits; the other values are the loader's."""
     source = open_loader(url)
     loader = to_device(source, "meta")
     list(loader)

@@ -42,8 +42,8 @@ PARTS = {**datasets.PARTS, "ragged.pyd": lambda number: pickle.dumps(np.arange(n
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Path]:
-    """A dataset of each size."""
-    folder = tmp_path_factory.mktemp("door")
+    """Returns a dataset of each size."""
+    folder = tmp_path_factory.mktemp("webloader")
     return {size: Path(datasets.pack(folder / str(size), size, min(size, 5), parts=PARTS)) for size in SIZES}
 
 
@@ -52,7 +52,7 @@ def untuple(source: Iterable[tuple[torch.Tensor]]) -> Iterator[torch.Tensor]:
 
 
 def lists(size: int) -> Callable[[Iterable[torch.Tensor]], Iterator[list[int]]]:
-    """Batches of at most this number of samples, as their numbers."""
+    """Returns a stage that makes batches of at most this number of samples, as their numbers."""
 
     def batch(source: Iterable[torch.Tensor]) -> Iterator[list[int]]:
         for found in batched(size, collation_fn=list)(source):
@@ -62,7 +62,7 @@ def lists(size: int) -> Callable[[Iterable[torch.Tensor]], Iterator[list[int]]]:
 
 
 def module(url: Path | str, batch: int | None, size: int, **options: Any) -> WebDataModule:
-    """The training split of a dataset, batched in the trainer."""
+    """Returns the training split of a dataset, batched in the trainer."""
     by_split = {"pipeline_wds": untuple, "pipeline_prebatch_wld": lists(size), **options}
     data = WebDataModule(
         None, SUFFIX, {TRAIN: str(url), Split.val: str(url)}, batch,
@@ -73,7 +73,7 @@ def module(url: Path | str, batch: int | None, size: int, **options: Any) -> Web
 
 
 def ranks_of(url: Path, num_ranks: int, batch: int | None, state: Any = None, **options: Any) -> list[Any]:
-    """The training loader of each rank."""
+    """Returns the training loader of each rank."""
     loaders = []
     for rank in range(num_ranks):
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks))
@@ -107,7 +107,7 @@ def test_one_pass_gives_each_sample_to_one_rank(
 
 
 def test_a_loader_that_was_closed_begins_again(tmp_path: Path) -> None:
-    """Its iterator ends, its threads do, what was counted stays; the state is where it was."""
+    """Its iterator and threads end; stats and state are kept."""
     local, store = Path(datasets.pack(tmp_path, 61, 5)), Store(f"memory://{tmp_path.name}")
     for path in local.rglob("*.*"):
         store.put_new(str(path.relative_to(local)), path.read_bytes())
@@ -145,10 +145,10 @@ def twice(source: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     [[untuple, halves], [untuple, twice], [untuple, shuffle(30, rng=random.Random(1))]],
     ids=["filter", "multiply", "hold"],
 )
-def test_pipelines_that_filter_multiply_or_hold_fill_the_epoch_all_the_same(
+def test_pipelines_that_filter_multiply_or_hold_still_fill_the_epoch(
     urls: Mapping[int, Path], stages: Any, num_workers: int
 ) -> None:
-    """ceil(n / G) outputs, in further passes where it takes them; a checkpoint in between warns once."""
+    """There are ceil(n / G) outputs, from further passes if needed; a checkpoint in between warns once."""
     data = module(urls[MANY], 8, 8, pipeline_wds=stages, kwargs_wld={"num_workers": num_workers})
     loader = data.train_dataloader()
     assert [len(list(loader)), len(list(loader))] == [8, 8]
@@ -163,7 +163,7 @@ def test_pipelines_that_filter_multiply_or_hold_fill_the_epoch_all_the_same(
 
 
 def test_batches_made_in_the_workers_are_exact(urls: Mapping[int, Path]) -> None:
-    """By a stage of the pipeline, or by `batch_size` and `collate_fn`: one output a chunk."""
+    """A stage of the pipeline, or `batch_size` and `collate_fn`, makes one output per chunk."""
     in_stage: dict[str, Any] = {"pipeline_wds": [untuple, lists(8)], "kwargs_wld": {"num_workers": 2}}
     by_torch = {"kwargs_wld": {"num_workers": 2, "batch_size": 8, "collate_fn": lambda rows: [int(r[0]) for r in rows]}}
     for options in (in_stage, by_torch):
@@ -190,7 +190,7 @@ def test_drop_last_leaves_out_the_short_batch_of_each_worker(
 def test_after_an_error_in_a_worker_the_next_epoch_has_other_workers(
     urls: Mapping[int, Path], tmp_path: Path, *, persistent_workers: bool
 ) -> None:
-    """Those that live on do so from epoch to epoch, but not past an error."""
+    """Persistent workers live from epoch to epoch, but not past an error."""
     bad = tmp_path / "bad"
 
     def fail(source: Iterable[tuple[torch.Tensor]]) -> Iterator[tuple[int, int]]:
@@ -219,7 +219,7 @@ def test_after_an_error_in_a_worker_the_next_epoch_has_other_workers(
 
 
 def test_further_passes_and_further_epochs_have_orders_of_their_own(urls: Mapping[int, Path]) -> None:
-    """An epoch of three passes: none is the order of another one, of this epoch or the next; each has every sample."""
+    """Each of an epoch's three passes has every sample, in an order unlike any other in this epoch and the next."""
     data = WebDataModule(
         {TRAIN: 3 * MANY, Split.val: None}, SUFFIX, {TRAIN: str(urls[MANY]), Split.val: str(urls[MANY])}, 1,
         pipeline_wds={TRAIN: untuple}, kwargs_wds={TRAIN: {"shardshuffle": True, "seed": 5}},
@@ -236,7 +236,7 @@ def test_further_passes_and_further_epochs_have_orders_of_their_own(urls: Mappin
 
 @pytest.mark.parametrize("size", [3, 4, 8])
 def test_a_filter_that_drops_one_of_a_chunk_is_not_exact(size: int) -> None:
-    """What it gave is neither one output a sample nor one a chunk, so a checkpoint inside an epoch must warn."""
+    """It yields neither one output per sample nor one per chunk, so a checkpoint inside an epoch must warn."""
     count = FeedCount()
 
     def source() -> Iterator[int]:
@@ -253,7 +253,7 @@ def test_a_filter_that_drops_one_of_a_chunk_is_not_exact(size: int) -> None:
 
 
 def test_pipelines_that_keep_nothing_are_an_error(urls: Mapping[int, Path]) -> None:
-    """And not an epoch without end, or without steps."""
+    """The epoch is neither endless nor empty."""
     loader = module(urls[3], 2, 2, pipeline_wds=lambda source: (x for x in source if False)).train_dataloader()
     with pytest.raises(CallError, match="2 outputs are missing"):
         list(loader)
@@ -261,7 +261,7 @@ def test_pipelines_that_keep_nothing_are_an_error(urls: Mapping[int, Path]) -> N
 
 @given(st.lists(st.integers(0, 4), max_size=6), st.sampled_from(["one", "filter", "twice", "hold", "last", "batched"]))
 def test_outputs_are_counted_by_chunk(sizes: list[int], what: str) -> None:
-    """Nothing is lost or changes its order; of one output a sample, or a chunk, each chunk has its own."""
+    """No output is lost or reordered; with one output per sample or chunk, each chunk has its own."""
     count = FeedCount()
 
     def source() -> Iterator[int]:
@@ -280,7 +280,7 @@ def test_outputs_are_counted_by_chunk(sizes: list[int], what: str) -> None:
         yield from held
 
     def peek(values: Iterable[int]) -> Iterator[int]:
-        """The last of each chunk, once the next sample is there."""
+        """Yields the last sample of each chunk, once the next sample was taken."""
         for value, following in pairwise(chain(values, [1000])):
             if value // 10 != following // 10:
                 yield value
@@ -300,7 +300,7 @@ def test_outputs_are_counted_by_chunk(sizes: list[int], what: str) -> None:
 
 
 def test_parts_are_what_webdataset_would_decode(urls: Mapping[int, Path]) -> None:
-    """A tensor a tensor, an array an array until it leaves the worker; by the end of a suffix, in any case."""
+    """Tensors and arrays keep their type until they leave the worker; suffixes match by their end, in any case."""
     kinds: list[list[type]] = []
 
     def note(source: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -336,7 +336,7 @@ def spoil(url: Path, key: bytes) -> None:
 
 
 def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> None:
-    """By the same sample on any number of ranks and workers, a lost shard's too; one that stops is an error."""
+    """The substitute is the same for any number of ranks and workers, also in a lost shard; other handlers raise."""
     url = Path(datasets.pack(tmp_path, 24))
     spoil(url, b"s0007")
     seen: list[Exception] = []
@@ -373,13 +373,13 @@ def test_a_handler_that_goes_on_replaces_what_cannot_be_read(tmp_path: Path) -> 
 def test_keywords_that_make_no_sense_are_refused(
     urls: Mapping[int, Path], options: dict[str, Any], message: str
 ) -> None:
-    """At once, with the reason or the known ones."""
+    """They are refused at once, with the reason or the known keywords."""
     with pytest.raises(CallError, match=re.escape(message)):
         module(urls[3], 2, 2, **options)
 
 
 def test_keywords_that_change_nothing_are_said_once(urls: Mapping[int, Path]) -> None:
-    """Those of all splits in one warning a dictionary; what says nothing is passed over."""
+    """One warning per dictionary covers all splits; defaults cause none."""
     quiet = {"kwargs_wds": {"resampled": False, "nodesplitter": None, "empty_check": True, "repeat": False}}
     module(urls[3], 2, 2, **quiet)
     with pytest.warns(UserWarning, match="ignored") as caught:
@@ -391,7 +391,7 @@ def test_keywords_that_change_nothing_are_said_once(urls: Mapping[int, Path]) ->
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.heavy)])
 def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str) -> None:
-    """Their number, start, context; and lambdas reach them however they are started."""
+    """Their number, start and context are set, and lambdas reach them with any start method."""
     num_workers = 2 if context == "fork" else 1
     note = lambda worker: os.environ.update(DRAY_TEST_WORKER=str(worker))  # noqa: E731
     wld = {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": note,
@@ -406,7 +406,7 @@ def test_keywords_of_workers_reach_torch(urls: Mapping[int, Path], context: str)
 
 
 def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> None:
-    """Here the second one, whose pipeline hangs."""
+    """The second worker is stuck, as its pipeline hangs."""
     pipe = lambda source: (x if get_worker_info().id == 0 else signal.pause() for (x,) in source)  # noqa: E731
     wld = {"num_workers": 2, "timeout": 100}
     loader = module(urls[MANY], 8, 8, pipeline_wds=pipe, pipeline_prebatch_wld=[], kwargs_wld=wld).train_dataloader()
@@ -420,18 +420,18 @@ def test_a_stuck_worker_is_named_after_the_timeout(urls: Mapping[int, Path]) -> 
 
 
 def test_the_page_lists_every_keyword() -> None:
-    """With its fate and the same words as the table in the code."""
+    """Each has the same treatment and note as in the code."""
     page = (Path(__file__).parents[3] / "docs" / "data-modules.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
     tables = [*KWARGS_WDS.items(), *KWARGS_WLD.items()]
-    assert rows == [(name, str(keyword.fate), keyword.note) for name, keyword in tables]
+    assert rows == [(name, str(keyword.treatment), keyword.note) for name, keyword in tables]
 
 
-# Tars of others
+# Tars of other tools
 
 
 def test_tars_of_any_maker_keep_the_laws(tmp_path: Path, urls: Mapping[int, Path]) -> None:
-    """Foreign names, PAX headers, uneven; read by ranks and workers, resumed on others."""
+    """Tars with foreign names, PAX headers and uneven sizes are read by ranks and workers, and resumed on others."""
     for number, count in enumerate((1, 20, 3)):
         with tarfile.open(tmp_path / f"wdshards-{'abc'[number]}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             for sample in range(count):
