@@ -53,7 +53,7 @@ def collate(
 
 
 def check_stack(stack: bool | Collection[str], parts: Collection[str] | None) -> bool | frozenset[str]:
-    """Returns a valid `stack` argument, its names as a frozenset.
+    """Returns a valid `stack` argument; names of parts become a frozenset.
 
     Args:
         stack: See `collate`.

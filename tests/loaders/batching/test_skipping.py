@@ -76,7 +76,7 @@ def test_good_samples_take_the_place_of_bad_ones(url: str, tmp_path: Path, shuff
 
 
 @pytest.mark.filterwarnings("ignore:samples that cannot be read are replaced")  # also in the workers
-def test_all_ranks_and_workers_replace_them_alike(url: str, tmp_path: Path) -> None:
+def test_all_ranks_and_workers_agree_on_replacements(url: str, tmp_path: Path) -> None:
     """Law 8 holds: a global batch of 12 is the same however it is made, and steps stay equal."""
     listing = tmp_path / "bad.jsonl"
     options: dict[str, Any] = {"shuffle": True, "seed": 4}

@@ -109,11 +109,11 @@ def test_both_names_of_a_storage_may_change_together() -> None:
     layout = PartLayout.of("x.pyd", part)
     assert layout is not None
     assert layout.names is not None
-    for digit, is_alike in ((b"7", True), (b"a", False)):
+    for digit, is_stacked in ((b"7", True), (b"a", False)):
         changed = bytearray(part)
         for name in layout.names:
             changed[name.start : name.start + 1] = digit
-        assert (stacked("x.pyd", [part, bytes(changed)]) is not None) == is_alike
+        assert (stacked("x.pyd", [part, bytes(changed)]) is not None) == is_stacked
 
 
 @pytest.mark.parametrize(
