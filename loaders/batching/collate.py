@@ -45,9 +45,7 @@ def collate(
     for row, sample in enumerate(samples if not may_lack else ()):
         if len(sample) < len(parts):
             lacking = next(part for part in parts if part not in sample)
-            raise CallError(
-                f"transform returned {lacking!r} for others, but not for {where(row)}: missing='none' allows it"
-            )
+            raise CallError(f"transform returned no {lacking!r} for {where(row)}: only missing='none' allows that")
     batch: Batch = {part: [sample.get(part) for sample in samples] for part in parts}
     return {part: stacked(batch[part], part, where) if is_stacked(part, stack) else batch[part] for part in batch}
 

@@ -150,9 +150,7 @@ class Progress(EpochPosition):
 
     def _count_from(self, place: Place) -> None:
         self._here = self._before = place
-        self._ends: deque[tuple[Cursor, int]] = deque(
-            maxlen=MAX_HELD
-        )  # ends of chunks without an output, with `handed`
+        self._ends: deque[tuple[Cursor, int]] = deque(maxlen=MAX_HELD)  # chunks without an output; `handed`
         self._is_exact: bool = True
         self._passes = 0
         self.handed: int = 0
@@ -162,9 +160,7 @@ class Progress(EpochPosition):
             return None
         if self._num_samples is None:
             return max(0, self.goal - place.outputs)
-        steps = -(
-            -self._num_samples // self.epochs.batch
-        )  # equals the goal unless the user changed it with `with_epoch`
+        steps = -(-self._num_samples // self.epochs.batch)  # the goal, unless the user called `with_epoch`
         return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + self.goal - steps)
 
     def _is_over(self, place: Place) -> bool:

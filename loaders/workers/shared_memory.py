@@ -68,9 +68,7 @@ class SendBuffers:
     def take(self, num_bytes: int) -> torch.Tensor:
         """Returns memory as `dray.loaders.batching.buffers.Buffers` does; reused once neither side refers to it."""
         self._collect()
-        step = max(
-            ROUND_BYTES, 1 << max(0, num_bytes.bit_length() - 4)
-        )  # eight sizes from one power of two to the next
+        step = max(ROUND_BYTES, 1 << max(0, num_bytes.bit_length() - 4))  # eight sizes between two powers of two
         size = -(-max(num_bytes, 1) // step) * step
         number = self._free[size].pop() if self._free[size] else self._new(size)
         self._uses[number] = 1

@@ -125,7 +125,7 @@ def test_a_transform_that_leaves_out_a_part_is_an_error(tmp_path: Path) -> None:
     def odd(row: dict[str, Any]) -> dict[str, Any]:
         return {"n": row["n.cls"]} if row["n.cls"] % 2 else {}
 
-    with pytest.raises(CallError, match=r"'n' for others, but not for shard .*000000.tar', key 's0'"):
+    with pytest.raises(CallError, match=r"transform returned no 'n' for shard .*000000.tar', key 's0'"):
         list(ShardLoader(url, batch_size=2, transform=odd))
     assert only(url, 6, transform=odd, missing="none")["n"] == [None, 1, None, 3, None, 5]
 
