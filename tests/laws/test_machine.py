@@ -8,7 +8,6 @@ commit must be one that this operation may make of the dataset as the model know
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from dray.pipelines.building import pack
+from dray.pipelines.building import merge, pack
 from dray.pipelines.building.build import build
 from dray.pipelines.building.compact import compact
 from dray.pipelines.building.job import PackJob
@@ -451,9 +450,9 @@ class Machine(RuleBasedStateMachine):
 
     def judge(self, operation: Operation) -> None:
         """Hold what was committed since against what the operation may do."""
-        head = read_head(self.plain, LAYOUT)
+        head = read_head(Location(self.plain, LAYOUT))
         number = head.number if head else 0
-        found = [read_commit(self.plain, LAYOUT, n) for n in range(1, number + 1)]
+        found = [read_commit(Location(self.plain, LAYOUT), n) for n in range(1, number + 1)]
         known = self.model.commits
         assert found[: len(known)] == known, "a commit is gone or another one"
         for commit in found[len(known) :]:
@@ -461,7 +460,10 @@ class Machine(RuleBasedStateMachine):
             if before is not None:
                 assert (commit.open_intent, commit.open_shard) >= (before.open_intent, before.open_shard)
             operation.check_commit(self.model, commit)
-            assert (commit.kept_from, read_holds(self.plain, LAYOUT, commit)) == (self.model.floor, self.model.holds)
+            assert (commit.kept_from, read_holds(Location(self.plain, LAYOUT), commit)) == (
+                self.model.floor,
+                self.model.holds,
+            )
             known.append(commit)
 
     # Readers
@@ -490,7 +492,7 @@ class Machine(RuleBasedStateMachine):
                 self.open(name)
 
     def open(self, version: int | str) -> Snapshot:
-        return Snapshot.load(self.plain, LAYOUT, read_version(self.plain, LAYOUT, version))
+        return Snapshot.load(Location(self.plain, LAYOUT), read_version(Location(self.plain, LAYOUT), version))
 
     def check_version(self, number: int) -> None:
         snapshot = self.open(number)
@@ -506,12 +508,12 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_last_commit_is_the_models(self) -> None:
-        head = read_head(self.plain, LAYOUT)
+        head = read_head(Location(self.plain, LAYOUT))
         assert head == (self.model.commits[-1] if self.model.commits else None)
         if head is not None:
             assert (head.version, head.kept_from) == (self.model.last, self.model.floor)
-            assert read_holds(self.plain, LAYOUT, head) == self.model.holds
-            snapshot = Snapshot.load(self.plain, LAYOUT, head)
+            assert read_holds(Location(self.plain, LAYOUT), head) == self.model.holds
+            snapshot = Snapshot.load(Location(self.plain, LAYOUT), head)
             assert _samples_in(snapshot) == self.model.versions[head.version].samples
 
     @invariant()
@@ -608,8 +610,7 @@ class OverwritingStore(FaultyStore, _Overwriting):
 @contextmanager
 def inline() -> Iterator[None]:
     """Builds and compactions without threads of their own."""
-    for_compact = mock.patch.object(sys.modules[compact.__module__], EXECUTOR, _Inline)
-    with mock.patch.object(pack, EXECUTOR, _Inline), for_compact:
+    with mock.patch.object(pack, EXECUTOR, _Inline), mock.patch.object(merge, EXECUTOR, _Inline):
         yield
 
 

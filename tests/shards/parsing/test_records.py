@@ -170,7 +170,7 @@ def test_what_the_cases_start_from_is_good() -> None:
         assert Manifest.from_bytes(manifest.to_bytes(), "x") == manifest
     for record, name, read in ((COMMIT, LAYOUT.commit(7), read_commit), (INTENT, LAYOUT.intent(3), read_intent)):
         store = put(Store(f"memory://{new_write_id()}"), name, with_values(record, {}))
-        assert read(store, LAYOUT, record.number) == record
+        assert read(Location(store, LAYOUT), record.number) == record
 
 
 @pytest.mark.parametrize(
