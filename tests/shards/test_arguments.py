@@ -1,4 +1,4 @@
-"""Arguments: numpy's integers are integers, and anything else is an error that names the argument."""
+"""Integers of numpy are accepted as arguments; anything else raises an error that names the argument."""
 
 import json
 import math
@@ -62,7 +62,7 @@ TEXT_TOO = {"max_bad"}
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_integer_is_refused_by_name(url: str, name: str) -> None:
-    """Text, floats, bools, lists, and numbers that are out of range."""
+    """Text, floats, bools, lists and numbers out of range raise CallError."""
     allowed = [-1, 2**70] if name in ANY_INTEGER else ["4"] if name in TEXT_TOO else []
     for value in NO_INTEGERS:
         if not any(value is other or (type(value) is type(other) and value == other) for other in allowed):
@@ -74,14 +74,14 @@ def test_what_is_no_integer_is_refused_by_name(url: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "seed", "num_workers", "shuffle", "with_keys"])
 def test_none_is_no_value_where_one_is_needed(url: str, name: str) -> None:
-    """A seed above all: each rank would have an order of its own."""
+    """Without a seed each rank would have a different order."""
     with pytest.raises(CallError, match=f"{name}=None: expected"):
         ShardLoader(url, **{"batch_size": 4, name: None})
 
 
 @pytest.mark.parametrize("value", ["1", math.nan, -1.0, True, [1]])
 def test_a_time_is_a_number_of_seconds(url: str, value: Any) -> None:
-    """Not text, and not a number that no clock shows."""
+    """Text, NaN and infinity are refused."""
     with pytest.raises(CallError, match=r"timeout_s=.*: expected a number of seconds"):
         ShardLoader(url, batch_size=4, timeout_s=value)
     with pytest.raises(CallError, match=r"grace_s=.*: expected a number of seconds"):
@@ -89,7 +89,7 @@ def test_a_time_is_a_number_of_seconds(url: str, value: Any) -> None:
 
 
 def test_a_state_is_plain_whatever_the_arguments_were(url: str) -> None:
-    """JSON takes it, and batches are the same."""
+    """The state is JSON, and the batches are equal."""
     plain = ShardLoader(url, batch_size=4, shuffle=True, seed=3, limit=20)
     loader = ShardLoader(
         url,
@@ -109,14 +109,14 @@ def test_a_state_is_plain_whatever_the_arguments_were(url: str) -> None:
 
 @pytest.mark.parametrize("version", [True, 1.0, [1], 0, -1, 2**70])
 def test_a_version_is_a_number_or_a_name(url: str, version: Any) -> None:
-    """For whoever opens one."""
+    """Every function that opens a version checks it."""
     for opened in (Snapshot.open, Dataset, lambda url, version: ShardLoader(url, batch_size=1, version=version)):
         with pytest.raises(CallError, match=r"version=.*: expected an integer"):
             opened(url, version=version)
 
 
 def test_a_build_takes_numpy_integers_and_refuses_others(tmp_path: Path) -> None:
-    """They are written to the manifest."""
+    """The arguments are written to the manifest."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("a")
 
@@ -141,7 +141,7 @@ values = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from([*asdict(CURSOR)]), value=values, at=st.integers(0, 999))
 def test_a_cursor_that_was_changed_is_refused_or_works(name: str, value: Any, at: int) -> None:
-    """Never an error of another kind, and what it gives is JSON again."""
+    """No other error escapes, and the state is JSON again."""
     state = {**CURSOR.to_dict(), name: value}
     try:
         cursor = Cursor.from_dict(state)
@@ -156,7 +156,7 @@ def test_a_cursor_that_was_changed_is_refused_or_works(name: str, value: Any, at
 
 @pytest.mark.parametrize("state", [None, [], "state", 7, {}, {"format": 1}, {1: 2}])
 def test_what_is_no_state_is_refused(url: str, state: Any) -> None:
-    """By both kinds of loader."""
+    """Both loaders refuse it."""
     with pytest.raises(CallError, match=r"cursor (that|.* an older) dray saved"):
         ShardLoader(url, batch_size=4).load_state_dict(state)
     data = module(url)
@@ -168,7 +168,7 @@ def test_what_is_no_state_is_refused(url: str, state: Any) -> None:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_state_that_was_changed_is_refused_or_works(url: str, data: st.DataObject) -> None:
-    """Whatever lies in a checkpoint: an error of dray's, or batches."""
+    """Any content of a checkpoint gives batches or an error of dray."""
     loader = ShardLoader(url, batch_size=4, shuffle=True)
     state = loader.state_dict()
     for name in data.draw(

@@ -1,4 +1,4 @@
-"""What differs between two versions: against dicts, and on datasets that builds made."""
+"""The difference between two versions: compared with dicts, and on built datasets."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ Samples = Mapping[str, int]  # key -> hash of its file
 
 
 def table_of(samples: Samples, suffix: str = "pyd", shard: int = 0) -> pa.Table:
-    """A table of sources, all of one shard; the stamps differ wherever they may."""
+    """Returns a table of sources in one shard; the stamps always differ."""
     count, keys = len(samples), sorted(samples)
     stamps = np.random.default_rng().integers(2**62, size=(count, 1))
     sources = Sources(url="", names=keys, suffixes=(suffix,), sizes=np.zeros((count, 1), np.int64), stamps=stamps)
@@ -39,7 +39,7 @@ def table_of(samples: Samples, suffix: str = "pyd", shard: int = 0) -> pa.Table:
 def snapshot_of(
     samples: Samples, *, suffix: str = "pyd", rows: int = 3, numbers: Sequence[int] = (0,), **fields: Any
 ) -> Snapshot:
-    """A version of these samples, its table in chunks of this number of rows; further fields of the manifest."""
+    """Returns a version of these samples with `rows` rows in each chunk; `fields` replaces fields of the manifest."""
     table, chunks = table_of(samples, suffix, numbers[0]), []
     for start in range(0, max(1, len(table)), rows):
         body = parquet_of(table[start : start + rows])
@@ -76,7 +76,7 @@ SAMPLES = st.dictionaries(st.text("abü-/", min_size=1, max_size=3), st.sampled_
 @settings(deadline=None)
 @given(SAMPLES, SAMPLES, st.integers(1, 5))
 def test_added_removed_and_changed_are_those_of_two_dicts(a: Samples, b: Samples, rows: int) -> None:
-    """However the tables are cut into chunks; the stamps count for nothing."""
+    """Chunk sizes and stamps do not matter."""
     found = diff(snapshot_of(a, rows=rows), snapshot_of(b, rows=6 - rows))
     common = a.keys() & b.keys()
     assert set(found.added) == b.keys() - a.keys()
@@ -89,7 +89,7 @@ def test_added_removed_and_changed_are_those_of_two_dicts(a: Samples, b: Samples
 @settings(deadline=None)
 @given(SAMPLES, SAMPLES)
 def test_the_other_way_round_added_and_removed_change_places(a: Samples, b: Samples) -> None:
-    """And nothing else does; the keys come sorted."""
+    """Nothing else changes, and the keys are sorted."""
     there, back = diff(snapshot_of(a), snapshot_of(b)), diff(snapshot_of(b), snapshot_of(a))
     assert (there.added, there.removed) == (back.removed, back.added)
     assert (there.changed, there.num_same) == (back.changed, back.num_same)
@@ -98,14 +98,14 @@ def test_the_other_way_round_added_and_removed_change_places(a: Samples, b: Samp
 
 
 def test_with_other_suffixes_every_common_sample_changed() -> None:
-    """What is under another suffix is another part, though its bytes are the same."""
+    """Equal bytes under another suffix are another part."""
     found = diff(snapshot_of({"a": 1, "b": 2}), snapshot_of({"b": 2, "c": 3}, suffix="npy"))
     assert (found.added, found.removed, found.changed) == (("c",), ("a",), ("b",))
     assert found.num_same == 0
 
 
 def test_a_sample_changed_where_one_of_its_files_did() -> None:
-    """Each suffix is compared."""
+    """Every suffix is compared."""
     a = table_of({"a": 1, "b": 2}).append_column("cls/xxh3_64", pa.array([5, 6], pa.uint64()))
     b = table_of({"a": 1, "b": 2}).append_column("cls/xxh3_64", pa.array([5, 7], pa.uint64()))
     *_, changed, num_same = compare_sources(a, b, ("pyd", "cls"))
@@ -113,27 +113,27 @@ def test_a_sample_changed_where_one_of_its_files_did() -> None:
 
 
 def test_shards_are_distinguished_by_their_numbers() -> None:
-    """A number is never given to another shard."""
+    """Numbers of shards are never reused."""
     found = diff(snapshot_of({"a": 1}, numbers=(4, 0, 2)), snapshot_of({"a": 1}, numbers=(9, 2, 3)))
     assert (found.shards_in_both, found.shards_in_a, found.shards_in_b) == ((2,), (0, 4), (3, 9))
 
 
 def test_recipes_differ_by_their_values_and_by_what_one_lacks() -> None:
-    """What is equal is not listed."""
+    """Equal values are not listed."""
     a = snapshot_of({"a": 1}, recipe={"suffixes": ["pyd"], "num_shards": 3, "transform": None})
     b = snapshot_of({"a": 1}, recipe={"suffixes": ["pyd"], "num_shards": None, "encode": "npy", "transform": None})
     assert diff(a, b).recipe == {"encode": (None, "npy"), "num_shards": (3, None)}
 
 
 def test_the_directories_of_the_sources_are_compared() -> None:
-    """None where they are one."""
+    """The difference is None if they are equal."""
     a, b = snapshot_of({"a": 1}), snapshot_of({"a": 1}, source_url="file:///moved")
     assert diff(a, b).source_url == ("file:///in", "file:///moved")
     assert diff(a, a).source_url is None
 
 
 def test_a_version_does_not_differ_from_itself() -> None:
-    """And says so at once: each other difference is one."""
+    """It has no difference; any other pair has one."""
     same, other = snapshot_of({"a": 1}, numbers=(0,)), snapshot_of({"a": 2}, numbers=(0,))
     assert diff(same, same).is_empty
     assert diff(same, same).num_same == 1
@@ -143,7 +143,7 @@ def test_a_version_does_not_differ_from_itself() -> None:
 
 
 def test_two_builds_differ_by_what_was_done_to_the_files_between(make_inputs: MakeInputs, place: Place) -> None:
-    """Two parts a sample; one that was only touched is the same, and so are the neighbours in a rewritten shard."""
+    """Samples with only a new time, and unchanged samples of a rewritten shard, do not differ."""
     inputs = make_inputs(40, ("image.pyd", "label.cls"))
     build(inputs, place, names=inputs.names[:38])
     a = latest(place)
@@ -170,7 +170,7 @@ def test_two_builds_differ_by_what_was_done_to_the_files_between(make_inputs: Ma
     ids=lambda field: next(iter(field)),
 )
 def test_any_difference_is_one(field: dict[str, Any]) -> None:
-    """Each by itself; what both versions have is none."""
+    """Each field alone makes a difference; the shared fields make none."""
     same: Any = dict.fromkeys(("added", "removed", "changed", "shards_in_a", "shards_in_b"), ())
     same |= {"num_same": 3, "shards_in_both": (0, 1), "recipe": {}, "source_url": None}
     assert Diff(**same).is_empty

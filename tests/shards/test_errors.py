@@ -1,4 +1,4 @@
-"""The error tree is what its docstring draws, and every error crosses process borders."""
+"""The error tree matches its docstring, and every error can be pickled."""
 
 import builtins
 import pickle
@@ -13,7 +13,7 @@ LINE = re.compile(r"^    ([ |`-]*)(\w+Error)(?: \(([\w.]+)\))?", re.MULTILINE)
 
 
 def drawn() -> list[tuple[str, str, str]]:
-    """Each error of the drawing: its name, its parent's, and the builtin that it also is."""
+    """Yields each error of the tree: its name, its parent and its builtin base."""
     found: list[tuple[str, str, str]] = []
     above: dict[int, str] = {-1: "Exception"}
     for branch, name, builtin in LINE.findall(errors.__doc__ or ""):
@@ -27,13 +27,13 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 
 
 def test_every_error_is_drawn() -> None:
-    """And nothing is drawn that does not exist."""
+    """The tree lists all errors and no others."""
     assert sorted(name for name, _, _ in drawn()) == sorted(kind.__name__ for kind in CLASSES)
 
 
 @pytest.mark.parametrize(("name", "parent", "builtin"), drawn())
 def test_an_error_is_what_the_drawing_says(name: str, parent: str, builtin: str) -> None:
-    """A child of its parent, caught by whoever catches the builtin."""
+    """An error is a subclass of its parent and of its builtin base."""
     kind = getattr(errors, name)
     expected = pickle.UnpicklingError if builtin == "pickle.UnpicklingError" else getattr(builtins, builtin)
     assert kind.__bases__[0].__name__ == parent
@@ -43,7 +43,7 @@ def test_an_error_is_what_the_drawing_says(name: str, parent: str, builtin: str)
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_error_pickles(kind: type[DrayError]) -> None:
-    """With its type, message and fields: workers raise in other processes."""
+    """Type, message and fields survive: workers raise in other processes."""
     error = kind("it broke", url="s3://bucket/a", offset=512).at(url="s3://bucket/b", key="k", suffix="npy")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
@@ -54,7 +54,7 @@ def test_every_error_pickles(kind: type[DrayError]) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_error_says_what_it_means(kind: type[DrayError]) -> None:
-    """Its first line is a sentence."""
+    """The first line of the docstring is a sentence."""
     assert (kind.__doc__ or "").partition("\n")[0].endswith(".")
 
 

@@ -1,4 +1,4 @@
-"""The index of a shard: it comes back as it was written, lies as the design says, and is refused once it is damaged."""
+"""The index of a shard survives a round trip, has the documented layout, and is refused if it is damaged."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from tests.support.datasets import npy
 
 @st.composite
 def indexes(draw: st.DrawFn) -> ShardIndex:
-    """Any index, of no samples or no suffixes too."""
+    """Any index, including one without samples or suffixes."""
     keys = draw(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=6))
     suffixes = draw(st.lists(st.text("abc.-é", min_size=1, max_size=4), unique=True, max_size=3))
     shape = (len(keys), len(suffixes))
@@ -57,7 +57,7 @@ def arrays_of(draw: st.DrawFn, suffixes: list[str], sizes: np.ndarray, is_there:
 
 
 def same(one: ShardIndex, two: ShardIndex) -> bool:
-    """True if they say the same in the same types."""
+    """True if two indexes have equal values of equal types."""
     said = [(list(index.keys), index.suffixes, index.shard_bytes, index.arrays) for index in (one, two)]
     names = ("offsets", "sizes", "xxh3_64", "sources", "fingerprints")
     columns = [(getattr(one, name), getattr(two, name)) for name in names]
@@ -67,12 +67,12 @@ def same(one: ShardIndex, two: ShardIndex) -> bool:
 
 
 def of_tar(tar: bytes) -> ShardIndex:
-    """The index of a tar's bytes."""
+    """Returns the index of a tar."""
     return ShardIndex.of_members(scan(io.BytesIO(tar), "x.tar"), shard_bytes=len(tar), where="x.tar")
 
 
 def tar_of(names: list[str]) -> bytes:
-    """A tar of members whose data are their names."""
+    """Returns a tar of members whose data are their names."""
     writer = TarWriter()
     for name in names:
         writer.add(name.encode(), name.encode())
@@ -82,7 +82,7 @@ def tar_of(names: list[str]) -> bytes:
 @given(indexes())
 @settings(max_examples=100, deadline=None)
 def test_an_index_comes_back_as_it_was(index: ShardIndex) -> None:
-    """Every value, in its type; and the same index gives the same bytes again."""
+    """Values and types are preserved, and equal indexes give equal bytes."""
     again = ShardIndex.from_bytes(index.to_bytes(), "x")
     assert same(again, index)
     assert again.to_bytes() == index.to_bytes()
@@ -90,12 +90,12 @@ def test_an_index_comes_back_as_it_was(index: ShardIndex) -> None:
 
 @pytest.fixture
 def index() -> ShardIndex:
-    """100 samples of two parts."""
+    """An index of 100 samples with two parts."""
     return of_tar(tar_of([f"key-{number:03d}.{suffix}" for number in range(100) for suffix in ("cls", "tensor.pyd")]))
 
 
 def test_fixed_width_columns_come_before_the_keys(index: ShardIndex) -> None:
-    """Part by part, each column one run of bytes: a block's rows are a range read."""
+    """Each column is contiguous, part by part, so that rows can be read as a range."""
     data = index.to_bytes()
     places = []
     for column in range(2):
@@ -106,7 +106,7 @@ def test_fixed_width_columns_come_before_the_keys(index: ShardIndex) -> None:
 
 
 def test_any_arrow_reader_opens_it(index: ShardIndex) -> None:
-    """The names of the columns say what they hold."""
+    """The columns have descriptive names."""
     table = pa.ipc.open_file(index.to_bytes()).read_all()
     assert table.column_names == [
         *("cls/offset", "cls/size", "cls/xxh3_64"),
@@ -117,17 +117,17 @@ def test_any_arrow_reader_opens_it(index: ShardIndex) -> None:
 
 
 def test_a_sample_takes_24_bytes_a_part_and_its_key() -> None:
-    """What one more sample adds, measured over many."""
+    """The size of one more sample is the mean over many."""
     small, large = ([f"{number:08d}.x" for number in range(count)] for count in (1000, 2000))
     added = len(of_tar(tar_of(large)).to_bytes()) - len(of_tar(tar_of(small)).to_bytes())
-    assert added / 1000 == pytest.approx(24 + 8 + 4, abs=0.5)  # Arrow keeps four bytes of place a key
+    assert added / 1000 == pytest.approx(24 + 8 + 4, abs=0.5)  # Arrow stores a four-byte offset for each key
 
 
-# Tars of others
+# Tars of other programs
 
 
 def test_a_missing_part_is_offset_0() -> None:
-    """No data starts at 0 in a tar; suffixes stand in the order in which they first came."""
+    """No data starts at 0 in a tar; suffixes are in order of first appearance."""
     found = of_tar(tar_of(["a.x", "a.y", "b.y", "c.z", "c.x"]))
     assert (found.keys, found.suffixes) == (["a", "b", "c"], ("x", "y", "z"))
     assert (found.offsets > 0).tolist() == [[True, True, False], [False, True, False], [True, False, True]]
@@ -139,14 +139,14 @@ def test_a_missing_part_is_offset_0() -> None:
     [
         ["a.x", "a.y", "b.x"],
         ["d/a.x", "d.e/a.x.y", "./b.c.d.e"],
-        ["a.x", "b.x", "a.x"],  # a key that comes back is a sample of its own
+        ["a.x", "b.x", "a.x"],  # a key that appears again later is another sample
         ["__meta__", "__meta__/a.x", "__a__.x", "a/__b__.x", "__c.x__"],
         ["noext", "d/noext", "a.", "a.x"],
         ["ü/日本.x", "a b.x"],
     ],
 )
 def test_samples_are_grouped_as_webdataset_groups_them(names: list[str]) -> None:
-    """The same keys with the same parts, whatever the tar holds."""
+    """Keys and parts agree for any tar."""
     tar = tar_of(names)
     members = ({**file, "__url__": ""} for file in tar_file_iterator(io.BytesIO(tar)))
     expected = [
@@ -162,13 +162,13 @@ def test_samples_are_grouped_as_webdataset_groups_them(names: list[str]) -> None
 
 
 def test_a_part_that_comes_twice_is_damage() -> None:
-    """WebDataset refuses such a sample as well; the message says which."""
+    """WebDataset refuses such a sample as well; the message names it."""
     with pytest.raises(DamagedError, match=r"x.tar at offset 2560: key 'a' has 'x' twice"):
         of_tar(tar_of(["a.x", "a.y", "a.x"]))
 
 
 def test_a_key_that_is_not_utf_8_is_refused() -> None:
-    """No index could hold it."""
+    """No index could store it."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
         tar.addfile(tarfile.TarInfo("ü.x"))
@@ -177,13 +177,13 @@ def test_a_key_that_is_not_utf_8_is_refused() -> None:
 
 
 def test_a_tar_without_samples_has_an_empty_index() -> None:
-    """And that index is written and read like any other."""
+    """An empty index is written and read like any other."""
     found = ShardIndex.from_bytes(of_tar(tar_of([])).to_bytes(), "x")
     assert (found.keys, found.suffixes, found.offsets.shape, found.shard_bytes) == ([], (), (0, 0), 1024)
 
 
 def test_a_part_of_more_than_4_gib_fits() -> None:
-    """Offsets and sizes have 64 bits, and so has the sum of two parts that lie one after the other."""
+    """Offsets, sizes and their sums have 64 bits."""
     members = [Member("a.x", 512, 5 << 30, (1 << 64) - 1), Member("b.x", (5 << 30) + 1024, 1 << 40, 0)]
     shard_bytes = (5 << 30) + (1 << 40) + 2048
     index = ShardIndex.of_members(members, shard_bytes=shard_bytes, where="x")
@@ -196,7 +196,7 @@ def test_a_part_of_more_than_4_gib_fits() -> None:
 
 
 def tar_with(parts: dict[str, bytes]) -> bytes:
-    """A tar of members with these names and data."""
+    """Returns a tar of members with these names and data."""
     writer = TarWriter()
     for name, data in parts.items():
         writer.add(name.encode(), data)
@@ -212,7 +212,7 @@ npy_arrays = hnp.arrays(
 @given(npy_arrays)
 @settings(max_examples=100, deadline=None)
 def test_the_layout_of_constant_arrays_is_noted(array: np.ndarray) -> None:
-    """A reader finds dtype, shape and elements by it, without a look at the header."""
+    """A reader finds dtype, shape and elements without the header."""
     tar = tar_with({"a.x.npy": npy(array), "b.x.npy": npy(array), "b.cls": b"5"})
     index = of_tar(tar)
     layout = index.arrays["x.npy"]
@@ -240,7 +240,7 @@ def test_the_layout_of_constant_arrays_is_noted(array: np.ndarray) -> None:
     ids=lambda case: case[0],
 )
 def test_other_parts_have_no_layout(parts: tuple[str, list[bytes]]) -> None:
-    """What is not the same plain array in each sample is left to the decoder."""
+    """Parts that are not plain arrays of one layout are left to the decoder."""
     index = of_tar(tar_with({f"{row}.npy": part for row, part in enumerate(parts[1])}))
     assert index.arrays == {}
     assert of_tar(tar_with({"a.pyd": npy(np.zeros(2))})).arrays == {}
@@ -250,7 +250,7 @@ def test_other_parts_have_no_layout(parts: tuple[str, list[bytes]]) -> None:
 
 
 def test_every_cut_is_damage(index: ShardIndex) -> None:
-    """The message names the index and what to do."""
+    """The message names the index and the next command."""
     data = index.to_bytes()
     for length in [*range(0, len(data), 61), len(data) - 1]:
         with pytest.raises(DamagedError, match=r"somewhere/x.arrow: not a whole index .* build again"):
@@ -260,7 +260,7 @@ def test_every_cut_is_damage(index: ShardIndex) -> None:
 @given(indexes(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_damaged_bytes_are_refused_or_say_the_same(index: ShardIndex, data: st.DataObject) -> None:
-    """Nothing that an index says changes unseen: what survives a flip lay between the columns."""
+    """No value changes undetected: only bytes between the columns can be flipped."""
     body = bytearray(index.to_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
@@ -274,7 +274,7 @@ def test_damaged_bytes_are_refused_or_say_the_same(index: ShardIndex, data: st.D
 @given(st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_bytes_that_are_no_index_are_damage(data: bytes) -> None:
-    """Bare, or dressed as an Arrow file."""
+    """This holds with and without the magic of an Arrow file."""
     for body in (data, b"ARROW1\0\0" + data + b"ARROW1"):
         with pytest.raises(DamagedError):
             ShardIndex.from_bytes(body, "x")
@@ -293,7 +293,7 @@ def test_bytes_that_are_no_index_are_damage(data: bytes) -> None:
     ],
 )
 def test_another_arrow_file_is_no_index(columns: dict[str, list[str]], metadata: dict[str, str]) -> None:
-    """Whatever it lacks, the error is the same."""
+    """The error does not depend on what is missing."""
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -311,7 +311,7 @@ def test_another_arrow_file_is_no_index(columns: dict[str, list[str]], metadata:
     ],
 )
 def test_another_format_says_what_to_do(index: ShardIndex, before: bytes, after: bytes, message: str) -> None:
-    """An old dray must not guess, and a new one does not read what nobody has."""
+    """The message says whether to upgrade dray or to rebuild the index."""
     about = json.loads(pa.ipc.open_file(index.to_bytes()).schema.metadata[b"dray"])
     batch = pa.ipc.open_file(index.to_bytes()).get_batch(0)
     about = json.dumps(about).encode().replace(before, after)

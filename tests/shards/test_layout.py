@@ -1,4 +1,4 @@
-"""Names: where each object lies, and which names builds take."""
+"""The names of all objects, and the names that builds accept."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from dray.shards.layout import Layout, check_names, check_suffixes, key_of, reco
 
 
 def test_every_object_has_its_place() -> None:
-    """As docs/design.md draws it."""
+    """The layout matches docs/design.md."""
     layout = Layout("wdshards")
     assert [layout.shard(7), layout.index(7), layout.commit(7), layout.intent(7)] == [
         "wdshards-000007.tar",
@@ -25,13 +25,13 @@ def test_every_object_has_its_place() -> None:
 
 @pytest.mark.parametrize("prefix", ["wdshards", "a.b", "a b", "ü", "100%", "a-0", "__draya__", "x" * 200])
 def test_a_file_name_is_a_prefix(prefix: str) -> None:
-    """Most of them are."""
+    """Most file names are accepted."""
     assert Layout(prefix).shard(0) == f"{prefix}-000000.tar"
 
 
 @pytest.mark.parametrize("prefix", ["", "__dray__", "a/b", "/a", ".", "..", "a\n", "a\0", "a#1", "\ud800"])
 def test_a_prefix_is_a_plain_file_name(prefix: str) -> None:
-    """Anything else would lie elsewhere, or could not be listed."""
+    """Anything else would be in another folder, or could not be listed."""
     with pytest.raises(CallError, match="prefix"):
         Layout(prefix)
 
@@ -54,14 +54,14 @@ def test_a_prefix_is_a_plain_file_name(prefix: str) -> None:
     ],
 )
 def test_a_tar_is_known_by_its_name(name: str, number: int | None) -> None:
-    """Six digits or more, nothing before and nothing after."""
+    """The number has at least six digits, with nothing before or after."""
     assert Layout("a").shard_number(name) == number
 
 
 @given(st.sampled_from(["a", "a.b", "a+b", "(a", "a-1"]), st.integers(0, 10**12))
 @settings(max_examples=100, deadline=None)
 def test_a_shard_number_comes_back_from_its_name(prefix: str, number: int) -> None:
-    """For any prefix, also one that means something in a pattern."""
+    """This holds for any prefix, including special characters of patterns."""
     assert Layout(prefix).shard_number(Layout(prefix).shard(number)) == number
 
 
@@ -78,7 +78,7 @@ def test_a_shard_number_comes_back_from_its_name(prefix: str, number: int) -> No
     ],
 )
 def test_a_record_is_known_by_its_name(name: str, number: int | None) -> None:
-    """Ten digits."""
+    """The number has ten digits."""
     assert record_number(name) == number
 
 
@@ -89,7 +89,7 @@ def test_a_record_is_known_by_its_name(name: str, number: int | None) -> None:
         ([0, 1, 2], "a-{000000..000002}.tar"),
         ([7, 8], "a-{000007..000008}.tar"),
         ([999998, 999999], "a-{999998..999999}.tar"),
-        ([999999, 1000000], None),  # a shell would not pad alike
+        ([999999, 1000000], None),  # a shell pads these differently
         ([0, 2], None),
         ([1, 0], None),
         ([0, 0], None),
@@ -97,7 +97,7 @@ def test_a_record_is_known_by_its_name(name: str, number: int | None) -> None:
     ],
 )
 def test_one_ascending_run_has_a_brace_pattern(numbers: Sequence[int], pattern: str | None) -> None:
-    """Any other set of tars has none."""
+    """Any other set of tars has no pattern."""
     assert Layout("a").brace_pattern(numbers) == pattern
 
 
@@ -105,7 +105,7 @@ def test_one_ascending_run_has_a_brace_pattern(numbers: Sequence[int], pattern: 
     "name", ["a", "a/b", "a b", "a.b/c.d", ".hidden", "...", "a/..b", "-", "日本/ü", "_a_", "a\\b"]
 )
 def test_a_relative_path_is_a_name(name: str) -> None:
-    """Dots, spaces and every script are welcome."""
+    """Dots, spaces and all scripts are accepted."""
     check_names([name])
 
 
@@ -118,7 +118,7 @@ def test_a_relative_path_is_a_name(name: str) -> None:
     ],
 )
 def test_a_name_that_steps_out_or_hides_is_refused(name: str) -> None:
-    """No path leaves its directory, and no sample is passed over by readers."""
+    """No path leaves its directory, and readers skip no sample."""
     with pytest.raises(CallError, match="a name is a relative path") as caught:
         check_names(["good", name])
     assert repr(name) in str(caught.value)
@@ -126,7 +126,7 @@ def test_a_name_that_steps_out_or_hides_is_refused(name: str) -> None:
 
 
 def test_a_message_lists_twenty_names_and_counts_the_rest() -> None:
-    """A million bad names make one short message."""
+    """Even a million bad names give a short message."""
     with pytest.raises(CallError, match=r"'/19' and 999980 more: a name is"):
         check_names(f"/{number}" for number in range(1_000_000))
     assert some(["a", "b"]) == "'a', 'b'"
@@ -144,7 +144,7 @@ def test_a_message_lists_twenty_names_and_counts_the_rest() -> None:
     ],
 )
 def test_suffixes_come_back_in_order(suffixes: str | Sequence[str], found: tuple[str, ...]) -> None:
-    """One string is one suffix."""
+    """A string is one suffix."""
     assert check_suffixes(suffixes) == found
 
 
@@ -152,21 +152,21 @@ def test_suffixes_come_back_in_order(suffixes: str | Sequence[str], found: tuple
     "suffixes", ["", [], [""], ".cls", "a/b", "..", "a\n", "x__", ["a", "a"], ["jpg", "JPG"], ["a", "/"]]
 )
 def test_a_suffix_that_readers_would_miss_is_refused(suffixes: str | list[str]) -> None:
-    """None, one twice, or one that is no suffix."""
+    """Empty, duplicate and invalid suffixes raise CallError."""
     with pytest.raises(CallError, match="suffix"):
         check_suffixes(suffixes)
 
 
 @pytest.mark.parametrize("suffixes", [None, 5, [5], ["a", None], b"cls"])
 def test_a_suffix_is_a_string(suffixes: object) -> None:
-    """Any other type is a wrong call of the type's own kind."""
+    """Any other type raises an error about the type."""
     with pytest.raises(TypeError, match="a suffix is a string"):
-        check_suffixes(suffixes)  # type: ignore[arg-type]  # that is the point
+        check_suffixes(suffixes)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(
     ("name", "key"), [("a", "a"), ("a.b", "a-b"), ("d.e/f.g.h", "d.e/f-g-h"), (".a", "-a"), ("v1.2/.a", "v1.2/-a")]
 )
 def test_a_key_holds_dots_in_its_folders_alone(name: str, key: str) -> None:
-    """WebDataset ends it at the first dot after the last slash."""
+    """WebDataset ends the key at the first dot after the last slash."""
     assert key_of(name) == key

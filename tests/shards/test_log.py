@@ -1,4 +1,4 @@
-"""The logs: a record is created once, says whose it is, and whatever the store answered, all writers agree on it."""
+"""A record of the logs is created once, names its writer, and is the same for all writers despite store faults."""
 
 import json
 from collections.abc import Callable
@@ -32,12 +32,12 @@ LAYOUT = Layout("wdshards")
 
 @pytest.fixture
 def store(place: Place) -> Store:
-    """A store on a fresh place of each kind."""
+    """A store at a new place of each kind."""
     return Store(place.url, place.storage_options)
 
 
 def a_commit(version: int = 1) -> Commit:
-    """A commit that no other write made."""
+    """Returns a commit with a new write id."""
     return Commit(
         number=version,
         operation="build",
@@ -53,7 +53,7 @@ def a_commit(version: int = 1) -> Commit:
 
 
 def an_intent(number: int = 1) -> Intent:
-    """An intent of two shards that no other write made."""
+    """Returns an intent of two shards with a new write id."""
     return Intent(
         number=number,
         plan="cd" * 16,
@@ -68,7 +68,7 @@ def an_intent(number: int = 1) -> Intent:
 
 
 def test_a_commit_comes_back_as_it_was(store: Store) -> None:
-    """And is the last version."""
+    """It is the last version."""
     assert read_head(Location(store, LAYOUT)) is None
     commit = a_commit(1)
     assert create_commit(Location(store, LAYOUT), commit) == read_commit(Location(store, LAYOUT), 1) == commit
@@ -76,7 +76,7 @@ def test_a_commit_comes_back_as_it_was(store: Store) -> None:
 
 
 def test_an_intent_comes_back_as_it_was(store: Store) -> None:
-    """Its numbers and digests in order; it is no version."""
+    """Numbers and digests keep their order, and the intent is not a version."""
     intent = an_intent(3)
     assert create_intent(Location(store, LAYOUT), intent) == read_intent(Location(store, LAYOUT), 3) == intent
     assert (numbers_in(store, LAYOUT.intents), read_head(Location(store, LAYOUT))) == ([3], None)
@@ -88,7 +88,7 @@ DIGEST = st.text("0123456789abcdef", min_size=32, max_size=32)
 @given(st.lists(st.integers(0, 10**9), unique=True), st.integers(0, 5), st.data())
 @settings(max_examples=50, deadline=None)
 def test_any_intent_comes_back(adopted: list[int], count: int, data: st.DataObject) -> None:
-    """Of no shards, of many, and of those that are not known beforehand."""
+    """The intent may have no shards, many shards, or shards that are not known in advance."""
     store = Store(f"memory://{new_write_id()}")
     first = max(adopted, default=-1) + 1
     shards = tuple(data.draw(st.permutations([*adopted, *range(first, first + count)])))
@@ -103,7 +103,7 @@ def test_any_intent_comes_back(adopted: list[int], count: int, data: st.DataObje
 
 
 def test_the_last_version_is_the_highest_number(store: Store) -> None:
-    """Whatever else strayed into the folder; the logs of another prefix are another dataset's."""
+    """Other files in the folder and logs of other prefixes are ignored."""
     for version in (1, 2, 10):
         create_commit(Location(store, LAYOUT), a_commit(version))
     for name in ("notes.txt", "0000000099.json.tmp", "99.json", "deeper/0000000099.json"):
@@ -116,7 +116,7 @@ def test_the_last_version_is_the_highest_number(store: Store) -> None:
 
 
 def test_a_commit_is_small() -> None:
-    """One request of at most 4 KiB, whatever the numbers in it."""
+    """A commit takes at most 4 KiB, whatever its numbers."""
     numbers = dict.fromkeys(
         ("intent", "num_samples", "num_shards", "num_bytes", "open_intent", "open_shard"), 2**63 - 1
     )
@@ -127,7 +127,7 @@ def test_a_commit_is_small() -> None:
 
 
 def test_racing_writers_agree_on_one_commit(store: Store) -> None:
-    """Each learns the truth: its own commit or the winner's."""
+    """Each writer gets its own commit or that of the winner."""
     commits = [a_commit() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda commit: create_commit(Location(store, LAYOUT), commit), commits))
@@ -136,13 +136,13 @@ def test_racing_writers_agree_on_one_commit(store: Store) -> None:
 
 
 def test_a_second_commit_learns_of_the_first(store: Store) -> None:
-    """It is recognised by the write id, and changes nothing."""
+    """The first is recognised by its write id, and nothing changes."""
     first = create_commit(Location(store, LAYOUT), a_commit())
     assert create_commit(Location(store, LAYOUT), a_commit()) == first == read_commit(Location(store, LAYOUT), 1)
 
 
 class LostReply(Store):
-    """Stores what it is given, and says that it failed."""
+    """Stores an object and then reports a failure."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         super().put_new(name, data)
@@ -150,7 +150,7 @@ class LostReply(Store):
 
 
 class Conflicting(Store):
-    """Answers "exists" (a 409) before anything is there, some times."""
+    """Answers "exists" (409) a few times although the object does not exist."""
 
     def __init__(self, url: str, times: int) -> None:
         super().__init__(url)
@@ -164,27 +164,27 @@ class Conflicting(Store):
 
 
 class Denying(Store):
-    """Never stores."""
+    """Refuses every write."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         raise DeniedError(f"cannot write {name}: permission denied")
 
 
 def test_a_commit_whose_reply_was_lost_is_recognised_as_ours() -> None:
-    """It stands there under our write id: the build has succeeded."""
+    """The stored commit has our write id, so the build succeeded."""
     commit = a_commit()
     assert create_commit(Location(LostReply("memory://log-lost"), LAYOUT), commit) == commit
 
 
 def test_a_lost_reply_does_not_hide_a_lost_race() -> None:
-    """The stored object is another's, which is an error."""
+    """If the stored commit is from another writer, an error is raised."""
     url = "memory://log-lost-race"
     first = create_commit(Location(Store(url), LAYOUT), a_commit())
     assert create_commit(Location(LostReply(url), LAYOUT), a_commit()) == first
 
 
 def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
-    """After a few tries, without a version."""
+    """The error comes after a few attempts, and there is no version."""
     with pytest.raises(ExistsError, match="conflict"):
         create_commit(Location(Conflicting("memory://log-never", times=99), LAYOUT), a_commit())
     with pytest.raises(DeniedError, match="permission denied"):
@@ -193,7 +193,7 @@ def test_a_store_that_never_takes_a_commit_fails_with_its_own_error() -> None:
 
 
 def test_reading_no_record_is_not_found(store: Store) -> None:
-    """A version that was never committed."""
+    """A version that was never committed raises NotFoundError."""
     with pytest.raises(NotFoundError, match=r"commits/0000000007\.json"):
         read_commit(Location(store, LAYOUT), 7)
 
@@ -230,7 +230,7 @@ def _changed(**values: object) -> bytes:
     ids=lambda body: body[:80].decode("latin-1"),
 )
 def test_a_garbage_record_is_damage(body: bytes) -> None:
-    """Named by its URL, and no writer takes the number for free."""
+    """The error names the URL, and writers treat the number as used."""
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), body)
     for act in (
@@ -255,7 +255,7 @@ def _assert_damaged(act: Callable[[], object], message: str) -> None:
     ],
 )
 def test_a_record_of_another_version_of_dray_says_what_to_do(changes: dict[str, object], message: str) -> None:
-    """Also where the rest of the record could not be read."""
+    """This holds even if the rest of the record is unreadable."""
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), _changed(**changes, version="none"))
     with pytest.raises(DamagedError, match=f"commits/0000000001.json: {message}$"):
@@ -263,7 +263,7 @@ def test_a_record_of_another_version_of_dray_says_what_to_do(changes: dict[str, 
 
 
 def test_an_unknown_field_is_ignored() -> None:
-    """What a reader must understand is a feature."""
+    """Fields that a reader must understand are features."""
     store = Store(f"memory://{new_write_id()}")
     store.put_new(LAYOUT.commit(1), _changed(write_id="a", created="2026-01-01T00:00:00Z", later={"a": [1]}))
     expected = replace(a_commit(), write_id="a", created="2026-01-01T00:00:00Z")
@@ -271,7 +271,7 @@ def test_an_unknown_field_is_ignored() -> None:
 
 
 def test_a_dataset_of_format_1_must_be_rebuilt() -> None:
-    """Its records were in another folder; a dataset with another prefix beside it is free to begin."""
+    """Its records were in another folder; a dataset with another prefix can start beside it."""
     store = Store(f"memory://{new_write_id()}")
     store.put_new("_dray/wdshards/commits/0000000001.json", b"{}")
     with pytest.raises(DamagedError, match=r"_dray/wdshards was written by an older dray; rebuild it: build into"):
@@ -280,7 +280,7 @@ def test_a_dataset_of_format_1_must_be_rebuilt() -> None:
 
 
 def test_a_commit_is_no_intent() -> None:
-    """A record read as one of the other kind is damage."""
+    """A record of the wrong kind is damage."""
     store = Store("memory://log-kinds")
     store.put_new(LAYOUT.intent(1), _changed())
     with pytest.raises(DamagedError, match="not a readable intent"):
@@ -290,12 +290,12 @@ def test_a_commit_is_no_intent() -> None:
 @given(st.dictionaries(st.text(), st.integers() | st.text()))
 @settings(max_examples=50, deadline=None)
 def test_canonical_json_depends_on_the_value_alone(value: dict[str, int | str]) -> None:
-    """Not on the order in which it was filled."""
+    """The insertion order does not matter."""
     backwards = dict(reversed(value.items()))
     assert canonical_json(value) == canonical_json(backwards)
     assert json.loads(canonical_json(value)) == value
 
 
 def test_write_ids_are_never_the_same() -> None:
-    """128 random bits."""
+    """A write id has 128 random bits."""
     assert len({new_write_id() for _ in range(1000)}) == 1000

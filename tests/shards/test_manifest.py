@@ -1,4 +1,4 @@
-"""Manifests: the table of parts, and datasets that no build made."""
+"""Manifests: the table of parts, and datasets that were written or indexed."""
 
 import shutil
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def shard_of(number: int, counts: dict[str, int]) -> Shard:
 
 
 @given(RECIPES, st.lists(COUNTS, max_size=4))
-def test_parts_and_shards_tell_every_count(recipe: dict[str, Any], counts: list[dict[str, int]]) -> None:
-    """Each stored suffix is a form of one part, and what a manifest leaves out comes back."""
+def test_parts_and_shards_give_every_count(recipe: dict[str, Any], counts: list[dict[str, int]]) -> None:
+    """Each stored suffix is a form of one part, and counts omitted from the manifest are restored."""
     encode = recipe.get("encode")
-    if isinstance(encode, dict):  # such a part is never stored under its source's suffix
+    if isinstance(encode, dict):  # such a part is never stored under the suffix of its source
         counts = [{suffix: count for suffix, count in found.items() if suffix not in encode} for found in counts]
     counted = [shard_of(number, found) for number, found in enumerate(counts)]
     arrays = [{suffix: ("<f4", (2,)) for suffix in found if suffix.endswith("npy")} for found in counts]
@@ -58,7 +58,7 @@ def test_parts_and_shards_tell_every_count(recipe: dict[str, Any], counts: list[
 
 
 def test_shards_with_the_same_parts_store_no_counts(tmp_path: Path) -> None:
-    """So the size of a manifest does not depend on the number of parts."""
+    """The size of a manifest then does not depend on the number of parts."""
     url = pack(tmp_path, 6, encode="auto")
     manifest = Snapshot.open(url).manifest
     assert [shard.parts for shard in manifest.shards] == [None] * 3
@@ -67,7 +67,7 @@ def test_shards_with_the_same_parts_store_no_counts(tmp_path: Path) -> None:
 
 
 def test_a_part_has_a_dtype_and_a_shape_where_all_shards_agree(tmp_path: Path) -> None:
-    """Kept shards count as before; one that is packed with another shape ends it."""
+    """Kept shards count too; a shard with another shape removes dtype and shape."""
     url = pack(tmp_path, 4, encode="auto")
     (x,) = (part for part in Snapshot.open(url).manifest.parts if part.dtype)
     assert (x.name, x.dtype, x.shape) == ("x.pyd", "<f4", (2,))
@@ -83,7 +83,7 @@ def test_a_part_has_a_dtype_and_a_shape_where_all_shards_agree(tmp_path: Path) -
 
 
 def change(url: str, changed: Callable[[Snapshot], Manifest]) -> Snapshot:
-    """The last version of a dataset after its manifest was replaced by another one."""
+    """Returns the last version of a dataset after replacing its manifest."""
     old = Snapshot.open(url)
     body = changed(old).to_bytes()
     put_content(old.store, old.layout.manifest(old.commit.intent, digest_of(body)), body)
@@ -92,7 +92,7 @@ def change(url: str, changed: Callable[[Snapshot], Manifest]) -> Snapshot:
 
 
 def without_sources(snapshot: Snapshot, **values: Any) -> Manifest:
-    """The manifest of the same shards with a table of samples and no sources."""
+    """Returns a manifest of the same shards with a table of samples and without sources."""
     body = parquet_of(snapshot.samples())
     put_content(snapshot.store, snapshot.layout.table(1, digest_of(body)), body)
     samples = (TableChunk(intent=1, digest=digest_of(body), num_rows=snapshot.num_samples),)
@@ -104,7 +104,7 @@ def without_sources(snapshot: Snapshot, **values: Any) -> Manifest:
 
 @pytest.fixture
 def written(tmp_path: Path) -> str:
-    """The URL of a dataset of 6 samples in 3 shards that has a table of samples and none of sources."""
+    """The URL of a dataset of 6 samples in 3 shards with a table of samples and without sources."""
     url = pack(tmp_path, 6)
     change(url, lambda snapshot: without_sources(snapshot, kind=Kind.WRITTEN))
     return url
@@ -112,7 +112,7 @@ def written(tmp_path: Path) -> str:
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> str:
-    """The URL of a dataset whose tars are in another directory, under other names."""
+    """The URL of a dataset whose tars are in another directory and have other names."""
     url, tars = pack(tmp_path, 6), tmp_path / "tars" / "deep"
     tars.mkdir(parents=True)
 
@@ -128,7 +128,7 @@ def indexed(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["written", "indexed"])
 def test_a_dataset_that_no_build_made_is_read(kind: str, dray: Dray, request: pytest.FixtureRequest) -> None:
-    """By number, by key and in batches; `dray` lists, shows and verifies it."""
+    """It can be read by number, by key and in batches; `dray` lists, shows and verifies it."""
     url = request.getfixturevalue(kind)
     assert Dataset(url)["s0004"]["cls"] == Dataset(url)[4]["cls"] == 4
     assert [batch["cls"].tolist() for batch in ShardLoader(url, batch_size=3)] == [[0, 1, 2], [3, 4, 5]]
@@ -139,14 +139,14 @@ def test_a_dataset_that_no_build_made_is_read(kind: str, dray: Dray, request: py
 
 
 def test_the_urls_of_an_indexed_dataset_are_those_of_its_tars(indexed: str, tmp_path: Path) -> None:
-    """They are below the base; only their existence and size is verified, as dray did not write them."""
+    """The tars are below the base, and only their existence and size are verified."""
     snapshot = Snapshot.open(indexed)
     assert snapshot.urls() == [(tmp_path / "tars" / "deep" / f"{number}.tar").as_uri() for number in range(3)]
     assert snapshot.read("s0003")["cls"] == b"3"
 
 
 def test_an_indexed_dataset_is_verified_by_size_alone(indexed: str, dray: Dray) -> None:
-    """Other programs write other headers than dray does."""
+    """Other programs write other headers than dray."""
     assert "expected 'quick'" in dray("verify", indexed).err
 
 
@@ -157,13 +157,13 @@ def test_what_needs_sources_is_refused_for_a_dataset_without(written: str, dray:
 
 
 def test_a_build_does_not_replace_a_written_dataset(written: str, tmp_path: Path) -> None:
-    """The error says to choose another place."""
+    """The error asks for another place."""
     with pytest.raises(CallError, match=r"of kind 'written'; builds.*choose another prefix or directory"):
         pack(tmp_path / "more", 6, url=written)
 
 
 def test_sources_may_have_many_samples(tmp_path: Path) -> None:
-    """The table of sources then has no places, and the table of samples names each sample's source."""
+    """The table of sources then has no places, and the table of samples names the source of each sample."""
     url = pack(tmp_path, 4)
 
     def split(snapshot: Snapshot) -> Manifest:

@@ -1,4 +1,4 @@
-"""A snapshot: found by its version, whole or refused, and never changed by what happens later."""
+"""A snapshot is found by its version, complete or refused, and never changes."""
 
 import io
 import pickle
@@ -27,7 +27,7 @@ LAYOUT = Layout("wdshards")
 
 
 def table_of(places: Mapping[str, tuple[int, int]]) -> pa.Table:
-    """A table of sources: key -> (shard, row)."""
+    """Returns a table of sources from key -> (shard, row)."""
     shards, rows = np.array([*places.values()], np.int64).reshape(-1, 2).T
     zeros = np.zeros((len(places), 1), np.int64)
     sources = Sources(url="file:///in", names=[*places], suffixes=("cls",), sizes=zeros, stamps=zeros)
@@ -83,7 +83,7 @@ def put_version(store: Store, version: int, manifest: Manifest) -> None:
 
 @pytest.fixture
 def manifest(place: Place) -> Manifest:
-    """Version 1 of a dataset at `place`: two shards, three samples, two chunks of sources."""
+    """Version 1 of a dataset at `place` with two shards, three samples and two chunks of sources."""
     store = Store(place.url, place.storage_options)
     manifest = Manifest(
         prefix="wdshards",
@@ -101,7 +101,7 @@ def manifest(place: Place) -> Manifest:
 
 
 def test_a_snapshot_comes_back_as_it_was_committed(place: Place, manifest: Manifest) -> None:
-    """Its manifest, and what follows from it."""
+    """The manifest and the derived values are equal."""
     snapshot = latest(place, "wdshards")
     assert snapshot.manifest == manifest
     assert (snapshot.version, snapshot.num_samples, snapshot.shards) == (1, 3, manifest.shards)
@@ -110,14 +110,14 @@ def test_a_snapshot_comes_back_as_it_was_committed(place: Place, manifest: Manif
 
 
 def test_indexes_and_sources_come_back(place: Place, manifest: Manifest) -> None:
-    """The keys in the shard's order; the sources of all chunks in one table."""
+    """Keys are in the order of the shard, and the sources of all chunks are in one table."""
     snapshot = latest(place, "wdshards")
     assert [list(snapshot.index(shard).keys) for shard in snapshot.shards] == [["a", "b"], ["c"]]
     assert snapshot.sources().equals(SOURCES)
 
 
 def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> None:
-    """A later version is seen by those who open later; each stays reachable by its number."""
+    """A later version needs a new snapshot; each stays accessible by its number."""
     store = Store(place.url, place.storage_options)
     before = latest(place, "wdshards")
     shards, counts = (*manifest.shards, put_shard(store, 2, ["d"])), Accounting(inputs=4, packed=4)
@@ -132,7 +132,7 @@ def test_an_open_snapshot_does_not_move(place: Place, manifest: Manifest) -> Non
 
 
 def test_a_snapshot_crosses_processes_and_shows_no_secret(place: Place, manifest: Manifest) -> None:
-    """It pickles; what it prints holds its URL alone."""
+    """It can be pickled, and its repr shows only its URL."""
     snapshot = pickle.loads(pickle.dumps(latest(place, "wdshards")))
     assert list(snapshot.index(snapshot.shards[0]).keys) == ["a", "b"]
     secret = place.storage_options.get("secret_access_key", "no secret here")
@@ -140,7 +140,7 @@ def test_a_snapshot_crosses_processes_and_shows_no_secret(place: Place, manifest
 
 
 def test_no_dataset_is_not_found_with_a_hint(place: Place) -> None:
-    """The message names URL and prefix and says what to do."""
+    """The message names URL, prefix and the next step."""
     with pytest.raises(NotFoundError) as caught:
         latest(place, "wdshards")
     assert f"no dataset with prefix 'wdshards' under {place.url}: check the URL" in str(caught.value)
@@ -148,7 +148,7 @@ def test_no_dataset_is_not_found_with_a_hint(place: Place) -> None:
 
 
 def test_no_such_version_is_not_found_with_a_hint(place: Place, manifest: Manifest) -> None:
-    """The message tells the last one that there is; another prefix has none."""
+    """The message names the last existing version; another prefix has none."""
     with pytest.raises(NotFoundError, match=f"no version 7 .* under {place.url}; the last one there is 1: check"):
         Snapshot.open(place.url, "wdshards", version=7, storage_options=place.storage_options)
     with pytest.raises(NotFoundError, match=r"no version 1 of prefix 'other' .* the last one there is none"):
@@ -163,7 +163,7 @@ def _assert_damaged(snapshot_of: Place, read: str, name: str) -> None:
 
 
 def test_a_replaced_manifest_is_damage(place: Place, manifest: Manifest) -> None:
-    """Even by a whole manifest of another build."""
+    """A valid manifest of another build is damage too."""
     store, name = (
         Store(place.url, place.storage_options),
         LAYOUT.manifest(manifest.intent, digest_of(manifest.to_bytes())),
@@ -174,21 +174,21 @@ def test_a_replaced_manifest_is_damage(place: Place, manifest: Manifest) -> None
 
 
 def test_a_replaced_index_is_damage(place: Place, manifest: Manifest) -> None:
-    """Even by the whole index of another shard."""
+    """A valid index of another shard is damage too."""
     store = Store(place.url, place.storage_options)
     overwrite(store, LAYOUT.index(0), store.get(LAYOUT.index(1)))
     _assert_damaged(place, "index", LAYOUT.index(0))
 
 
 def test_replaced_sources_are_damage(place: Place, manifest: Manifest) -> None:
-    """Even by another chunk of this snapshot."""
+    """Another chunk of the same snapshot is damage too."""
     store, (first, second) = Store(place.url, place.storage_options), manifest.sources
     overwrite(store, LAYOUT.table(1, first.digest), store.get(LAYOUT.table(1, second.digest)))
     _assert_damaged(place, "sources", LAYOUT.table(1, first.digest))
 
 
 def test_a_missing_manifest_is_not_an_older_version(place: Place, manifest: Manifest) -> None:
-    """A damaged last version is an error, never a silent step back."""
+    """A damaged last version raises an error instead of opening an older one."""
     store = Store(place.url, place.storage_options)
     later = replace(manifest, intent=2)
     put_version(store, 2, later)
@@ -199,7 +199,7 @@ def test_a_missing_manifest_is_not_an_older_version(place: Place, manifest: Mani
 
 
 def test_a_manifest_is_the_same_bytes_for_the_same_build(manifest: Manifest) -> None:
-    """However its recipe was filled; it holds no time and no id."""
+    """The order of the recipe does not matter, and the manifest has no times or ids."""
     backwards = replace(manifest, recipe=dict(reversed(manifest.recipe.items())))
     assert backwards.to_bytes() == manifest.to_bytes()
     assert Manifest.from_bytes(manifest.to_bytes(), "x") == manifest
@@ -209,13 +209,13 @@ def test_a_manifest_is_the_same_bytes_for_the_same_build(manifest: Manifest) -> 
     "change", [(b'"format": 2', b'"format": "2"'), (b'"shards"', b'"shard"'), (b"{", b"["), (b"}", b"")]
 )
 def test_a_broken_manifest_is_damage(manifest: Manifest, change: tuple[bytes, bytes]) -> None:
-    """Where its digest was made to fit, what it says is still checked."""
+    """The content is checked even if the digest matches."""
     with pytest.raises(DamagedError, match=r"x.json: not a readable manifest"):
         Manifest.from_bytes(manifest.to_bytes().replace(*change), "x.json")
 
 
 def test_content_that_is_there_already_is_kept(place: Place) -> None:
-    """Two builders write the same manifest: both succeed."""
+    """Two builds that write the same manifest both succeed."""
     store = Store(place.url, place.storage_options)
     put_content(store, "m/a", b"cargo")
     put_content(store, "m/a", b"cargo")
@@ -223,7 +223,7 @@ def test_content_that_is_there_already_is_kept(place: Place) -> None:
 
 
 def test_other_content_under_its_name_is_damage(place: Place) -> None:
-    """A build must not commit a snapshot that no one can open."""
+    """A build must not commit a snapshot that cannot be opened."""
     store = Store(place.url, place.storage_options)
     store.put_new("m/a", b"cargX")
     with pytest.raises(DamagedError, match=f"{place.url}/m/a: not the content"):
@@ -231,7 +231,7 @@ def test_other_content_under_its_name_is_damage(place: Place) -> None:
 
 
 class LostReply(Store):
-    """Stores what it is given, or not, and says that it failed."""
+    """Reports a failure, with or without storing the object."""
 
     stores = True
 
@@ -242,7 +242,7 @@ class LostReply(Store):
 
 
 def test_content_whose_reply_was_lost_is_there() -> None:
-    """What was stored counts; what was not is the store's error."""
+    """A stored object is accepted; otherwise the error of the store is raised."""
     store = LostReply("memory://snapshot-lost")
     put_content(store, "a", b"cargo")
     store.stores = False

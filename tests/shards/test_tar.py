@@ -1,4 +1,4 @@
-"""Tars: what dray writes is read alike by tarfile, GNU tar and webdataset; what it scans is whole or an error."""
+"""Tars of dray are readable by tarfile, GNU tar and webdataset, and its scanner refuses damaged tars."""
 
 import io
 import os
@@ -22,7 +22,7 @@ Files = list[tuple[str, bytes]]
 
 
 def write(files: Files) -> bytes:
-    """The tar that dray makes of these files."""
+    """Returns the tar that dray writes of these files."""
     writer = TarWriter()
     for name, data in files:
         writer.add(name.encode(), data)
@@ -30,12 +30,12 @@ def write(files: Files) -> bytes:
 
 
 def scanned(tar: bytes) -> list[Member]:
-    """What the scanner says of a tar."""
+    """Returns the members that the scanner finds."""
     return list(scan(io.BytesIO(tar), "x.tar"))
 
 
 def noted(files: Files) -> list[Member]:
-    """What the writer noted, as members."""
+    """Returns the members that the writer recorded."""
     writer = TarWriter()
     for name, data in files:
         writer.add(name.encode(), data)
@@ -58,20 +58,20 @@ contents = st.binary(max_size=1100) | st.sampled_from([bytes(511), bytes(512), b
 
 
 def _unique_files(files: Files) -> Files:
-    """Each in a folder of its own, so that no file stands where another needs a folder."""
+    """Each file is in its own folder, so that no path is both a file and a folder."""
     return [(f"{number}/{name}", data) for number, (name, data) in enumerate(files)]
 
 
 some_files = st.lists(st.tuples(names, contents), max_size=6).map(_unique_files)
 
 
-# The writer, read by others
+# Tars of the writer, read by other programs
 
 
 @given(some_files)
 @settings(max_examples=100, deadline=None)
 def test_tarfile_reads_what_was_written(files: Files) -> None:
-    """Names, bytes, and the fixed header fields."""
+    """Names, bytes and the fixed header fields are right."""
     with tarfile.open(fileobj=io.BytesIO(write(files)), mode="r:") as tar:
         found = [(info, tar.extractfile(info)) for info in tar.getmembers()]
         assert [(info.name, file.read()) for info, file in found if file] == files
@@ -81,7 +81,7 @@ def test_tarfile_reads_what_was_written(files: Files) -> None:
 @given(some_files)
 @settings(max_examples=50, deadline=None)
 def test_gnu_tar_reads_what_was_written(files: Files) -> None:
-    """It lists the names, and extracts files of those bytes."""
+    """It lists the names and extracts the same bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.tar")
         path.write_bytes(write(files))
@@ -97,7 +97,7 @@ def test_gnu_tar_reads_what_was_written(files: Files) -> None:
 @given(st.lists(st.tuples(names, contents, contents), max_size=5), st.sampled_from(["txt", "tensor.pyd", "a.b.c"]))
 @settings(max_examples=100, deadline=None)
 def test_webdataset_reads_what_was_written(samples: list[tuple[str, bytes, bytes]], suffix: str) -> None:
-    """Every sample under the key that a build makes of its name, with both parts."""
+    """Every sample has the key that a build derives from its name, and both parts."""
     keys = [key_of(f"{number}-{name}") for number, (name, _, _) in enumerate(samples)]
     written = [(key, a, b) for key, (_, a, b) in zip(keys, samples, strict=True)]
     tar = write([file for key, a, b in written for file in ((f"{key}.cls", a), (f"{key}.{suffix}", b))])
@@ -108,7 +108,7 @@ def test_webdataset_reads_what_was_written(samples: list[tuple[str, bytes, bytes
 
 @pytest.mark.parametrize(("name", "suffix"), [("__a", "x__"), ("__a__", "txt"), ("a", "__x__"), ("__a/b", "c__")])
 def test_no_name_that_builds_take_is_passed_over_by_webdataset(name: str, suffix: str) -> None:
-    """Readers skip members like `__meta__`: a sample must not hide as one."""
+    """Readers skip members like `__meta__`, so no sample may have such a name."""
     try:
         check_names([name])
         check_suffixes([suffix])
@@ -120,7 +120,7 @@ def test_no_name_that_builds_take_is_passed_over_by_webdataset(name: str, suffix
 @given(some_files)
 @settings(max_examples=100, deadline=None)
 def test_the_scan_finds_what_the_writer_noted(files: Files) -> None:
-    """Offsets, sizes and checksums are right, and the data are at the offsets."""
+    """Offsets, sizes and checksums agree, and the data are at the offsets."""
     tar = write(files)
     assert scanned(tar) == noted(files)
     assert [tar[m.offset : m.offset + m.size] for m in scanned(tar)] == [data for _, data in files]
@@ -130,7 +130,7 @@ def test_the_scan_finds_what_the_writer_noted(files: Files) -> None:
 @given(some_files)
 @settings(max_examples=50, deadline=None)
 def test_a_tar_is_a_function_of_names_and_contents(files: Files) -> None:
-    """The same bytes again, in whole blocks, within the size that was planned, closed by two zero blocks."""
+    """Equal inputs give equal bytes, in whole blocks, within the planned size, with two zero blocks at the end."""
     tar = write(files)
     assert tar == write(files)
     assert len(tar) % BLOCK == 0
@@ -143,7 +143,7 @@ def test_a_tar_is_a_function_of_names_and_contents(files: Files) -> None:
     [
         ("n" * 99, 1),
         ("n" * 100, 1),
-        ("n" * 101, 3),  # no slash to cut at: PAX
+        ("n" * 101, 3),  # no slash to split at: PAX
         ("é" * 50, 1),
         ("é" * 51, 3),
         ("p" * 155 + "/" + "n" * 100, 1),
@@ -168,26 +168,26 @@ def test_a_header_takes_as_few_blocks_as_the_name_allows(name: str, num_blocks: 
 
 @pytest.mark.parametrize("length", range(80, 120))
 def test_a_pax_record_counts_its_own_length(length: int) -> None:
-    """Also where the count gains a digit by being counted."""
+    """This holds even if the length itself adds a digit."""
     name = "n" * (length + 100)
     assert scanned(write([(name, b"x")]))[0].name == name
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 32) - 1, (1 << 33) - 1])
 def test_tarfile_reads_the_size_of_any_member(size: int) -> None:
-    """Up to the 8 GiB that eleven octal digits hold."""
+    """Sizes up to the 8 GiB of eleven octal digits are read."""
     assert tarfile.TarInfo.frombuf(header(b"a", size), "utf-8", "strict").size == size
 
 
 class Vast(bytes):
-    """Bytes that say they are almost 4 GiB."""
+    """Bytes that claim to have almost 4 GiB."""
 
     def __len__(self) -> int:
         return (4 << 30) - 2000
 
 
 def test_a_shard_does_not_pass_4_gib() -> None:
-    """Sizes would overflow; the message names the member and what to do, and what was written before is whole."""
+    """The message names the member and the solution, and the earlier members are complete."""
     writer = TarWriter()
     writer.add(b"a", b"x")
     with pytest.raises(CallError, match="4 GiB at 'b': build with more shards"):
@@ -195,7 +195,7 @@ def test_a_shard_does_not_pass_4_gib() -> None:
     assert writer.finish() == write([("a", b"x")])
 
 
-# The scanner, on tars of others
+# The scanner on tars of other programs
 
 
 LONG = "folder/" * 30 + "name.txt"
@@ -222,7 +222,7 @@ def _tarfile_tar(kind: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_of_tarfile_is_scanned(kind: int) -> None:
-    """Regular files alone, at the offsets where tarfile finds them."""
+    """Only regular files are found, at the offsets of tarfile."""
     tar = _tarfile_tar(kind)
     with tarfile.open(fileobj=io.BytesIO(tar)) as file:
         expected = [(info.name, info.offset_data, info.size) for info in file if info.isreg()]
@@ -232,7 +232,7 @@ def test_a_tar_of_tarfile_is_scanned(kind: int) -> None:
 
 @pytest.mark.parametrize("kind", ["v7", "oldgnu", "gnu", "ustar", "pax"])
 def test_a_tar_of_gnu_tar_is_scanned(kind: str, tmp_path: Path) -> None:
-    """With folders, links, long names (where the format has them) and the padding to 10 KiB at the end."""
+    """Folders, links, long names (if the format has them) and the padding to 10 KiB are handled."""
     long = "short.txt" if kind == "v7" else f"{'f' * 60}/{'g' * 60}/long.txt"
     (tmp_path / "in" / long).parent.mkdir(parents=True)
     (tmp_path / "in" / long).write_bytes(b"long")
@@ -246,7 +246,7 @@ def test_a_tar_of_gnu_tar_is_scanned(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gnu", "pax"])
 def test_a_sparse_member_is_refused(kind: str, tmp_path: Path) -> None:
-    """Its bytes do not lie in a row: no index can say where."""
+    """Its bytes are not contiguous, so no index can locate them."""
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 20)
         file.seek(500_000)
@@ -265,8 +265,8 @@ def test_a_global_pax_header_is_passed_over() -> None:
     assert [member.name for member in scanned(file.getvalue())] == ["a.txt"]
 
 
-def test_a_type_that_nobody_knows_is_passed_over_with_its_data() -> None:
-    """As tarfile does; a dump directory of GNU tar is one."""
+def test_an_unknown_type_is_skipped_with_its_data() -> None:
+    """A dump directory of GNU tar is one; tarfile skips it too."""
     info = tarfile.TarInfo("dump")
     info.type, info.size = b"D", 5
     tar = info.tobuf(tarfile.GNU_FORMAT) + b"aaaaa".ljust(BLOCK, b"\0") + write([("a.txt", b"x")])
@@ -292,7 +292,7 @@ class Zeros(io.RawIOBase):
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_part_of_more_than_8_gib_is_scanned_piece_by_piece(kind: int) -> None:
-    """Its size has more digits than an octal field: GNU tar writes it in base 256, others in a PAX header."""
+    """Its size does not fit an octal field: GNU tar writes it in base 256, others in a PAX header."""
     info = tarfile.TarInfo("a.x")
     info.size = (8 << 30) + BLOCK
     start = info.tobuf(kind)
@@ -304,7 +304,7 @@ def test_a_part_of_more_than_8_gib_is_scanned_piece_by_piece(kind: int) -> None:
 
 
 def test_the_checksum_of_a_part_is_that_of_all_its_pieces() -> None:
-    """Also where the last piece is shorter, and not a multiple of a block."""
+    """This holds for a shorter last piece that is not a multiple of a block."""
     data = os.urandom((32 << 20) + 700)
     (member,) = scanned(write([("a.x", data)]))
     assert (member.size, member.xxh3_64) == (len(data), xxh3_64_intdigest(data))
@@ -313,7 +313,7 @@ def test_the_checksum_of_a_part_is_that_of_all_its_pieces() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text("ab/é", min_size=1, max_size=60), st.binary(max_size=1500)), min_size=1, max_size=12))
 def test_members_added_together_are_as_if_added_one_by_one(members: list[tuple[str, bytes]]) -> None:
-    """The same bytes and the same notes, also where a name is too long for a plain header."""
+    """Bytes and recorded members are equal, even if a name is too long for a plain header."""
     names, parts = [name.encode() for name, _ in members], [data for _, data in members]
     together, one_by_one = TarWriter(), TarWriter()
     together.extend(names, np.array([len(data) for data in parts], np.int64), parts)
@@ -328,12 +328,12 @@ def test_members_added_together_are_as_if_added_one_by_one(members: list[tuple[s
 
 
 def test_headers_of_large_members_are_as_one_by_one() -> None:
-    """Up to the last octal digit."""
+    """All sizes up to the last octal digit are covered."""
     names, sizes = [b"a", b"b" * 100], np.array([0, 8**11 - 1], np.int64)
     assert headers(names, sizes) == b"".join(header(name, int(size)) for name, size in zip(names, sizes, strict=True))
 
 
 def test_a_part_of_another_size_than_announced_is_refused() -> None:
-    """The layout was computed from the sizes."""
+    """The layout was computed from the announced sizes."""
     with pytest.raises(CallError, match="'a': 2 bytes announced, 1 given"):
         TarWriter().extend([b"a"], np.array([2], np.int64), [b"x"])

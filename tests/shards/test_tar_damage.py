@@ -26,7 +26,7 @@ def _is_damaged(tar: bytes) -> bool:
 
 
 def test_every_cut_is_an_error() -> None:
-    """At block borders and between them: a cut tar never reads as a shorter one."""
+    """A truncated tar never reads as a shorter one, at block boundaries or elsewhere."""
     cuts = [*range(0, len(TAR), BLOCK), *range(1, len(TAR), 97), len(TAR) - 1]
     assert [cut for cut in cuts if not _is_damaged(TAR[:cut])] == []
     assert not _is_damaged(TAR)
@@ -35,14 +35,14 @@ def test_every_cut_is_an_error() -> None:
 @given(some_files, st.data())
 @settings(max_examples=50, deadline=None)
 def test_any_cut_of_any_tar_is_an_error(files: Files, data: st.DataObject) -> None:
-    """The law for all tars of dray."""
+    """No truncated tar of dray reads as a shorter one."""
     tar = write(files)
     assert _is_damaged(tar[: data.draw(st.integers(0, len(tar) - 1))])
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x10, 0x80, 0xFF])
 def test_every_flipped_header_byte_is_an_error(flip: int) -> None:
-    """Beyond the checksum field, whose digits have more than one spelling; there, what the header says stays true."""
+    """Only the checksum field has several spellings; flips there keep the values of the header."""
     whole = scanned(TAR)
     starts = [0] + [at for at in range(0, len(TAR), BLOCK) if TAR[at + 257 : at + 262] == b"ustar"]
     missed = []
@@ -55,8 +55,8 @@ def test_every_flipped_header_byte_is_an_error(flip: int) -> None:
 
 @given(some_files.filter(bool), st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_flip_is_an_error_or_differs_from_the_index_or_matters_to_nobody(files: Files, data: st.DataObject) -> None:
-    """A flip in names or data shows; one that the scanner does not see changes no member's name, place or bytes."""
+def test_any_flip_is_an_error_or_differs_from_the_index_or_is_harmless(files: Files, data: st.DataObject) -> None:
+    """An undetected flip changes neither name, offset nor bytes of a member."""
     tar = bytearray(write(files))
     tar[data.draw(st.integers(0, len(tar) - 1))] ^= data.draw(st.integers(1, 255))
     if not _is_damaged(bytes(tar)) and scanned(bytes(tar)) == noted(files):
@@ -66,7 +66,7 @@ def test_any_flip_is_an_error_or_differs_from_the_index_or_matters_to_nobody(fil
 @given(some_files.filter(bool), st.data())
 @settings(max_examples=100, deadline=None)
 def test_bytes_that_are_no_tar_are_damaged(files: Files, data: st.DataObject) -> None:
-    """Garbage over any stretch of a tar ends in DamagedError or in members; never in another error."""
+    """Garbage anywhere in a tar gives DamagedError or members, never another error."""
     tar = bytearray(write(files))
     start = data.draw(st.integers(0, len(tar) - 1))
     garbage = data.draw(st.binary(min_size=1, max_size=600))
@@ -75,7 +75,7 @@ def test_bytes_that_are_no_tar_are_damaged(files: Files, data: st.DataObject) ->
 
 
 def _sealed(block: bytes) -> bytes:
-    """A header with its checksum set right."""
+    """Returns a header with a valid checksum."""
     body = bytearray(block)
     body[148:156] = b" " * 8
     body[148:156] = b"%06o\0 " % sum(body)
@@ -122,18 +122,18 @@ def _pax(record: bytes) -> bytes:
     ],
 )
 def test_a_broken_tar_is_damaged(tar: bytes) -> None:
-    """Named with its offset, and never read as a shorter one."""
+    """The error names the offset; the tar never reads as a shorter one."""
     assert _is_damaged(tar)
 
 
 def test_zeros_after_the_end_are_padding() -> None:
-    """GNU tar and tarfile fill up to 10 KiB."""
+    """GNU tar and tarfile pad to 10 KiB."""
     assert scanned(TAR + bytes(10240 - BLOCK)) == scanned(TAR)
     assert scanned(END) == []
 
 
 def test_a_stream_that_fails_is_not_hidden() -> None:
-    """The reader's own error passes: it says more than a cut tar would."""
+    """The error of the stream is raised, as it says more than a truncated tar would."""
 
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

@@ -1,4 +1,4 @@
-"""`verify` finds every damage, and the advice of `dray verify` repairs it."""
+"""`verify` finds all damage, and the advice of `dray verify` repairs it."""
 
 # Long: the damages of the function's tests are those that the command's advice repairs.
 
@@ -27,7 +27,7 @@ from tests.support.datasets import latest, overwrite
 
 LAYOUT = Layout("wdshards")
 SHARD, INDEX = LAYOUT.shard(0), LAYOUT.index(0)
-LONG_NAME = "x" * 120  # gets a PAX header
+LONG_NAME = "x" * 120  # needs a PAX header
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def inputs(make_inputs: MakeInputs) -> Inputs:
 
 
 def build(inputs: Inputs, place: Place, num_shards: int = 2) -> Snapshot:
-    """The inputs as a dataset."""
+    """A dataset of the inputs."""
     options = {"min_num_shards": num_shards, "address": "none", "input_storage_options": {}}
     datasets.build(inputs, place, prefix="wdshards", **options)
     return latest(place, "wdshards")
@@ -53,13 +53,13 @@ def found(snapshot: Snapshot, level: str) -> list[Finding]:
 
 @pytest.fixture
 def in_memory(inputs: Inputs, request: pytest.FixtureRequest) -> Snapshot:
-    """A dataset of two shards in this process."""
+    """A dataset of two shards in memory."""
     return build(inputs, Place(f"memory://{digest_of(request.node.nodeid.encode())}"))
 
 
 @pytest.mark.parametrize("level", Level)
 def test_a_whole_dataset_has_no_finding(inputs: Inputs, place: Place, level: str) -> None:
-    """At any level, on any store; every shard is reported as done."""
+    """This holds at any level on any store, and every shard is reported as done."""
     snapshot, done = build(inputs, place), list[int]()
     assert list(verify(snapshot, level, on_shard=done.append)) == []
     assert sum(done) == snapshot.num_bytes
@@ -111,7 +111,7 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
         ("manifest", "quick", "the manifest is not the one that version 1 committed"),
         ("sources", "quick", r"\.parquet: not a readable table of version 1 \(not the one"),
         ("commit", "quick", "commits/0000000001.json: not a readable commit"),
-        ("other commit", "quick", "commits/0000000001.json: the commit is another one"),
+        ("other commit", "quick", "commits/0000000001.json: the commit was replaced"),
         ("stale index", "index", f"/{INDEX}: not the index that version 1 names"),
         ("cut index", "index", f"/{INDEX}: not the index that version 1 names"),
         ("header", "index", f"/{SHARD} at offset 0, key 'sample-0000': not the header of a part of 15 bytes"),
@@ -124,7 +124,7 @@ def damage_of(kind: str, snapshot: Snapshot) -> None:
 def test_damage_is_found_at_its_level_and_above(
     inputs: Inputs, place: Place, kind: str, level: str, expected: str
 ) -> None:
-    """On any store, and each finding names its object."""
+    """Each finding names its object, on any store."""
     snapshot = build(inputs, place)
     damage_of(kind, snapshot)
     for deeper in list(Level)[list(Level).index(Level(level)) :]:
@@ -134,7 +134,7 @@ def test_damage_is_found_at_its_level_and_above(
 
 
 def test_a_cut_at_any_block_is_found(in_memory: Snapshot) -> None:
-    """All of them, at every level; also where what was cut is filled with zeros, which only a full look finds."""
+    """Every level finds every truncation; level full also finds truncated data filled with zeros."""
     tar = in_memory.store.get(SHARD)
     for size in range(0, len(tar), 512):
         overwrite(in_memory.store, SHARD, tar[:size])
@@ -146,7 +146,7 @@ def test_a_cut_at_any_block_is_found(in_memory: Snapshot) -> None:
 
 
 def test_a_flipped_bit_anywhere_is_found_at_full(in_memory: Snapshot) -> None:
-    """Headers, data, padding, end: one bit of every seventh byte, each finding at or before the byte that changed."""
+    """A flipped bit in headers, data, padding or end gives a finding at or before that byte."""
     tar = in_memory.store.get(SHARD)
     for place in range(0, len(tar), 7):
         damaged = bytearray(tar)
@@ -161,7 +161,7 @@ def test_a_flipped_bit_anywhere_is_found_at_full(in_memory: Snapshot) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_of_any_object_is_found_at_full(in_memory: Snapshot, data: st.DataObject) -> None:
-    """Shards, indexes, manifest, sources: not one byte that a reader needs may change unseen."""
+    """No byte of shards, indexes, manifest or sources that a reader needs can change undetected."""
     store = in_memory.store
     sources = LAYOUT.table(1, in_memory.manifest.sources[0].digest)
     names = [SHARD, LAYOUT.shard(1), INDEX, LAYOUT.index(1), LAYOUT.manifest(1, in_memory.commit.manifest), sources]
@@ -179,7 +179,7 @@ def test_a_flipped_bit_of_any_object_is_found_at_full(in_memory: Snapshot, data:
 
 
 def test_a_flipped_bit_of_a_header_is_found_at_index(in_memory: Snapshot) -> None:
-    """Of each part, the long name's PAX header too, and of the end."""
+    """This covers the headers of all parts, the PAX header and the end."""
     tar, index = in_memory.store.get(SHARD), in_memory.index(in_memory.shards[0])
     places = {len(tar) - len(END) + place for place in range(0, len(END), 100)}
     for row, key in enumerate(index.keys):
@@ -194,8 +194,8 @@ def test_a_flipped_bit_of_a_header_is_found_at_index(in_memory: Snapshot) -> Non
         assert found(in_memory, "index"), place
 
 
-def test_large_parts_are_looked_at_by_their_headers(make_inputs: MakeInputs, place: Place) -> None:
-    """By ranges: damage of a header and of the end is found, and data is not read before level full."""
+def test_the_headers_of_large_parts_are_read_by_ranges(make_inputs: MakeInputs, place: Place) -> None:
+    """Damaged headers and ends are found, and only level full reads data."""
     inputs = make_inputs(3)
     for name in inputs.names:
         inputs.path(name, "tensor.pyd").write_bytes(b"d" * RANGES_FROM_BYTES)
@@ -212,7 +212,7 @@ def test_large_parts_are_looked_at_by_their_headers(make_inputs: MakeInputs, pla
 
 
 def test_a_transforms_own_parts_are_verified(inputs: Inputs, tmp_path: Path) -> None:
-    """Samples may differ in their parts and in the order of them."""
+    """Samples may have different parts in any order."""
 
     def parts(key: str, sample: dict[str, bytes]) -> dict[str, bytes]:
         return dict(sorted(sample.items(), reverse=key.endswith("2"))) | ({"e": b""} if key.endswith("3") else {})
@@ -229,25 +229,25 @@ class Silent(Store):
 
 
 def test_a_store_that_does_not_answer_is_an_error(in_memory: Snapshot) -> None:
-    """It says nothing about the data."""
+    """A store that does not answer is not a finding."""
     with pytest.raises(StoreError, match="no answer"):
         found(replace(in_memory, location=Location(Silent(in_memory.store.url), LAYOUT)), "quick")
 
 
 def test_an_unknown_level_is_refused_at_once(in_memory: Snapshot) -> None:
-    """Not at the first finding."""
+    """The error is raised before the first finding is requested."""
     with pytest.raises(CallError, match="level 'deep': expected one of quick, index, full"):
         verify(in_memory, "deep")
 
 
 def test_a_version_that_never_was_is_not_found(in_memory: Snapshot) -> None:
-    """It is no damage."""
+    """A missing version is not damage."""
     with pytest.raises(NotFoundError):
         open_whole(Location(in_memory.store, LAYOUT), 7)
 
 
 def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """Exit code 0, one line."""
+    """The exit code is 0, and one line is printed."""
     build(inputs, Place(str(tmp_path / "out")))
     for level in Level:
         code, out, _ = dray("verify", tmp_path / "out", "--level", level)
@@ -257,9 +257,9 @@ def test_the_command_says_that_all_is_whole(dray: Dray, inputs: Inputs, tmp_path
 
 @pytest.mark.parametrize("kind", ["missing shard", "missing index", "cut shard", "stale index", "data", "header"])
 def test_what_the_command_prints_repairs_the_dataset(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
-    """Exit code 1; after deleting what it names and running what it prints, all is whole, and the rest was kept."""
+    """The exit code is 1; deleting and running what it prints repairs the dataset and keeps the rest."""
     out, names_file = tmp_path / "out", tmp_path / "names.txt"
-    names = [inputs.names[row] for row in (4, 1, 0, 2, 3)]  # some of the source, in another order
+    names = [inputs.names[row] for row in (4, 1, 0, 2, 3)]  # a subset of the source in another order
     snapshot = build(replace(inputs, names=names), Place(str(out)))
     damage_of(kind, snapshot)
     code, text, _ = dray("verify", out, "--level", "full", "--names", names_file)
@@ -280,7 +280,7 @@ def test_what_the_command_prints_repairs_the_dataset(dray: Dray, inputs: Inputs,
 
 
 def test_findings_come_as_json(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """With what to delete and what to run."""
+    """The JSON lists what to delete and what to run."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     damage_of("data", snapshot)
     code, out, _ = dray("verify", tmp_path / "out", "--level", "full", "--json")
@@ -293,7 +293,7 @@ def test_findings_come_as_json(dray: Dray, inputs: Inputs, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["manifest", "missing manifest", "commit", "sources"])
 def test_a_damaged_record_asks_for_another_prefix(dray: Dray, inputs: Inputs, tmp_path: Path, kind: str) -> None:
-    """A build cannot start from it; nothing is to be deleted."""
+    """A build cannot start from it, and nothing should be deleted."""
     damage_of(kind, build(inputs, Place(str(tmp_path / "out"))))
     code, out, _ = dray("verify", tmp_path / "out", "--names", tmp_path / "names.txt")
     assert code == 1
@@ -303,7 +303,7 @@ def test_a_damaged_record_asks_for_another_prefix(dray: Dray, inputs: Inputs, tm
 
 
 def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """Without them everything would be packed again, or the build would fail at the inputs that are bad."""
+    """Without them everything would be packed again, or the build would fail on bad inputs."""
     inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
     out, words = tmp_path / "out", [word for suffix in inputs.suffixes for word in ("--suffix", suffix)]
     words += ["--shards", 4, "--shuffle-seed", 3, "--on-error", "quarantine", "--max-bad", 1]
@@ -328,7 +328,7 @@ def test_the_command_names_seed_and_what_was_left_out(dray: Dray, inputs: Inputs
 def test_the_command_repeats_no_option_that_may_be_secret(
     inputs: Inputs, tmp_path: Path, options: dict[str, str], words: list[str]
 ) -> None:
-    """Endpoint and region are needed to run it; an endpoint may hold a password."""
+    """Endpoint and region are needed, but an endpoint may contain a password."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     command = shlex.split(str(rebuild_command(snapshot, [], None, options)))
     assert [word for before, word in pairwise(command) if before == "--storage-option"] == words
@@ -336,7 +336,7 @@ def test_the_command_repeats_no_option_that_may_be_secret(
 
 
 def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """The way out that the advice names; then builds work again."""
+    """After the rollback that the advice names, builds work again."""
     place = Place(str(tmp_path / "out"))
     build(inputs, place)
     inputs.path(inputs.names[0], inputs.suffixes[0]).write_bytes(b"changed")
@@ -348,14 +348,14 @@ def test_a_version_before_the_damaged_one_can_be_gone_back_to(dray: Dray, inputs
 
 
 def test_the_command_warns_where_a_dataset_is_a_part_of_its_source(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """A group of a split must not be rebuilt with all samples."""
+    """A group of a split must not be rebuilt from all samples."""
     names = split_by_hash(inputs.names, {"train": 0.5, "val": 0.5})["train"]
     damage_of("cut shard", build(replace(inputs, names=names), Place(str(tmp_path / "out"))))
     assert "made from a part of them (--names, --split)" in dray("verify", tmp_path / "out").out
 
 
 def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """The command line has no function."""
+    """The command line cannot pass a function."""
     pickles_to_tars(
         inputs.folder,
         inputs.names,
@@ -375,7 +375,7 @@ def test_a_dataset_of_a_function_is_made_again_by_its_program(dray: Dray, inputs
 
 
 def test_an_older_version_says_that_a_build_makes_the_last(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """Its own shards cannot be made again from sources that changed."""
+    """Its own shards cannot be rebuilt from changed sources."""
     snapshot = build(inputs, Place(str(tmp_path / "out")))
     inputs.path(inputs.names[0], "image.pyd").write_bytes(b"changed")
     build(inputs, Place(str(tmp_path / "out")))
@@ -386,7 +386,7 @@ def test_an_older_version_says_that_a_build_makes_the_last(dray: Dray, inputs: I
 
 
 def test_no_such_version_is_one_line(dray: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """It tells the last one, or that there is none."""
+    """The error names the last version, or says that there is none."""
     build(inputs, Place(str(tmp_path / "out")))
     assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3).err
     assert "no dataset with prefix 'a' in" in dray("verify", tmp_path / "out", "--prefix", "a").err

@@ -1,4 +1,4 @@
-"""An index that somebody wrote by hand: whatever it says, it is refused by name before a reader follows it."""
+"""A forged index is refused by name before a reader uses it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ ARRAY: Mapping[str, Any] = {"dtype": "|u1", "shape": [9, 10], "data_offset": 10}
 
 
 def file_of(batch: pa.RecordBatch, about: object, compression: str | None = None) -> bytes:
-    """An Arrow file of one batch."""
+    """Returns an Arrow file with one batch."""
     text = about if isinstance(about, str) else json.dumps(about)
     batch = batch.replace_schema_metadata({"dray": text, "dray.digest": ""})
     sink = pa.BufferOutputStream()
@@ -37,13 +37,13 @@ def file_of(batch: pa.RecordBatch, about: object, compression: str | None = None
 
 
 def index_with(columns: Mapping[str, Any] | None = None, **about: Any) -> bytes:
-    """A good index but for some columns and some of what it says about itself."""
+    """Returns a valid index with some columns and metadata replaced."""
     arrays = {**GOOD, **(columns or {})}
     return file_of(pa.record_batch(list(arrays.values()), list(arrays)), {**ABOUT, **about})
 
 
 def twice(name: str) -> bytes:
-    """An index that has a column two times."""
+    """Returns an index with a duplicate column."""
     arrays = {**GOOD, **SOURCES}
     return file_of(pa.record_batch([*arrays.values(), arrays[name]], [*arrays, name]), ABOUT)
 
@@ -53,12 +53,12 @@ def offsets(*values: int) -> Mapping[str, pa.Array]:
 
 
 def with_key_places(*places: int) -> bytes:
-    """Keys that begin and end somewhere."""
+    """Returns keys with arbitrary offsets."""
     return index_with().replace(np.arange(N + 1, dtype=np.int32).tobytes(), np.array(places, np.int32).tobytes())
 
 
 def test_what_a_later_dray_adds_is_ignored() -> None:
-    """Columns, entries of the description and of an array: whatever must not be ignored is a feature."""
+    """Unknown columns and metadata are ignored; whatever must not be ignored is a feature."""
     later = {"later": pa.array(["", None, "x", "y"]), "x/later": pa.array([[1], [], None, [2]])}
     columns = Columns.read(index_with({**SOURCES, **later}, later=1, arrays={"x": {**ARRAY, "later": 1}}), "x.arrow")
     assert (columns.sources is not None, columns.arrays["x"].shape) == (True, (9, 10))
@@ -66,7 +66,7 @@ def test_what_a_later_dray_adds_is_ignored() -> None:
 
 
 def test_a_good_index_is_read_without_copying() -> None:
-    """The columns lie in the bytes that were given."""
+    """The columns are views of the given bytes."""
     body = index_with()
     columns = Columns.read(body, "x.arrow", (N, SHARD_BYTES))
     assert (columns.keys.to_pylist(), columns.offsets["x"].tolist()) == (["a", "b", "c", "d"], OFFSETS.tolist())
@@ -128,7 +128,7 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
     "compressed columns": lambda: file_of(pa.record_batch(dict(GOOD)), ABOUT, "zstd"),
     "another tar's size": lambda: index_with(shard_bytes=SHARD_BYTES + 512),
     "a negative size of the tar": lambda: index_with(shard_bytes=-1),
-    "a size of the tar that is no number": lambda: index_with(shard_bytes=True),
+    "a size of the tar that is not a number": lambda: index_with(shard_bytes=True),
     "a size of the tar beyond 64 bits": lambda: index_with(shard_bytes=10**30),
     "a suffix twice": lambda: index_with(suffixes=["x", "x"]),
     "a suffix with a slash": lambda: index_with(suffixes=["x", "../y"]),
@@ -141,6 +141,6 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_index_is_damage(what: str) -> None:
-    """The error names the index and the way out."""
+    """The error names the index and the next command."""
     with pytest.raises(DamagedError, match=r"at/x.arrow: not a whole index of a shard \(.*\): dray verify"):
         Columns.read(HOSTILE[what](), "at/x.arrow", (N, SHARD_BYTES))

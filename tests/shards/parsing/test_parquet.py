@@ -1,4 +1,4 @@
-"""Tables that somebody wrote by hand: whatever they say, they are refused before they take memory or are believed."""
+"""Forged tables are refused before they take memory or are used."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -39,22 +39,22 @@ def written(table: pa.Table, **options: Any) -> bytes:
 
 
 def with_column(name: str, values: pa.Array) -> bytes:
-    """The good table with another column of that name."""
+    """Returns the valid table with one column replaced."""
     return parquet_of(GOOD.set_column(GOOD.schema.get_field_index(name), name, values))
 
 
 def nulls(count: int) -> bytes:
-    """A billion of them would take a few bytes as well."""
+    """A few bytes could encode a billion of them."""
     return parquet_of(pa.table({field.name: pa.nulls(count, field.type) for field in SCHEMA}))
 
 
 def long_name() -> bytes:
-    """100 MB of one letter, in a file of some kilobytes."""
+    """Returns 100 MB of one letter in a file of some kilobytes."""
     return with_column("name", pa.array(["a" * 100_000_000, *"bcdef"]))
 
 
 def with_page_bytes(size: int) -> bytes:
-    """The first page announces this number of bytes: a zigzag number after the page's type."""
+    """Returns the table with this size in the header of the first page: a zigzag number after the type of the page."""
     body = bytearray(parquet_of(GOOD))
     assert body[4:7] == b"\x15\x00\x15"
     start, number = 7, bytearray()
@@ -95,7 +95,7 @@ HOSTILE: Mapping[str, Callable[[], bytes]] = {
 
 
 def test_a_good_table_comes_back() -> None:
-    """In any number of row groups and pages, which an older or later writer may cut otherwise."""
+    """The number of row groups and pages does not matter."""
     assert read_table(parquet_of(GOOD), SCHEMA, N).equals(GOOD)
     some = written(GOOD, use_dictionary=False, row_group_size=2, compression="snappy")
     assert read_table(some, SCHEMA, N).equals(GOOD)
@@ -103,7 +103,7 @@ def test_a_good_table_comes_back() -> None:
 
 
 def test_many_pages_are_read() -> None:
-    """A column of more values than a page takes."""
+    """A column has more values than fit into a page."""
     count = 50_000
     random = np.random.default_rng(0).integers(2**62, size=count)
     texts, numbers = [str(number) for number in random], dict.fromkeys(SCHEMA.names[2:], random)
@@ -113,19 +113,19 @@ def test_many_pages_are_read() -> None:
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_table_is_refused(what: str) -> None:
-    """By one kind of error, whatever Arrow makes of it."""
+    """Every case raises ValueError, whatever error Arrow raises."""
     with pytest.raises(ValueError, match=r".+"):
         read_table(HOSTILE[what](), SCHEMA, N)
 
 
 def test_nulls_take_no_memory() -> None:
-    """A page of some bytes would become a billion of them, if the number of rows is made to fit."""
+    """A page of a few bytes could claim a billion nulls with a matching number of rows."""
     with pytest.raises(ValueError, match="a page is not as dray writes it"):
         read_table(nulls(1_000_000), SCHEMA, 1_000_000)
 
 
 def with_sources(snapshot: Snapshot, table: pa.Table) -> Snapshot:
-    """The snapshot with another table of sources."""
+    """Returns the snapshot with another table of sources."""
     body, (chunk,) = parquet_of(table), snapshot.manifest.sources
     put_content(snapshot.store, snapshot.layout.table(1, digest_of(body)), body)
     sources = (replace(chunk, intent=1, digest=digest_of(body), num_rows=len(table)),)
@@ -133,13 +133,13 @@ def with_sources(snapshot: Snapshot, table: pa.Table) -> Snapshot:
 
 
 CONTRADICTIONS: Mapping[str, Callable[[pa.Table], pa.Table]] = {
-    "keys are not in order": lambda table: table.take([1, 0, *range(2, 20)]),
-    "or one is there twice": lambda table: table.take([0, 0, *range(2, 20)]),
+    "keys are out of order": lambda table: table.take([1, 0, *range(2, 20)]),
+    "or contain duplicates": lambda table: table.take([0, 0, *range(2, 20)]),
     "shard or a row that the version does not have": lambda table: set_first(table, "shard", 99),
     "shard or a row": lambda table: set_first(table, "shard", -1),
     "a row that the version does not have": lambda table: set_first(table, "row", 5),
     "shard or a row that": lambda table: set_first(table, "row", -1),
-    "two samples lie in one row": lambda table: set_first(table, "row", 1),
+    "two samples are in one row": lambda table: set_first(table, "row", 1),
 }
 
 
@@ -148,7 +148,7 @@ def set_first(table: pa.Table, name: str, value: int) -> pa.Table:
 
 
 def test_sources_that_contradict_the_shards_are_damage(make_inputs: MakeInputs) -> None:
-    """Each sample of the shards has one key, and no other has; else readers would follow it anywhere."""
+    """Each sample of the shards must have exactly one key."""
     place = Place("memory://contradictions")
     build(make_inputs(20), place)
     snapshot = latest(place)
@@ -159,8 +159,8 @@ def test_sources_that_contradict_the_shards_are_damage(make_inputs: MakeInputs) 
 
 
 def test_what_was_left_out_must_agree_with_the_accounting(make_inputs: MakeInputs) -> None:
-    """A table that says another fate is not the version's."""
-    place, inputs = Place("memory://fates"), make_inputs(4)
+    """A table with other outcomes is damage."""
+    place, inputs = Place("memory://outcomes"), make_inputs(4)
     inputs.path(inputs.names[0], inputs.suffixes[0]).unlink()
     build(inputs, place, on_error="skip", min_num_shards=1)
     snapshot = latest(place)

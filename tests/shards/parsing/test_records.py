@@ -1,4 +1,4 @@
-"""Records that somebody wrote by hand: whatever a manifest, commit or intent says, it is refused by name."""
+"""Forged manifests, commits and intents are refused by name."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ NO_DIGESTS = [*NO_TEXTS, "", "../../../../etc/passwd", "AB" * 16, DIGEST + "\n"]
 
 
 def with_values(record: Any, changes: Mapping[str, object]) -> bytes:
-    """The JSON of a record with other values at some paths such as `shards/0/number`; `...` removes what is there."""
+    """Returns the JSON of a record with values replaced at paths such as `shards/0/number`; `...` removes a value."""
     values = json.loads(json.dumps({**HEADER, **asdict(record)}))
     for path, value in changes.items():
         *parents, last = [int(step) if step.isdecimal() else step for step in path.split("/")]
@@ -165,7 +165,7 @@ def put(store: Store, name: str, body: bytes) -> Store:
 
 
 def test_what_the_cases_start_from_is_good() -> None:
-    """Else they would be refused for another reason."""
+    """Otherwise the cases would be refused for another reason."""
     for manifest in (MANIFEST, INDEXED, replace(MANIFEST, kind="written")):
         assert Manifest.from_bytes(manifest.to_bytes(), "x") == manifest
     for record, name, read in ((COMMIT, LAYOUT.commit(7), read_commit), (INTENT, LAYOUT.intent(3), read_intent)):
@@ -178,7 +178,7 @@ def test_what_the_cases_start_from_is_good() -> None:
     [(MANIFEST, *case) for case in HOSTILE_MANIFEST.items()] + [(INDEXED, *case) for case in HOSTILE_INDEXED.items()],
 )
 def test_a_hostile_manifest_is_damage(manifest: Manifest, path: str, values: list[Any]) -> None:
-    """The error names it and the way out."""
+    """The error names the record and the next command."""
     for value in values:
         body = with_values(manifest, {path: value})
         with pytest.raises(DamagedError, match=r"at/x.json: not a readable manifest \(.*\): dray log .* dray rollback"):
@@ -187,14 +187,14 @@ def test_a_hostile_manifest_is_damage(manifest: Manifest, path: str, values: lis
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE_COUNTS, ids=repr)
 def test_counts_that_cannot_be_are_damage(changes: Mapping[str, int]) -> None:
-    """A number of samples decides how much memory a loader takes: it is held against the bytes of the tars."""
+    """The number of samples determines the memory of a loader, so it is checked against the size of the tars."""
     with pytest.raises(DamagedError, match=r"at/x\.json: not a readable manifest"):
         Manifest.from_bytes(with_values(MANIFEST, changes), "at/x.json")
 
 
 @pytest.mark.parametrize("path", HOSTILE_COMMIT)
 def test_a_hostile_commit_is_damage(path: str) -> None:
-    """The error names it and the way out."""
+    """The error names the record and the next command."""
     for value in HOSTILE_COMMIT[path]:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.commit(7), with_values(COMMIT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000007.json: not a readable commit \(.*\): restore it from a co"):
@@ -203,7 +203,7 @@ def test_a_hostile_commit_is_damage(path: str) -> None:
 
 @pytest.mark.parametrize("holds", [*HOSTILE_HOLDS, *({"best": number} for number in NO_NUMBERS)], ids=repr)
 def test_a_hostile_list_of_holds_is_damage(holds: object) -> None:
-    """The error names it; a gc stops there."""
+    """The error names the commit, and a gc stops."""
     body = with_values(Holds(holds={}), {"holds": holds})
     store = put(Store(f"memory://{new_write_id()}"), LAYOUT.hold_list(digest_of(body)), body)
     with pytest.raises(
@@ -214,7 +214,7 @@ def test_a_hostile_list_of_holds_is_damage(holds: object) -> None:
 
 @pytest.mark.parametrize("path", HOSTILE_INTENT)
 def test_a_hostile_intent_is_damage(path: str) -> None:
-    """The error names it and the way out."""
+    """The error names the record and the next command."""
     for value in HOSTILE_INTENT[path]:
         store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(INTENT, {path: value}))
         with pytest.raises(DamagedError, match=r"/0000000003.json: not a readable intent \(.*\): restore it from a co"):
@@ -223,7 +223,7 @@ def test_a_hostile_intent_is_damage(path: str) -> None:
 
 @pytest.mark.parametrize(("first", "count"), [(0, 2**63 - 1), (10**18, 1), (10**18 - 2, 3)])
 def test_an_intent_cannot_reserve_numbers_that_no_shard_has(first: int, count: int) -> None:
-    """Also where it does not say what for."""
+    """This holds for intents without digests too."""
     intent = replace(INTENT, first=first, count=count, shards=(), digests=())
     store = put(Store(f"memory://{new_write_id()}"), LAYOUT.intent(3), with_values(intent, {}))
     with pytest.raises(DamagedError, match=rf"number 3 reserves {count} shards from {first} on"):
@@ -231,7 +231,7 @@ def test_an_intent_cannot_reserve_numbers_that_no_shard_has(first: int, count: i
 
 
 def test_what_may_be_left_out_has_its_default() -> None:
-    """A commit without holds holds nothing; one without a required value names what it lacks."""
+    """A commit without holds has none; the error for a missing required value names it."""
     optional = dict.fromkeys(("kept_from", "holds", "hold", "open_intent", "open_shard"), ...)
     found = read_record(Commit, with_values(COMMIT, optional))
     assert found == replace(COMMIT, kept_from=1, holds=None, hold={}, open_intent=1, open_shard=0)
@@ -241,21 +241,21 @@ def test_what_may_be_left_out_has_its_default() -> None:
 
 @pytest.mark.parametrize("changes", [{"format": 1}, {"format": 3}, {"features": ["x"]}], ids=repr)
 def test_a_manifest_of_another_version_of_dray_says_what_to_do(changes: Mapping[str, object]) -> None:
-    """It is not called damaged."""
+    """The error says what to do and does not report damage."""
     body = with_values(MANIFEST, changes)
     with pytest.raises(DamagedError, match=r"^at/x\.json: (?:format|unknown features) .*(?:upgrade dray|rebuild it)"):
         Manifest.from_bytes(body, "at/x.json")
 
 
 def test_unknown_fields_are_ignored_at_every_level() -> None:
-    """Later versions of dray may add some."""
+    """Later versions of dray may add fields."""
     body = with_values(MANIFEST, {"later": 1, "shards/0/later": [{}], "accounting/later": None})
     assert Manifest.from_bytes(body, "x") == MANIFEST
 
 
 @pytest.mark.parametrize("path", ["prefix", "shards", *(f"recipe/{name}" for name in recipe_of("x"))])
 def test_what_a_manifest_lacks_is_damage(path: str) -> None:
-    """Also what may be null, as the number of shards."""
+    """Nullable fields such as the number of shards are required too."""
     with pytest.raises(DamagedError, match=r"at/x\.json: not a readable manifest"):
         Manifest.from_bytes(with_values(MANIFEST, {path: ...}), "at/x.json")
 
@@ -265,7 +265,7 @@ NO_JSON = [b"", b"\xff", b"null", b"[]", b"[" * 200_000, b'{"format": 2, "number
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:30]))
 def test_bytes_that_are_no_record_are_damage(body: bytes) -> None:
-    """Not a RecursionError, nor any other error of the JSON reader."""
+    """No RecursionError or other error of the JSON parser escapes."""
     store = Store(f"memory://{new_write_id()}")
     put(put(store, LAYOUT.commit(7), body), LAYOUT.intent(3), body)
     readers: list[Callable[[], object]] = [

@@ -21,7 +21,7 @@ def values_in(column: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", ["image.pyd", "image.npy", "image.json", "image", "IMAGE.Npy"])
 def test_every_name_of_an_encoded_part_gives_it(tmp_path: Path, name: str) -> None:
-    """Under the name that was asked for, whatever the form is; from the loader, the DataModule and the Dataset."""
+    """The loader, the DataModule and the Dataset return the part under the requested name, whatever its form."""
     url = encode(tmp_path, VALUES)
     for stack in (True, False):
         batch = only(url, 6, parts=name, stack=stack)
@@ -35,7 +35,7 @@ def test_every_name_of_an_encoded_part_gives_it(tmp_path: Path, name: str) -> No
 
 
 def test_an_encoded_part_stands_under_the_suffix_of_its_source(tmp_path: Path) -> None:
-    """With parts=None, whatever the values became; so samples of a Dataset can be collated."""
+    """With parts=None all forms have one name, so that samples of a Dataset can be collated."""
     url = encode(tmp_path, [FLOAT, FLOAT.bfloat16().float(), FLOAT, 2 * FLOAT])
     batch = only(url, 4)
     assert list(batch) == ["image.pyd"]
@@ -47,7 +47,7 @@ def test_an_encoded_part_stands_under_the_suffix_of_its_source(tmp_path: Path) -
 
 
 def test_mixed_forms_are_stacked_where_they_agree(tmp_path: Path) -> None:
-    """A number is stored as .json, a numpy number as .npy; another dtype is an error that names both samples."""
+    """Numbers stored as .json and .npy are stacked; a different dtype is an error that names both samples."""
     url = encode(tmp_path, [1, np.int64(2), 3, 0.5])
     (first, *_) = ShardLoader(url, batch_size=3)
     assert first["image.pyd"].tolist() == [1, 2, 3]
@@ -56,7 +56,7 @@ def test_mixed_forms_are_stacked_where_they_agree(tmp_path: Path) -> None:
 
 
 def test_only_what_the_build_recorded_is_one_part(tmp_path: Path) -> None:
-    """meta.json beside meta.pyd are two parts where nothing was encoded, or where only the other was."""
+    """meta.json and meta.pyd are two parts if meta.pyd was not encoded."""
     meta = {"meta.pyd": lambda number: pickle.dumps((number,)), "meta.json": b"%d".__mod__}
     plain = datasets.pack(tmp_path / "plain", 4, 2, parts=meta)
     assert list(only(plain, 4, stack=False)) == ["meta.pyd", "meta.json"]
@@ -69,7 +69,7 @@ def test_only_what_the_build_recorded_is_one_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_two", [True, False])
 def test_the_parts_of_a_function_are_one_where_each_sample_has_one(tmp_path: Path, is_two: bool) -> None:
-    """By the counts that the build recorded: with encode="auto" the recipe does not name what a function makes."""
+    """With encode="auto" the recipe does not name the parts of a function, so the recorded counts decide."""
 
     def make(number: int) -> dict[str, Any]:
         return {"meta.pyd": (number,) if number % 2 else FLOAT} | ({"meta.json": number} if is_two else {})
@@ -85,7 +85,7 @@ def test_the_parts_of_a_function_are_one_where_each_sample_has_one(tmp_path: Pat
 
 
 def test_the_pickled_data_module_reads_what_it_encoded(tmp_path: Path) -> None:
-    """By the names of its pickles, also where the end of another part's suffix is the same."""
+    """Parts are found by the names of their pickles, even if the suffix of another part ends the same."""
     (tmp_path / "in").mkdir()
     for number, value in enumerate(VALUES):
         (tmp_path / f"in/s{number}.image.pyd").write_bytes(pickle.dumps(value))

@@ -1,4 +1,4 @@
-"""The block store of a node: what was written comes back, nothing wrong is hidden, and its size is bounded."""
+"""The block store of a node returns what was written, hides no error, and keeps its size limit."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ def size_of(blocks: BlockStore) -> int:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3 * 50), st.binary(min_size=1, max_size=120)), min_size=1, max_size=8))
 def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]]) -> None:
-    """Any bytes at any places, over the ends of cells too; the last writer of a byte is right."""
+    """Writes at any offset and across cells can be read; the last write of a byte wins."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks_module, "CELL_BYTES", 50)
         blocks, expected = BlockStore(tmp_path_factory.mktemp("blocks"), 64 << 20, Kept.ALL), bytearray(400)
@@ -50,7 +50,7 @@ def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, w
 
 
 def test_no_file_stays_open(blocks: BlockStore) -> None:
-    """Each read and write opens and closes its own: a loader lives for weeks."""
+    """Each read and write closes its descriptor: a loader can run for weeks."""
 
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -67,21 +67,21 @@ def test_no_file_stays_open(blocks: BlockStore) -> None:
 
 
 def test_nothing_is_there_at_first(blocks: BlockStore) -> None:
-    """Neither bytes nor whole objects; nor is a folder made for looking."""
+    """A new store has no bytes and no objects, and reading does not create its folder."""
     assert blocks.read(NAME, 0, 10) is None
     assert blocks.get(NAME) is None
     assert not blocks.folder.exists()
 
 
 def test_a_whole_object_replaces_a_longer_one(blocks: BlockStore) -> None:
-    """As where a file was spoiled: what is put comes back, and no more."""
+    """After a longer, damaged file was replaced, only the new bytes are returned."""
     blocks.put(NAME, b"x" * 100)
     blocks.put(NAME, b"right")
     assert blocks.get(NAME) == b"right"
 
 
 def test_it_stays_as_small_as_it_may_be(tmp_path: Path) -> None:
-    """What was used longest ago goes first; a reader's use counts."""
+    """The least recently used file is deleted first; reads count as use."""
     blocks = BlockStore(tmp_path / "blocks", 4 * CELL_BYTES, Kept.ALL)
     data = memoryview(os.urandom(CELL_BYTES))
     for cell in range(8):
@@ -93,7 +93,7 @@ def test_it_stays_as_small_as_it_may_be(tmp_path: Path) -> None:
 
 
 def test_what_others_left_there_counts(tmp_path: Path, blocks: BlockStore) -> None:
-    """A store over a folder with files in it, whose count was lost, holds both together against its limit."""
+    """If the count of used bytes is lost, existing files still count against the limit."""
     blocks.write(NAME, 0, memoryview(os.urandom(3 * CELL_BYTES)))
     (blocks.folder / "used").unlink()
     smaller = BlockStore(blocks.folder, 2 * CELL_BYTES, Kept.ALL)
@@ -103,7 +103,7 @@ def test_what_others_left_there_counts(tmp_path: Path, blocks: BlockStore) -> No
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
-    """Only what the store itself named is deleted to make room."""
+    """Only files of the store are deleted to make room."""
     blocks = BlockStore(tmp_path / "blocks", CELL_BYTES, Kept.ALL)
     blocks.write(NAME, 0, memoryview(b"a"))
     (blocks.folder / "thesis.tex").write_bytes(os.urandom(2 * CELL_BYTES))
@@ -112,7 +112,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
-    """Then it goes on without: nothing is found, and nobody waits."""
+    """After one warning reads find nothing, and locks do not wait."""
     (tmp_path / "file").touch()
     blocks = BlockStore(tmp_path / "file" / "blocks", CELL_BYTES, Kept.ALL)
     with pytest.warns(UserWarning, match="goes on without this cache"):
@@ -123,7 +123,7 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_spoils_nothing(blocks: BlockStore) -> None:
-    """A write ends amid a cell: what was there before is still right, and no more is written."""
+    """After a write fails inside a cell, earlier bytes are still correct, and nothing more is written."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     blocks.write(NAME, 0, memoryview(b"before"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_spoils_nothing(blocks: BlockStore) -> None:
 
 
 def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
-    """In a temporary folder anybody could have made it: nothing is read there either."""
+    """Any user could have created it in a temporary folder, so it is not read either."""
     blocks.write(NAME, 0, memoryview(b"a"))
     blocks.put(NAME, b"a")
     blocks.folder.chmod(0o777)
@@ -149,7 +149,7 @@ def test_a_folder_that_others_may_write_is_refused(blocks: BlockStore) -> None:
 
 
 def test_one_thread_at_a_time(blocks: BlockStore) -> None:
-    """Of many that come for the same; for something else nobody waits."""
+    """Threads with the same name take turns; another name does not wait."""
     inside, most = [], []
 
     def work() -> None:
@@ -167,29 +167,29 @@ def test_one_thread_at_a_time(blocks: BlockStore) -> None:
     assert most == [1] * 8
 
 
-def test_who_is_killed_lets_go(blocks: BlockStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process holds what it will never give back: it is killed, and the next one may."""
+def test_a_killed_process_releases_its_lock(blocks: BlockStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that another process holds cannot be taken until that process is killed."""
     forked = multiprocessing.get_context("fork")
     is_held = forked.Event()
     holder = forked.Process(target=hold, args=(blocks, is_held))
     holder.start()
     assert is_held.wait(60)
     monkeypatch.setattr(blocks_module, "WAIT_S", 0.1)
-    assert blocks._lock("a") is None  # it was waited for only so long
+    assert blocks._lock("a") is None  # the wait is limited
     monkeypatch.setattr(blocks_module, "WAIT_S", 60)
     holder.kill()
     holder.join()
     assert blocks._lock("a") is not None
 
 
-def test_a_store_crosses_to_other_processes(blocks: BlockStore) -> None:
-    """Pickled, it is the same store."""
+def test_a_store_can_be_pickled(blocks: BlockStore) -> None:
+    """The copy reads the same folder."""
     blocks.write(NAME, 0, memoryview(b"abc"))
     assert pickle.loads(pickle.dumps(blocks)).read(NAME, 0, 3) == b"abc"
 
 
 def test_when_there_is_a_store(tmp_path: Path) -> None:
-    """Where it was asked for, for all; else where it helps: for indexes of several ranks, and for runs of workers."""
+    """`cache_dir` keeps everything; by default several ranks share indexes, and workers share runs."""
     asked = open_blocks(tmp_path, None, num_workers=0, num_ranks=1)
     assert (asked.kept, asked.folder) == (Kept.ALL, tmp_path / "dray-blocks") if asked else False
     found = [open_blocks(None, None, num_workers=workers, num_ranks=ranks) for workers, ranks in ((0, 2), (2, 1))]

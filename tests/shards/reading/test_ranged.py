@@ -1,4 +1,4 @@
-"""Reading from object storage: how many bytes and requests it takes, and what each fault of the way ends in."""
+"""Reading from object storage: the number of bytes and requests, and the result of each network fault."""
 
 # Long: requests, bytes and faults are counted on the same datasets behind the same proxy.
 
@@ -31,12 +31,12 @@ from tests.support import datasets
 from tests.support.chaos import Action, Chaos
 
 SUFFIX, NUM_SAMPLES, NUM_BYTES, NUM_RANKS, BATCH = "bin", 256, 100_000, 8, 4
-NUM_SHORT, SHORT_BYTES = 1600, 24 << 10  # of the dataset of which a run has several samples
+NUM_SHORT, SHORT_BYTES = 1600, 24 << 10  # a dataset with several samples in each run
 TAR, INDEX = r"\.tar$", "/index/"
 
 
 def pack(s3: SeaweedServer, folder: Path, num_samples: int, num_bytes: int, seed: int = 0) -> str:
-    """The URL of one shard of samples, each of bytes of its own."""
+    """Returns the URL of one shard of samples with different bytes."""
     parts = {SUFFIX: lambda number: np.random.default_rng([seed, number]).bytes(num_bytes)}
     url, options = s3.url(f"remote/{uuid.uuid4().hex}"), s3.storage_options
     return datasets.pack(folder, num_samples, 1, url, parts=parts, storage_options=options, address="none")
@@ -44,31 +44,31 @@ def pack(s3: SeaweedServer, folder: Path, num_samples: int, num_bytes: int, seed
 
 @pytest.fixture(scope="module")
 def packed(s3: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of one shard of samples of 100 kB, each a run of its own."""
+    """The URL of one shard of samples of 100 kB with one sample in each run."""
     return pack(s3, tmp_path_factory.mktemp("inputs"), NUM_SAMPLES, NUM_BYTES)
 
 
 @pytest.fixture(scope="module")
 def short(s3: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of one shard of samples of 24 kB, of which a run has several."""
+    """The URL of one shard of samples of 24 kB with several samples in each run."""
     return pack(s3, tmp_path_factory.mktemp("inputs"), NUM_SHORT, SHORT_BYTES)
 
 
 @pytest.fixture(autouse=True)
 def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A temporary folder without what other tests left in the node's block store."""
+    """An empty temporary folder, so that no block store of another test is found."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
 def options(s3: SeaweedServer, chaos: Chaos) -> dict[str, Any]:
-    """The way through the proxy, for a client that fails at once."""
+    """Options for the proxy and for a client that does not retry."""
     return s3.storage_options | {"endpoint": chaos.endpoint, "retry_config": {"max_retries": 0}}
 
 
 @pytest.fixture
 def reader(packed: str, options: dict[str, Any], chaos: Chaos) -> RangeReader:
-    """Of the shard; the log is empty."""
+    """A reader of the shard; the log of the proxy is empty."""
     found = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)))
     chaos.clear()
     return found
@@ -84,7 +84,7 @@ def keys_of(batches: Iterator[Any] | ShardLoader) -> list[str]:
 
 
 def read_rows(reader: RangeReader, runs: list[Run]) -> list[str]:
-    """The keys of all samples of some runs, read at once."""
+    """Returns the keys of all samples of the runs, read at once."""
     samples = [(first + number) % NUM_SAMPLES for first, count in runs for number in range(count)]
     found = reader.read(np.array(samples), [run for run in runs for _ in range(run[1])])
     return [found.key(number) for number in range(len(found))]
@@ -101,7 +101,7 @@ def sent(chaos: Chaos) -> int:
 def test_only_runs_of_several_samples_are_kept_for_others(
     packed: str, options: dict[str, Any], tmp_path: Path, counts: list[int], *, is_kept: bool
 ) -> None:
-    """Workers share the samples of a run; a run of one sample is read by one worker alone."""
+    """Workers share the samples of a run; only one worker reads a run of one sample."""
     blocks = BlockStore(tmp_path / "blocks", 64 << 20, Kept.RUNS)
     reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), blocks=blocks)
     runs = list(zip(accumulate(counts, initial=8), counts, strict=False))
@@ -110,14 +110,14 @@ def test_only_runs_of_several_samples_are_kept_for_others(
     assert bool(cells) == is_kept
 
 
-# How much is asked
+# Bytes and requests
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_ranks_of_one_shard_read_little_more_than_they_get(
     packed: str, options: dict[str, Any], chaos: Chaos, shuffle: bool
 ) -> None:
-    """All 8 together fetch at most 1.05 times the parts' bytes, indexes included, and their stats say what was sent."""
+    """All 8 together fetch at most 1.05 times the bytes of the parts, indexes included, and their stats agree."""
     loaders = [
         open_loader(packed, options, rank=rank, num_ranks=NUM_RANKS, shuffle=shuffle) for rank in range(NUM_RANKS)
     ]
@@ -133,7 +133,7 @@ def test_the_ranks_of_one_shard_read_little_more_than_they_get(
 
 
 def test_a_step_in_order_is_one_request(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """Each rank reads the neighbours that it takes in a step together, and nothing of another rank's."""
+    """Each rank reads the samples of a step in one request, and none of another rank."""
     loader = open_loader(packed, options, rank=1, num_ranks=2, shuffle=False)
     chaos.clear()
     assert len(keys_of(loader)) == NUM_SAMPLES // 2
@@ -143,7 +143,7 @@ def test_a_step_in_order_is_one_request(packed: str, options: dict[str, Any], ch
 
 
 def test_the_index_is_read_once_by_all_threads(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """The first runs of many lanes are fetched at the same time, and need the same index."""
+    """The first runs of many lanes are fetched concurrently and need the same index."""
     loader = open_loader(packed, options)
     chaos.clear()
     chaos.rule("latency", path=INDEX, seconds=0.2)
@@ -152,19 +152,19 @@ def test_the_index_is_read_once_by_all_threads(packed: str, options: dict[str, A
 
 
 def test_a_run_is_fetched_once_whatever_is_expected_meanwhile(reader: RangeReader, chaos: Chaos) -> None:
-    """Expected again and again and read sample by sample; then it is forgotten."""
+    """A run that is expected repeatedly and read sample by sample is fetched once, then dropped."""
     runs = [(0, 4), (8, 4), (16, 4)]
     reader.expect(runs)
     reader.read(np.array([100]), [(100, 1)])
     for number in range(4):
         reader.expect(run for run in runs for _ in range(4 - number))
         reader.read(np.array([first + number for first, _ in runs]), runs)
-    assert len(chaos.log) == 2 + len(runs)  # the index and the first
+    assert len(chaos.log) == 2 + len(runs)  # the index and the first sample
     assert not reader._runs
 
 
 def test_what_was_read_before_its_run_is_not_read_again(reader: RangeReader, chaos: Chaos) -> None:
-    """The first samples come alone, then the rest of their runs."""
+    """The first samples are fetched alone, then the rest of their runs."""
     runs = [(0, 4), (8, 4)]
     for number in range(4):
         reader.expect(runs)
@@ -176,22 +176,22 @@ def test_what_was_read_before_its_run_is_not_read_again(reader: RangeReader, cha
 
 
 def test_nothing_is_fetched_ahead_of_the_first_batch(reader: RangeReader, chaos: Chaos) -> None:
-    """Whatever is expected: it would only delay it."""
+    """Prefetching would only delay the first batch."""
     reader.expect([(0, 4), (8, 4), (16, 4)])
     reader.read(np.array([1, 9]), [(0, 4), (8, 4)])
-    assert sent(chaos) <= 3 * NUM_BYTES  # with the index
+    assert sent(chaos) <= 3 * NUM_BYTES  # includes the index
     assert len(chaos.log) == 3
 
 
 def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """Of runs to come, and of runs that were begun and are expected no more, a reader holds what it may."""
+    """Prefetched runs, and started runs that are no longer expected, stay within `ahead_bytes` each."""
     reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), ahead_bytes=10 * NUM_BYTES)
     runs = [(first, 2) for first in range(0, 100, 4)]
     reader.expect(runs)
     for run in runs:
         reader.read(np.array(run[:1]), [run])
         assert reader._ahead <= 10 * NUM_BYTES
-    assert list(reader._runs) == runs  # begun, and expected still
+    assert list(reader._runs) == runs  # started and still expected
     reader.expect([])
     assert list(reader._runs) == runs[-4:]
 
@@ -199,12 +199,12 @@ def test_memory_is_bounded(packed: str, options: dict[str, Any], chaos: Chaos) -
 def test_memory_of_a_pass_is_one_run_a_lane_and_what_is_ahead(
     short: str, options: dict[str, Any], chaos: Chaos
 ) -> None:
-    """At every step from its start to its end, with runs of several samples."""
+    """The bound holds at every step of a pass with several samples in each run."""
     start, ahead_bytes = open_loader(short, options).state_dict(), 1 << 20
     cursor = Cursor.from_dict(start)
-    way = Pass(cursor, Rest(num_samples=NUM_SHORT, consumed=0, batch=BATCH, num_ranks=1, remainder=Remainder.KEEP), 0)
+    rest = Rest(num_samples=NUM_SHORT, consumed=0, batch=BATCH, num_ranks=1, remainder=Remainder.KEEP)
     reader = RangeReader(Catalog(Snapshot.open(short, storage_options=options)), ahead_bytes=ahead_bytes)
-    steps = list(way.steps())
+    steps = list(Pass(cursor, rest, 0).steps())
     for number, step in enumerate(steps):
         reader.expect(run for expected in steps[number : number + 32] for run in expected.runs)
         reader.read(step.samples, step.runs)
@@ -213,7 +213,7 @@ def test_memory_of_a_pass_is_one_run_a_lane_and_what_is_ahead(
 
 
 def test_a_pass_that_was_left_takes_no_room_of_the_next(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """What was fetched ahead for it is dropped when other runs are expected, and those are fetched ahead."""
+    """Its prefetched runs are dropped when other runs are expected, and those are prefetched."""
     reader = RangeReader(Catalog(Snapshot.open(packed, storage_options=options)), ahead_bytes=10 * NUM_BYTES)
     for start in (0, 100):
         runs = [(first, 2) for first in range(start, start + 100, 4)]
@@ -224,7 +224,7 @@ def test_a_pass_that_was_left_takes_no_room_of_the_next(packed: str, options: di
 
 
 def test_a_run_goes_over_the_end_of_the_epoch(reader: RangeReader) -> None:
-    """From the last sample to the first, beside one that follows it: each sample is where it should be."""
+    """A run that wraps around and the run after it return the right samples."""
     assert read_rows(reader, [(254, 3), (1, 2)]) == ["s0254", "s0255", "s0000", "s0001", "s0002"]
 
 
@@ -234,7 +234,7 @@ def test_a_resume_reads_no_more_than_a_start(
     request: pytest.FixtureRequest, options: dict[str, Any], chaos: Chaos, monkeypatch: pytest.MonkeyPatch,
     dataset: str, shuffle: bool,
 ) -> None:  # fmt: skip
-    """For its first batch, from 90 % of the epoch on: as many requests, as many bytes, also amid runs."""
+    """The first batch at 90 % of the epoch takes no more requests and bytes than at its start, also inside runs."""
     monkeypatch.setattr(loader_module, "PREFETCH", 1)
     url, counts = request.getfixturevalue(dataset), []
     for part in (0, 0.9):
@@ -265,7 +265,7 @@ def test_a_resume_reads_no_more_than_a_start(
 def test_workers_read_little_more_than_they_get(
     short: str, options: dict[str, Any], chaos: Chaos, num_workers: int, shuffle: bool
 ) -> None:
-    """They take their batches from the same runs, and fetch each run and the index once; their stats say so."""
+    """Workers share runs, fetch each run and the index once, and their stats agree."""
     loader = open_loader(short, options, num_workers=num_workers, shuffle=shuffle)
     chaos.clear()
     assert len(set(keys_of(loader))) == NUM_SHORT
@@ -276,7 +276,7 @@ def test_workers_read_little_more_than_they_get(
 
 
 def test_the_ranks_of_a_node_read_each_index_once(short: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """And nothing else twice, with runs of several samples; nor do they store what they do not share."""
+    """Nothing else is read twice either, and nothing is stored that is not shared."""
     loaders = [open_loader(short, options, batch_size=1, rank=rank, num_ranks=NUM_RANKS) for rank in range(NUM_RANKS)]
     assert loaders[0].state_dict()["block"] > 1
     chaos.clear()
@@ -294,7 +294,7 @@ def test_the_ranks_of_a_node_read_each_index_once(short: str, options: dict[str,
 def test_a_cache_serves_later_epochs_and_restarts(
     request: pytest.FixtureRequest, options: dict[str, Any], chaos: Chaos, tmp_path: Path, dataset: str
 ) -> None:
-    """In whatever order: another epoch, another loader with another seed, in order; all of it from the disk."""
+    """Another epoch, seed, order or batch size reads everything from the disk."""
     url, cache = request.getfixturevalue(dataset), tmp_path / "cache"
     loader = open_loader(url, options, cache_dir=cache)
     first = keys_of(loader)
@@ -311,7 +311,7 @@ def test_a_cache_serves_later_epochs_and_restarts(
 
 
 def test_two_jobs_read_everything_once(short: str, options: dict[str, Any], chaos: Chaos, tmp_path: Path) -> None:
-    """At the same time, over the same cache."""
+    """Two concurrent loaders with one cache fetch everything once."""
     loaders = [open_loader(short, options, cache_dir=tmp_path / "cache") for _ in range(2)]
     found: list[list[str]] = []
     chaos.clear()
@@ -329,7 +329,7 @@ def test_two_jobs_read_everything_once(short: str, options: dict[str, Any], chao
 def test_a_spoiled_cache_is_not_believed(
     packed: str, options: dict[str, Any], tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
-    """Files that were cut, emptied or changed, indexes too: what they lack is fetched again, and each byte is right."""
+    """Truncated, zeroed or changed files, indexes included, are fetched again, and every byte is correct."""
     expected = [row[SUFFIX] for batch in open_loader(packed, options, limit=64) for row in batch]
     arguments = {"cache_dir": tmp_path / "cache", "limit": 64}
     keys_of(open_loader(packed, options, **arguments))
@@ -344,7 +344,7 @@ def test_a_spoiled_cache_is_not_believed(
 def test_shards_of_one_name_do_not_mix(
     packed: str, s3: SeaweedServer, options: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Of two datasets with the same keys and sizes, and other bytes, in one cache."""
+    """Two datasets with equal keys and sizes but different bytes share one cache."""
     other = pack(s3, tmp_path_factory.mktemp("inputs"), 16, NUM_BYTES, seed=1)
     for url, seed in ((packed, 0), (other, 1)):
         loader = open_loader(url, options, cache_dir=tmp_path / "cache", shuffle=False, limit=16)
@@ -354,7 +354,7 @@ def test_shards_of_one_name_do_not_mix(
 
 
 def test_a_cache_too_small_costs_only_requests(packed: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """Of 25 MB only 10 are kept: every sample comes, in every epoch."""
+    """With a cache of 10 MB for 25 MB, every epoch still has every sample."""
     loader = open_loader(packed, options, cache_dir=tmp_path / "cache", cache_bytes=10_000_000)
     for _ in range(2):
         assert len(set(keys_of(loader))) == NUM_SAMPLES
@@ -363,19 +363,19 @@ def test_a_cache_too_small_costs_only_requests(packed: str, options: dict[str, A
 
 
 def test_without_a_place_for_it_there_is_no_cache(packed: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """One warning, and every sample."""
+    """The loader warns once and returns every sample."""
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="goes on without this cache") as warned:
         assert len(set(keys_of(open_loader(packed, options, cache_dir=tmp_path / "file")))) == NUM_SAMPLES
     assert len(warned) == 1
 
 
-# What faults end in
+# Faults
 
 
 @pytest.mark.parametrize(("fault", "at"), [("status", 0), ("lost_reply", 0), ("reset_body", 1000)])
 def test_a_passing_fault_costs_no_sample(reader: RangeReader, chaos: Chaos, fault: Action, at: int) -> None:
-    """The request is made again, and the samples are the right ones."""
+    """The request is retried, and the samples are correct."""
     rule = chaos.rule(fault, path=TAR, times=1, code=503, at=at)
     assert read_rows(reader, [(0, 4)]) == ["s0000", "s0001", "s0002", "s0003"]
     assert rule.hits == 1
@@ -383,7 +383,7 @@ def test_a_passing_fault_costs_no_sample(reader: RangeReader, chaos: Chaos, faul
 
 
 def test_a_lasting_fault_names_the_shard(reader: RangeReader, chaos: Chaos, packed: str) -> None:
-    """After this number of attempts; and once it is over the same reader goes on."""
+    """The error comes after all attempts; the same reader works again after the fault."""
     rule = chaos.rule("status", method="GET", path=TAR, code=503)
     with pytest.raises(StoreError, match=rf"{packed}/wdshards-000000\.tar.*'s0004' to 's0007'"):
         read_rows(reader, [(4, 4)])
@@ -393,7 +393,7 @@ def test_a_lasting_fault_names_the_shard(reader: RangeReader, chaos: Chaos, pack
 
 
 def test_a_lasting_fault_is_raised_by_the_loader(packed: str, options: dict[str, Any], chaos: Chaos) -> None:
-    """A shard that cannot be read ends the epoch with an error, not early; the next try gives every sample."""
+    """An unreadable shard raises an error instead of ending the epoch; the next attempt returns every sample."""
     loader = open_loader(packed, options)
     chaos.rule("status", path=TAR, code=503, after=40)
     with pytest.raises(StoreError, match=r"wdshards-000000\.tar"):
@@ -404,21 +404,21 @@ def test_a_lasting_fault_is_raised_by_the_loader(packed: str, options: dict[str,
 
 
 def test_a_byte_that_was_flipped_on_the_way_is_read_again(reader: RangeReader, chaos: Chaos) -> None:
-    """What does not match its checksum is asked for once more, alone."""
+    """A sample that does not match its checksum is requested once more, alone."""
     rule = chaos.rule("flip", path=TAR, at=NUM_BYTES + 5000, times=1)
     assert read_rows(reader, [(8, 4)]) == ["s0008", "s0009", "s0010", "s0011"]
     assert rule.hits == 1
 
 
 def test_a_short_answer_is_an_error_that_names_the_shard(reader: RangeReader, chaos: Chaos) -> None:
-    """As if the object ended there: never fewer samples."""
+    """A truncated object raises an error; samples are never left out."""
     chaos.rule("short_length", path=TAR, at=NUM_BYTES // 2)
     with pytest.raises(DamagedError, match=r"wdshards-000000\.tar.*'s0000'"):
         read_rows(reader, [(0, 4)])
 
 
 def changed_copy(url: str, s3: SeaweedServer, change: Callable[[bytearray], bytes | None]) -> RangeReader:
-    """Of a copy of a dataset, whose shard is another one, or gone."""
+    """Returns a reader of a copy of a dataset with a changed or deleted shard."""
     source, copy = Store(url, s3.storage_options), Store(s3.url(f"remote/{uuid.uuid4().hex}"), s3.storage_options)
     for folder in ("__dray__/wdshards/commits", "__dray__/wdshards/manifests", "__dray__/wdshards/index"):
         for info in source.list_folder(folder):
@@ -430,7 +430,7 @@ def changed_copy(url: str, s3: SeaweedServer, change: Callable[[bytearray], byte
 
 
 def flipped(tar: bytearray) -> bytes:
-    tar[9 * (NUM_BYTES + 864) + 5000] ^= 1  # a member takes 100,864 bytes: this is one of s0009
+    tar[9 * (NUM_BYTES + 864) + 5000] ^= 1  # a member takes 100,864 bytes: this byte belongs to s0009
     return bytes(tar)
 
 
@@ -444,7 +444,7 @@ def flipped(tar: bytearray) -> bytes:
 def test_damage_spoils_only_its_own_sample(
     packed: str, s3: SeaweedServer, change: Callable[[bytearray], bytes], bad: list[str], message: str
 ) -> None:
-    """Of a run that is fetched ahead: the others can be read, and the damaged are named whenever they are asked for."""
+    """The other samples of a prefetched run can be read; each read of a damaged one names it."""
     reader, run = changed_copy(packed, s3, change), (8, 4)
     reader.expect([run])
     reader.read(np.array([0]), [(0, 1)])
@@ -460,7 +460,7 @@ def test_damage_spoils_only_its_own_sample(
 
 
 def test_damage_is_named_in_a_step(packed: str, s3: SeaweedServer) -> None:
-    """The first that is asked for, shard, key, part and offset; the same step can be asked for without it."""
+    """The error names shard, key, part and offset of the first damaged sample; the step can be read without it."""
     reader, run = changed_copy(packed, s3, flipped), (8, 4)
     with pytest.raises(DamagedError, match=r"wdshards-000000\.tar at offset \d+, key 's0009', suffix 'bin'"):
         reader.read(np.arange(8, 12), [run] * 4)
@@ -468,6 +468,6 @@ def test_damage_is_named_in_a_step(packed: str, s3: SeaweedServer) -> None:
 
 
 def test_a_shard_that_was_deleted_is_named(packed: str, s3: SeaweedServer) -> None:
-    """With the first key that it was read for."""
+    """The error names the shard and the first requested key."""
     with pytest.raises(NotFoundError, match=r"cannot read.*wdshards-000000\.tar.*key 's0003'"):
         read_rows(changed_copy(packed, s3, lambda _: None), [(3, 4)])

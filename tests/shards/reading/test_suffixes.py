@@ -1,4 +1,4 @@
-"""Which parts a loader reads: parts that samples lack, forms of encoded parts, letter case, shapes that differ."""
+"""The parts that a loader reads: missing parts, forms of encoded parts, letter case, different shapes."""
 
 import io
 import pickle
@@ -32,7 +32,7 @@ def files(parts: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def build(folder: Path, parts_of: Parts, num_samples: int = 6, num_shards: int = 3, **options: Any) -> str:
-    """The URL of a dataset whose samples have what a function gives for their number."""
+    """Returns the URL of a dataset whose samples have the parts that a function returns for their number."""
     inputs, names = folder / "in", [f"s{number}" for number in range(num_samples)]
     inputs.mkdir(parents=True)
     for name in names:
@@ -44,13 +44,13 @@ def build(folder: Path, parts_of: Parts, num_samples: int = 6, num_shards: int =
 
 
 def encode(folder: Path, values: list[Any], encode: Any = "auto", **more: Any) -> str:
-    """The URL of a dataset of two samples a shard, whose parts image.pyd are these values."""
+    """Returns the URL of a dataset with two samples in each shard, whose parts image.pyd are these values."""
     parts = {"image.pyd": lambda number: pickle.dumps(values[number])} | more
     return datasets.pack(folder, len(values), -(-len(values) // 2), parts=parts, encode=encode)
 
 
 def only(url: str, size: int, **options: Any) -> dict[str, Any]:
-    """The one batch of a dataset of that size."""
+    """Returns the only batch of a dataset of that size."""
     (batch,) = ShardLoader(url, batch_size=size, **options)
     assert isinstance(batch, dict)
     return batch
@@ -68,7 +68,7 @@ def some(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_a_named_part_that_a_sample_lacks_is_an_error(tmp_path: Path, on_error: str, num_workers: int) -> None:
-    """It names shard, key, suffix and the way out; it is no damage to be skipped. Batches before it are good."""
+    """The error names shard, key, suffix and solution, is not skipped as damage, and comes after the batches before."""
     url = build(tmp_path, some)
     bad = tmp_path / "bad"
     loader = ShardLoader(
@@ -86,7 +86,7 @@ def test_a_named_part_that_a_sample_lacks_is_an_error(tmp_path: Path, on_error: 
 
 
 def test_missing_none_gives_none_in_a_list(tmp_path: Path) -> None:
-    """In the batches where a sample lacks it; every part has its key in every batch, and in what functions get."""
+    """Batches and samples have a key for every part, and None where a sample lacks it."""
     url = build(tmp_path, some)
     first, second = ShardLoader(url, batch_size=3, missing="none", with_keys=True)
     assert list(first) == list(second) == ["label.cls", "x.pyd", "note.txt", "__key__"]
@@ -100,7 +100,7 @@ def test_missing_none_gives_none_in_a_list(tmp_path: Path) -> None:
 
 
 def test_all_parts_must_be_in_all_samples(tmp_path: Path) -> None:
-    """Else opening the loader raises an error that names the shard and the part."""
+    """Otherwise opening the loader raises an error that names the shard and the part."""
     url = build(tmp_path, some)
     with pytest.raises(CallError, match=r"000000\.tar lack 'note\.txt': name the parts with parts=, or give miss"):
         ShardLoader(url, batch_size=2)
@@ -110,7 +110,7 @@ def test_all_parts_must_be_in_all_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["error", "none"])
 def test_a_rank_without_samples_has_every_part(tmp_path: Path, missing: str) -> None:
-    """Of no rows, and stacked where it can be, whatever the first sample of the dataset lacks."""
+    """The parts have no rows and are stacked if possible, whatever the first sample of the dataset lacks."""
     url = build(tmp_path, lambda number: {"x.pyd": FLOAT} | ({"n.cls": number} if number else {}), num_samples=7)
     parts = ["x.pyd", "n.cls"] if missing == "none" else ["x.pyd"]
     loader = ShardLoader(url, batch_size=2, remainder="keep", rank=0, num_ranks=3, parts=parts, missing=missing)
@@ -119,7 +119,7 @@ def test_a_rank_without_samples_has_every_part(tmp_path: Path, missing: str) -> 
 
 
 def test_a_transform_that_leaves_out_a_part_is_an_error(tmp_path: Path) -> None:
-    """Not a silent None; with missing="none" it is one."""
+    """The missing part is None only with missing="none"."""
     url = build(tmp_path, lambda number: {"n.cls": number})
 
     def odd(row: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_a_transform_that_leaves_out_a_part_is_an_error(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
-    """As they were given."""
+    """The errors quote the arguments as given."""
     url = build(tmp_path, some)
     with pytest.raises(CallError, match=r"stack names 'y': a batch has the parts x\.pyd"):
         ShardLoader(url, batch_size=1, parts="x.pyd", stack={"y"})
@@ -144,7 +144,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
 
 
 def test_tuples_of_the_data_module_have_none_where_they_may(tmp_path: Path) -> None:
-    """Else the error of a loader."""
+    """Without missing="none" the loader raises an error."""
     url = build(tmp_path, some)
     data = module(url, ["x.pyd", "LABEL.cls"])
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_tuples_of_the_data_module_have_none_where_they_may(tmp_path: Path) -> N
 
 
 def test_no_other_part_stands_for_one_that_is_missing(tmp_path: Path) -> None:
-    """The end of a suffix is enough only where no sample has a part of that very name."""
+    """The end of a suffix matches only if no sample has a part with exactly that name."""
     url = build(tmp_path, lambda number: {"other.x.cls": 9, "n.txt": "n"} | ({"x.cls": number} if number else {}))
     with pytest.raises(
         CallError, match=r"key 's0': no part with suffix 'x\.cls'; it has \['other\.x\.cls', 'n\.txt'\]"
@@ -173,7 +173,7 @@ def module(url: str, suffixes: Any, **options: Any) -> WebDataModule:
 
 
 def test_loadtest_takes_any_name_of_a_part(tmp_path: Path, dray: Dray) -> None:
-    """And reads datasets whose samples differ."""
+    """It also reads datasets whose samples have different parts."""
     url = encode(tmp_path, VALUES)
     for more in (["--part", "image"], ["--part", "image.npy"], []):
         assert dray("loadtest", url, "--batch-size", 2, "--steps", 3, *more).code == 0
@@ -187,7 +187,7 @@ def test_loadtest_takes_any_name_of_a_part(tmp_path: Path, dray: Dray) -> None:
 
 
 def test_suffixes_compare_without_case(tmp_path: Path) -> None:
-    """A part is decoded whatever its case, and is one part whatever the case of the next sample's."""
+    """A part is decoded and grouped regardless of the letter case in each sample."""
     url = build(tmp_path, lambda number: {"x.PYD" if number % 2 else "x.pyd": torch.full((2,), float(number))})
     for names in (None, "X.Pyd"):
         batch = only(url, 6, parts=names)
@@ -210,7 +210,7 @@ def plain_tar(members: list[str]) -> bytes:
 
 
 def test_two_parts_that_differ_in_case_are_named(tmp_path: Path) -> None:
-    """Tars of other makers may have both in one sample."""
+    """Tars from other programs may have both in one sample."""
     (tmp_path / "wdshards-0.tar").write_bytes(plain_tar(["a.cls", "b.cls", "b.CLS", "b.n.txt"]))
     data = module(str(tmp_path), "cls")
     with pytest.raises(CallError, match=r"key 'b': several parts with suffix 'cls': 'cls' and 'CLS'"):
@@ -218,7 +218,7 @@ def test_two_parts_that_differ_in_case_are_named(tmp_path: Path) -> None:
 
 
 def test_streamed_tars_follow_the_same_rules(s3: SeaweedServer) -> None:
-    """Tars of other makers on object storage."""
+    """The rules also hold for tars from other programs on object storage."""
     store = Store(s3.url("parts-streamed"), s3.storage_options)
     store.put_new("wdshards-0.tar", plain_tar(["a.X.CLS", "a.n.txt", "b.n.txt"]))
     for missing, found in (("none", [7, None]), ("error", None)):
@@ -236,7 +236,7 @@ def test_streamed_tars_follow_the_same_rules(s3: SeaweedServer) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_shapes_that_differ_are_an_error_or_lists(tmp_path: Path, num_workers: int) -> None:
-    """The error names both samples, what differs and the way out; a list is one also where shapes agree."""
+    """The error names both samples, the difference and the solution; with lists, equal shapes give a list too."""
     url = build(tmp_path, lambda number: {"x.pyd": torch.ones(2 + (number == 5)), "y.pyd": FLOAT, "t.txt": "t"})
     options: dict[str, Any] = {"batch_size": 3, "num_workers": num_workers}
     batches = iter(ShardLoader(url, **options))
@@ -261,7 +261,7 @@ SCALARS = [1, True, 0.5, np.float32(2), np.int64(3), FLOAT, np.ones(2), np.ones(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(range(len(SCALARS))), min_size=1, max_size=4))
 def test_what_can_be_stacked_does_not_depend_on_luck(chosen: list[int]) -> None:
-    """A list, if a value is no tensor; a tensor, if all have the same dtype and shape; else an error."""
+    """The result is a list if a value is not a tensor, a tensor if dtypes and shapes agree, else an error."""
     values = [SCALARS[number] for number in chosen]
 
     def kind(value: Any) -> Any:
