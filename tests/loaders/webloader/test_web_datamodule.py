@@ -111,18 +111,19 @@ def test_a_loader_that_was_closed_begins_again(tmp_path: Path) -> None:
     local, store = Path(datasets.pack(tmp_path, 61, 5)), Store(f"memory://{tmp_path.name}")
     for path in local.rglob("*.*"):
         store.put_new(str(path.relative_to(local)), path.read_bytes())
+    others = set(threading.enumerate())  # of loaders that earlier tests left open
     data = module(store.url, 8, 8)
     loader = data.train_dataloader()
     batches = iter(loader)
     taken = [next(batches), next(batches)]
     stats = loader.stats()
-    assert any(thread.name.startswith("dray-fetch") for thread in threading.enumerate())
+    fetching = [thread for thread in threading.enumerate() if thread not in others and "dray-fetch" in thread.name]
+    assert fetching
     data.teardown("fit")
     with pytest.raises(CallError, match="this iterator has ended"):
         next(batches)
-    for thread in threading.enumerate():
-        if thread.name.startswith("dray-fetch"):
-            thread.join()
+    for thread in fetching:
+        thread.join()
     assert loader.stats() == stats
     data.load_state_dict(data.state_dict())
     assert flat([taken, list(loader)]) == list(range(61))
