@@ -135,14 +135,16 @@ def _raw(loader: ShardLoader, url: str, options: dict[str, Any]) -> Callable[[],
 
 
 def _runs(loader: ShardLoader) -> Iterator[list[tuple[int, int]]]:
-    """Of each step the runs, those that follow one another as one, none over the shard's end."""
-    way = loader.position.resumed().begin()  # of a copy: the loader stays where it is
-    total = way.start.num_samples
-    for step in way.steps():
+    """Yields the runs of each step, adjacent ones joined, none beyond the end of the epoch."""
+    position = loader.position.resumed()  # a copy: the loader stays where it is
+    position.begin()
+    epoch_pass = position.epochs.pass_from(position.start, position.rank)
+    total = epoch_pass.start.num_samples
+    for step in epoch_pass.steps():
         runs: list[tuple[int, int]] = []
         for first, count in dict.fromkeys(step.runs):
             inside = min(count, total - first)
-            if runs and sum(runs[-1]) == first and not way.start.shuffle:
+            if runs and sum(runs[-1]) == first and not epoch_pass.start.shuffle:
                 runs[-1] = runs[-1][0], runs[-1][1] + inside
             else:
                 runs.append((first, inside))
