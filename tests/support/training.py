@@ -1,9 +1,12 @@
 """A Lightning model that notes what it gets, and Trainers without output."""
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import lightning
 import torch
+from torch.utils.data import Sampler
 
 
 def trainer_of(**options: Any) -> lightning.Trainer:
@@ -55,3 +58,19 @@ class Model(lightning.LightningModule):
     def samples(self, stage: str) -> list[int]:
         """Returns the samples of a stage in all epochs, sorted."""
         return sorted(number for _, batch in self.seen[stage] for number in batch)
+
+
+class EpochNumbers(Sampler[int]):
+    """Yields the number of the epoch, once for each of an epoch's samples."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples, self.epoch = num_samples, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return repeat(self.epoch, self.num_samples)
+
+    def __len__(self) -> int:
+        return self.num_samples
