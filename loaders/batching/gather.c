@@ -4,24 +4,19 @@ For a part of 4 kB, slicing, a call of the checksum and a comparison of its head
 bytes takes the memory. Here a batch is one call, which prefetches the next part while it reads the current one. Without
 the compiled module, `batching.stacking` does the same in Python.
 
-The checksum is XXH3-64 by xxHash's own header (xxhash.h, BSD license). Checksum and copy run one after the other: a
-part that fits the processor's cache is read from memory once, and interleaving them in tiles was 8 to 28 % slower up to
-320 kB (4 kB: 12.7 against 16.4 GB/s; 320 kB: 14.6 against 15.9; only from 30 MB on faster: 13.5 against 11.8). */
+hash_and_copy.h has the checksum. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include "xxhash.h"
+#include "hash_and_copy.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "parts are read as a little-endian processor stores them"
 #endif
 
-#define LINE_BYTES 64            /* size of a cache line */
-#define AHEAD_BYTES (8 << 10)    /* prefetched from the next part; after these the processor prefetches by itself */
 #define RELEASE_BYTES (256 << 10) /* minimum size of a batch that releases the GIL; otherwise waiting costs more */
 
 static inline uint64_t load(const uint8_t *from) {
@@ -38,13 +33,11 @@ typedef struct {
     size_t first, second, digits;    /* two offsets in the edges with the same digits, and their number */
 } PartLayout;
 
-/* Copies the elements of a part; returns the checksum of the whole part. */
-static uint64_t copy_elements(const PartLayout *layout, const uint8_t *part, const uint8_t *next, uint8_t *to) {
-    for (size_t at = 0; at < AHEAD_BYTES && at < layout->size; at += LINE_BYTES) __builtin_prefetch(next + at);
-    uint64_t hash = XXH3_64bits(part, layout->size);
-    memcpy(to, part + layout->start, layout->stop - layout->start);
-    return hash;
-}
+typedef uint64_t HashAndCopy(const uint8_t *part, size_t size, size_t start, size_t stop, const uint8_t *next,
+                             uint8_t *to);
+extern HashAndCopy hash_and_copy_avx2;
+
+static HashAndCopy *fastest = hash_and_copy; /* with the instructions of this processor */
 
 static int has_edges(const PartLayout *layout, const uint8_t *part) {
     const uint8_t *edges = layout->edges, *is_fixed = layout->is_fixed;
@@ -79,7 +72,8 @@ static size_t gather_all(const PartLayout *layout, const Parts *parts) {
     for (size_t number = 0; number < parts->count; number++) {
         const uint8_t *part = address(parts->addresses, number);
         const uint8_t *next = address(parts->addresses, number + 1 < parts->count ? number + 1 : number);
-        uint64_t hash = copy_elements(layout, part, next, address(parts->targets, number));
+        uint8_t *to = address(parts->targets, number);
+        uint64_t hash = fastest(part, layout->size, layout->start, layout->stop, next, to);
         if (hash != load(parts->hashes + 8 * number) || !has_edges(layout, part) || !has_digits(layout, part))
             return number;
     }
@@ -140,5 +134,9 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "gather", .m_size = 0, .m_methods = methods};
 
 PyMODINIT_FUNC PyInit_gather(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) fastest = hash_and_copy_avx2;
+#endif
     return PyModule_Create(&definition);
 }

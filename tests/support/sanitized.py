@@ -10,14 +10,15 @@ import random
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
-    "dray.loaders.batching.gather": "loaders/batching/gather.c",
-    "dray.shards.codecs.pickles.scan": "shards/codecs/pickles/scan.c",
+    module["name"]: module["sources"]
+    for module in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
 }
 NUM_DAMAGED = 50_000
 COMPILER = os.environ.get("CC", "cc")
@@ -26,8 +27,8 @@ FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1
 
 def build(folder: Path) -> None:
     """Compile both modules; CalledProcessError with the compiler's words if it cannot."""
-    for name, source in SOURCES.items():
-        command = [COMPILER, *FLAGS, "-I", sysconfig.get_path("include"), source, "-o", folder / f"{name}.so"]
+    for name, sources in SOURCES.items():
+        command = [COMPILER, *FLAGS, "-I", sysconfig.get_path("include"), *sources, "-o", folder / f"{name}.so"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
 
 
