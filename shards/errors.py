@@ -73,7 +73,7 @@ class StoreError(DrayError, OSError):
 
 
 class NotFoundError(StoreError, FileNotFoundError):
-    """Nothing lies under that name."""
+    """No object has that name."""
 
     is_transient = False
 

@@ -2,8 +2,6 @@
 
 Opening one costs a listing of the commits and two reads, whatever the number of shards. A snapshot never globs and
 never changes: while builders add versions, its shards and indexes stay as they are.
-
-long: one class, all that a version can be asked.
 """
 
 import os
@@ -37,9 +35,7 @@ DEFAULT_PREFIX = "wdshards"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One version of a dataset, opened for reading.
-
-    Open one by `Snapshot.open(url, prefix)`.
+    """One version of a dataset, opened for reading by `Snapshot.open(url, prefix)`.
 
     Attributes:
         location: Where the dataset is.
@@ -103,18 +99,16 @@ class Snapshot:
             DamagedError: Its manifest is missing, or differs from the one that was committed.
         """
         name = location.layout.manifest(commit.intent, commit.manifest)
-        body = _read_record(location, commit, name, "manifest")
+        url, body = location.store.url_of(name), _read_record(location, commit, name, "manifest")
         if digest_of(body) != commit.manifest:
-            raise DamagedError(
-                f"the manifest is not the one that version {commit.version} committed", url=location.store.url_of(name)
-            )
-        snapshot = cls(location, commit, Manifest.from_bytes(body, location.store.url_of(name)))
+            raise DamagedError(f"the manifest is not the one that version {commit.version} committed", url=url)
+        snapshot = cls(location, commit, Manifest.from_bytes(body, url))
         found = snapshot.num_samples, len(snapshot.shards), snapshot.num_bytes
         if found != (commit.num_samples, commit.num_shards, commit.num_bytes):
             raise DamagedError(
                 f"the manifest does not hold the samples, shards and bytes that version {commit.version} committed: "
-                f"dray log lists the versions, dray rollback goes back to one",
-                url=location.store.url_of(name),
+                "dray log lists the versions, dray rollback goes back to one",
+                url=url,
             )
         return snapshot
 
@@ -162,10 +156,10 @@ class Snapshot:
             DamagedError: It differs from the one that the snapshot names, or does not describe that shard.
         """
         name = self.layout.index(shard.number)
-        body = self.store.get(name)
+        url, body = self.store.url_of(name), self.store.get(name)
         if digest_of(body) != shard.index_digest:
-            raise DamagedError(f"not the index that version {self.version} names", url=self.store.url_of(name))
-        return ShardIndex.from_bytes(body, self.store.url_of(name), (shard.num_samples, shard.num_bytes))
+            raise DamagedError(f"not the index that version {self.version} names", url=url)
+        return ShardIndex.from_bytes(body, url, (shard.num_samples, shard.num_bytes))
 
     def sources(self) -> pa.Table:
         """Returns the sources, sorted by key: key, name, and size, stamp and xxh3_64 of each suffix.
@@ -266,16 +260,15 @@ class Snapshot:
             NotFoundError: The shard is missing.
             DamagedError: A part differs from the index; names shard, key and suffix.
         """
-        name = self.shard_name(shard)
         columns = [column for column in range(len(index.suffixes)) if index.offsets[row, column]]
         starts, sizes = index.offsets[row, columns].tolist(), index.sizes[row, columns].tolist()
         parts: dict[str, bytes] = {}
-        for column, data in zip(columns, self.tars.get_ranges(name, starts, sizes), strict=True):
+        for column, data in zip(columns, self.tars.get_ranges(self.shard_name(shard), starts, sizes), strict=True):
             suffix = index.suffixes[column]
             if xxh3_64_intdigest(data) != index.xxh3_64[row, column]:
                 raise DamagedError(
                     f"not the bytes that were packed: run dray verify {self.store.url} to see how to repair it",
-                    url=self.store.url_of(name),
+                    url=self.shard_url(shard),
                     key=index.keys[row],
                     suffix=suffix,
                     offset=int(index.offsets[row, column]),
@@ -344,9 +337,8 @@ def _read_record(location: Location, commit: Commit, name: str, what: str) -> by
                 f"version {commit.version} of {location.prefix!r} under {location.url} was dropped: kept are those "
                 f"from {head.kept_from} on{held}; dray log {location.url} shows them"
             ) from exc
-        raise DamagedError(
-            f"the {what} of version {commit.version} is missing", url=location.store.url_of(name)
-        ) from exc
+        url = location.store.url_of(name)
+        raise DamagedError(f"the {what} of version {commit.version} is missing", url=url) from exc
 
 
 def _key_hint(keys: pa.ChunkedArray, key: str) -> str:

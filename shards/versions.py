@@ -82,19 +82,23 @@ def read_version(location: Location, version: int | str | None = None) -> Commit
         return _numbered(location, as_int("version", version, 1))
     if version is not None and version.isdecimal():
         return _numbered(location, int(version))
-    head = read_head(location)
-    if head is None:
-        raise no_dataset(location)
+    head = require_dataset(location, read_head(location))
     number = head.version if version is None else _held(location, head, version)
     return head if number == head.number else _numbered(location, number)
 
 
-def no_dataset(location: Location) -> NotFoundError:
-    """Returns the error for a location where nothing was ever committed."""
-    return NotFoundError(
-        f"no dataset with prefix {location.prefix!r} under {location.url}: "
-        "check the URL and the prefix, or build one with `dray build`"
-    )
+def require_dataset(location: Location, head: Commit | None) -> Commit:
+    """Returns the last commit of a location.
+
+    Raises:
+        NotFoundError: It is None: nothing was ever committed there.
+    """
+    if head is None:
+        raise NotFoundError(
+            f"no dataset with prefix {location.prefix!r} under {location.url}: "
+            "check the URL and the prefix, or build one with `dray build`"
+        )
+    return head
 
 
 def _numbered(location: Location, version: int) -> Commit:

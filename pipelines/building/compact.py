@@ -27,7 +27,7 @@ from dray.shards.log import Commit, Intent, Operation
 from dray.shards.manifest import Manifest, Shard, part_table
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.versions import no_dataset
+from dray.shards.versions import require_dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +80,7 @@ def compact(
     started = time.monotonic()
 
     def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  each starts from head
-        if head is None:
-            raise no_dataset(location)
-        base = Snapshot.load(location, head)
+        base = Snapshot.load(location, require_dataset(location, head))
         check_is_build(base)
         groups = plan_for(base.shards, base.manifest.recipe)
         merged = [group for group in groups if len(group) > 1]

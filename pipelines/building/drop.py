@@ -16,7 +16,7 @@ from dray.shards.log import Commit
 from dray.shards.manifest import Accounting
 from dray.shards.parts import parts_of
 from dray.shards.snapshot import Snapshot
-from dray.shards.versions import no_dataset
+from dray.shards.versions import require_dataset
 
 
 def drop_samples(location: Location, *, retention: Retention | None, progress: bool = True) -> BuildReport:
@@ -37,9 +37,7 @@ def drop_samples(location: Location, *, retention: Retention | None, progress: b
     started = time.monotonic()
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  each starts from head
-        if head is None:
-            raise no_dataset(location)
-        base = Snapshot.load(location, head)
+        base = Snapshot.load(location, require_dataset(location, head))
         check_is_build(base)
         if not base.shards:
             return report_of(base, None, {}, seconds=time.monotonic() - started)

@@ -34,7 +34,7 @@ def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard
     else not at all.
 
     Raises:
-        DamagedError: Something else lies under a task's number.
+        DamagedError: Another object has the name of a task's shard.
         StoreError: The store failed.
     """
     with ThreadPoolExecutor(1) as uploader:
@@ -73,7 +73,7 @@ def store_shard(job: PackJob, filled: Filled) -> PackedShard:
     """Store a shard and its index, durably: shard first, so that an index always has its shard.
 
     Raises:
-        DamagedError: Something else lies under that number.
+        DamagedError: Another object has the shard's name.
         StoreError: The store failed; nothing half-written is visible.
     """
     unread = _unread(job, filled.task, filled.bad)

@@ -26,7 +26,7 @@ from dray.shards.log import (
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import ObjectInfo
-from dray.shards.versions import no_dataset, read_holds
+from dray.shards.versions import read_holds, require_dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +66,7 @@ def gc(location: Location, retention: Retention, *, dry_run: bool = False) -> Gc
         DamagedError: The manifest of a kept version cannot be read: nothing is deleted.
     """
     while True:
-        head = read_head(location)
-        if head is None:
-            raise no_dataset(location)
+        head = require_dataset(location, read_head(location))
         try:
             return _gc(location, head, retention, dry_run=dry_run)
         except (NotFoundError, DamagedError):  # another gc without a grace may have deleted what it read

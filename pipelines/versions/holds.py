@@ -20,7 +20,7 @@ from dray.shards.log import (
 )
 from dray.shards.snapshot import Snapshot
 from dray.shards.verify import verify
-from dray.shards.versions import keeps, no_dataset, put_holds, read_holds, read_version
+from dray.shards.versions import keeps, put_holds, read_holds, read_version, require_dataset
 
 READS_AT_ONCE = 16
 
@@ -42,7 +42,7 @@ def hold(location: Location, name: str, version: int | str | None = None) -> int
     number = read_version(location, version).version
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(location, head)
+        head = require_dataset(location, head)
         if not keeps(location, head, number):
             raise NotFoundError(
                 f"version {number} of {location.prefix!r} under {location.url} was dropped: nothing to hold"
@@ -70,7 +70,7 @@ def release(location: Location, name: str) -> int:
         raise NotFoundError(f"no hold {name!r}: dray log {location.url} shows those there")
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(location, head)
+        head = require_dataset(location, head)
         holds = read_holds(location, head)
         if (version := holds.pop(name, None)) is None:
             return None
@@ -97,18 +97,18 @@ def rollback(location: Location, version: int | str) -> Snapshot:
         ConflictError: It was dropped, or another version was committed, while this ran.
     """
     old = Snapshot.load(location, read_version(location, version))
-    start = _standing(location, read_head(location))
+    start = require_dataset(location, read_head(location))
     if not keeps(location, start, old.version):
         raise NotFoundError(f"version {old.version} of {location.prefix!r} under {location.url} was dropped")
     findings = list(verify(old, "quick"))
-    last = _standing(location, read_head(location)) if findings else start
+    last = require_dataset(location, read_head(location)) if findings else start
     if findings and keeps(location, last, old.version):  # else it was dropped while it was checked
         raise DamagedError(
             f"version {old.version} is not whole: {findings[0]}; dray verify shows all that is wrong with it"
         )
 
     def next_of(head: Commit | None) -> Commit | None:
-        head = _standing(location, head)
+        head = require_dataset(location, head)
         if head.version != start.version or not keeps(location, head, old.version):
             raise ConflictError(
                 f"{location.url} {location.prefix}: another writer committed {head.operation} {head.number} while this "
@@ -138,13 +138,7 @@ def history(location: Location) -> list[Commit]:
         NotFoundError: There is no such dataset.
         DamagedError: A commit is missing, or cannot be read.
     """
-    head = _standing(location, read_head(location))
+    head = require_dataset(location, read_head(location))
     numbers = check_log(location, 1, head.number)
     with ThreadPoolExecutor(READS_AT_ONCE) as threads:
         return [*threads.map(partial(read_commit, location), numbers), head]
-
-
-def _standing(location: Location, head: Commit | None) -> Commit:
-    if head is None:
-        raise no_dataset(location)
-    return head

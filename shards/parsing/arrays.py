@@ -121,7 +121,9 @@ def layouts_in(
     """
     found: dict[str, set[ArrayLayout | None]] = {}
     for column, suffix in enumerate(suffixes):
-        starts = [start for start in offsets[:, column].tolist() if start] if _is_npy(suffix) else []
+        if not _is_npy(suffix):
+            continue
+        starts = [start for start in offsets[:, column].tolist() if start]
         only = np.unique(sizes[offsets[:, column] > 0, column]).tolist()
         if starts and len(only) == 1:
             end = _header_bytes(tar[starts[0] : starts[0] + HEAD_BYTES])

@@ -23,6 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.shards.arguments import as_int
 
+DISK_BLOCK_BYTES = 4096
 CELL_BYTES = 4 << 20
 SHARED_BYTES = 4 << 30  # default size of the store in the temporary folder
 LASTING_BYTES = 64 << 30  # default size of a store in `cache_dir`
@@ -137,7 +138,7 @@ class BlockStore:
             return
         try:
             self._open()
-            self._make_room(len(data))
+            self._make_room(_on_disk(at, len(data)))
             self._write_file(file, at, data)
         except OSError as exc:
             self._is_refused = True
@@ -212,6 +213,11 @@ def open_blocks(
         return None
     folder = Path(tempfile.gettempdir(), f"dray-blocks-{os.getuid()}").absolute()
     return BlockStore(folder, cache_bytes or SHARED_BYTES, Kept.RUNS if num_workers else Kept.INDEXES)
+
+
+def _on_disk(start: int, size: int) -> int:
+    """Returns the largest size on disk of a range of a sparse file: whole blocks."""
+    return (-(-(start + size) // DISK_BLOCK_BYTES) - start // DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
 
 
 def _cells(start: int, size: int) -> Iterator[tuple[int, int, int, int]]:

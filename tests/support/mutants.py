@@ -119,7 +119,7 @@ def _run_tests(arguments: Sequence[str]) -> int:
 
 
 def _compile_if_c(path: Path) -> None:
-    if path.suffix == ".c":
+    if path.suffix in (".c", ".h"):
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
         subprocess.run(command, check=True, capture_output=True)
 

@@ -359,7 +359,7 @@ def test_a_cache_too_small_costs_only_requests(packed: str, options: dict[str, A
     for _ in range(2):
         assert len(set(keys_of(loader))) == NUM_SAMPLES
     files = (tmp_path / "cache" / "dray-blocks").iterdir()
-    assert sum(path.stat().st_blocks * 512 for path in files) <= 10_500_000  # whole blocks of the disk
+    assert sum(path.stat().st_blocks * 512 for path in files) <= 10_100_000
 
 
 def test_without_a_place_for_it_there_is_no_cache(packed: str, options: dict[str, Any], tmp_path: Path) -> None:
