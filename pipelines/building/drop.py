@@ -19,7 +19,7 @@ from dray.shards.snapshot import Snapshot
 from dray.shards.versions import require_dataset
 
 
-def drop_samples(location: Location, *, retention: Retention | None, progress: bool = True) -> BuildReport:
+def drop_samples(location: Location, *, retention: Retention | None, progress: bool) -> BuildReport:
     """Make the last version of a dataset one without samples.
 
     Atomic; a rollback undoes it while the previous versions are kept. If the last version is already empty, nothing is
