@@ -84,7 +84,7 @@ class Dataset:
     ) -> None:
         self.snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
-        self._opened: _Tools | None = None
+        self._opened: _OpenDataset | None = None
 
     def __repr__(self) -> str:
         return f"Dataset({self.snapshot.store.url!r}, {self.snapshot.layout.prefix!r}, version={self.snapshot.version})"
@@ -179,15 +179,15 @@ class Dataset:
         return place if place < len(keys) and keys[place].as_py() == key else None
 
     @property
-    def _tools(self) -> "_Tools":
+    def _tools(self) -> "_OpenDataset":
         """Reader of this process; a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _Tools(os.getpid(), open_reader(Catalog(self.snapshot), EVERY_PART))
+            self._opened = _OpenDataset(os.getpid(), open_reader(Catalog(self.snapshot), EVERY_PART))
         return self._opened
 
 
 @dataclass(frozen=True, slots=True)
-class _Tools:
+class _OpenDataset:
     process: int
     reader: Reader
     lock: Lock = field(default_factory=Lock)  # a reader serves one thread at a time

@@ -9,7 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from dray.loaders.batching.batches import BatchMaker, Collate, Transform
+from dray.loaders.batching.batches import BatchMaker, Collate, SampleTransform
 from dray.loaders.batching.collate import check_stack
 from dray.loaders.batching.sample_source import SampleSource
 from dray.loaders.batching.skipping import OnBad, Skipper
@@ -33,7 +33,7 @@ from dray.shards.reading.suffixes import Missing, open_parts
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 
-PREFETCH = 3  # maximum number of prefetched groups of batches, the requested one included
+GROUPS_AHEAD = 3  # maximum number of prefetched groups of batches, the requested one included
 BAD_SAMPLES = "dray-bad-samples.jsonl"
 
 
@@ -107,7 +107,7 @@ class ShardLoader(EpochLoader):
         seed: int = 0,
         num_workers: int = 0,
         timeout_s: float | None = None,
-        transform: Transform | None = None,
+        transform: SampleTransform | None = None,
         collate: Collate | None = None,
         remainder: str = Remainder.DROP,
         rank: int | None = None,
@@ -273,7 +273,7 @@ class ShardLoader(EpochLoader):
 
     def _in_thread(self, epoch_pass: Pass) -> Generator[Any, None, None]:
         if self._lookahead is None:
-            self._lookahead = Lookahead(PREFETCH, "dray-batches")
+            self._lookahead = Lookahead(GROUPS_AHEAD, "dray-batches")
         with closing(self._lookahead.items(self._maker.groups(epoch_pass))) as groups:
             for group in groups:
                 yield from group

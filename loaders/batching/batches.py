@@ -26,7 +26,7 @@ from dray.shards.reading.suffixes import Missing, first_complete
 
 KEY, VALID = "__key__", "__valid__"
 
-Transform = Callable[[dict[str, Any]], Any]
+SampleTransform = Callable[[dict[str, Any]], Any]
 Collate = Callable[[list[Any]], Any]
 
 
@@ -45,7 +45,7 @@ class BatchMaker:
 
     samples: SampleSource
     stack: bool | frozenset[str]
-    transform: Transform | None
+    transform: SampleTransform | None
     collate: Collate | None
     with_keys: bool
     marks_filler: bool

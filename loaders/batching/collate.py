@@ -9,7 +9,7 @@ import torch
 from dray.loaders.batching.tensor_kinds import NUMBERS, TensorKind
 from dray.shards.errors import CallError
 
-Sample = Mapping[str, Any]
+SampleValues = Mapping[str, Any]
 Batch = dict[str, Any]
 _MOST = torch.iinfo(torch.int64).max
 
@@ -21,7 +21,7 @@ def _number(row: int) -> str:
 
 
 def collate(
-    samples: Sequence[Sample],
+    samples: Sequence[SampleValues],
     *,
     stack: bool | Collection[str] = True,
     may_lack: bool = False,

@@ -27,10 +27,10 @@ from dray.shards.reading.ranged import RangeReader
 from dray.shards.reading.samples import Column, Reader, Run, Samples, Stats, wanted_columns
 from dray.shards.reading.suffixes import WantedParts
 
-LOOK_AHEAD = 64  # number of steps whose samples are fetched ahead, as far as the reader has room
+STEPS_AHEAD = 64  # number of steps whose samples are fetched ahead, as far as the reader has room
 THREADS = 4  # maximum number of threads that copy large parts
 GROUP_STEPS = 16  # maximum number of steps in a group
-GROUP_BYTES = 2 << 20  # approximate maximum size of a group of several steps
+STEP_GROUP_BYTES = 2 << 20  # approximate maximum size of a group of several steps
 
 
 class SampleSource:
@@ -97,8 +97,8 @@ class SampleSource:
         steps = epoch_pass.steps(first, stride, with_runs=is_ranged)
         ahead, size = list[Step](), size or 1
         while True:
-            if len(ahead) < size + LOOK_AHEAD // 2:  # many at a time, as each `expect` costs time
-                ahead += islice(steps, LOOK_AHEAD + size - len(ahead))
+            if len(ahead) < size + STEPS_AHEAD // 2:  # many at a time, as each `expect` costs time
+                ahead += islice(steps, STEPS_AHEAD + size - len(ahead))
                 if is_ranged:
                     reader.expect(chain.from_iterable(step.runs for step in ahead))
             if not ahead:
@@ -111,7 +111,7 @@ class SampleSource:
         """Returns the number of steps that are best made, or sent, together."""
         snapshot, rest = self.catalog.snapshot, epoch_pass.rest
         step_bytes = snapshot.num_bytes / max(1, snapshot.num_samples) * rest.batch / rest.num_ranks
-        return max(1, min(GROUP_STEPS, int(GROUP_BYTES / max(1.0, step_bytes))))
+        return max(1, min(GROUP_STEPS, int(STEP_GROUP_BYTES / max(1.0, step_bytes))))
 
     @contextmanager
     def read(self, numbers: NDArray[np.int64], runs: Sequence[Run]) -> Iterator[tuple[Samples, Mapping[str, Column]]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dray.loaders.batching.buffers import Buffers
 from dray.loaders.batching.tensor_kinds import torch_dtype
 from dray.loaders.lazy import lazy
-from dray.shards.codecs.pickles import layout as fast_tensor
+from dray.shards.codecs.pickles.layout import PickleLayout, find_layout
 from dray.shards.reading.samples import Column, MappedParts
 
 try:
@@ -272,7 +272,7 @@ def _pool(_process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dray-copy")
 
 
-def _npy_layout(part: Part) -> fast_tensor.Layout | None:
+def _npy_layout(part: Part) -> PickleLayout | None:
     """Returns the layout of a `.npy`; None unless its elements are plain, native and in C order."""
     stream = io.BytesIO(part[:_NPY_HEADER_BYTES])
     try:
@@ -285,14 +285,14 @@ def _npy_layout(part: Part) -> fast_tensor.Layout | None:
     is_plain = not dtype.hasobject and dtype.isnative and not (is_fortran and len(shape) > 1)
     if min(shape, default=0) < 0 or stop != len(part) or not is_plain:
         return None
-    return fast_tensor.Layout(start, stop, dtype, shape)
+    return PickleLayout(start, stop, dtype, shape)
 
 
 _NPY_HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_LAYOUT_FINDERS = {"npy": _npy_layout} | dict.fromkeys(("pyd", "pickle", "pkl"), fast_tensor.find_layout)
+_LAYOUT_FINDERS = {"npy": _npy_layout} | dict.fromkeys(("pyd", "pickle", "pkl"), find_layout)
 
 
 def _torch_dtype(dtype: "torch.dtype | np.dtype[Any]") -> torch.dtype | None:

@@ -20,7 +20,7 @@ from dray.loaders.batching.skipping import UNREADABLE
 from dray.loaders.order.passes import Pass, Step
 from dray.shards.reading.samples import Column, MappedParts, Parts, Samples
 
-Sample = tuple[Any, ...]
+SampleTuple = tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class FeedCount:
     taken: int = 0  # number of samples taken from the last of these chunks
 
 
-class Chunks(IterableDataset[Sample]):
+class Chunks(IterableDataset[SampleTuple]):
     """Yields the samples of one rank's pass, or of a worker's share of it, as tuples of decoded parts.
 
     Args:
@@ -51,7 +51,7 @@ class Chunks(IterableDataset[Sample]):
         """Make the next iteration yield the steps `first`, `first + stride`, ... of a pass, counted in `count`."""
         self._shown = epoch_pass, first, stride, count
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[SampleTuple]:
         worker = get_worker_info()
         part = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch_pass, first, stride, count = self._shown or (self._first_pass(), *part, FeedCount())
@@ -63,7 +63,7 @@ class Chunks(IterableDataset[Sample]):
                 count.taken += 1
                 yield row
 
-    def _chunk(self, epoch_pass: Pass, step: Step) -> list[Sample]:
+    def _chunk(self, epoch_pass: Pass, step: Step) -> list[SampleTuple]:
         try:
             return self._rows(step)
         except UNREADABLE:
@@ -71,7 +71,7 @@ class Chunks(IterableDataset[Sample]):
                 raise
         return self._rows(self.samples.replaced(epoch_pass, step))
 
-    def _rows(self, step: Step) -> list[Sample]:
+    def _rows(self, step: Step) -> list[SampleTuple]:
         if not len(step.samples):
             return []
         with self.samples.read(step.samples, step.runs) as (samples, columns):

@@ -11,8 +11,8 @@ from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
 from dray.loaders.lightning.epoch_loader import EpochLoader
+from dray.loaders.webloader.output_position import OutputPosition
 from dray.loaders.webloader.passes import Passes
-from dray.loaders.webloader.progress import Progress
 from dray.loaders.workers.forks import check_process, check_worker
 from dray.loaders.workers.portable import Portable
 from dray.shards.errors import CallError
@@ -48,7 +48,7 @@ class ChunkLoader(EpochLoader, WebLoader):  # type: ignore[misc]  # webdataset h
         return _restored, (Portable((type(self), {**self.__dict__, "_keeper": None})), self.position.state())
 
     @property
-    def position(self) -> Progress:
+    def position(self) -> OutputPosition:
         """Position of the loader in its epochs. Copies share it, and the one in use sets the length of an epoch."""
         self._progress.goal = self.nsamples if self.repetitions > 1 and self.nsamples >= 0 else None
         return self._progress

@@ -16,8 +16,8 @@ from dray.loaders.order.passes import Pass
 from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
 from dray.loaders.webloader.chunks import ChunkDataset, Chunks
 from dray.loaders.webloader.loader import ChunkLoader
+from dray.loaders.webloader.output_position import OutputPosition
 from dray.loaders.webloader.passes import Collation, Passes, Stream
-from dray.loaders.webloader.progress import Progress
 from dray.loaders.webloader.tar_stream import RankedDataset, TarDataset
 from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.processes import TorchLoader
@@ -147,7 +147,7 @@ class ChunkSplit:
     def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> ChunkLoader:
         """See `OpenSplit`."""
         rank, num_ranks = own_rank()
-        progress = Progress(Epochs.of_chunks(self._snapshot, batch, num_ranks, **self._order), rank, num_samples)
+        progress = OutputPosition(Epochs.of_chunks(self._snapshot, batch, num_ranks, **self._order), rank, num_samples)
         collation = Collation(
             batch_size=options.get("batch_size"),
             drop_last=bool(options.get("drop_last")),

@@ -11,7 +11,7 @@ from dray.loaders.batching.buffers import Buffers
 from dray.loaders.compat import pin_memory
 from dray.loaders.order.passes import Pass
 from dray.loaders.webloader.chunks import ChunkOutputs, Chunks, FeedCount, by_chunk
-from dray.loaders.webloader.progress import Progress
+from dray.loaders.webloader.output_position import OutputPosition
 from dray.loaders.workers.pool import WorkerPool, total
 from dray.shards.reading.samples import Stats
 
@@ -106,7 +106,7 @@ class Passes(IterableDataset[Any]):
     """
 
     def __init__(
-        self, stream: Stream, progress: Progress, num_workers: int, options: Mapping[str, Any], *, pin: bool
+        self, stream: Stream, progress: OutputPosition, num_workers: int, options: Mapping[str, Any], *, pin: bool
     ) -> None:
         self.progress = progress
         self._stream = stream

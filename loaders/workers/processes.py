@@ -19,7 +19,7 @@ from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.spawning import check_main
 from dray.shards.errors import CallError
 
-PREFETCH = 2  # number of messages that each worker prepares ahead
+MESSAGES_AHEAD = 2  # number of messages that each worker prepares ahead
 CHECK_S = 5.0  # seconds between two checks while waiting for a worker
 WARN_S = 60.0
 
@@ -95,7 +95,7 @@ class WorkerProcesses(TorchLoader):
     """
 
     def __init__(self, source: IterableDataset[Any], num_workers: int, options: Mapping[str, Any]) -> None:
-        given = {"persistent_workers": True, "prefetch_factor": PREFETCH, **options}
+        given = {"persistent_workers": True, "prefetch_factor": MESSAGES_AHEAD, **options}
         self.watchdog = Watchdog(given.pop("timeout", None) or 0.0)
         if self.watchdog.timeout_s < 0:
             raise CallError(f"timeout {self.watchdog.timeout_s}: expected seconds to wait for a worker, 0 for no limit")

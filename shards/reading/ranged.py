@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore
-from dray.shards.reading.rows import Parts, RowFetcher
+from dray.shards.reading.rows import RowFetcher, SampleParts
 from dray.shards.reading.samples import Run, Samples
 from dray.shards.reading.suffixes import EVERY_PART, WantedParts
 
 REQUESTS_AT_ONCE = 32
 AHEAD_BYTES = 64 << 20  # maximum number of prefetched bytes
-GROUP_BYTES = 4 << 20  # maximum size of neighbouring runs that are fetched together
+RUN_GROUP_BYTES = 4 << 20  # maximum size of neighbouring runs that are fetched together
 
-_Sample = tuple[int, int, Parts, bool]  # position of the shard, row, parts, whether the block store had them
+_Sample = tuple[int, int, SampleParts, bool]  # position of the shard, row, parts, whether the block store had them
 _Coming = Future[dict[int, _Sample]]  # intact samples by number
 
 
@@ -111,7 +111,7 @@ class RangeReader:
     def _fetch_ahead(self) -> None:
         """Start to fetch expected runs while there is room, many at a time so that neighbours share requests."""
         room = self._ahead_bytes - self._ahead
-        if room < min(GROUP_BYTES, self._ahead_bytes // 4):
+        if room < min(RUN_GROUP_BYTES, self._ahead_bytes // 4):
             return
         chosen: list[Run] = []
         while self._queue and self._size(self._queue[0]) <= room:
@@ -183,7 +183,7 @@ class RangeReader:
         num_bytes = 0
         for run in runs:
             size = self._size(run)
-            if group and (sum(group[-1]) != run[0] or num_bytes + size > GROUP_BYTES):
+            if group and (sum(group[-1]) != run[0] or num_bytes + size > RUN_GROUP_BYTES):
                 yield group
                 group, num_bytes = [], 0
             group.append(run)

@@ -20,8 +20,8 @@ AGAIN_S = 60.0  # time after which a missing object is requested again
 ATTEMPTS = 3  # attempts at a request, besides the retries of the client of the store
 GAP_BYTES = 16 << 10  # largest gap inside one request: headers, padding, small unwanted parts
 
-Parts = dict[str, memoryview]  # parts of one sample by suffix
-ByRow = dict[int, Parts]
+SampleParts = dict[str, memoryview]  # parts of one sample by suffix
+ByRow = dict[int, SampleParts]
 _Span = tuple[int, memoryview]  # offset in the tar, bytes
 
 
@@ -72,7 +72,7 @@ class RowFetcher:
             rest = [row for row in rows if row not in found]
             return found, self._requested(self._wanted(place, rest), name) if rest else {}
 
-    def fetch_row(self, place: int, row: int) -> Parts:
+    def fetch_row(self, place: int, row: int) -> SampleParts:
         """Returns the parts of one row from object storage.
 
         Raises:

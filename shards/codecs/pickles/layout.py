@@ -28,7 +28,7 @@ _HEAD_BYTES = 11  # protocol and the first frame's length, in protocols 4 and 5
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PickleLayout:
     """Where the elements are in a pickle of one contiguous tensor or array, and what they are.
 
     The value depends on the elements and on the bytes around them, except for `names`, which only have to be the same
@@ -66,7 +66,7 @@ def read(data: bytes | memoryview) -> "torch.Tensor | np.ndarray[Any, Any] | Non
     return np.ndarray(layout.shape, layout.dtype, data, layout.start).copy()
 
 
-def find_layout(data: bytes | memoryview) -> Layout | None:
+def find_layout(data: bytes | memoryview) -> PickleLayout | None:
     """Return where the elements of a tensor or array are; None for any other pickle."""
     if len(data) > MAX_BYTES or sys.byteorder != "little":
         return None
@@ -180,7 +180,7 @@ _TENSORS = (
 
 def _tensor(
     data: bytes | memoryview, found: "re.Match[bytes]", read_end: Callable[[bytes], _End | None]
-) -> Layout | None:
+) -> PickleLayout | None:
     frame, short, long, kind, count = found.group("frame", "short", "long", "kind", "count")
     stored = STORAGE_DTYPES.get(kind)
     if stored is None:
@@ -202,7 +202,9 @@ def _tensor(
         return None
     first, second = found.span("key"), found.start("count") - len(b"q\x01a.")
     digits = first[1] - first[0] - len(b"X....")
-    return Layout(start, stop, dtype, end.size, (slice(first[1] - digits, first[1]), slice(second - digits, second)))
+    return PickleLayout(
+        start, stop, dtype, end.size, (slice(first[1] - digits, first[1]), slice(second - digits, second))
+    )
 
 
 # ---- arrays ----
@@ -244,7 +246,7 @@ _OVER_BUFFER_END = re.compile(
 _array_shape = lru_cache(512)(_numbers)
 
 
-def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
+def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> PickleLayout | None:
     """Match an array of protocol 4: created empty, then filled."""
     short, long, start = found["short"], found["long"], found.end()
     num_bytes = int.from_bytes(short or long, "little")
@@ -254,10 +256,10 @@ def _filled(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None
     dtype, shape = _ARRAY_DTYPES[found["dtype"]], _array_shape(found["shape"])
     if not 0 < num_bytes == prod(shape) * dtype.itemsize:  # numpy chooses the strides of an empty array
         return None
-    return Layout(start, start + num_bytes, dtype, shape)
+    return PickleLayout(start, start + num_bytes, dtype, shape)
 
 
-def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout | None:
+def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> PickleLayout | None:
     """Match an array of protocol 5: a view of a bytearray."""
     num_bytes, start = int.from_bytes(found["length"], "little"), found.end()
     stop = start + num_bytes
@@ -267,7 +269,7 @@ def _over_buffer(data: bytes | memoryview, found: "re.Match[bytes]") -> Layout |
     dtype, shape = _ARRAY_DTYPES[end["dtype"]], _array_shape(end["shape"])
     if not 0 < num_bytes == prod(shape) * dtype.itemsize:
         return None
-    return Layout(start, stop, dtype, shape, is_over_buffer=True)
+    return PickleLayout(start, stop, dtype, shape, is_over_buffer=True)
 
 
 _ARRAYS = ((_FILLED, _filled), (_OVER_BUFFER, _over_buffer))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.shards.reading import node_cache as blocks_module
+from dray.shards.reading import node_cache
 from dray.shards.reading.node_cache import CELL_BYTES, BlockStore, Kept, open_blocks
 
 NAME = "0123456789abcdef0123456789abcdef.tar"
@@ -39,7 +39,7 @@ def size_of(blocks: BlockStore) -> int:
 def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, bytes]]) -> None:
     """Writes at any offset and across cells can be read; the last write of a byte wins."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks_module, "CELL_BYTES", 50)
+        patch.setattr(node_cache, "CELL_BYTES", 50)
         blocks, expected = BlockStore(tmp_path_factory.mktemp("blocks"), 64 << 20, Kept.ALL), bytearray(400)
         os.chmod(blocks.folder, 0o700)
         for start, data in writes:
@@ -174,9 +174,9 @@ def test_a_killed_process_releases_its_lock(blocks: BlockStore, monkeypatch: pyt
     holder = forked.Process(target=hold, args=(blocks, is_held))
     holder.start()
     assert is_held.wait(60)
-    monkeypatch.setattr(blocks_module, "WAIT_S", 0.1)
+    monkeypatch.setattr(node_cache, "WAIT_S", 0.1)
     assert blocks._lock("a") is None  # the wait is limited
-    monkeypatch.setattr(blocks_module, "WAIT_S", 60)
+    monkeypatch.setattr(node_cache, "WAIT_S", 60)
     holder.kill()
     holder.join()
     assert blocks._lock("a") is not None

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.loaders import ShardLoader
-from dray.loaders import shard_loader as loader_module
+from dray.loaders import ShardLoader, shard_loader
 from dray.loaders.order.cursor import Cursor
 from dray.loaders.order.passes import Pass
 from dray.loaders.order.shares import Remainder, Rest
@@ -235,7 +234,7 @@ def test_a_resume_reads_no_more_than_a_start(
     dataset: str, shuffle: bool,
 ) -> None:  # fmt: skip
     """The first batch at 90 % of the epoch takes no more requests and bytes than at its start, also inside runs."""
-    monkeypatch.setattr(loader_module, "PREFETCH", 1)
+    monkeypatch.setattr(shard_loader, "GROUPS_AHEAD", 1)
     url, counts = request.getfixturevalue(dataset), []
     for part in (0, 0.9):
         loader = open_loader(url, options, shuffle=shuffle)

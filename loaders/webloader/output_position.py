@@ -13,12 +13,12 @@ from dray.loaders.order.position import EpochPosition
 from dray.shards.arguments import as_int
 from dray.shards.parsing.records import HEADER
 
-LOOK_AHEAD = 1  # maximum number of samples that the last pipeline may take ahead of an output in an exact state
+SAMPLES_AHEAD = 1  # maximum number of samples that the last pipeline may take ahead of an output in an exact state
 MAX_HELD = 1024  # maximum number of chunk ends kept without an output; a pipeline that holds more is inexact anyway
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OutputPlace:
     """A place in an epoch; equal on all ranks if the pipelines yield one output per chunk.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place:
         return {**HEADER, "cursor": self.cursor.to_dict(), "outputs": self.outputs, "covered": self.covered}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], epochs: Epochs) -> "Place":
+    def from_dict(cls, state: Mapping[str, Any], epochs: Epochs) -> "OutputPlace":
         """Returns the place that a checkpoint holds.
 
         Raises:
@@ -47,7 +47,7 @@ class Place:
         return cls(epochs.resumed(state["cursor"]), outputs, covered)
 
 
-class Progress(EpochPosition):
+class OutputPosition(EpochPosition):
     """Position of one rank's loader: an iteration takes one pass or several, and a step yields one output.
 
     Copies of the loader share it.
@@ -62,15 +62,15 @@ class Progress(EpochPosition):
         handed: Number of the workers' outputs that the last pipeline took in this epoch.
     """
 
-    _here: Place
-    _before: Place  # the place before the last output
+    _here: OutputPlace
+    _before: OutputPlace  # the place before the last output
 
     def __init__(self, epochs: Epochs, rank: int, num_samples: int | None) -> None:
         super().__init__(epochs, rank)
         self._num_samples = num_samples
         self._has_warned = False
         self.goal: int | None = None
-        self._count_from(Place(self.start))
+        self._count_from(OutputPlace(self.start))
 
     @property
     def steps(self) -> int:
@@ -98,10 +98,10 @@ class Progress(EpochPosition):
         takes one sample ahead.
         """
         here = self._here
-        cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -LOOK_AHEAD - 1)
-        self._is_exact &= self.handed - handed <= LOOK_AHEAD
+        cursor, handed = self._ends.popleft() if self._ends else (here.cursor, -SAMPLES_AHEAD - 1)
+        self._is_exact &= self.handed - handed <= SAMPLES_AHEAD
         self._before = here
-        self._here = Place(cursor, here.outputs + 1, here.covered + self.epochs.batch)
+        self._here = OutputPlace(cursor, here.outputs + 1, here.covered + self.epochs.batch)
 
     def left(self) -> int | None:
         """Returns the number of outputs left in the epoch; None if the passes decide."""
@@ -112,7 +112,7 @@ class Progress(EpochPosition):
 
         Outputs before a resume are included; None if the number is unknown.
         """
-        place = Place(self._following()) if self._has_begun and self._is_over(self._here) else self._here
+        place = OutputPlace(self._following()) if self._has_begun and self._is_over(self._here) else self._here
         left = self._left(place)
         return None if left is None else place.outputs + left
 
@@ -132,11 +132,11 @@ class Progress(EpochPosition):
 
     def state_at(self, epoch: int) -> dict[str, Any]:
         """See `EpochPosition`."""
-        return Place(self.epochs.start(epoch)).to_dict()
+        return OutputPlace(self.epochs.start(epoch)).to_dict()
 
     def load(self, state: Mapping[str, Any]) -> None:
         """See `EpochPosition`."""
-        place = Place.from_dict(state, self.epochs)
+        place = OutputPlace.from_dict(state, self.epochs)
         if self._is_over(place):
             self._move(self.epochs.next_epoch(place.cursor))
         else:
@@ -146,16 +146,16 @@ class Progress(EpochPosition):
 
     def _move(self, start: Cursor) -> None:
         super()._move(start)
-        self._count_from(Place(start))
+        self._count_from(OutputPlace(start))
 
-    def _count_from(self, place: Place) -> None:
+    def _count_from(self, place: OutputPlace) -> None:
         self._here = self._before = place
         self._ends: deque[tuple[Cursor, int]] = deque(maxlen=MAX_HELD)  # chunks without an output; `handed`
         self._is_exact: bool = True
         self._passes = 0
         self.handed: int = 0
 
-    def _left(self, place: Place) -> int | None:
+    def _left(self, place: OutputPlace) -> int | None:
         if self.goal is None:
             return None
         if self._num_samples is None:
@@ -163,6 +163,6 @@ class Progress(EpochPosition):
         steps = -(-self._num_samples // self.epochs.batch)  # the goal, unless the user called `with_epoch`
         return max(0, -((place.covered - self._num_samples) // self.epochs.batch) + self.goal - steps)
 
-    def _is_over(self, place: Place) -> bool:
+    def _is_over(self, place: OutputPlace) -> bool:
         left = len(self.epochs.rest(place.cursor)) if self.goal is None else self._left(place)
         return place.outputs > 0 and left == 0
