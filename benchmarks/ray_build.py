@@ -72,7 +72,9 @@ def _arguments() -> argparse.Namespace:
 def _cluster() -> Iterator[None]:
     """A head that runs no task, and the nodes."""
     size = {"object_store_memory": 80 << 20}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **size})
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "dashboard_port": 0, **size}
+    )
     for _ in range(NUM_NODES):
         nodes.add_node(num_cpus=1, **size)
     ray.init(address=nodes.address, log_to_driver=False)

@@ -105,7 +105,8 @@ def wait_for_hold(step):
         time.sleep(0.05)
 
 small = {"object_store_memory": 80 << 20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": 0}  # the default port may be taken
+cluster = Cluster(initialize_head=True, head_node_args=head | small)
 nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
 cluster.wait_for_nodes()
 ray.init(cluster.address, log_to_driver=False)

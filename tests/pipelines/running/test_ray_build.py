@@ -34,7 +34,9 @@ SUFFIXES = ("image.pyd", "label.cls")
 def cluster() -> Iterator[Cluster]:
     """A head that runs nothing and two nodes of one CPU; this process is their driver."""
     here = {"object_store_memory": 80 << 20}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **here})
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "dashboard_port": 0, **here}
+    )
     for _ in range(2):
         nodes.add_node(num_cpus=1, **here)
     ray.init(address=nodes.address, log_to_driver=False)

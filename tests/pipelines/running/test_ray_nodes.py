@@ -37,7 +37,7 @@ DIES_SOON = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head that runs nothing; this process is its driver."""
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": DIES_SOON, **SIZE}
+    head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": 0, "_system_config": DIES_SOON, **SIZE}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=nodes.address, log_to_driver=False)
     yield nodes
