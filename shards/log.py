@@ -24,7 +24,7 @@ from dray.shards.storage.store import Store
 MOST_RECORDS = 10**10 - 2  # largest number in a log: the next name has ten digits too
 HOLD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _OPERATION = re.compile(r"[a-z]{1,32}")
-_BUILD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+BUILD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 Record = TypeVar("Record", bound="Commit | Intent")
 
@@ -33,6 +33,7 @@ class Operation(StrEnum):
     """What a commit does."""
 
     BUILD = "build"
+    WRITE = "write"
     COMPACT = "compact"
     ROLLBACK = "rollback"
     HOLD = "hold"
@@ -330,7 +331,7 @@ def _check_intent(intent: Intent) -> None:
     """Raises ValueError if an intent is impossible."""
     if not 1 <= intent.number <= MOST_RECORDS or intent.numbers.stop > MOST_SHARDS:
         raise ValueError(f"number {intent.number} reserves {intent.count} shards from {intent.first} on")
-    if intent.build_id is not None and not _BUILD_ID.fullmatch(intent.build_id):
+    if intent.build_id is not None and not BUILD_ID.fullmatch(intent.build_id):
         raise ValueError(f"build_id is {intent.build_id!r:.80}")
     if len(intent.digests) != len(intent.shards) or len(set(intent.shards)) != len(intent.shards):
         raise ValueError("a digest for each shard expected, and each shard once")

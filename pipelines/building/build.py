@@ -5,6 +5,7 @@ whole shards under numbers that its intent reserved; the next build adopts those
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,8 +69,14 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
     before: Snapshot | None = None  # base of the previous attempt
 
     def report(version: Snapshot, changes: Changes | None, packed: Mapping[int, PackedShard]) -> BuildReport:
-        unscanned = spec.scan.unscanned if spec.scan else None
-        return report_of(version, changes, packed, unscanned=unscanned, seconds=time.monotonic() - started)
+        return report_of(
+            version,
+            changes,
+            num_stored=sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values()),
+            stayed=sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]()),
+            unscanned=spec.scan.unscanned if spec.scan else None,
+            seconds=time.monotonic() - started,
+        )
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
         nonlocal before

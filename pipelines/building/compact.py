@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dray.pipelines.building.announce import announce
-from dray.pipelines.building.manifest import put_sources
+from dray.pipelines.building.manifest import put_rows
 from dray.pipelines.building.merge import MergeTask, merge_shards, merged_digest
 from dray.pipelines.planning.merges import Group, plan_for
 from dray.pipelines.progress import shard_progress
@@ -131,7 +131,7 @@ def _next_manifest(base: Snapshot, groups: Sequence[Group], shards: Sequence[Sha
         intent=intent.number,
         parts=parts,
         shards=shown,
-        sources=put_sources(base.location, intent, _moved_sources(base, groups, shards), base.manifest),
+        sources=put_rows(base.location, intent, _moved_sources(base, groups, shards), base.manifest.sources),
     )
 
 

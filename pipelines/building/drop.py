@@ -40,7 +40,7 @@ def drop_samples(location: Location, *, retention: Retention | None, progress: b
         base = Snapshot.load(location, require_dataset(location, head))
         check_is_build(base)
         if not base.shards:
-            return report_of(base, None, {}, seconds=time.monotonic() - started)
+            return report_of(base, None, seconds=time.monotonic() - started)
         intent = announce(location, (), base, stored_sizes(location), progress=progress)
         manifest = replace(
             base.manifest,
@@ -57,6 +57,6 @@ def drop_samples(location: Location, *, retention: Retention | None, progress: b
             return None
         finish(made, base, retention, progress=progress)
         changes = Changes(num_last=base.num_samples, num_removed=base.num_samples)
-        return report_of(made, changes, {}, seconds=time.monotonic() - started)
+        return report_of(made, changes, seconds=time.monotonic() - started)
 
     return until_committed(location, attempt, progress=progress)

@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress, islice
 
 import numpy as np
@@ -16,7 +16,7 @@ from dray.shards.errors import InputError
 from dray.shards.index import ShardIndex
 from dray.shards.layout import key_of
 from dray.shards.parsing.arrays import layouts_in
-from dray.shards.tar import TarWriter
+from dray.shards.tar import END, TarWriter, max_member_bytes
 
 WAITING_PARTS = 512  # number of parts that are written together
 WAITING_BYTES = 8 << 20  # number of bytes that are written together
@@ -84,9 +84,7 @@ def _fill_present(job: PackJob, task: PackTask, is_there: NDArray[np.bool_]) -> 
 
 def _fill_each(job: PackJob, task: PackTask) -> Filled:
     """Returns a shard of transformed and encoded samples, which may differ in their suffixes."""
-    tar, waiting = TarWriter(), _Waiting()
-    keys: list[str] = []
-    suffixes: list[tuple[str, ...]] = []  # suffixes of each key's parts
+    filler = ShardFiller()
     hashes: list[list[int]] = []
     bad: list[BadInput] = []
     stayed = Counter[str]()
@@ -98,48 +96,84 @@ def _fill_each(job: PackJob, task: PackTask) -> Filled:
             bad.append(sample)
             continue
         is_packed[row] = True
-        keys.append(key_of(name))
-        suffixes.append(tuple(sample))
         hashes.append(of_files)
-        waiting.add(keys[-1], sample)
-        if waiting.is_enough:
-            waiting.move_to(tar)
-    waiting.move_to(tar)
-    body = tar.finish()
-    index = _index_of(keys, suffixes, tar, body) if keys else None
+        filler.add(key_of(name), sample)
+    body, index = filler.finish() if filler.num_samples else (bytearray(), None)
     source_hashes = np.array(hashes, np.uint64).reshape(len(hashes), len(task.sources.suffixes))
     return Filled(task, body, index, is_packed, source_hashes, tuple(bad), dict(stayed.most_common(MOST_REASONS)))
 
 
-class _Waiting:
-    """Parts to write into a tar: many together are written faster."""
+def bytes_in_tar(key: str, parts: Mapping[str, bytes]) -> int:
+    """Returns the maximum number of bytes that a sample takes in a tar."""
+    longest = len(key.encode()) + 1 + max(len(suffix.encode()) for suffix in parts)
+    return sum(max_member_bytes(longest, len(data)) for data in parts.values())
+
+
+class ShardFiller:
+    """Lays out one shard in memory. Parts are written into the tar many at a time, which is faster."""
 
     def __init__(self) -> None:
-        self._files: list[bytes] = []
+        self._tar = TarWriter()
+        self._keys: list[str] = []
+        self._suffixes: list[tuple[str, ...]] = []  # suffixes of each key's parts
+        self._sources: list[tuple[int, int]] = []
+        self._files: list[bytes] = []  # waiting, as are `_parts`
         self._parts: list[bytes] = []
-        self._num_bytes = 0
-
-    def add(self, key: str, sample: Mapping[str, bytes]) -> None:
-        for suffix, data in sample.items():
-            self._files.append(f"{key}.{suffix}".encode())
-            self._parts.append(data)
-            self._num_bytes += len(data)
+        self._waiting_bytes = 0
+        self._written_bytes = 0
 
     @property
-    def is_enough(self) -> bool:
-        return len(self._parts) >= WAITING_PARTS or self._num_bytes >= WAITING_BYTES
+    def num_samples(self) -> int:
+        """Number of samples added so far."""
+        return len(self._keys)
 
-    def move_to(self, tar: TarWriter) -> None:
-        """Append the parts to a tar.
+    @property
+    def num_bytes(self) -> int:
+        """Maximum size of the tar with the samples added so far."""
+        return self._written_bytes + self._waiting_bytes + len(END)
+
+    def add(self, key: str, parts: Mapping[str, bytes], source: tuple[int, int] | None = None) -> None:
+        """Append a sample.
+
+        Args:
+            key: Its key.
+            parts: Suffix -> bytes.
+            source: Number and fingerprint of its source; given for all samples of a shard or for none.
 
         Raises:
             CallError: The shard would pass 4 GiB.
         """
+        self._keys.append(key)
+        self._suffixes.append(tuple(parts))
+        if source is not None:
+            self._sources.append(source)
+        self._files += [f"{key}.{suffix}".encode() for suffix in parts]
+        self._parts += parts.values()
+        self._waiting_bytes += bytes_in_tar(key, parts)
+        if len(self._parts) >= WAITING_PARTS or self._waiting_bytes >= WAITING_BYTES:
+            self._write()
+
+    def finish(self) -> tuple[bytearray, ShardIndex]:
+        """Returns the tar and its index; at least one sample must have been added.
+
+        Raises:
+            CallError: The shard would pass 4 GiB.
+        """
+        self._write()
+        body = self._tar.finish()
+        index = _index_of(self._keys, self._suffixes, self._tar, body)
+        if self._sources:
+            numbers, fingerprints = np.array(self._sources, np.uint64).T
+            index = replace(index, sources=numbers, fingerprints=fingerprints)
+        return body, index
+
+    def _write(self) -> None:
         if self._parts:
-            tar.extend(self._files, np.array([len(data) for data in self._parts], np.int64), self._parts)
+            self._tar.extend(self._files, np.array([len(data) for data in self._parts], np.int64), self._parts)
         self._files.clear()
         self._parts.clear()
-        self._num_bytes = 0
+        self._written_bytes += self._waiting_bytes
+        self._waiting_bytes = 0
 
 
 def _index_of(keys: list[str], suffixes: list[tuple[str, ...]], tar: TarWriter, body: bytearray) -> ShardIndex:

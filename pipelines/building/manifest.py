@@ -70,10 +70,10 @@ def next_manifest(
         recipe=recipe.to_json(),
         intent=intent.number,
         num_samples=len(is_held),
-        accounting=_accounting(work.num_inputs, len(is_held), left_out),
+        accounting=accounting_of(work.num_inputs, len(is_held), left_out),
         parts=parts,
         shards=shown,
-        sources=put_sources(job.location, intent, table, last),
+        sources=put_rows(job.location, intent, table, last.sources if last else None),
         left_out=put_table(job.location, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
     )
     return manifest, compare(work.last, held_sources, held_hashes)
@@ -91,7 +91,8 @@ def _made(packed: PackedShard, digest: str) -> Shard:
     )
 
 
-def _accounting(num_inputs: int, num_packed: int, left_out: Sequence[LeftOut]) -> Accounting:
+def accounting_of(num_inputs: int, num_packed: int, left_out: Sequence[LeftOut]) -> Accounting:
+    """Returns the counts of inputs by outcome."""
     fates = [left.fate for left in left_out]
     return Accounting(
         inputs=num_inputs,
@@ -102,11 +103,11 @@ def _accounting(num_inputs: int, num_packed: int, left_out: Sequence[LeftOut]) -
     )
 
 
-def put_sources(
-    location: Location, intent: Intent, table: pa.Table, last: Manifest | None = None
+def put_rows(
+    location: Location, intent: Intent, table: pa.Table, last: Sequence[TableChunk] | None = None
 ) -> tuple[TableChunk, ...]:
-    """Store a table of sources under the intent, durably; chunks that the last version has as well are shared."""
-    known = {chunk.digest: chunk for chunk in (last.sources if last else None) or ()}
+    """Store a table of sources or samples under the intent, durably; chunks that `last` has as well are shared."""
+    known = {chunk.digest: chunk for chunk in last or ()}
     return tuple(put_table(location, intent, body, num_rows, known) for num_rows, body in table_chunks(table))
 
 

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dray.pipelines.building.job import PackedShard
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.inputs.scan import Unscanned
 from dray.pipelines.planning.changes import Changes
@@ -35,6 +34,7 @@ class BuildReport:
     pickle_reason: str | None  # the most frequent reason among those that this build packed; None if it packed none
     unscanned: Unscanned | None  # what the scan of the input folder left out; None if the samples were listed
     seconds: float
+    renamed: Mapping[str, str] = field(default_factory=dict)  # field -> suffix, where a sample's field got another one
 
     def __str__(self) -> str:
         packed = self.num_shards - self.num_reused
@@ -54,19 +54,23 @@ class BuildReport:
         if self.num_pickles:
             stayed = "1 part stayed a pickle" if self.num_pickles == 1 else f"{self.num_pickles:,} parts stayed pickles"
             pickles = f"; {stayed}" + (f", most often because {self.pickle_reason}" if self.pickle_reason else "")
+        renamed = ", ".join(f"{field} as {suffix}" for field, suffix in sorted(self.renamed.items()))
+        stored = f"; stored: {renamed}" if renamed else ""
         return (
             f"{self.url} {self.prefix} version {self.version}: {counted(self.num_samples, 'sample')} in "
             f"{counted(self.num_shards, 'shard')}, {self.num_bytes / 1e6:,.1f} MB; {done}; {self.seconds:.1f} s"
-            f"{left_out}{pickles}{unscanned}"
+            f"{left_out}{pickles}{unscanned}{stored}"
         )
 
 
 def report_of(
     snapshot: Snapshot,
     changes: Changes | None,
-    packed: Mapping[int, PackedShard],
     *,
+    num_stored: int = 0,
+    stayed: Counter[str] | None = None,
     unscanned: Unscanned | None = None,
+    renamed: Mapping[str, str] | None = None,
     seconds: float,
 ) -> BuildReport:
     """Returns the report of a build.
@@ -74,13 +78,14 @@ def report_of(
     Args:
         snapshot: The last version.
         changes: How it differs from the previous one; None if this build did not make it.
-        packed: Number -> record of each shard that the build packed or adopted.
+        num_stored: Number of shards that the build stored, without those that it adopted.
+        stayed: Reason -> number of parts that stayed pickles although encode="auto" tried them.
         unscanned: What the scan of the inputs left out.
+        renamed: See `BuildReport`.
         seconds: Duration of the build.
     """
-    num_packed = sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values())
     made = changes or Changes()
-    reasons = sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]())
+    reasons = stayed or Counter[str]()
     return BuildReport(
         url=snapshot.store.url,
         prefix=snapshot.layout.prefix,
@@ -92,7 +97,7 @@ def report_of(
         num_added=made.num_added,
         num_changed=made.num_changed,
         num_removed=made.num_removed,
-        num_reused=len(snapshot.shards) - num_packed,
+        num_reused=len(snapshot.shards) - num_stored,
         num_skipped=snapshot.manifest.accounting.skipped,
         num_quarantined=snapshot.manifest.accounting.quarantined,
         num_empty=snapshot.manifest.accounting.empty,
@@ -101,6 +106,7 @@ def report_of(
         pickle_reason=max(sorted(reasons), key=reasons.__getitem__, default=None),
         unscanned=unscanned,
         seconds=seconds,
+        renamed=renamed or {},
     )
 
 

@@ -5,16 +5,12 @@ from typing import Any
 
 import cloudpickle
 
+from dray.pipelines.inputs.values import encode_value
 from dray.pipelines.running.node import node_name
 from dray.shards.errors import CallError, ClusterError, InputError
 from dray.shards.layout import check_suffixes, key_of
-from dray.shards.parts import is_pickled
-from dray.shards.tar import MAX_SHARD_BYTES
 
 Function = Callable[[str, dict[str, bytes]], Mapping[str, Any] | None]
-
-_ARRAY_FORMATS = ("npy", "safetensors")
-_NUMBERS = ("cls", "cls2", "index", "inx", "id")  # suffixes that readers decode as an integer
 
 
 class Transform:
@@ -84,46 +80,8 @@ def _as_parts(key: str, returned: Any) -> dict[str, bytes]:
             raise CallError(f"it may not change the key to {returned['__key__']!r}")
         if not sample:
             raise CallError("it has no part; return None to leave the sample out")
-        return {suffix: _encoded(suffix, sample[suffix]) for suffix in check_suffixes(sample)}
+        return {suffix: encode_value(suffix, sample[suffix]) for suffix in check_suffixes(sample)}
     except (TypeError, ValueError) as exc:
         raise InputError(
             f"func_output_data returned what cannot be stored for key {key!r} ({type(returned).__name__}): {exc}"
         ) from exc
-
-
-def _encoded(suffix: str, value: Any) -> bytes:
-    """Returns bytes as they are, and other values as their suffix stores them.
-
-    Raises:
-        CallError: The suffix cannot store it; names suffix and type.
-    """
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    extension = suffix.rpartition(".")[2].lower()
-    try:
-        return _written(extension, suffix, value)
-    except Exception as exc:
-        raise CallError(
-            f"part {suffix!r} is {_type_name(value)}, which .{extension} cannot hold ({exc}): return bytes, or an "
-            "array or tensor for .npy, a dict of them for .safetensors, plain values for .json, an integer for .cls, "
-            "text for .txt, anything for .pyd"
-        ) from exc
-
-
-def _written(extension: str, suffix: str, value: Any) -> bytes:
-    if extension in _ARRAY_FORMATS:
-        from dray.shards.codecs.encode import FORMATS  # loads torch
-
-        return FORMATS[extension](value, MAX_SHARD_BYTES)
-    if not is_pickled(suffix) and getattr(value, "ndim", None) == 0:
-        value = value.item()  # a numpy or torch scalar's text differs from the number's
-    if extension in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise TypeError("expected an integer")
-    from webdataset.writer import default_handlers, encode_based_on_extension1  # slow to import, rarely needed
-
-    return bytes(encode_based_on_extension1(value, suffix, default_handlers))
-
-
-def _type_name(value: Any) -> str:
-    dtype = getattr(value, "dtype", None)
-    return f"{type(value).__module__}.{type(value).__qualname__}{'' if dtype is None else f' of {dtype}'}"

@@ -54,7 +54,7 @@ def commit_version(
             version=number,
             intent=manifest.intent,
             manifest=digest,
-            num_samples=manifest.accounting.packed,
+            num_samples=manifest.num_samples,
             num_shards=len(manifest.shards),
             num_bytes=sum(shard.num_bytes for shard in manifest.shards),
             write_id=new_write_id(),

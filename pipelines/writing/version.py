@@ -1,0 +1,353 @@
+"""Announcing and committing a version whose shards a program fills, and deleting what a failed one stored.
+
+Unlike a build's, the shards are not known beforehand: the intent reserves a range of numbers. A `build_id` finds the
+intent again after a failure, so that a rerun adopts what is stored.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dray.pipelines.building.manifest import accounting_of, put_rows, put_table
+from dray.pipelines.building.report import BuildReport, report_of
+from dray.pipelines.building.tables import LeftOut, left_out_table
+from dray.pipelines.planning.changes import Changes
+from dray.pipelines.versions.attempts import check_stored, finish, stored_sizes
+from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.retention import Retention
+from dray.pipelines.writing.shard import WrittenShard, content_hashes
+from dray.shards.errors import CallError, ConflictError, DamagedError, InputError, NotFoundError
+from dray.shards.index import digest_of
+from dray.shards.layout import Location, indexed_number, some
+from dray.shards.log import (
+    BUILD_ID,
+    Intent,
+    Operation,
+    create_intent,
+    new_write_id,
+    now,
+    numbers_in,
+    read_head,
+    read_intent,
+)
+from dray.shards.manifest import Kind, Manifest, Shard, part_table
+from dray.shards.parsing.parquet import sample_schema
+from dray.shards.parsing.records import canonical_json
+from dray.shards.snapshot import Snapshot
+
+RESERVED = 1_000_000  # numbers that an intent reserves where the number of shards is not known
+READS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Contents:
+    """What a written version holds.
+
+    Attributes:
+        recipe: What, besides the sources, decides its bytes; for the manifest.
+        written: The new shards, in order.
+        kept: Shards of the last version that stay, with the counts of their parts; they come first.
+        source_keys: Key of each source by its number in the new shards' indexes; None if samples have no sources.
+        sources: The sources with a sample, sorted by key, as `parsing.parquet.source_schema` without places; None if
+            samples have no sources.
+        source_url: Where the sources are.
+        left_out: The sources without a sample.
+        renamed: Field -> suffix, for the report.
+    """
+
+    recipe: Mapping[str, Any]
+    written: Sequence[WrittenShard]
+    kept: Sequence[Shard] = ()
+    source_keys: Sequence[str] | None = None
+    sources: pa.Table | None = None
+    source_url: str = ""
+    left_out: Sequence[LeftOut] = ()
+    renamed: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Writing:
+    """A version that is being written: announced, not yet committed.
+
+    Attributes:
+        location: Where the dataset is.
+        base: The last version when it was announced; None if there was none.
+        intent: What was announced; shards are stored under `intent.numbers`.
+        retention: Which versions the commit keeps; None: all.
+        progress: Whether to show progress on standard error.
+        started: When it began, by `time.monotonic`.
+    """
+
+    location: Location
+    base: Snapshot | None
+    intent: Intent
+    retention: Retention | None
+    progress: bool
+    started: float
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether an earlier run with the same `build_id` made the last version: there is nothing to do."""
+        return self.base is not None and self.base.manifest.intent == self.intent.number
+
+    def report(self) -> BuildReport:
+        """Returns the report of a run that found its version committed, or nothing to do."""
+        if self.base is None:
+            raise NotFoundError(f"{self.location} has no version")
+        return report_of(self.base, None, seconds=time.monotonic() - self.started)
+
+    def commit(self, contents: Contents) -> BuildReport:
+        """Commit the version. Atomic: readers see the last version or this one.
+
+        Raises:
+            InputError: It would hold no sample, or two samples of one key; names keys and sources.
+            ConflictError: Another writer committed meanwhile; what was stored is kept for a rerun.
+            StoreError: A shard is missing here.
+        """
+        samples = self._samples(contents)
+        check_stored(self.location, {shard.number: shard.num_bytes for shard in contents.written})
+        made = commit_version(
+            self.location,
+            self._manifest(contents, samples),
+            self.base,
+            operation=Operation.WRITE,
+            retention=self.retention,
+        )
+        if made is None:
+            raise ConflictError(
+                f"{self.location}: another writer committed a version meanwhile; what was stored is kept: "
+                "plan again, or write again with the same build_id"
+            )
+        finish(made, self.base, self.retention, progress=self.progress)
+        return report_of(
+            made,
+            _changes(self.base, contents, len(samples)),
+            num_stored=sum(not shard.adopted for shard in contents.written),
+            renamed=contents.renamed,
+            seconds=time.monotonic() - self.started,
+        )
+
+    def abandon(self) -> None:
+        """Delete what was stored under the reserved numbers; what a late task still stores is left to gc."""
+        layout, store, numbers = self.location.layout, self.location.store, self.intent.numbers
+        infos = [*store.list_folder(), *store.list_folder(layout.indexes)]
+        named = [(info.name, layout.shard_number(info.name) or indexed_number(info.name)) for info in infos]
+        store.delete([name for name, number in named if number is not None and number in numbers])
+
+    def _samples(self, contents: Contents) -> pa.Table:
+        """Returns the table of samples, sorted by key.
+
+        Raises:
+            InputError: There is none, or two have one key.
+        """
+        schema = sample_schema(has_sources=contents.source_keys is not None)
+        tables = [_written_rows(shard, contents.source_keys, schema) for shard in contents.written]
+        if contents.kept and self.base is not None:
+            kept = pa.array([shard.number for shard in contents.kept], pa.int64())
+            old = self.base.samples()
+            tables.append(old.filter(pc.is_in(old["shard"], value_set=kept)).cast(schema))
+        table = pa.concat_tables(tables).sort_by("key") if tables else schema.empty_table()
+        if not len(table):
+            raise InputError(f"{self.location}: no sample was given; a version holds one at least")
+        _check_unique(table)
+        return table
+
+    def _manifest(self, contents: Contents, samples: pa.Table) -> Manifest:
+        location, intent, last = self.location, self.intent, self.base.manifest if self.base else None
+        shards = [*contents.kept, *(shard.shard() for shard in contents.written)]
+        arrays = [last.arrays() if last else {}] * len(contents.kept)
+        parts, shown = part_table(contents.recipe, shards, [*arrays, *(shard.arrays for shard in contents.written)])
+        left_out, sources = contents.left_out, contents.sources
+        num_inputs = 0 if sources is None else len(sources) + len(left_out)
+        return Manifest(
+            kind=Kind.WRITTEN,
+            prefix=location.prefix,
+            source_url=contents.source_url,
+            recipe=contents.recipe,
+            intent=intent.number,
+            num_samples=len(samples),
+            accounting=accounting_of(num_inputs, num_inputs - len(left_out), left_out),
+            parts=parts,
+            shards=shown,
+            sources=None if sources is None else put_rows(location, intent, sources, last.sources if last else None),
+            samples=put_rows(location, intent, samples, last.samples if last else None),
+            left_out=put_table(location, intent, left_out_table(left_out), len(left_out), {}) if left_out else None,
+        )
+
+
+def open_written(location: Location) -> Snapshot | None:
+    """Returns the last version of a dataset that programs write; None if there is none.
+
+    Raises:
+        CallError: The dataset is of another kind; says what to do.
+    """
+    head = read_head(location)
+    if head is None:
+        return None
+    last = Snapshot.load(location, head)
+    if last.manifest.kind != Kind.WRITTEN:
+        how = "indexes tars that dray did not write" if last.manifest.kind == Kind.INDEXED else "was made by a build"
+        raise CallError(f"{last.name} {how}, so nothing is written there: choose another url or prefix")
+    return last
+
+
+def announce_writing(
+    location: Location,
+    recipe: Mapping[str, Any],
+    base: Snapshot | None,
+    *,
+    build_id: str | None = None,
+    count: int = RESERVED,
+    retention: Retention | None = None,
+    progress: bool = True,
+) -> Writing:
+    """Returns a version that is announced: under the open intent with this `build_id`, or a new one.
+
+    Args:
+        location: Where the dataset is.
+        recipe: What decides the bytes. An intent is found again only with an equal one.
+        base: The last version.
+        build_id: Name by which a rerun finds what this run stored; None: it is not found again.
+        count: Number of shard numbers to reserve.
+        retention: Which versions the commit keeps; None: all.
+        progress: Whether to show progress on standard error.
+
+    Raises:
+        CallError: `build_id` is not a name, or was used with another recipe, or for an earlier version.
+    """
+    if build_id is not None and not (isinstance(build_id, str) and BUILD_ID.fullmatch(build_id)):
+        raise CallError(f"build_id={build_id!r:.80}: expected up to 128 letters, digits and _ . : -")
+    plan = digest_of(canonical_json(recipe))
+    log = _open_intents(location, base)
+    intent = _known(log, build_id)
+    while intent is None:
+        wanted = _next_intent(location, log, base, plan, build_id, count)
+        standing = create_intent(location, wanted)
+        log.append(standing)
+        intent = standing if standing.write_id == wanted.write_id else _known([standing], build_id)
+    _check_same(location, intent, plan, base)
+    return Writing(
+        location=location,
+        base=base,
+        intent=intent,
+        retention=retention,
+        progress=progress,
+        started=time.monotonic(),
+    )
+
+
+def _open_intents(location: Location, base: Snapshot | None) -> list[Intent]:
+    """Returns the intents that may still be committed, or the last one."""
+    numbers = numbers_in(location.store, location.layout.intents)
+    first = base.commit.open_intent if base else 1
+    return [read_intent(location, number) for number in [n for n in numbers if n >= first] or numbers[-1:]]
+
+
+def _known(log: Sequence[Intent], build_id: str | None) -> Intent | None:
+    return next((intent for intent in log if build_id is not None and intent.build_id == build_id), None)
+
+
+def _next_intent(
+    location: Location, log: Sequence[Intent], base: Snapshot | None, plan: str, build_id: str | None, count: int
+) -> Intent:
+    stored = (location.layout.shard_number(name) for name in stored_sizes(location))
+    taken = [number for number in stored if number is not None]
+    return Intent(
+        number=log[-1].number + 1 if log else 1,
+        plan=plan,
+        base=base.version if base else 0,
+        first=max([*taken, *(intent.numbers.stop - 1 for intent in log), -1]) + 1,
+        count=count,
+        shards=(),
+        digests=(),
+        build_id=build_id,
+        write_id=new_write_id(),
+        created=now(),
+    )
+
+
+def _check_same(location: Location, intent: Intent, plan: str, base: Snapshot | None) -> None:
+    if intent.plan != plan:
+        raise CallError(f"build_id={intent.build_id!r} was used at {location} with other arguments: choose another one")
+    if base is not None and intent.number < base.manifest.intent:
+        raise CallError(
+            f"build_id={intent.build_id!r} was used at {location} before version {base.version} was made: "
+            "choose another one"
+        )
+
+
+def _written_rows(shard: WrittenShard, source_keys: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
+    columns = {
+        "key": shard.keys,
+        "shard": pa.array(np.full(len(shard.keys), shard.number, np.int64)),
+        "row": pa.array(np.arange(len(shard.keys), dtype=np.int64)),
+    }
+    if source_keys is not None and shard.sources is not None:
+        columns["source"] = pa.array([source_keys[number] for number in shard.sources.tolist()], pa.string())
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _check_unique(samples: pa.Table) -> None:
+    """Check that the keys of a sorted table differ.
+
+    Raises:
+        InputError: Some are equal; names up to 20, and their sources.
+    """
+    keys = samples["key"]
+    is_twice = np.flatnonzero(pc.equal(keys[1:], keys[:-1]).to_numpy()) if len(keys) > 1 else np.zeros(0, int)
+    if not len(is_twice):
+        return
+    of = ""
+    if "source" in samples.column_names:
+        first = int(is_twice[0])
+        of = " (the first one of the sources {!r} and {!r})".format(*samples["source"][first : first + 2].to_pylist())
+    twice = dict.fromkeys(keys.take(pa.array(is_twice)).to_pylist())
+    raise InputError(
+        f"samples share a key: {some(twice)}{of}. Each sample needs a key of its own; note that dots of a name become "
+        "dashes. A function that makes several samples of one must give each another `__key__`"
+    )
+
+
+def _changes(base: Snapshot | None, contents: Contents, num_samples: int) -> Changes:
+    """Returns how the samples differ from the last version's, by their contents."""
+    if base is None:
+        return Changes(num_added=num_samples)
+    kept = {shard.number for shard in contents.kept}
+    old_keys, old_hashes = _contents_of(base, [shard for shard in base.shards if shard.number not in kept])
+    new_keys = pa.chunked_array([shard.keys for shard in contents.written], pa.string())
+    new_hashes = np.concatenate([shard.hashes for shard in contents.written] or [np.zeros(0, np.uint64)])
+    rows = pc.call_function("index_in", [new_keys], pc.SetLookupOptions(value_set=old_keys))
+    places = rows.fill_null(-1).to_numpy().astype(np.int64)
+    is_old = places >= 0
+    return Changes(
+        num_last=base.num_samples,
+        num_added=int((~is_old).sum()),
+        num_changed=int((old_hashes[places[is_old]] != new_hashes[is_old]).sum()),
+        num_removed=len(old_keys) - int(is_old.sum()),
+    )
+
+
+def _contents_of(base: Snapshot, shards: Sequence[Shard]) -> tuple[pa.Array, NDArray[np.uint64]]:
+    """Returns keys and content hashes of the samples of some shards; a damaged index counts as other contents."""
+
+    def read(shard: Shard) -> tuple[list[str], NDArray[np.uint64]]:
+        index = base.index(shard)
+        return list(index.keys), content_hashes(index)
+
+    try:
+        with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+            found = list(threads.map(read, shards))
+    except (DamagedError, NotFoundError):
+        table = base.samples()
+        numbers = pa.array([shard.number for shard in shards], pa.int64())
+        keys = table.filter(pc.is_in(table["shard"], value_set=numbers))["key"].combine_chunks()
+        return keys, np.zeros(len(keys), np.uint64)
+    keys = pa.array([key for keys, _ in found for key in keys], pa.string())
+    return keys, np.concatenate([hashes for _, hashes in found] or [np.zeros(0, np.uint64)])
