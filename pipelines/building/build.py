@@ -68,16 +68,6 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
     address, progress = spec.address, spec.progress
     before: Snapshot | None = None  # base of the previous attempt
 
-    def report(version: Snapshot, changes: Changes | None, packed: Mapping[int, PackedShard]) -> BuildReport:
-        return report_of(
-            version,
-            changes,
-            num_stored=sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values()),
-            stayed=sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]()),
-            unscanned=spec.scan.unscanned if spec.scan else None,
-            seconds=time.monotonic() - started,
-        )
-
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:
         nonlocal before
         if surveyed is not None and is_first and surveyed.head == head:
@@ -90,7 +80,7 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
             raise CallError(work.refusal)
         base = before = work.snapshot
         if base is not None and not work.has_work:
-            return report(base, None, {})
+            return _report(spec, base, None, {}, started)
         with fit_workers(address if _num_to_pack(work) else IN_PROCESS):
             intent = announce(job.location, work.planned.slots, base, work.stored, progress=progress)
             packed = _pack(job, work, intent, tolerance, address=address, progress=progress)
@@ -105,9 +95,22 @@ def build(spec: BuildSpec, *, retention: Retention | None, surveyed: Work | None
             say(f"{tolerance.fate}: {named(unpacked)}", show=progress)
         finish(made, base, retention, progress=progress)
         _say_if_small(made, show=progress)
-        return report(made, changes, packed)
+        return _report(spec, made, changes, packed, started)
 
     return until_committed(job.location, attempt, progress=progress)
+
+
+def _report(
+    spec: BuildSpec, version: Snapshot, changes: Changes | None, packed: Mapping[int, PackedShard], started: float
+) -> BuildReport:
+    return report_of(
+        version,
+        changes,
+        num_stored=sum(not shard.adopted and shard.num_samples > 0 for shard in packed.values()),
+        stayed=sum((Counter(shard.stayed) for shard in packed.values()), Counter[str]()),
+        unscanned=spec.scan.unscanned if spec.scan else None,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _say_if_small(made: Snapshot, *, show: bool) -> None:

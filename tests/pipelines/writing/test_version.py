@@ -10,8 +10,9 @@ import pytest
 from dray.pipelines.inputs.values import encode_sample
 from dray.pipelines.versions.gc import gc
 from dray.pipelines.versions.retention import Retention
+from dray.pipelines.writing.announce import announce_writing, open_written
 from dray.pipelines.writing.shard import Sample, ShardSize, WrittenShard, store_in_order
-from dray.pipelines.writing.version import Contents, Writing, announce_writing, open_written
+from dray.pipelines.writing.version import Contents, Writing
 from dray.shards import CallError, ConflictError, InputError, Snapshot, Store
 from dray.shards.layout import Layout, Location
 from tests.conftest import Place
