@@ -120,8 +120,8 @@ class Writing:
     def abandon(self) -> None:
         """Delete what was stored under the reserved numbers; what a late task still stores is left to gc."""
         layout, store, numbers = self.location.layout, self.location.store, self.intent.numbers
-        infos = [*store.list_folder(), *store.list_folder(layout.indexes)]
-        named = [(info.name, layout.shard_number(info.name) or indexed_number(info.name)) for info in infos]
+        named = [(info.name, layout.shard_number(info.name)) for info in store.list_folder()]
+        named += [(info.name, indexed_number(info.name)) for info in store.list_folder(layout.indexes)]
         store.delete([name for name, number in named if number is not None and number in numbers])
 
     def _samples(self, contents: Contents) -> pa.Table:

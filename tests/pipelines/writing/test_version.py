@@ -96,13 +96,17 @@ def test_a_rerun_with_the_build_id_adopts_equal_shards_and_refuses_others(place:
 def test_an_abandoned_writing_leaves_no_shard(place: Place) -> None:
     """Shards of other writings stay; gc deletes what came too late."""
     location = location_of(place)
+    failed = announce_writing(location, RECIPE, None)
+    store(failed, samples(range(8)))
+    failed.abandon()
+    assert not [info for info in location.store.list_tree() if not info.name.endswith(".json")]
     first = announce_writing(location, RECIPE, None)
     first.commit(Contents(recipe=RECIPE, written=store(first, samples(range(8)))))
     second = announce_writing(location, RECIPE, open_written(location))
     late = samples(range(5))
     store(second, late)
     second.abandon()
-    tars = {"wds-000000.tar", "wds-000001.tar"}
+    tars = {location.layout.shard(number) for number in first.intent.numbers[:2]}
     assert {info.name for info in location.store.list_folder() if info.name.endswith(".tar")} == tars
     store(second, late)
     gc(location, Retention(keep=1, grace_s=0))
