@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dray.loaders.batching.sample_source import open_reader
 from dray.loaders.lazy import lazy
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import PositionError
 from dray.shards.parsing.parquet import place_of
 from dray.shards.parts import PartForms, part_of
 from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.readers import open_reader
 from dray.shards.reading.samples import Reader
 from dray.shards.reading.suffixes import EVERY_PART, several_error
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot

@@ -21,9 +21,9 @@ from dray.loaders.order.passes import Pass, Step
 from dray.shards.codecs.decode import Decoder
 from dray.shards.errors import DamagedError, RefusedError
 from dray.shards.reading.catalog import Catalog
-from dray.shards.reading.mapped import MappedReader
 from dray.shards.reading.node_cache import BlockStore
 from dray.shards.reading.ranged import RangeReader
+from dray.shards.reading.readers import open_reader
 from dray.shards.reading.samples import Column, Reader, Run, Samples, Stats, wanted_columns
 from dray.shards.reading.suffixes import WantedParts
 
@@ -190,8 +190,3 @@ class _Tools:
     catalog: Catalog
     reader: Reader
     stacker: Stacker
-
-
-def open_reader(catalog: Catalog, wanted: WantedParts, blocks: BlockStore | None = None) -> Reader:
-    """Returns a reader for samples on this node's disks or on object storage."""
-    return MappedReader(catalog, wanted) if catalog.snapshot.is_local else RangeReader(catalog, wanted, blocks)
