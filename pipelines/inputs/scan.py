@@ -147,11 +147,11 @@ def _stems(files: Sequence[str], endings: Sequence[str], longer: dict[str, str])
 
 
 def _cut_short(longer: Mapping[str, str], suffixes: Sequence[str], url: str) -> str:
-    example, words = next(iter(longer.values())), " ".join(f"--suffix {suffix}" for suffix in sorted(longer))
-    given = " ".join(f"--suffix {suffix}" for suffix in suffixes)
+    example, whole = next(iter(longer.values())), " and ".join(map(repr, sorted(longer)))
+    given = " and ".join(map(repr, suffixes))
     return (
-        f"{url} holds files such as {example!r}, of which {given} takes only the end of the suffix: give {words}; or, "
-        "if that is part of the samples' names, list them in a file and give --names FILE"
+        f"{url} holds files such as {example!r}, of which {given} takes only the end of the suffix: give {whole} "
+        "(--suffix or suffixes=); or, if that is part of the samples' names, list the samples (--names FILE or names=)"
     )
 
 

@@ -325,7 +325,7 @@ def content_stamp(data: bytes) -> int:
 
 
 def _changed(file: str) -> InputError:
-    return InputError(f"{file} changed during the build: let its writer finish, then build again")
+    return InputError(f"{file} was changed after it was listed: let its writer finish, then run again")
 
 
 def _files_at_a_time(sources: Sources) -> int:

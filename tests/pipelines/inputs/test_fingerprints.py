@@ -74,7 +74,7 @@ def test_a_file_that_changes_while_packed_by_content_is_an_error(make_inputs: Ma
             change_in_secret(inputs.path("sample.0009", SUFFIX))
         return parts
 
-    with pytest.raises(RuntimeError, match=r"sample\.0009\.tensor\.pyd' changed during the build"):
+    with pytest.raises(RuntimeError, match=r"sample\.0009\.tensor\.pyd' was changed after it was listed"):
         build(inputs, place, checksum=True, func_output_data=meddle, min_num_shards=2)
 
 

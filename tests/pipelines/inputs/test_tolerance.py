@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_read_is_left_out_too(make_inputs: MakeInputs, tmp
     assert table is not None
     (entry,) = table.to_pylist()
     assert (entry["file"], entry["stage"]) == ("sample.0001.tensor.pyd", "read")
-    assert "changed during the build" in entry["error"]
+    assert "was changed after it was listed" in entry["error"]
 
 
 def test_more_bad_samples_than_borne_end_the_build(make_inputs: MakeInputs, place: Place) -> None:
