@@ -1,7 +1,28 @@
-"""Everything that writes a dataset. Ray is imported only when it is used."""
+"""Everything that writes a dataset, or reads one with Ray Data. Ray is imported only when it is used."""
+
+import importlib
+import typing
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.pack_pickles import pickles_to_tars
 
-__all__ = ["BuildReport", "pickles_to_tars", "split_by_hash"]
+if typing.TYPE_CHECKING:
+    from dray.pipelines.ray_data.read_pickles import read_pickles
+    from dray.pipelines.ray_data.read_shards import read_shards
+
+__all__ = ["BuildReport", "pickles_to_tars", "read_pickles", "read_shards", "split_by_hash"]
+
+_RAY_DATA = {"read_pickles": "read_pickles", "read_shards": "read_shards"}  # name -> module, which imports Ray
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _RAY_DATA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.ray_data.{_RAY_DATA[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ from tests.repo.test_house import ROOMS, ROOT, files_of
 
 PICKLES = "shards/codecs/pickles/compat.py"
 LOADERS = "loaders/compat.py"
+RAY_DATA = "pipelines/ray_data/compat.py"
 PRIVATE = [
     (PICKLES, "pickle", "_Unpickler"),
     (PICKLES, "copyreg", "_reconstructor"),
@@ -29,6 +30,13 @@ PRIVATE = [
     (LOADERS, "torch.utils.data.dataloader", "_MultiProcessingDataLoaderIter._shutdown_workers"),
     (LOADERS, "concurrent.futures.thread", "_threads_queues"),
     (LOADERS, "sys", "_current_frames"),
+    (RAY_DATA, "ray.data._internal.logical.interfaces", "LogicalOperator._apply_transform"),
+    (RAY_DATA, "ray.data._internal.logical.interfaces", "LogicalPlan"),
+    (RAY_DATA, "ray.data._internal.logical.interfaces", "Rule"),
+    (RAY_DATA, "ray.data._internal.logical.operators", "Limit"),
+    (RAY_DATA, "ray.data._internal.logical.operators", "Read"),
+    (RAY_DATA, "ray.data._internal.logical.optimizers", "get_logical_ruleset"),
+    (RAY_DATA, "ray.data._internal.logical.rules", "LimitPushdownRule"),
 ]
 
 
