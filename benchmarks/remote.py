@@ -118,7 +118,7 @@ def _raw(loader: ShardLoader, url: str, options: dict[str, Any]) -> Callable[[],
     """Fetches the runs of the loader's next epoch, neighbours of one step together, by obstore alone."""
     store = open_client(Access.of(url, options), timeout_s=60)
     catalog = Catalog(Snapshot.open(url, storage_options=options))
-    columns, name = catalog.columns(0), catalog.shard_name(0)
+    columns, name = catalog.columns(0), catalog.snapshot.tars.name(catalog.shard(0))
     offsets, sizes = columns.offsets[SUFFIX].tolist(), columns.sizes[SUFFIX].tolist()
 
     def fetch(run: tuple[int, int]) -> int:

@@ -61,6 +61,9 @@ class Dataset:
         prefix: Prefix of the dataset.
         version: Number of a version, or name of a hold; None: the latest version.
         storage_options: See `dray.shards.Store`.
+        data_url: Where the tars of an indexed dataset are, if they are outside its folder: they are read there only if
+            you say so.
+        data_storage_options: Options for the store of `data_url`, which gets none of `storage_options`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
         allow_pickle: Whether pickled parts may run any code that they name.
         decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
@@ -78,11 +81,20 @@ class Dataset:
         *,
         version: int | str | None = None,
         storage_options: StorageOptions | None = None,
+        data_url: str | os.PathLike[str] | None = None,
+        data_storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
         decoders: Decoders | None = None,
     ) -> None:
-        self.snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+        self.snapshot = Snapshot.open(
+            url,
+            prefix,
+            version=version,
+            storage_options=storage_options,
+            data_url=data_url,
+            data_storage_options=data_storage_options,
+        )
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._opened: _OpenDataset | None = None
 

@@ -85,6 +85,9 @@ class ShardLoader(EpochLoader):
         cache_bytes: Largest size of the cache, in bytes; 0: no cache. Default: 64 GiB, or 4 GiB in the temporary
             folder.
         storage_options: See `dray.shards.Store`.
+        data_url: Where the tars of an indexed dataset are, if they are outside its folder: they are read there only if
+            you say so.
+        data_storage_options: Options for the store of `data_url`, which gets none of `storage_options`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
         allow_pickle: Whether pickled parts may run any code that they name.
         decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
@@ -120,6 +123,8 @@ class ShardLoader(EpochLoader):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         storage_options: StorageOptions | None = None,
+        data_url: str | os.PathLike[str] | None = None,
+        data_storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
         decoders: Decoders | None = None,
@@ -134,7 +139,14 @@ class ShardLoader(EpochLoader):
         shuffle, seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
         batch = as_int("batch_size", batch_size, 1) * self.num_ranks
         open_version = open_agreed if rank is None else Snapshot.open
-        self._snapshot = open_version(url, prefix, version=version, storage_options=storage_options)
+        self._snapshot = open_version(
+            url,
+            prefix,
+            version=version,
+            storage_options=storage_options,
+            data_url=data_url,
+            data_storage_options=data_storage_options,
+        )
         check_has_samples(self._snapshot)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)

@@ -2,6 +2,7 @@
 
 from dray.shards.errors import (
     CallError,
+    ChangedError,
     ClusterError,
     ConflictError,
     DamagedError,
@@ -22,6 +23,7 @@ from dray.shards.storage.store import Store
 
 __all__ = [
     "CallError",
+    "ChangedError",
     "ClusterError",
     "ConflictError",
     "DamagedError",

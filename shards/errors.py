@@ -12,6 +12,7 @@
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
     |   `-- MissingInputError (FileNotFoundError)
     |-- DamagedError (RuntimeError)            stored data differs from its index: rebuild it
+    |   `-- ChangedError                       a tar of another program is not the one that was indexed: index it again
     `-- RefusedError (pickle.UnpicklingError)  a part holds something that is not on the safe list: allow it
 
 All of them pickle with their fields: they cross process borders and Ray.
@@ -116,6 +117,10 @@ class MissingInputError(InputError, FileNotFoundError):
 
 class DamagedError(DrayError, RuntimeError):
     """Stored bytes that differ from what was written; names shard, key and offset."""
+
+
+class ChangedError(DamagedError):
+    """A tar that dray did not write is not the one that was indexed; says what was expected and found."""
 
 
 class RefusedError(DrayError, pickle.UnpicklingError):

@@ -1,12 +1,15 @@
 """Names of a dataset's objects below its URL, and which names users may choose."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dray.shards.errors import CallError
+from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
+from dray.shards.storage.urls import normal_url
 
 DRAY_FOLDER = "__dray__"  # in a dataset's directory; holds everything but the shards
 OLD_FOLDER = "_dray"  # folder of format 1
@@ -110,11 +113,46 @@ class Layout:
         return f"{self.manifests}/{intent:010d}-{digest}.parquet"
 
 
+@dataclass(frozen=True, slots=True)
+class DataPlace:
+    """Where the tars of an indexed dataset may be read outside the dataset's folder, because a caller says so.
+
+    Attributes:
+        url: Normal URL, which must be the base that the manifest names.
+        storage_options: Options of its store, see `Store`; those of the dataset are not used there.
+    """
+
+    url: str
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls, url: str | os.PathLike[str] | None, storage_options: StorageOptions | None = None
+    ) -> "DataPlace | None":
+        """Returns the place that the arguments `data_url` and `data_storage_options` name; None without a URL.
+
+        Raises:
+            CallError: The URL is wrong, or there are options without a URL.
+        """
+        if url is not None:
+            return cls(normal_url(url), dict(storage_options or {}))
+        if storage_options:
+            raise CallError("data_storage_options without data_url: give the URL of the tars that they are for")
+        return None
+
+
 class Location(NamedTuple):
-    """Where a dataset is: the store of its directory, and the names of its objects there."""
+    """Where a dataset is: the store of its directory, and the names of its objects there.
+
+    Attributes:
+        store: Store of the directory.
+        layout: Names of its objects.
+        data: Where its tars may be read outside the directory; None: nowhere.
+    """
 
     store: Store
     layout: Layout
+    data: DataPlace | None = None
 
     @property
     def url(self) -> str:

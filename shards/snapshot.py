@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout, Location, key_of
+from dray.shards.layout import DataPlace, Layout, Location
 from dray.shards.log import Commit, read_head
 from dray.shards.manifest import Manifest, Shard, TableChunk
 from dray.shards.parsing.parquet import (
@@ -25,6 +25,8 @@ from dray.shards.parsing.parquet import (
     sample_schema,
     source_schema,
 )
+from dray.shards.reading.missing_keys import missing_key
+from dray.shards.reading.tars import Tars
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import split_version
@@ -41,17 +43,16 @@ class Snapshot:
         location: Where the dataset is.
         commit: The commit that made the version.
         manifest: Its content.
-        tars: Where the tars are: `store`, or a store of the manifest's base.
+        tars: Its tars.
     """
 
     location: Location
     commit: Commit
     manifest: Manifest
-    tars: Store = field(init=False, compare=False)
+    tars: Tars = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        base = self.manifest.base
-        object.__setattr__(self, "tars", self.store if base is None else self.store.at(base))
+        object.__setattr__(self, "tars", Tars(self.location, self.manifest))
 
     @property
     def store(self) -> Store:
@@ -71,6 +72,8 @@ class Snapshot:
         *,
         version: int | str | None = None,
         storage_options: StorageOptions | None = None,
+        data_url: str | os.PathLike[str] | None = None,
+        data_storage_options: StorageOptions | None = None,
     ) -> "Snapshot":
         """Returns a version of a dataset.
 
@@ -79,16 +82,22 @@ class Snapshot:
             prefix: The dataset's prefix.
             version: Number of the version, or the name of a hold; None: the last version.
             storage_options: See `Store`.
+            data_url: Where the tars of an indexed dataset are, if they are outside its folder: they are read there only
+                if you say so.
+            data_storage_options: Options for the store of `data_url`, which gets none of `storage_options`.
 
         Raises:
-            CallError: The URL names another version than the argument.
+            CallError: The URL names another version than the argument, or the tars are not under `data_url`.
             NotFoundError: Nothing was ever committed under that URL and prefix, or that version does not exist or was
                 dropped.
             DamagedError: Its manifest differs from the one that was committed.
         """
         directory, pinned = split_version(url, version)
-        location = Location(Store(directory, storage_options), Layout(prefix))
-        return cls.load(location, read_version(location, pinned))
+        data = DataPlace.of(data_url, data_storage_options)
+        location = Location(Store(directory, storage_options), Layout(prefix), data)
+        snapshot = cls.load(location, read_version(location, pinned))
+        snapshot.tars.check_access()
+        return snapshot
 
     @classmethod
     def load(cls, location: Location, commit: Commit) -> "Snapshot":
@@ -135,15 +144,11 @@ class Snapshot:
     @property
     def is_local(self) -> bool:
         """Whether the dataset and its tars are on a local disk."""
-        return self.store.local_root is not None and self.tars.local_root is not None
-
-    def shard_name(self, shard: Shard) -> str:
-        """Returns the name of a shard's tar."""
-        return self.layout.shard(shard.number) if shard.name is None else shard.name
+        return self.store.local_root is not None and self.tars.is_local
 
     def shard_url(self, shard: Shard) -> str:
         """Returns the URL of a shard's tar."""
-        return self.tars.url_of(self.shard_name(shard))
+        return self.tars.url_of(shard)
 
     def urls(self) -> list[str]:
         """Returns the URLs of the tars, in order."""
@@ -227,15 +232,14 @@ class Snapshot:
         Reads the table of samples and one index.
 
         Raises:
-            NotFoundError: No sample has that key; names its neighbours.
+            NotFoundError: No sample has that key; names its neighbours, or its source's samples.
             DamagedError: The table or the index is damaged.
         """
         table = self.samples()
         keys = table["key"]
         row = place_of(keys, key)
         if row == len(keys) or keys[row].as_py() != key:
-            self._say_if_left_out(key)
-            raise NotFoundError(f"no sample {key!r} in {self.name}: {_key_hint(keys, key)}")
+            raise missing_key(key, self.name, table, self.left_out())
         number = table["shard"][row].as_py()
         for shard in self.shards:
             if shard.number == number:
@@ -258,30 +262,20 @@ class Snapshot:
 
         Raises:
             NotFoundError: The shard is missing.
+            ChangedError: Another program replaced the tar.
             DamagedError: A part differs from the index; names shard, key and suffix.
         """
         columns = [column for column in range(len(index.suffixes)) if index.offsets[row, column]]
         starts, sizes = index.offsets[row, columns].tolist(), index.sizes[row, columns].tolist()
         parts: dict[str, bytes] = {}
-        for column, data in zip(columns, self.tars.get_ranges(self.shard_name(shard), starts, sizes), strict=True):
+        for column, data in zip(columns, self.tars.get_ranges(shard, starts, sizes), strict=True):
             suffix = index.suffixes[column]
             if xxh3_64_intdigest(data) != index.xxh3_64[row, column]:
-                raise DamagedError(
-                    f"not the bytes that were packed: run dray verify {self.store.url} to see how to repair it",
-                    url=self.shard_url(shard),
-                    key=index.keys[row],
-                    suffix=suffix,
-                    offset=int(index.offsets[row, column]),
+                raise self.tars.bad_part(shard).at(
+                    key=index.keys[row], suffix=suffix, offset=int(index.offsets[row, column])
                 )
             parts[suffix] = bytes(data)
         return parts
-
-    def _say_if_left_out(self, key: str) -> None:
-        table = self.left_out()
-        for entry in table.to_pylist() if table is not None else ():
-            if entry["key"] == key:
-                fate = "gave no sample in" if entry["fate"] == "empty" else f"was {entry['fate']} by"
-                raise NotFoundError(f"sample {key!r} {fate} {self.name}: {entry['error']}")
 
     @property
     def name(self) -> str:
@@ -339,11 +333,3 @@ def _read_record(location: Location, commit: Commit, name: str, what: str) -> by
             ) from exc
         url = location.store.url_of(name)
         raise DamagedError(f"the {what} of version {commit.version} is missing", url=url) from exc
-
-
-def _key_hint(keys: pa.ChunkedArray, key: str) -> str:
-    """Returns a hint for a missing key: its neighbours in order."""
-    place = place_of(keys, key)
-    near = keys[max(0, place - 1) : place + 1].to_pylist()
-    dots = f"; dots of a name became dashes: {key_of(key)!r}?" if key_of(key) != key else ""
-    return f"its neighbours are {' and '.join(map(repr, near)) or 'none'}{dots}"

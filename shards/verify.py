@@ -6,10 +6,13 @@ There are three levels; each includes the one before:
     index   reads every index and every header of a shard: each part is where its index says
     full    reads every byte: checksums of all parts, padding, end of the archive
 
-A header must have the exact bytes of `dray.shards.tar.header`, so the last two levels need shards that dray wrote.
+A header must have the exact bytes of `dray.shards.tar.header`. Tars that dray did not write have headers of other
+programs: there `quick` also checks that ETag or modification time are those of the tar that was indexed, `index` that
+each part is preceded by a header of its size, and `full` the checksums of all parts.
 """
 
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import BinaryIO
@@ -17,17 +20,20 @@ from typing import BinaryIO
 import numpy as np
 from xxhash import xxh3_64
 
-from dray.shards.errors import CallError, DamagedError, DrayError, NotFoundError
+from dray.shards.errors import CallError, ChangedError, DamagedError, DrayError, NotFoundError
 from dray.shards.index import IndexedPart, ShardIndex
 from dray.shards.layout import Location
-from dray.shards.manifest import Kind, Shard
+from dray.shards.manifest import Shard
+from dray.shards.reading.tars import Tars
 from dray.shards.snapshot import Snapshot
+from dray.shards.storage.objects import ObjectInfo
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END
 from dray.shards.versions import read_version
 
 RANGES_FROM_BYTES = 1 << 20  # mean size of members; the client reads through smaller gaps between ranges anyway
 RANGES_AT_ONCE = 64
+MAX_OCTAL_BYTES = 8 << 30  # a ustar header holds no larger size
 _CHUNK_BYTES = 1 << 20
 
 
@@ -84,23 +90,21 @@ def verify(
         on_shard: Called after each shard with its size in bytes.
 
     Raises:
-        CallError: The level is unknown, or it is not "quick" and dray did not write the tars.
+        CallError: The level is unknown, or the tars may not be read; see `Tars.check_access`.
         StoreError: The store does not answer; damage is never raised.
     """
     if level not in list(Level):
         raise CallError(f"level {level!r}: expected one of {', '.join(Level)}")
-    if level != Level.QUICK and snapshot.manifest.kind == Kind.INDEXED:
-        raise CallError(f"level {level!r}: dray did not write the tars of {snapshot.store.url}: expected 'quick'")
+    snapshot.tars.check_access()
     return _findings(snapshot, Level(level), on_shard or (lambda _: None))
 
 
 def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None]) -> Iterator[Finding]:
     yield from _check_records(snapshot)
-    store, layout = snapshot.store, snapshot.layout
-    listed = [*snapshot.tars.list_folder(), *store.list_folder(layout.indexes)]
-    stored = {info.name: info.size for info in listed}
+    tars = {info.name: info for info in snapshot.tars.list(snapshot.shards)}
+    indexes = {info.name: info for info in snapshot.store.list_folder(snapshot.layout.indexes)}
     for shard in snapshot.shards:
-        yield from _check_shard(snapshot, shard, stored, level)
+        yield from _check_shard(snapshot, shard, tars, indexes, level)
         on_shard(shard.num_bytes)
 
 
@@ -126,32 +130,41 @@ def _check_records(snapshot: Snapshot) -> Iterator[Finding]:
             yield _finding(exc, store)
 
 
-def _check_shard(snapshot: Snapshot, shard: Shard, stored: dict[str, int], level: Level) -> Iterator[Finding]:
-    """Check a shard and its index; a tar of the wrong size is not read."""
+def _check_shard(
+    snapshot: Snapshot,
+    shard: Shard,
+    tars: Mapping[str, ObjectInfo],
+    indexes: Mapping[str, ObjectInfo],
+    level: Level,
+) -> Iterator[Finding]:
+    """Check a shard and its index; a tar of the wrong size, or another one than was indexed, is not read."""
     store, index_name, url = snapshot.store, snapshot.layout.index(shard.number), snapshot.shard_url(shard)
-    num_bytes = _size(snapshot.tars, snapshot.shard_name(shard), stored)
-    index_bytes = _size(store, index_name, stored)
-    if num_bytes is None:
-        yield Finding(url=url, shard=shard.number, what="the shard is missing")
-    elif num_bytes != shard.num_bytes:
-        yield Finding(
-            url=url,
-            shard=shard.number,
-            what=f"{shard.num_bytes} bytes expected, found {num_bytes}: the shard was "
-            f"{'cut short' if num_bytes < shard.num_bytes else 'written to'} or replaced",
-        )
-    if index_bytes is None:
+    problem = _problem_of(snapshot.tars, shard, tars)
+    if problem is not None:
+        yield Finding(url=url, shard=shard.number, what=problem)
+    if index_name not in indexes and store.head(index_name) is None:  # a listing may be outdated
         yield Finding(url=store.url_of(index_name), shard=shard.number, what="the index is missing")
     elif level is not Level.QUICK:
-        yield from _check_index(snapshot, shard, full=level is Level.FULL, with_tar=num_bytes == shard.num_bytes)
+        yield from _check_index(snapshot, shard, full=level is Level.FULL, with_tar=problem is None)
 
 
-def _size(store: Store, name: str, stored: dict[str, int]) -> int | None:
-    """Returns the size of an object, None if it is missing; asks for it by name, as a listing may be outdated."""
-    if name in stored:
-        return stored[name]
-    info = store.head(name)
-    return info.size if info else None
+def _problem_of(tars: Tars, shard: Shard, listed: Mapping[str, ObjectInfo]) -> str | None:
+    """Returns why a tar is not the one of the manifest, as far as a listing shows; None if it is."""
+    found = listed.get(tars.name(shard))
+    if tars.is_foreign:
+        try:
+            if found is None or not tars.matches(shard, found):
+                tars.check(shard)
+        except (ChangedError, NotFoundError) as exc:
+            return exc.problem
+        return None
+    found = found or tars.store.head(tars.name(shard))  # a listing may be outdated
+    if found is None:
+        return "the shard is missing"
+    if found.size == shard.num_bytes:
+        return None
+    how = "cut short" if found.size < shard.num_bytes else "written to"
+    return f"{shard.num_bytes} bytes expected, found {found.size}: the shard was {how} or replaced"
 
 
 def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool) -> Iterator[Finding]:
@@ -162,10 +175,10 @@ def _check_index(snapshot: Snapshot, shard: Shard, *, full: bool, with_tar: bool
     except (DamagedError, NotFoundError) as exc:
         yield Finding(url=url, shard=shard.number, what=exc.problem, key=exc.key, offset=exc.offset)
         return
-    if gap := _find_gap(index):
+    if not snapshot.tars.is_foreign and (gap := _find_gap(index)):
         yield Finding(url=url, shard=shard.number, what=gap)
     elif with_tar:
-        yield from _check_tar(snapshot.tars, snapshot.shard_name(shard), shard, index, full=full)
+        yield from _check_tar(snapshot.tars, shard, index, full=full)
 
 
 def _find_gap(index: ShardIndex) -> str | None:
@@ -180,36 +193,63 @@ def _find_gap(index: ShardIndex) -> str | None:
     return None
 
 
-def _check_tar(store: Store, name: str, shard: Shard, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
+def _check_tar(tars: Tars, shard: Shard, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
     """Check the headers and the end of a tar, and all of it if `full`.
 
     Headers are fetched one by one if parts are large; otherwise this would read the whole tar anyway.
     """
-    url = store.url_of(name)
+    url = tars.url_of(shard)
     num_members = max(1, int(np.count_nonzero(index.offsets)))
     try:
         if full or index.shard_bytes < num_members * RANGES_FROM_BYTES:
-            with store.open_stream(name) as stream:
-                yield from _check_stream(stream, url, shard.number, index, full=full)
+            check = _check_foreign_stream if tars.is_foreign else _check_stream
+            with tars.open_stream(shard) as stream:
+                yield from check(stream, url, shard.number, index, full=full)
         else:
-            yield from _check_headers(store, name, shard.number, index)
+            yield from _check_headers(tars, shard, index)
     except NotFoundError:
         yield Finding(url=url, shard=shard.number, what="the shard is missing")
     except DamagedError as exc:
         yield Finding(url=url, shard=shard.number, what=exc.problem, key=exc.key, offset=exc.offset)
 
 
-def _check_headers(store: Store, name: str, number: int, index: ShardIndex) -> Iterator[Finding]:
+def _check_headers(tars: Tars, shard: Shard, index: ShardIndex) -> Iterator[Finding]:
     """Check each header and the end of the archive by ranged requests."""
-    url, members, batch = store.url_of(name), list(index.members()), RANGES_AT_ONCE
+    url, members, batch = tars.url_of(shard), list(index.members()), RANGES_AT_ONCE
     for some in (members[start : start + batch] for start in range(0, len(members), batch)):
-        starts, lengths = [member.start for member in some], [len(member.header) for member in some]
-        for member, found in zip(some, store.get_ranges(name, starts, lengths), strict=True):
-            if found != member.header:
-                yield _bad_header(url, number, member)
-    (end,) = store.get_ranges(name, [index.shard_bytes - len(END)], [len(END)])
-    if end != END:
-        yield _bad_end(url, number, index)
+        lengths = [BLOCK if tars.is_foreign else len(member.header) for member in some]
+        starts = [member.offset - length for member, length in zip(some, lengths, strict=True)]
+        for member, found in zip(some, tars.get_ranges(shard, starts, lengths), strict=True):
+            if not (_is_foreign_header(found, member) if tars.is_foreign else found == member.header):
+                yield _bad_header(url, shard.number, member)
+    if not tars.is_foreign:
+        (end,) = tars.get_ranges(shard, [index.shard_bytes - len(END)], [len(END)])
+        if end != END:
+            yield _bad_end(url, shard.number, index)
+
+
+def _check_foreign_stream(
+    stream: BinaryIO, url: str, number: int, index: ShardIndex, *, full: bool
+) -> Iterator[Finding]:
+    """Check a tar that dray did not write from start to end in bounded memory, whatever is between its parts."""
+    position = 0
+    for member in index.members():
+        _read_hash(stream, member.offset - BLOCK - position, full=False)  # long names, members that are no parts
+        if not _is_foreign_header(stream.read(BLOCK), member):
+            yield _bad_header(url, number, member)
+        found = _read_hash(stream, member.size, full=full)
+        if full and found != member.xxh3_64:
+            yield _bad_part(url, number, member, found)
+        position = member.offset + member.size
+
+
+def _is_foreign_header(block: bytes | memoryview, part: IndexedPart) -> bool:
+    """Returns whether a block is the header of a file of a part's size."""
+    try:
+        found = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return found.isreg() and (found.size == part.size or part.size >= MAX_OCTAL_BYTES)  # PAX gives larger sizes
 
 
 def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *, full: bool) -> Iterator[Finding]:
@@ -219,8 +259,7 @@ def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *,
             yield _bad_header(url, number, member)
         found = _read_hash(stream, member.size, full=full)
         if full and found != member.xxh3_64:
-            what = f"checksum {member.xxh3_64:016x} of {member.size} bytes expected, found {found:016x}"
-            yield Finding(url=url, shard=number, key=member.key, offset=member.offset, what=what)
+            yield _bad_part(url, number, member, found)
         padding = stream.read(-member.size % BLOCK)
         if full and padding.strip(b"\0"):
             yield Finding(
@@ -237,11 +276,16 @@ def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *,
 def _read_hash(stream: BinaryIO, size: int, *, full: bool) -> int:
     """Read up to `size` bytes; return their xxh3_64 if `full`."""
     hasher = xxh3_64()
-    while size and (chunk := stream.read(min(size, _CHUNK_BYTES))):
+    while size > 0 and (chunk := stream.read(min(size, _CHUNK_BYTES))):
         size -= len(chunk)
         if full:
             hasher.update(chunk)
     return hasher.intdigest()
+
+
+def _bad_part(url: str, number: int, member: IndexedPart, found: int) -> Finding:
+    what = f"checksum {member.xxh3_64:016x} of {member.size} bytes expected, found {found:016x}"
+    return Finding(url=url, shard=number, key=member.key, offset=member.offset, what=what)
 
 
 def _bad_header(url: str, number: int, member: IndexedPart) -> Finding:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dray.cluster.cli.options import AllowList, AllowPickle, VersionOptions
+from dray.cluster.cli.options import AllowList, AllowPickle, DataOptions, VersionOptions
 from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.errors import CallError
@@ -22,6 +22,7 @@ MAX_SPREAD_STEPS = 20  # whose shards are counted
 
 def loadtest(
     dataset: VersionOptions,
+    data: DataOptions,
     *,
     part: Annotated[
         list[str] | None,
@@ -84,6 +85,8 @@ def loadtest(
             rank=rank,
             num_ranks=ranks,
             storage_options=dataset.storage_options,
+            data_url=data.data_url,
+            data_storage_options=data.storage_options,
         )
         for rank in range(ranks)
     ]

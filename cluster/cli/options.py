@@ -18,7 +18,7 @@ from dray.cluster.cli.datasets import find_dataset, find_datasets, without_versi
 from dray.pipelines.running.ray_session import check_address
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError
-from dray.shards.layout import Location
+from dray.shards.layout import DataPlace, Location
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.urls import split_version
 from dray.shards.versions import read_version
@@ -117,10 +117,42 @@ class VersionOptions(DatasetOptions):
         """The version asked for; None for the last."""
         return split_version(self.url, self.version)[1]
 
-    def snapshots(self) -> list[Snapshot]:
-        """Returns that version of each dataset."""
-        pinned = self.pinned
-        return [Snapshot.load(location, read_version(location, pinned)) for location in self.find_all()]
+    def snapshots(self, data: "DataOptions | None" = None) -> list[Snapshot]:
+        """Returns that version of each dataset, with permission to read its tars where `data` says."""
+        found = [data.at(location) if data else location for location in self.find_all()]
+        return [Snapshot.load(location, read_version(location, self.pinned)) for location in found]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Where the tars of an indexed dataset may be read outside its folder."""
+
+    data_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where the tars of an indexed dataset are, if they are outside its folder: they are read there only "
+            "if you say so.",
+            show_default=False,
+        ),
+    ] = None
+    data_storage_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Option of the object store of --data-url, as --storage-option, none of which is used there; "
+            "repeatable.",
+        ),
+    ] = None
+
+    def at(self, location: Location) -> Location:
+        """Returns the location with permission to read its tars there."""
+        return location._replace(data=DataPlace.of(self.data_url, self.storage_options))
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """Options for the store of the tars."""
+        return parse_storage_options(self.data_storage_option, "--data-storage-option")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +216,7 @@ def parse_duration(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]] if found[1] else 0.0
 
 
-def parse_storage_options(pairs: list[str] | None) -> dict[str, str]:
+def parse_storage_options(pairs: list[str] | None, option: str = "--storage-option") -> dict[str, str]:
     """Returns {"region": "eu-west-1"} for ["region=eu-west-1"].
 
     Raises:
@@ -194,7 +226,7 @@ def parse_storage_options(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, options[name] = pair.partition("=")
         if not name or not equals:
-            raise CallError("--storage-option: expected KEY=VALUE, such as region=eu-west-1")
+            raise CallError(f"{option}: expected KEY=VALUE, such as region=eu-west-1")
     return options
 
 

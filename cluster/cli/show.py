@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import typer
 
-from dray.cluster.cli.options import AllowList, AllowPickle, VersionOptions
+from dray.cluster.cli.options import AllowList, AllowPickle, DataOptions, VersionOptions
 from dray.pipelines.progress import WORDS
 from dray.shards import DamagedError, NotFoundError, RefusedError, Snapshot
 from dray.shards.codecs.decode import Decoder
@@ -29,6 +29,7 @@ def show(
         str, typer.Argument(metavar="KEY", help="Key of the sample: its name with the dots replaced by dashes.")
     ],
     *,
+    data: DataOptions,
     allow: AllowList = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
@@ -44,7 +45,7 @@ def show(
 
     [cyan]dray show s3://lab/digits/train a7 --version 3[/]
     """
-    snapshots, missing = dataset.snapshots(), list[NotFoundError]()
+    snapshots, missing = dataset.snapshots(data), list[NotFoundError]()
     for snapshot in snapshots:
         try:
             place = snapshot.find(key)

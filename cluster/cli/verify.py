@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from dray.cluster.cli.ls import parts_of
-from dray.cluster.cli.options import AsJson, VersionOptions
+from dray.cluster.cli.options import AsJson, DataOptions, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.versions.attempts import check_is_build
@@ -35,6 +35,7 @@ _SHOWN_OPTIONS = ("endpoint", "region")  # of the storage options, in a printed 
 
 def verify(
     dataset: VersionOptions,
+    data: DataOptions,
     *,
     level: Annotated[
         Level,
@@ -54,7 +55,7 @@ def verify(
 ) -> None:
     r"""Check that a dataset is intact; report all damage and how to repair it.
 
-    The exit code is 1 if there is damage. The dataset is only read. Tars that dray did not write are not checked.
+    The exit code is 1 if there is damage. The dataset is only read.
 
     [bold]Examples[/]
 
@@ -74,7 +75,7 @@ def verify(
         found = [dataset.find_one("verify", "--level", level, "--names", str(names))]
     reports: list[Report] = []
     for one in found:
-        reports.append(_verify(one, dataset, level, names))
+        reports.append(_verify(data.at(one), dataset, level, names))
         if not as_json:
             _print_report(reports[-1])
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dray.cluster.cli.options import Address, AsJson, DatasetOptions, RetentionOptions, cluster_address
+from dray.cluster.cli.options import Address, AsJson, DataOptions, DatasetOptions, RetentionOptions, cluster_address
 from dray.pipelines.building.compact import compact as merge_shards
 from dray.pipelines.running.ray_session import ray_session
 from dray.pipelines.versions import holds
@@ -66,6 +66,7 @@ def release(
 def rollback(
     dataset: DatasetOptions,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or the name of a hold.")],
+    data: DataOptions,
 ) -> None:
     """Make a new version equal to an old one; nothing is copied or deleted.
 
@@ -77,7 +78,7 @@ def rollback(
 
     [cyan]dray rollback s3://lab/digits/train paper[/]
     """
-    found = dataset.find_one("rollback", version)
+    found = data.at(dataset.find_one("rollback", version))
     old, last = (read_version(found, wanted).version for wanted in (version, None))
     made = holds.rollback(found, version)
     if made.version == last:

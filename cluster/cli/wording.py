@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Collection, Mapping
 
 _RENAMED = {  # keyword -> parameter of the command, where the two differ
+    "data_storage_options": "data_storage_option",
     "grace_s": "older_than",
     "input_suffix": "suffix",
     "min_num_shards": "shards",

@@ -56,6 +56,9 @@ class WebDataModule(ExactDataModule):
         missing: What happens if a sample lacks one of the parts: "error" raises an error that names it; "none" makes
             the value None.
         storage_options: Options for `dirs_tars_wds`; see `dray.shards.Store`.
+        data_url: Where the tars of indexed datasets are, if they are outside their folders: they are read there only if
+            you say so. One URL, or split -> URL.
+        data_storage_options: Options for the store of `data_url`, which gets none of `storage_options`.
         allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
         allow_pickle: Whether pickled parts may run any code that they name.
         decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
@@ -81,6 +84,8 @@ class WebDataModule(ExactDataModule):
         invoke_wld: Mapping[Split | str, Calls | None] | None = None,
         missing: str = Missing.ERROR,
         storage_options: StorageOptions | None = None,
+        data_url: str | os.PathLike[str] | Mapping[Split | str, str | os.PathLike[str] | None] | None = None,
+        data_storage_options: StorageOptions | None = None,
         allow: Collection[str] = (),
         allow_pickle: bool = False,
         decoders: Decoders | None = None,
@@ -111,6 +116,8 @@ class WebDataModule(ExactDataModule):
         self._invoke_wld = by_split("invoke_wld", invoke_wld)
         self._missing = Missing.of(missing)
         self._storage_options = storage_options
+        self._data_url = by_split("data_url", data_url) if isinstance(data_url, Mapping) else data_url
+        self._data_storage_options = data_storage_options
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._dataset: dict[Split, Any] = {}
         self._opened: dict[Split, OpenSplit] = {}
@@ -168,6 +175,7 @@ class WebDataModule(ExactDataModule):
             self._directory(split),
             self._prefix_tars_wds,
             self._storage_options,
+            **self._data_access(split),
             suffixes=check_suffixes(self._suffix_keys_wds),
             missing=self._missing,
             decoder=self._decoder,
@@ -178,6 +186,12 @@ class WebDataModule(ExactDataModule):
         given = self._n_samples.get(split)
         self._counts[split] = opened.num_samples if given is None else given
         return _invoke(opened.dataset().compose(*_pipes(self._pipeline_wds, split)), self._invoke_wds, split)
+
+    def _data_access(self, split: Split) -> dict[str, Any]:
+        """Returns where the tars of a split may be read outside its directory; see `Snapshot.open`."""
+        url = self._data_url.get(split) if isinstance(self._data_url, Mapping) else self._data_url
+        is_inside = isinstance(self._data_url, Mapping) and url is None  # other splits have their tars elsewhere
+        return {"data_url": url, "data_storage_options": None if is_inside else self._data_storage_options}
 
     def _setup_wld(self, split: Split) -> Any:
         """Returns the split's loader after the user's pipeline and calls, with the length of the epoch."""

@@ -1,5 +1,6 @@
 """Opens a split of a DataModule: a snapshot's samples in dray's order, or tars of other tools."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def open_split(
     prefix: str,
     storage_options: StorageOptions | None,
     *,
+    data_url: str | os.PathLike[str] | None = None,
+    data_storage_options: StorageOptions | None = None,
     suffixes: Sequence[str],
     missing: Missing,
     decoder: Decoder,
@@ -84,7 +87,9 @@ def open_split(
     directory, version = split_version(url)
     opener: Callable[..., Catalog]
     try:
-        snapshot = open_agreed(url, prefix, storage_options=storage_options)
+        snapshot = open_agreed(
+            url, prefix, storage_options=storage_options, data_url=data_url, data_storage_options=data_storage_options
+        )
     except NotFoundError:
         store = Store(directory, storage_options)
         if version is not None or read_head(Location(store, Layout(prefix))) is not None:

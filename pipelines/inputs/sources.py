@@ -21,7 +21,8 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 from dray.pipelines.running.node import node_name
 from dray.shards.errors import CallError, ClusterError, DeniedError, InputError, MissingInputError, NotFoundError
 from dray.shards.layout import check_names, key_of, some
-from dray.shards.storage.store import ObjectInfo, Store
+from dray.shards.storage.objects import ObjectInfo
+from dray.shards.storage.store import Store
 
 STAT_PROBE = 256  # number of files that are timed to tell a disk from a network mount
 FAST_STAT_S = 100e-6

@@ -25,7 +25,7 @@ from dray.shards.log import (
 )
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
-from dray.shards.storage.store import ObjectInfo
+from dray.shards.storage.objects import ObjectInfo
 from dray.shards.versions import read_holds, require_dataset
 
 

@@ -73,10 +73,6 @@ class Catalog:
         """Returns a shard by its position in the list."""
         return self.snapshot.shards[place]
 
-    def shard_name(self, place: int) -> str:
-        """Returns the name of the tar of a shard."""
-        return self.snapshot.shard_name(self.shard(place))
-
     def shard_url(self, place: int) -> str:
         """Returns the URL of the tar of a shard, for messages."""
         return self.snapshot.shard_url(self.shard(place))

@@ -9,7 +9,6 @@ import os
 import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +80,8 @@ class MappedReader:
                     for number in range(len(samples)):
                         self.read(samples[number : number + 1], runs[number : number + 1]).check()
                 raise
+        if self._catalog.snapshot.tars.is_foreign:
+            self._check_foreign(dict.fromkeys(places.tolist()))
         parts = {suffix: self._parts(suffix, samples, places) for suffix in self._found}
         self.stats.samples += len(places)
         return Samples(self._catalog, places, rows, parts)
@@ -110,6 +111,7 @@ class MappedReader:
 
     def _close(self) -> None:
         """Drop all open shards."""
+        self._maps: dict[int, mmap.mmap] = {}
         self._bodies: list[memoryview] = [memoryview(b"")] * len(self._catalog.snapshot.shards)
         self._addresses = np.zeros(len(self._bodies), np.uint64)  # address of each mapped shard
         self._is_open = np.zeros(len(self._bodies), bool)
@@ -129,7 +131,8 @@ class MappedReader:
 
     def _open_one(self, place: int) -> None:
         catalog = self._catalog
-        body, columns = self._map(place), catalog.columns(place)
+        mapped, columns = self._map(place), catalog.columns(place)
+        body = memoryview(mapped)
         first = catalog.first_sample(place)
         for suffix in self._wanted.stored(columns):
             if suffix not in self._found:
@@ -138,24 +141,33 @@ class MappedReader:
             rows = slice(first, first + len(offsets))
             found.starts[rows], found.sizes[rows], found.hashes[rows] = offsets, sizes, columns.hashes[suffix]
             self._open_bytes += 24 * len(offsets)
-        self._bodies[place] = body
+        self._maps[place], self._bodies[place] = mapped, body
         self._addresses[place] = np.frombuffer(body, np.uint8).ctypes.data
         self._is_open[place] = True
 
-    def _map(self, place: int) -> memoryview:
-        catalog = self._catalog
-        path = Path(str(catalog.snapshot.tars.local_root), catalog.shard_name(place))
-        url, expected = catalog.shard_url(place), catalog.shard(place).num_bytes
+    def _map(self, place: int) -> mmap.mmap:
+        tars, shard = self._catalog.snapshot.tars, self._catalog.shard(place)
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size == expected:  # access beyond the end of a mapped file crashes the process
-                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            with tars.path(shard).open("rb") as file:
+                found = os.fstat(file.fileno())
+                if tars.is_foreign:
+                    tars.check_file(shard, found)
+                if found.st_size == shard.num_bytes:  # access beyond the end of a mapped file crashes the process
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as exc:
-            raise NotFoundError(
-                f"the shard is missing: was version {catalog.snapshot.version} dropped?", url=url
-            ) from exc
-        raise DamagedError(f"{expected} bytes expected, found {size}: it was cut or replaced; run dray verify", url=url)
+            raise tars.missing(shard) from exc
+        raise DamagedError(
+            f"{shard.num_bytes} bytes expected, found {found.st_size}: it was cut or replaced; run dray verify",
+            url=tars.url_of(shard),
+        )
+
+    def _check_foreign(self, places: Iterable[int]) -> None:
+        """Check that no other program has written to the mapped tars: one that was cut would crash the process."""
+        tars = self._catalog.snapshot.tars
+        for place in places:
+            if self._maps[place].size() != (shard := self._catalog.shard(place)).num_bytes:
+                tars.check(shard)  # names what was found
+                raise DamagedError("written to while it was read", url=tars.url_of(shard))
 
 
 def _most_maps() -> int:

@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.errors import DamagedError, DeniedError, NotFoundError, StoreError
+from dray.shards.errors import ChangedError, DamagedError, DeniedError, NotFoundError, StoreError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore, Kept
 from dray.shards.reading.samples import Stats, check_part
@@ -42,7 +42,7 @@ class RowFetcher:
         self._blocks = blocks
         self._lock = Lock()
         self._counted = 0, 0  # requests for indexes and their bytes that the stats include
-        self._missing: dict[str, tuple[float, NotFoundError]] = {}  # name -> end of the pause, error
+        self._missing: dict[str, tuple[float, NotFoundError | ChangedError]] = {}  # name -> end of the pause, error
 
     def fetch(self, place: int, rows: Sequence[int], *, group: int, is_shared: bool) -> tuple[ByRow, ByRow]:
         """Returns the parts of the intact rows; damaged and missing rows are left out.
@@ -112,18 +112,17 @@ class RowFetcher:
 
     def _request(self, wanted: "_Wanted") -> list[_Span]:
         """Returns the spans of bytes that cover the rows, one request each."""
-        name, spans = self._catalog.shard_name(wanted.place), wanted.spans()
+        tars, shard, spans = self._catalog.snapshot.tars, self._catalog.shard(wanted.place), wanted.spans()
         starts, sizes = [start for start, _ in spans], [size for _, size in spans]
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._noted_missing(name):
+                with self._noted_missing(tars.name(shard)):
                     with self._lock:
                         self.stats.requests += sum(size > 0 for size in sizes)
                         self.stats.bytes_read += sum(sizes)
-                    store = self._catalog.snapshot.tars
-                    if not any(sizes) and store.head(name) is None:  # no request would find this out
-                        raise NotFoundError("the shard is missing", url=store.url_of(name))
-                    bodies = store.get_ranges(name, starts, sizes, gap=0)
+                    if not any(sizes):  # no request would find out that the shard is missing
+                        tars.check(shard)
+                    bodies = tars.get_ranges(shard, starts, sizes, gap=0)
                 return list(zip(starts, bodies, strict=True))
             except (StoreError, DamagedError) as exc:
                 if attempt == ATTEMPTS or isinstance(exc, (NotFoundError, DeniedError, DamagedError)):
@@ -137,13 +136,13 @@ class RowFetcher:
 
     @contextmanager
     def _noted_missing(self, name: str) -> Iterator[None]:
-        """Fail at once if an object is known to be missing; remember it if it turns out to be."""
+        """Fail at once if an object is known to be missing or replaced; remember it if it turns out to be."""
         until, error = self._missing.get(name, (0.0, NotFoundError()))
         if monotonic() < until:
             raise error.at()
         try:
             yield
-        except NotFoundError as exc:
+        except (NotFoundError, ChangedError) as exc:
             self._missing[name] = monotonic() + AGAIN_S, exc
             raise
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from dray.shards.errors import DamagedError
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.suffixes import Missing, Part, WantedParts, lacking_error, several_error
 
@@ -246,10 +245,6 @@ def check_part(catalog: Catalog, place: int, row: int, suffix: str, data: memory
     """
     if xxh3_64_intdigest(data) != expected:
         columns = catalog.columns(place)
-        raise DamagedError(
-            "not the bytes that were packed: run dray verify to see how to repair it",
-            url=catalog.shard_url(place),
-            key=columns.keys[row].as_py(),
-            suffix=suffix,
-            offset=int(columns.offsets[suffix][row]),
+        raise catalog.snapshot.tars.bad_part(catalog.shard(place)).at(
+            key=columns.keys[row].as_py(), suffix=suffix, offset=int(columns.offsets[suffix][row])
         )

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -30,9 +29,10 @@ from dray.shards.storage.client import (
     create_object,
     open_client,
 )
+from dray.shards.storage.objects import ObjectInfo, info_of
 from dray.shards.storage.retry import Retries
 from dray.shards.storage.stream import STREAM_CHUNK_BYTES, RangeReader
-from dray.shards.storage.urls import check_name, escaped, local_path, normal_url
+from dray.shards.storage.urls import check_name, local_path, normal_url, url_below
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a slower transfer counts as stuck
@@ -40,22 +40,6 @@ DELETES_AT_ONCE = 16
 LIST_CHUNK = 1000  # objects; a page of most object stores
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """An object as listed, or as a HEAD request returns it."""
-
-    name: str  # relative to the store's URL
-    size: int  # bytes
-    etag: str
-    modified: datetime
-
-
-def _info(name: str, meta: Any) -> ObjectInfo:
-    """Azure quotes an ETag in one answer and not in another; a store without ETags has a time at least."""
-    etag = (meta["e_tag"] or meta["last_modified"].isoformat()).removeprefix("W/").strip('"')
-    return ObjectInfo(name, meta["size"], etag, meta["last_modified"])
 
 
 class Store:
@@ -85,18 +69,9 @@ class Store:
     def __reduce__(self) -> tuple[type["Store"], tuple[str, dict[str, Any]]]:
         return Store, (self.url, dict(self._access.options))
 
-    def at(self, url: str) -> "Store":
-        """Returns the store of another URL, with the same options.
-
-        Raises:
-            CallError: See `Store`.
-        """
-        return Store(url, dict(self._access.options))
-
     def url_of(self, name: str) -> str:
         """Returns the URL of one object or folder."""
-        path = name if self.local_root is None else escaped(name)
-        return f"{self.url.rstrip('/')}/{path}" if name else self.url
+        return url_below(self.url, name)
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Creates a whole object at once: a crash or an error leaves nothing visible.
@@ -173,9 +148,34 @@ class Store:
 
         def request() -> tuple[bytes, ObjectInfo]:
             found = client.get(self._key(name))
-            return bytes(found.bytes()), _info(name, found.meta)
+            return bytes(found.bytes()), info_of(name, found.meta)
 
         return self._ask("read", name, request, expected_bytes)
+
+    def get_range(self, name: str, start: int, length: int) -> tuple[memoryview, ObjectInfo]:
+        """Returns a byte range of one object, shorter where the object ends, with the object's size and ETag.
+
+        One request: the answer says of which object its bytes are.
+
+        Raises:
+            NotFoundError: The object does not exist.
+        """
+        client = self._client_for(length)
+
+        def request() -> tuple[memoryview, ObjectInfo]:
+            try:
+                with client_panics():
+                    found = client.get(self._key(name), options={"range": (start, start + length)})
+                    return memoryview(found.bytes()), info_of(name, found.meta)
+            except FileNotFoundError:
+                raise
+            except (BaseError, OSError):  # a range past the end looks like any other failure
+                info = info_of(name, client.head(self._key(name)))
+                if start < info.size:
+                    raise
+                return memoryview(b""), info
+
+        return self._ask("read", name, request, length)
 
     def get_ranges(
         self, name: str, starts: Sequence[int], lengths: Sequence[int], *, gap: int = 1 << 20
@@ -259,7 +259,7 @@ class Store:
     def head(self, name: str) -> ObjectInfo | None:
         """Returns size and ETag of one object; None if it does not exist."""
         try:
-            return self._ask("look up", name, lambda: _info(name, self._client.head(self._key(name))))
+            return self._ask("look up", name, lambda: info_of(name, self._client.head(self._key(name))))
         except NotFoundError:
             return None
 
@@ -268,7 +268,7 @@ class Store:
         found = self._list(folder)["objects"]
         start = len(f"{self._key('')}/".lstrip("/"))
         named = ((meta["path"][start:], meta) for meta in found)
-        infos = [_info(name, meta) for name, meta in named if name not in ("", folder)]  # "folder/" may be an object
+        infos = [info_of(name, meta) for name, meta in named if name not in ("", folder)]  # "folder/" may be an object
         return sorted(infos, key=lambda info: info.name)
 
     def list_tree(self, folder: str = "") -> list[ObjectInfo]:
@@ -277,7 +277,7 @@ class Store:
 
         def listed() -> list[ObjectInfo]:
             pages = obstore.list(self._client, self._key(folder) or None, chunk_size=LIST_CHUNK)
-            return [_info(meta["path"][start:], meta) for page in pages for meta in page]
+            return [info_of(meta["path"][start:], meta) for page in pages for meta in page]
 
         return self._ask("list", folder, listed)
 

@@ -69,7 +69,8 @@ def _check_scheme(text: str) -> None:
 def _path_of(text: str, rest: str) -> str:
     """Returns the path of a `file://` URL."""
     if not rest.startswith("/"):
-        raise CallError(f"{text}: expected file:///absolute/path, with three slashes")
+        shown = text if "@" not in rest else "file://..."  # it may contain a password
+        raise CallError(f"{shown}: expected file:///absolute/path, with three slashes")
     if "?" in rest or "#" in rest:
         raise CallError(f"{text}: write '?' and '#' of a path as %3F and %23 in a file:// URL")
     return urllib.parse.unquote(rest)
@@ -164,6 +165,21 @@ def check_name(url: str, name: str) -> None:
         raise CallError(f"{name!r} is not the name of an object below {url}: it must not step out of it")
     if _CONTROL.search(name) and not url.startswith("file:"):
         raise CallError(f"{name!r} is not the name of an object below {url}: it holds a control character")
+
+
+def url_below(url: str, name: str) -> str:
+    """Returns the URL of an object or folder below a normal URL."""
+    path = escaped(name) if url.startswith("file:") else name
+    return f"{url.rstrip('/')}/{path}" if name else url
+
+
+def path_below(url: str, inner: str) -> str | None:
+    """Returns the path of a normal URL below another one, "" if they are the same; None if it is elsewhere."""
+    inside = f"{inner.rstrip('/')}/".partition(f"{url.rstrip('/')}/")
+    if inside[0] or not inside[1]:
+        return None
+    path = inside[2].rstrip("/")
+    return urllib.parse.unquote(path) if url.startswith("file:") else path
 
 
 def escaped(path: str) -> str:

@@ -1,6 +1,5 @@
 """Manifests: the table of parts, and datasets that were written or indexed."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from dray.shards.log import put_content
 from dray.shards.manifest import Accounting, Kind, Manifest, Shard, TableChunk, part_table
 from dray.shards.parsing.records import write_record
 from dray.shards.parts import PartForms
-from tests.conftest import Dray
-from tests.support.datasets import PARTS, overwrite, pack, tensor_of
+from tests.conftest import Dray, Place
+from tests.support.datasets import PARTS, overwrite, pack, store_at, tensor_of
+from tests.support.foreign import NAMES, index_at, key_of, put_tars
 
 DIGEST = "ab" * 16
 SUFFIXES = st.sampled_from(["x.pyd", "X.pyd", "x.npy", "x.json", "x.safetensors", "y.pkl", "y.npy", "cls", "note.txt"])
@@ -112,42 +112,31 @@ def written(tmp_path: Path) -> str:
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> str:
-    """The URL of a dataset whose tars are in another directory and have other names."""
-    url, tars = pack(tmp_path, 6), tmp_path / "tars" / "deep"
-    tars.mkdir(parents=True)
-
-    def moved(snapshot: Snapshot) -> Manifest:
-        for shard in snapshot.shards:
-            shutil.move(tmp_path / "out" / snapshot.shard_name(shard), tars / f"{shard.number}.tar")
-        shards = tuple(replace(shard, name=f"deep/{shard.number}.tar", mtime=1) for shard in snapshot.shards)
-        return without_sources(snapshot, kind=Kind.INDEXED, base=tars.parent.as_uri(), shards=shards)
-
-    change(url, moved)
-    return url
+    """The URL of a dataset that indexes the tars of another program."""
+    place = Place((tmp_path / "foreign").as_uri())
+    put_tars(store_at(place))
+    return index_at(place, prefix="wdshards").store.url
 
 
-@pytest.mark.parametrize("kind", ["written", "indexed"])
-def test_a_dataset_that_no_build_made_is_read(kind: str, dray: Dray, request: pytest.FixtureRequest) -> None:
+def test_a_dataset_that_a_program_wrote_is_read(written: str, dray: Dray) -> None:
     """It can be read by number, by key and in batches; `dray` lists, shows and verifies it."""
-    url = request.getfixturevalue(kind)
-    assert Dataset(url)["s0004"]["cls"] == Dataset(url)[4]["cls"] == 4
-    assert [batch["cls"].tolist() for batch in ShardLoader(url, batch_size=3)] == [[0, 1, 2], [3, 4, 5]]
-    assert "parts   x.pyd, cls, txt\n" in dray("ls", url).out
-    assert f'"kind": "{kind}"' in dray("ls", url, "--json").out
-    assert Snapshot.open(url).urls()[1] in dray("show", url, "s0003").out
-    assert "no damage found" in dray("verify", url, "--level", "quick").out
+    assert Dataset(written)["s0004"]["cls"] == Dataset(written)[4]["cls"] == 4
+    assert [batch["cls"].tolist() for batch in ShardLoader(written, batch_size=3)] == [[0, 1, 2], [3, 4, 5]]
+    assert "parts   x.pyd, cls, txt\n" in dray("ls", written).out
+    assert '"kind": "written"' in dray("ls", written, "--json").out
+    assert Snapshot.open(written).urls()[1] in dray("show", written, "s0003").out
+    assert "no damage found" in dray("verify", written, "--level", "full").out
 
 
-def test_the_urls_of_an_indexed_dataset_are_those_of_its_tars(indexed: str, tmp_path: Path) -> None:
-    """The tars are below the base, and only their existence and size are verified."""
-    snapshot = Snapshot.open(indexed)
-    assert snapshot.urls() == [(tmp_path / "tars" / "deep" / f"{number}.tar").as_uri() for number in range(3)]
-    assert snapshot.read("s0003")["cls"] == b"3"
-
-
-def test_an_indexed_dataset_is_verified_by_size_alone(indexed: str, dray: Dray) -> None:
-    """Other programs write other headers than dray."""
-    assert "expected 'quick'" in dray("verify", indexed).err
+def test_a_dataset_that_indexes_tars_is_read(indexed: str, dray: Dray) -> None:
+    """Likewise, and the tars have their own names."""
+    assert Dataset(indexed)[key_of(5)] == Dataset(indexed)[5] == {"cls": 5, "txt": "text 5"}
+    assert [batch["cls"].tolist() for batch in ShardLoader(indexed, batch_size=6)] == [[*range(6)], [*range(6, 12)]]
+    assert '"kind": "indexed"' in dray("ls", indexed, "--json").out
+    assert Snapshot.open(indexed).urls() == [f"{indexed}/{name}" for name in NAMES]
+    assert f"{indexed}/a/01.tar" in dray("show", indexed, key_of(5)).out
+    for level in ("quick", "index", "full"):
+        assert f"no damage found at level {level}" in dray("verify", indexed, "--level", level).out
 
 
 @pytest.mark.parametrize("words", [("compact",), ("diff", "1", "1")])

@@ -18,7 +18,7 @@ from dray.pipelines import pickles_to_tars, split_by_hash
 from dray.shards import CallError, DeniedError, NotFoundError, Snapshot, Store, StoreError
 from dray.shards.index import digest_of
 from dray.shards.layout import Layout, Location
-from dray.shards.storage.store import ObjectInfo
+from dray.shards.storage.objects import ObjectInfo
 from dray.shards.tar import END, header
 from dray.shards.verify import RANGES_FROM_BYTES, Finding, Level, open_whole, verify
 from tests.conftest import Dray, Inputs, MakeInputs, Place

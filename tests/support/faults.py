@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from dray.shards import Store, StoreError
 from dray.shards.storage.client import StorageOptions
-from dray.shards.storage.store import Answer, ObjectInfo
+from dray.shards.storage.objects import ObjectInfo
+from dray.shards.storage.store import Answer
 
 WRITES = {"put_new", "delete"}
 
