@@ -26,6 +26,8 @@ def read_shards(
     allow: Collection[str] = (),
     allow_pickle: bool = False,
     storage_options: StorageOptions | None = None,
+    data_url: str | os.PathLike[str] | None = None,
+    data_storage_options: StorageOptions | None = None,
     override_num_blocks: int | None = None,
     concurrency: int | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -56,6 +58,9 @@ def read_shards(
         allow: Full names (`pkg.module.Class`) that pickled parts may use in addition to the safe list.
         allow_pickle: Whether pickled parts may run any code that they name.
         storage_options: See `dray.shards.Store`.
+        data_url: Where the tars of an indexed dataset are, if they are outside its folder: they are read there only if
+            you say so.
+        data_storage_options: Options for the store of `data_url`, which gets none of `storage_options`.
         override_num_blocks: Number of read tasks. None: two for each CPU of the cluster, or one for each 64 MiB if
             these are more.
         concurrency: Maximum number of read tasks that run at a time; None: as many as the cluster has room for.
@@ -72,8 +77,16 @@ def read_shards(
         RefusedError: A pickle holds something that is not on the safe list; names shard, key, suffix and `allow`.
         StoreError: A shard cannot be read.
     """
-    snapshot = Snapshot.open(url, prefix, version=version, storage_options=storage_options)
+    snapshot = Snapshot.open(
+        url,
+        prefix,
+        version=version,
+        storage_options=storage_options,
+        data_url=data_url,
+        data_storage_options=data_storage_options,
+    )
     check_shared(snapshot.store)
+    check_shared(snapshot.tars.store)
     wanted = open_parts(Catalog(snapshot), parts, missing)
     decoder = PartDecoder.of(allow=allow, allow_pickle=allow_pickle) if decode else None
     return read_datasource(

@@ -66,7 +66,7 @@ class RowReader:
             CallError: A sample lacks a part that it must have.
         """
         _check_visible(rows.snapshot.store)
-        _check_visible(rows.snapshot.tars)
+        _check_visible(rows.snapshot.tars.store)
         catalog = Catalog(rows.snapshot)
         numbers = np.arange(rows.numbers.start, rows.numbers.stop) if isinstance(rows.numbers, range) else rows.numbers
         sample_bytes = rows.snapshot.num_bytes / max(1, rows.snapshot.num_samples)
