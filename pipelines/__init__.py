@@ -6,12 +6,13 @@ import typing
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.pack_pickles import pickles_to_tars
+from dray.pipelines.write_samples import write_samples
 
 if typing.TYPE_CHECKING:
     from dray.pipelines.ray_data.read_pickles import read_pickles
     from dray.pipelines.ray_data.read_shards import read_shards
 
-__all__ = ["BuildReport", "pickles_to_tars", "read_pickles", "read_shards", "split_by_hash"]
+__all__ = ["BuildReport", "pickles_to_tars", "read_pickles", "read_shards", "split_by_hash", "write_samples"]
 
 _RAY_DATA = {"read_pickles": "read_pickles", "read_shards": "read_shards"}  # name -> module, which imports Ray
 

@@ -27,6 +27,28 @@ def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Calla
         yield _line_writer(title, num_shards)
 
 
+@contextmanager
+def sample_progress(title: str, *, total: int | None, unit: str, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function to call with the number of samples, or inputs, that are done, and the bytes stored for them.
+
+    Args:
+        title: What is done.
+        total: Number of them; None if unknown.
+        unit: Their name, in plural.
+        show: Whether to show progress.
+    """
+    if not show or total == 0:
+        yield lambda _count, _num_bytes: None
+    elif sys.stderr.isatty():
+        with _rate_bar(unit) as bar:
+            task = bar.add_task(title, total=total, mb=0.0)
+            yield lambda count, num_bytes: bar.update(
+                task, advance=count, mb=bar.tasks[0].fields["mb"] + num_bytes / 1e6
+            )
+    else:
+        yield _rate_writer(title, total, unit)
+
+
 def say(text: str, *, show: bool = True) -> None:
     """Print one plain line to standard error."""
     if show:
@@ -38,6 +60,28 @@ def _bar() -> Progress:
     return Progress(
         *columns, TextColumn("{task.fields[mb]:,.0f} MB"), TimeElapsedColumn(), console=Console(stderr=True)
     )
+
+
+def _rate_bar(unit: str) -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    rate = TextColumn("{task.fields[mb]:,.0f} MB, {task.speed!s:.6}/s")
+    return Progress(*columns, rate, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _rate_writer(title: str, total: int | None, unit: str) -> Callable[[int, int], None]:
+    started = last = time.monotonic()
+    done = stored_bytes = 0
+    of = "" if total is None else f" of {total:,}"
+
+    def advance(count: int, num_bytes: int) -> None:
+        nonlocal last, done, stored_bytes
+        done, stored_bytes = done + count, stored_bytes + num_bytes
+        if (now := time.monotonic()) - last >= LINE_EVERY_S:
+            last, seconds = now, now - started
+            rate = done / seconds
+            say(f"{title}: {done:,}{of} {unit}, {stored_bytes / 1e6:,.0f} MB, {seconds:.0f} s, {rate:,.0f} a second")
+
+    return advance
 
 
 def _line_writer(title: str, num_shards: int) -> Callable[[int], None]:

@@ -4,7 +4,7 @@ A task that runs again makes the same bytes and adopts what it stored before. Ot
 depend on chance, time or order, and nobody could say what the dataset holds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -172,7 +172,7 @@ def _is_stored(location: Location, number: int, body: bytearray) -> bool:
 
 def store_in_order(
     location: Location, samples: Iterable[Sample], numbers: Iterable[int], size: ShardSize, step: str
-) -> Iterator[WrittenShard]:
+) -> Generator[WrittenShard, None, None]:
     """Cut samples into shards and store them; yields the record of each.
 
     One shard is stored while the next is filled: at most two are in memory.

@@ -1,8 +1,9 @@
 """Committing a version whose shards a program filled, and deleting what a failed one stored."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from dray.pipelines.versions.attempts import check_stored, finish
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.shard import WrittenShard, content_hashes
-from dray.shards.errors import ConflictError, DamagedError, InputError, NotFoundError
+from dray.shards.errors import ConflictError, DamagedError, InputError, NotFoundError, StoreError
 from dray.shards.layout import Location, indexed_number, some
 from dray.shards.log import Intent, Operation
 from dray.shards.manifest import Kind, Manifest, Shard, part_table
@@ -116,6 +117,18 @@ class Writing:
             renamed=contents.renamed,
             seconds=time.monotonic() - self.started,
         )
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Shards that are stored in this context are deleted if it is left by an error or an interrupt."""
+        try:
+            yield
+        except BaseException as exc:
+            try:
+                self.abandon()
+            except StoreError as failed:
+                exc.add_note(f"what was stored is left to dray gc: it could not be deleted ({failed})")
+            raise
 
     def abandon(self) -> None:
         """Delete what was stored under the reserved numbers; what a late task still stores is left to gc."""
