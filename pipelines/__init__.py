@@ -11,16 +11,25 @@ from dray.pipelines.write_samples import write_samples
 if typing.TYPE_CHECKING:
     from dray.pipelines.ray_data.read_pickles import read_pickles
     from dray.pipelines.ray_data.read_shards import read_shards
+    from dray.pipelines.ray_data.write_shards import write_shards
 
-__all__ = ["BuildReport", "pickles_to_tars", "read_pickles", "read_shards", "split_by_hash", "write_samples"]
+__all__ = [
+    "BuildReport",
+    "pickles_to_tars",
+    "read_pickles",
+    "read_shards",
+    "split_by_hash",
+    "write_samples",
+    "write_shards",
+]
 
-_RAY_DATA = {"read_pickles": "read_pickles", "read_shards": "read_shards"}  # name -> module, which imports Ray
+_RAY_DATA = ("read_pickles", "read_shards", "write_shards")  # each is in the module of its name, which imports Ray
 
 
 def __getattr__(name: str) -> typing.Any:
     if name not in _RAY_DATA:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.ray_data.{_RAY_DATA[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.ray_data.{name}"), name)
     globals()[name] = value
     return value
 

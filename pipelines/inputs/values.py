@@ -42,16 +42,26 @@ def encode_sample(
         for field, value in fields.items():
             if value is None:
                 continue
-            suffix = field if is_pickled(field) and keep_pickles else stored_suffix(field, value)
+            suffix, data = encode_field(field, value, keep_pickles=keep_pickles)
             if suffix != field and renamed is not None:
                 renamed[field] = suffix
             if suffix in parts:
                 raise CallError(f"two fields would be stored as {suffix!r}: rename one of {', '.join(fields)}")
-            parts[suffix] = _strictly(suffix, value)
+            parts[suffix] = data
         check_suffixes(parts)
     except (TypeError, ValueError) as exc:
         raise InputError(str(exc)) from exc
     return parts
+
+
+def encode_field(field: str, value: Any, *, keep_pickles: bool = False) -> tuple[str, bytes]:
+    """Returns the suffix and the bytes of one field of a sample; see `encode_sample`.
+
+    Raises:
+        CallError: The value cannot be stored; names field and type.
+    """
+    suffix = field if is_pickled(field) and keep_pickles else stored_suffix(field, value)
+    return suffix, _strictly(suffix, value)
 
 
 def stored_suffix(field: str, value: Any) -> str:

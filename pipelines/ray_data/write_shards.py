@@ -1,0 +1,143 @@
+"""`write_shards`: a Ray Data dataset as the next version of a dataset."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+from xxhash import xxh3_64_intdigest
+
+from dray.pipelines.building.fill import bytes_in_tar
+from dray.pipelines.building.report import BuildReport
+from dray.pipelines.ray_data.datasource import KEY, check_shared
+from dray.pipelines.ray_data.parts import check_columns, encoded_samples
+from dray.pipelines.ray_data.sink import store_dataset
+from dray.pipelines.versions.retention import DAY_S, Retention
+from dray.pipelines.writing.announce import announce_writing, open_written
+from dray.pipelines.writing.shard import ShardSize
+from dray.pipelines.writing.version import Contents
+from dray.shards.arguments import as_seed
+from dray.shards.errors import CallError, InputError
+from dray.shards.layout import Layout, Location
+from dray.shards.snapshot import DEFAULT_PREFIX
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+
+PROBED = 64  # rows from which the samples of a shard of given bytes are counted
+ORDER = "__order__"
+
+
+def write_shards(
+    dataset: Dataset,
+    url: str | os.PathLike[str],
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    samples_per_shard: int | None = None,
+    shard_bytes: int | None = None,
+    build_id: str | None = None,
+    shuffle_seed: int | None = None,
+    encode: str | None = "auto",
+    storage_options: StorageOptions | None = None,
+    keep: int | None = 2,
+    grace_s: float = DAY_S,
+    concurrency: int | None = None,
+    ray_remote_args: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> BuildReport:
+    """Makes the rows of a Ray Data dataset the next version of a dataset.
+
+    Atomic: readers see the old version or the new one.
+
+    Each row is a sample: `__key__` and a column for each part. Bytes are stored as they are, under the name of their
+    column; other values as the column's extension says. A column without an extension gets one by its type: tensors
+    `.npy`, text `.txt`, numbers, lists and dicts `.json`; the report lists it. A null leaves the part out. Dots of a
+    key become dashes.
+
+    The rows keep their order, and the same rows give the same bytes, also after the death of a worker or a node,
+    provided that each step of the pipeline is deterministic. If one is not, a task that ran twice ends the write with
+    an error that names the steps. A failed write leaves no version, and deletes what it stored.
+
+    Args:
+        dataset: The samples.
+        url: Directory of the dataset, a path that all nodes share, or an object-storage URL.
+        prefix: Prefix of the dataset.
+        samples_per_shard: Exact number of samples in each shard but the last.
+        shard_bytes: Approximate size of a shard in bytes, instead: the number of samples follows from the first 64
+            rows, which are computed twice. Without both, 256 MiB.
+        build_id: Name of this write: after the death of this process, a rerun with the same name uses what was stored.
+            If it was committed, a rerun does nothing.
+        shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
+        encode: "auto" stores the values of pickled columns, such as `tensor.pyd`, as `.npy`, `.safetensors` or
+            `.json`; None pickles them.
+        storage_options: See `dray.shards.Store`.
+        keep: Number of versions that stay readable; older ones are deleted unless held. None: all.
+        grace_s: Seconds for which a superseded version is kept.
+        concurrency: Maximum number of write tasks that run at a time; None: Ray Data decides.
+        ray_remote_args: Resources and other options of the write tasks, such as `{"num_cpus": 0.5}`.
+        progress: Whether to say why the pipeline stands still.
+
+    Returns:
+        Version, shards, samples, bytes, and what changed.
+
+    Raises:
+        CallError: An argument is invalid, the dataset under that prefix is not one that programs write, or the
+            dataset's DataContext sets `max_errored_blocks`.
+        InputError: A row lacks `__key__` or cannot be stored, two have one key, there is none, or a step is not
+            deterministic.
+        ClusterError: Workers died too often.
+        ConflictError: Another writer committed meanwhile.
+        StoreError: The store failed.
+    """
+    size = ShardSize.of(samples_per_shard, shard_bytes)
+    if encode not in ("auto", None):
+        raise CallError(f'encode={encode!r}: expected "auto" or None')
+    seed = None if shuffle_seed is None else as_seed("shuffle_seed", shuffle_seed)
+    location = Location(Store(url, storage_options), Layout(prefix))
+    check_shared(location.store)
+    retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
+    recipe = {"writer": "write_shards", "shuffle_seed": seed, "samples_per_shard": samples_per_shard}
+    recipe |= {"keep_pickles": encode is None}
+    recipe |= {"shard_bytes": size.num_bytes} if samples_per_shard is None else {}
+    base = open_written(location)
+    writing = announce_writing(location, recipe, base, build_id=build_id, retention=retention, progress=progress)
+    if writing.is_committed:
+        return writing.report()
+    ordered = dataset if seed is None else _shuffled(dataset, seed)
+    keep_pickles = encode is None
+    stored = store_dataset(
+        ordered,
+        writing,
+        size.samples if samples_per_shard is not None else _rows_for(ordered, size, keep_pickles=keep_pickles),
+        keep_pickles=keep_pickles,
+        concurrency=concurrency,
+        ray_remote_args=ray_remote_args,
+    )
+    try:
+        return writing.commit(Contents(recipe=recipe, written=stored.shards, renamed=stored.renamed))
+    except InputError:
+        writing.abandon()
+        raise
+
+
+def _rows_for(dataset: Dataset, size: ShardSize, *, keep_pickles: bool) -> int:
+    """Returns the number of samples in a shard of given bytes, from the first rows."""
+    num_bytes = num_rows = 0
+    blocks: Any = dataset.limit(PROBED).iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
+        check_columns(block.column_names, has_source=False, step="the dataset")
+        for key, _, parts in encoded_samples(block, keep_pickles=keep_pickles, renamed={}):
+            num_bytes, num_rows = num_bytes + bytes_in_tar(key, parts), num_rows + 1
+    return max(1, min(size.samples, size.num_bytes * num_rows // num_bytes)) if num_rows else 1
+
+
+def _shuffled(dataset: Dataset, seed: int) -> Dataset:
+    """Returns the rows sorted by a hash of their keys under a seed."""
+
+    def hashed(table: pa.Table) -> pa.Table:
+        keys = table[KEY].to_pylist()
+        hashes = [xxh3_64_intdigest(key.encode(), seed & 0xFFFF_FFFF_FFFF_FFFF) for key in keys]
+        return table.append_column(ORDER, pa.array(hashes, pa.uint64()))
+
+    ordered = dataset.map_batches(hashed, batch_format="pyarrow").sort([ORDER, KEY])
+    return ordered.drop_columns([ORDER])

@@ -1,0 +1,195 @@
+"""`write_shards`: the rows of a pipeline as a version, whole and in order, or nothing."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from dray.loaders import ShardLoader
+from dray.pipelines import read_shards, write_shards
+from dray.shards import CallError, InputError, Snapshot
+from tests.conftest import Place
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def dataset_of(num_rows: int = 50, override_num_blocks: int = 4) -> Any:
+    rows = ray.data.range(num_rows, override_num_blocks=override_num_blocks)
+
+    def columns(batch: dict[str, Any]) -> dict[str, Any]:
+        number = batch["id"]
+        return {
+            "__key__": np.array([f"s{one:04d}" for one in number]),
+            "x": np.stack([np.full((2, 3), one, "f4") for one in number]),
+            "y.npy": np.stack([np.arange(4) + one for one in number]),
+            "cls": number,
+            "note": np.array([f"no. {one}" for one in number]),
+            "meta": np.array([{"n": int(one)} for one in number], object),
+            "raw.bin": np.array([bytes([one % 256]) * 3 for one in number], object),
+        }
+
+    return rows.map_batches(columns, batch_size=7)
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_rows_become_samples_in_order(place: Place) -> None:
+    """Columns without an extension get one by their type, and the report says which."""
+    if place.url.startswith("memory"):
+        pytest.skip("Ray's workers do not share this process's memory")
+    options = {"storage_options": place.storage_options}
+    report = write_shards(dataset_of(), place.url, samples_per_shard=20, **options)
+    assert (report.num_samples, report.num_shards, report.num_added) == (50, 3, 50)
+    assert report.renamed == {"x": "x.npy", "note": "note.txt", "meta": "meta.json"}
+    assert "x as x.npy" in str(report)
+    version = Snapshot.open(place.url, **options)
+    assert [shard.num_samples for shard in version.shards] == [20, 20, 10]
+    assert [key for shard in version.shards for key in version.index(shard).keys] == [f"s{n:04d}" for n in range(50)]
+    assert version.read("s0007")["raw.bin"] == b"\x07" * 3
+    read = read_shards(place.url, **options).take_all()
+    assert [(row["cls"], row["note.txt"], row["meta.json"]) for row in read] == [
+        (n, f"no. {n}", {"n": n}) for n in range(50)
+    ]
+    assert all((row["x.npy"] == np.full((2, 3), n)).all() for n, row in enumerate(read))
+    assert all((row["y.npy"] == np.arange(4) + n).all() for n, row in enumerate(read))
+
+
+def test_a_trainer_reads_what_was_written(tmp_path: Path) -> None:
+    """Arrays are stacked from the tar without decoding."""
+    write_shards(dataset_of(), tmp_path, samples_per_shard=8)
+    loader = ShardLoader(tmp_path, parts=["x.npy", "cls"], batch_size=5)
+    assert sum(int(batch["cls"].sum()) for batch in loader) == sum(range(50))
+
+
+def test_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:
+    """Not on the number of blocks, nor on an actor pool between."""
+
+    class Same:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(0.02 * (batch["cls"][0] % 3))
+            return batch
+
+    write_shards(dataset_of(), tmp_path / "one", samples_per_shard=16)
+    pipeline = dataset_of(override_num_blocks=9).map_batches(Same, batch_size=5, concurrency=2, num_cpus=0.25)
+    write_shards(pipeline, tmp_path / "two", samples_per_shard=16)
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+
+
+def test_the_dataset_keeps_its_settings(tmp_path: Path) -> None:
+    """The order of its rows is only kept while they are written."""
+    dataset = dataset_of(4)
+    dataset.context.execution_options.preserve_order = False
+    write_shards(dataset, tmp_path, samples_per_shard=2, progress=True)
+    assert not dataset.context.execution_options.preserve_order
+    assert not dataset.context.custom_execution_callback_classes
+
+
+def test_a_seed_shuffles_over_all_shards(tmp_path: Path) -> None:
+    """In an order that does not depend on the given one."""
+    write_shards(dataset_of(), tmp_path / "one", samples_per_shard=10, shuffle_seed=3)
+    backwards = dataset_of().sort("cls", descending=True)
+    write_shards(backwards, tmp_path / "two", samples_per_shard=10, shuffle_seed=3)
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+    version = Snapshot.open(tmp_path / "one")
+    keys = [key for shard in version.shards for key in version.index(shard).keys]
+    assert keys != sorted(keys)
+    assert sorted(keys) == [f"s{n:04d}" for n in range(50)]
+
+
+def test_shards_of_about_the_bytes(tmp_path: Path) -> None:
+    """The number of samples follows from the first rows."""
+    report = write_shards(dataset_of(), tmp_path, shard_bytes=64 << 10)
+    sizes = [shard.num_bytes for shard in Snapshot.open(tmp_path).shards]
+    assert report.num_shards > 1
+    assert all(32 << 10 < size <= 66 << 10 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([{"x": 1}], r"expected a column '__key__' in what .* gives, found 'x'"),
+        ([{"__key__": "a"}], "expected a column for each part"),
+        ([{"__key__": "a", "x": 1, "__extra__": 2}], "'__extra__' .* cannot be a part"),
+        ([{"__key__": "a", "b/c": 1}], "suffix 'b/c'"),
+        ([{"__key__": 1, "x": 1}], "expected text in the column '__key__', found 1"),
+        ([{"__key__": "../a", "x": 1}], "the key '../a' is not a name"),
+        ([{"__key__": "a", "x": None}, {"__key__": "b", "x": 1}], "key 'a': all its columns are null"),
+        ([{"__key__": "a", "x.npy": "text"}], "key 'a', suffix 'x.npy': part 'x.npy' is builtins.str"),
+        ([{"__key__": "a.b", "x": 1}, {"__key__": "a-b", "x": 1}], "samples share a key: 'a-b'"),
+    ],
+)
+def test_rows_that_are_no_samples_are_an_error_and_no_version(
+    tmp_path: Path, rows: list[dict[str, Any]], error: str
+) -> None:
+    """Of dray's own, and nothing of it is left."""
+    with pytest.raises(InputError, match=error):
+        write_shards(ray.data.from_items(rows), tmp_path, samples_per_shard=1)
+    assert not tars(tmp_path)
+    assert not (tmp_path / "__dray__/wdshards/commits").exists()
+
+
+def test_a_null_leaves_its_part_out(tmp_path: Path) -> None:
+    """The manifest counts who has it."""
+    table = pa.table({"__key__": ["a", "b"], "txt": ["one", None], "cls": [1, 2]})
+    write_shards(ray.data.from_arrow(table), tmp_path, samples_per_shard=2)
+    version = Snapshot.open(tmp_path)
+    assert version.read("b") == {"cls": b"2"}
+    assert {part.name: part.num_stored for part in version.manifest.parts} == {"txt": 1, "cls": 2}
+
+
+def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
+    """A version without samples would end a training run."""
+    with pytest.raises(InputError, match="no sample was given"):
+        write_shards(
+            dataset_of().map_batches(lambda batch: {name: column[:0] for name, column in batch.items()}),
+            tmp_path,
+            samples_per_shard=1,
+        )
+
+
+def test_errored_blocks_are_not_tolerated(tmp_path: Path) -> None:
+    """They would be left out silently."""
+    dataset = dataset_of()
+    dataset.context.max_errored_blocks = 1
+    with pytest.raises(CallError, match="max_errored_blocks=1"):
+        write_shards(dataset, tmp_path, samples_per_shard=1)
+
+
+def test_an_error_of_a_step_is_raised_as_it_is_and_leaves_nothing(tmp_path: Path) -> None:
+    """What the first tasks stored is deleted."""
+
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        if row["cls"] == 40:
+            raise ValueError("bad row 40")
+        return row
+
+    with pytest.raises(Exception, match="bad row 40"):
+        write_shards(dataset_of().map(fail), tmp_path, samples_per_shard=5)
+    assert not tars(tmp_path)
+
+
+def test_a_rerun_of_a_committed_build_id_does_nothing(tmp_path: Path) -> None:
+    """The pipeline is not run."""
+
+    def refuse(_: Any) -> Any:
+        raise AssertionError("it ran")
+
+    write_shards(dataset_of(), tmp_path, samples_per_shard=20, build_id="one")
+    report = write_shards(dataset_of().map(refuse), tmp_path, samples_per_shard=20, build_id="one")
+    assert (report.is_new, report.num_samples) == (False, 50)
+
+
+def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, make_inputs: Any) -> None:
+    """A build would not know these samples."""
+    from dray.pipelines import pickles_to_tars
+
+    inputs = make_inputs(3)
+    pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, tmp_path / "out", "wds", address="none")
+    with pytest.raises(CallError, match=r"was made by a build.* choose another url or prefix"):
+        write_shards(dataset_of(), tmp_path / "out", prefix="wds", samples_per_shard=1)
