@@ -28,6 +28,19 @@ def test_builds_on_ray_are_measured_beside_those_in_process(tmp_path: Path) -> N
         assert line in done.stdout
 
 
+def test_reading_with_ray_data_is_measured_beside_rays_own_readers(tmp_path: Path) -> None:
+    """On few samples, on a disk and on object storage: all ways give all of them, and the ratios are printed."""
+    command = [sys.executable, BENCHMARKS / "ray_data.py", "--sizes", "4kB", "--samples", "60", "--rounds", "1"]
+    command += ["--remote-rounds", "1", "--latency", "1", "--dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for place in ("local disk", "S3 with 1 ms"):
+        for kind in ("input files", "shards"):
+            assert f"{kind}, 60 x 4 kB, {place}" in done.stdout
+    for ratio in ("read_pickles / read_binary_files", "read_shards / read_webdataset"):
+        assert done.stdout.count(ratio) == 2
+
+
 def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
     """On few samples: it tells what was packed, and that a rerun with nothing to do wrote nothing."""
     command = [sys.executable, BENCHMARKS / "rerun.py", "--samples", "200", "--rounds", "1", "--dir", tmp_path]

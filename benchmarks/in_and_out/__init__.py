@@ -1,0 +1,1 @@
+"""The parts of benchmarks/ray_data.py."""
