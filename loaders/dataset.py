@@ -13,17 +13,21 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dray.loaders.lazy import lazy
+from dray.loaders.open_data import find_data, index_on_disk
 from dray.shards.codecs.decode import Decoder, Decoders
-from dray.shards.errors import PositionError
+from dray.shards.errors import CallError, PositionError
+from dray.shards.layout import some
 from dray.shards.parsing.parquet import place_of
 from dray.shards.parts import PartForms, part_of
-from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.foreign_tars import open_catalog
 from dray.shards.reading.readers import open_reader
 from dray.shards.reading.samples import Reader
 from dray.shards.reading.suffixes import EVERY_PART, several_error
+from dray.shards.reading.tar_files import DataUrl, TarFiles
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 
@@ -57,8 +61,8 @@ class Dataset:
     read when they are needed, parts at every look-up.
 
     Args:
-        url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version.
-        prefix: Prefix of the dataset.
+        url: Directory of the dataset, or tars, as for `ShardLoader`; `?version=7` at its end names a version.
+        prefix: Prefix of the dataset, or of the names of tars without a dataset; "" for all tars.
         version: Number of a version, or name of a hold; None: the latest version.
         storage_options: See `dray.shards.Store`.
         data_url: Where the tars of an indexed dataset are, if they are outside its folder: they are read there only if
@@ -69,14 +73,14 @@ class Dataset:
         decoders: Functions by suffix, from the bytes of a part to its value, such as `{"wav": read_wav}`.
 
     Raises:
-        NotFoundError: The dataset or the version does not exist.
+        NotFoundError: The dataset or the version does not exist, and there are no tars; says what is there.
     """
 
     __reversed__ = None  # the default would yield samples, while iteration yields keys
 
     def __init__(
         self,
-        url: str | os.PathLike[str],
+        url: DataUrl,
         prefix: str = DEFAULT_PREFIX,
         *,
         version: int | str | None = None,
@@ -87,7 +91,7 @@ class Dataset:
         allow_pickle: bool = False,
         decoders: Decoders | None = None,
     ) -> None:
-        self.snapshot = Snapshot.open(
+        found = find_data(
             url,
             prefix,
             version=version,
@@ -95,10 +99,13 @@ class Dataset:
             data_url=data_url,
             data_storage_options=data_storage_options,
         )
+        self.snapshot: Snapshot = index_on_disk(found) if isinstance(found, TarFiles) else found
         self._decoder = Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {})
         self._opened: _OpenDataset | None = None
 
     def __repr__(self) -> str:
+        if not self.snapshot.version:
+            return f"Dataset of {self.snapshot.name}"
         return f"Dataset({self.snapshot.store.url!r}, {self.snapshot.layout.prefix!r}, version={self.snapshot.version})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +130,8 @@ class Dataset:
             key: Key of the sample, or its number.
 
         Raises:
-            CallError: The suffixes of two parts differ only in case; names both.
+            CallError: The suffixes of two parts differ only in case; names both. Or several samples, of tars that dray
+                did not build, have the key.
             TypeError: `key` is neither a key nor a number.
             NotFoundError: No sample has the key; names its neighbours, or why it was left out.
             PositionError: No sample has the number.
@@ -144,6 +152,7 @@ class Dataset:
             if row is None:
                 self.snapshot.find(key)  # raises the error that explains why
                 raise AssertionError("unreachable: find raises")
+            self._check_unique(row)
             return int(self._numbers[row])
         try:
             number = None if isinstance(key, bool) else index(key)
@@ -190,11 +199,23 @@ class Dataset:
         place = place_of(keys, key)
         return place if place < len(keys) and keys[place].as_py() == key else None
 
+    def _check_unique(self, row: int) -> None:
+        """Refuses a key of several samples, which only tars that dray did not build can have."""
+        keys = self._table["key"]
+        if row + 1 < len(keys) and keys[row] == keys[row + 1]:
+            key, numbers = (
+                keys[row].as_py(),
+                self._numbers[pc.call_function("equal", [keys, keys[row]]).to_numpy()].tolist(),
+            )
+            raise CallError(
+                f"{len(numbers)} samples have the key {key!r}: ask for one by its number: {some(numbers, 5)}"
+            )
+
     @property
     def _tools(self) -> "_OpenDataset":
         """Reader of this process; a forked child opens its own."""
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _OpenDataset(os.getpid(), open_reader(Catalog(self.snapshot), EVERY_PART))
+            self._opened = _OpenDataset(os.getpid(), open_reader(open_catalog(self.snapshot), EVERY_PART))
         return self._opened
 
 

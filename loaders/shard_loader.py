@@ -9,6 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from dray.loaders.agreement import open_snapshot
 from dray.loaders.batching.batches import BatchMaker, Collate, SampleTransform
 from dray.loaders.batching.collate import check_stack
 from dray.loaders.batching.sample_source import SampleSource
@@ -18,7 +19,7 @@ from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
 from dray.loaders.order.position import BatchPosition
 from dray.loaders.order.shares import Remainder
-from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
+from dray.loaders.ranks import own_rank
 from dray.loaders.workers.forks import check_process, check_worker
 from dray.loaders.workers.pool import WorkerPool
 from dray.loaders.workers.portable import Portable
@@ -26,10 +27,11 @@ from dray.loaders.workers.prefetch_thread import Lookahead
 from dray.shards.arguments import as_bool, as_int, as_seconds, as_seed
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import CallError
-from dray.shards.reading.catalog import Catalog
+from dray.shards.reading.foreign_tars import open_catalog
 from dray.shards.reading.node_cache import open_blocks
 from dray.shards.reading.samples import Stats
 from dray.shards.reading.suffixes import Missing, open_parts
+from dray.shards.reading.tar_files import DataUrl
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 
@@ -47,8 +49,10 @@ class ShardLoader(EpochLoader):
     where the loader is.
 
     Args:
-        url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version.
-        prefix: Prefix of the dataset.
+        url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version. Or tars
+            that dray did not build: a folder of them, one, a pattern such as "train-{000..099}.tar" or "train-*.tar",
+            or a list. On a local disk they are indexed in memory; on object storage they need `dray index` once.
+        prefix: Prefix of the dataset, or of the names of tars without a dataset; "" for all tars.
         parts: Suffixes of the parts to read, such as "tensor.pyd", compared without case. An encoded part has several
             names: the suffix of its source, any of its present suffixes, and its name without the extension
             ("image.pyd", "image.npy" or "image"). None: all parts, encoded ones under the suffix of their source.
@@ -94,12 +98,12 @@ class ShardLoader(EpochLoader):
 
     Raises:
         CallError: An argument is invalid, no sample has one of the parts, or, with `parts=None`, some samples lack one.
-        NotFoundError: The dataset or the version does not exist.
+        NotFoundError: The dataset or the version does not exist, and there are no tars; says what is there.
     """
 
     def __init__(
         self,
-        url: str | os.PathLike[str],
+        url: DataUrl,
         *,
         prefix: str = DEFAULT_PREFIX,
         parts: str | Iterable[str] | None = None,
@@ -138,22 +142,21 @@ class ShardLoader(EpochLoader):
         self._timeout_s = 0.0 if timeout_s is None else as_seconds("timeout_s", timeout_s)
         shuffle, seed = as_bool("shuffle", shuffle), as_seed("seed", seed)
         batch = as_int("batch_size", batch_size, 1) * self.num_ranks
-        open_version = open_agreed if rank is None else Snapshot.open
-        self._snapshot = open_version(
+        self._snapshot = open_snapshot(
             url,
             prefix,
+            agreed=rank is None,
             version=version,
             storage_options=storage_options,
             data_url=data_url,
             data_storage_options=data_storage_options,
         )
-        check_has_samples(self._snapshot)
         blocks = open_blocks(cache_dir, cache_bytes, num_workers=self._num_workers, num_ranks=self.num_ranks)
         limit = None if limit is None else as_int("limit", limit, 1)
-        open_catalog = partial(Catalog, self._snapshot, limit=limit, blocks=blocks)
+        catalog = partial(open_catalog, self._snapshot, limit=limit, blocks=blocks)
         samples = SampleSource(
-            open_catalog,
-            open_parts(open_catalog(), parts, missing),
+            catalog,
+            open_parts(catalog(), parts, missing),
             Decoder(allow=allow, allow_pickle=allow_pickle, decoders=decoders or {}),
             blocks=blocks,
             skipper=Skipper(os.path.abspath(bad_samples)) if on_error == OnBad.SKIP else None,

@@ -25,6 +25,7 @@ END = bytes(2 * BLOCK)  # two zero blocks close an archive
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ZEROS = bytes(BLOCK)
 _PIECE_BYTES = 16 << 20  # read at a time from a member; a multiple of BLOCK
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 _PADS = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size % 512
 
 
@@ -253,9 +254,15 @@ class _Blocks:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as exc:
+            self._check_plain(block)
             raise self.damaged(f"no tar header here ({exc}): the tar was cut short or damaged") from exc
         self.offset += BLOCK
         return info
+
+    def _check_plain(self, block: bytes) -> None:
+        kind = next((kind for magic, kind in _COMPRESSED.items() if block.startswith(magic)), None)
+        if kind and not self.offset:
+            raise self.damaged(f"it is compressed ({kind}), and tars are read at any offset: unpack it first")
 
     def _check_end(self) -> None:
         if len(block := self._stream.read(BLOCK)) != BLOCK or block.strip(b"\0"):

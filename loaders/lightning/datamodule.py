@@ -12,8 +12,10 @@ from dray.loaders.webloader.keywords import KWARGS_WDS, KWARGS_WLD, check
 from dray.loaders.webloader.open_split import OpenSplit, open_split
 from dray.shards.arguments import as_int
 from dray.shards.codecs.decode import Decoder, Decoders
-from dray.shards.layout import check_suffixes
+from dray.shards.errors import CallError
+from dray.shards.layout import Layout, check_suffixes
 from dray.shards.reading.suffixes import Missing
+from dray.shards.reading.tar_files import DataUrl, names_tars
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.urls import check_distinct, normal_url
@@ -42,11 +44,12 @@ class WebDataModule(ExactDataModule):
         suffix_keys_wds: Suffix or suffixes of the parts to read, compared without case. A sample reaches the pipelines
             as a tuple of the decoded parts. The end of a suffix is enough ("pyd" for "tensor.pyd"); for the names of an
             encoded part see `ShardLoader`.
-        dirs_tars_wds: Split -> directory of its dataset, a path or an object-storage URL.
+        dirs_tars_wds: Split -> directory of its dataset, a path or an object-storage URL; or tars without a dataset: a
+            folder of them, one, a pattern such as "train-{000..099}.tar" or "train-*.tar", or a list.
         global_batch_size: Number of samples per step over all ranks. An epoch of a loader is
             ceil(n_samples / global_batch_size) outputs of the last pipeline; if the data end earlier, it goes on into a
             further pass. With None an epoch is one pass, and the loader has no length. The pipelines do the batching.
-        prefix_tars_wds: Prefix of the datasets.
+        prefix_tars_wds: Prefix of the datasets, or of the names of tars without a dataset; "" for all tars of a folder.
         pipeline_wds: Split -> one generator function over samples, or several in a row; run in the workers.
         pipeline_prebatch_wld: Split -> the same over the outputs of the workers; run in the training process.
         kwargs_wds: Split -> keyword arguments of `webdataset.WebDataset`.
@@ -72,7 +75,7 @@ class WebDataModule(ExactDataModule):
         self,
         n_samples: Mapping[Split | str, int | None] | None,
         suffix_keys_wds: str | Iterable[str],
-        dirs_tars_wds: Mapping[Split | str, str | os.PathLike[str] | None],
+        dirs_tars_wds: Mapping[Split | str, DataUrl | None],
         global_batch_size: int | None,
         prefix_tars_wds: str = DEFAULT_PREFIX,
         pipeline_wds: Mapping[Split | str, Pipeline | None] | None = None,
@@ -135,7 +138,7 @@ class WebDataModule(ExactDataModule):
         Raises:
             NotImplementedError: Any other stage.
             RuntimeError: A split that the stage needs has no directory.
-            NotFoundError: A directory has no shards.
+            NotFoundError: A directory has no shards; says what is there.
         """
         if stage not in _SPLITS_OF_STAGE:
             raise NotImplementedError(f"stage {stage!r}: known are {', '.join(_SPLITS_OF_STAGE)}")
@@ -172,7 +175,7 @@ class WebDataModule(ExactDataModule):
     def _setup_wds(self, split: Split) -> Any:
         """Opens a split; returns its samples after the user's pipeline and calls."""
         opened = self._opened[split] = open_split(
-            self._directory(split),
+            self._url(split),
             self._prefix_tars_wds,
             self._storage_options,
             **self._data_access(split),
@@ -219,11 +222,12 @@ class WebDataModule(ExactDataModule):
     def _has(self, split: Split) -> bool:
         return self._dirs_tars_wds.get(split) is not None
 
-    def _directory(self, split: Split) -> str:
-        directory = self._dirs_tars_wds.get(split)
-        if directory is None:
+    def _url(self, split: Split) -> DataUrl:
+        """Returns the directory of a split, or its tars."""
+        url = self._dirs_tars_wds.get(split)
+        if url is None:
             raise RuntimeError(f"split {split.name!r} has no directory: give it one in dirs_tars_wds")
-        return os.fspath(directory)
+        return url
 
     def _num_samples(self, split: Split) -> int:
         num_samples = self._counts[split]
@@ -251,7 +255,8 @@ class PickledDataWDS(WebDataModule):
         **kwargs: Keyword arguments of `WebDataModule`.
 
     Raises:
-        CallError: Two splits have the same directory, so each would replace the other's samples.
+        CallError: Two splits have the same directory, so each would replace the other's samples; or one has tars in its
+            place, or the prefix is empty.
     """
 
     def __init__(
@@ -272,7 +277,8 @@ class PickledDataWDS(WebDataModule):
         trust = {} if encode is None else {"allow": self._decoder.allow, "allow_pickle": self._decoder.allow_pickle}
         self._encoding: dict[str, Any] = {"encode": encode, **trust}
         self._progress = progress
-        check_distinct(normal_url(directory) for directory in self._dirs_tars_wds.values() if directory is not None)
+        Layout(self._prefix_tars_wds)  # checks the prefix
+        check_distinct(normal_url(self._directory(split)) for split in Split if self._has(split))
 
     def prepare_data(self) -> None:
         """Build the dataset of each split; writes nothing if its latest version has exactly these samples.
@@ -300,6 +306,16 @@ class PickledDataWDS(WebDataModule):
             )
             is_news = report.num_reused < report.num_shards  # Lightning calls this for every stage
             say(str(report), show=self._progress and is_news)
+
+    def _directory(self, split: Split) -> str | os.PathLike[str]:
+        """Returns the directory in which the dataset of a split is built."""
+        url = self._url(split)
+        if names_tars(url) or not isinstance(url, str | os.PathLike):
+            raise CallError(
+                f"dirs_tars_wds: PickledDataWDS builds a dataset for {split.name!r}, so a directory expected, found "
+                f"{url!r:.200}; WebDataModule reads tars that exist"
+            )
+        return url
 
 
 def _of(by_split: Mapping[Split, Any] | None, split: Split) -> Any:

@@ -1,7 +1,6 @@
 """`ShardDataModule`: a `ShardLoader` per split for Lightning, resumed exactly by a plain Trainer."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -10,9 +9,11 @@ from typing import Any
 from dray.loaders.lightning.exact_datamodule import ExactDataModule
 from dray.loaders.shard_loader import ShardLoader
 from dray.shards.errors import CallError
+from dray.shards.reading.tar_files import DataUrl
+from dray.shards.snapshot import Snapshot
 from dray.shards.storage.urls import split_version
 
-SplitOptions = str | os.PathLike[str] | Mapping[str, Any]
+SplitOptions = DataUrl | Mapping[str, Any]
 
 _OPTIONS = tuple(name for name in inspect.signature(ShardLoader).parameters if name != "url")
 _TRAIN = "train"
@@ -25,10 +26,10 @@ class ShardDataModule(ExactDataModule):
     at any step, with `limit_train_batches` or `reload_dataloaders_every_n_epochs`, if `configure_optimizers` reads
     `trainer.estimated_stepping_batches`, and with another number of ranks or workers or another batch size.
 
-    Each split is the URL of a dataset, or a mapping of `ShardLoader` options that includes `url`. Options given here
-    are defaults for all splits, except that `shuffle` and `remainder` are those of the training split: other splits are
-    read in order and completely (`shuffle=False`, `remainder="keep"`) unless their mapping says otherwise. With "keep",
-    the last batch of a rank is empty if fewer samples than ranks are left.
+    Each split is the URL of a dataset, or tars (see `ShardLoader`), or a mapping of `ShardLoader` options that includes
+    `url`. Options given here are defaults for all splits, except that `shuffle` and `remainder` are those of the
+    training split: other splits are read in order and completely (`shuffle=False`, `remainder="keep"`) unless their
+    mapping says otherwise. With "keep", the last batch of a rank is empty if fewer samples than ranks are left.
 
         ShardDataModule("data/train", {"url": "data/val", "batch_size": 256}, batch_size=64, shuffle=True)
 
@@ -77,11 +78,11 @@ class ShardDataModule(ExactDataModule):
                 raise CallError(
                     f"ShardDataModule: {split} has no batch_size; give it here or in the mapping of {split}"
                 )
-        self._versions: dict[str, int] = {}  # of the splits that are open
+        self._opened: dict[str, Snapshot] = {}  # split -> what its loaders read
 
     def setup(self, stage: str) -> None:
         """Begin a stage: its loaders open the latest version of their datasets, or the version that is named."""
-        self._versions = {}
+        self._opened = {}
         if stage == "fit":
             self._forget_training()
 
@@ -116,10 +117,10 @@ class ShardDataModule(ExactDataModule):
             raise CallError(f"ShardDataModule has no {split} split: give it one, such as {split}=URL")
         defaults = self._options if split == _TRAIN else {**self._options, "shuffle": False, "remainder": "keep"}
         options = {"batch_size": self.batch_size, **defaults, **self._splits[split], **more}
-        if split in self._versions:
-            options["url"], options["version"] = split_version(options["url"])[0], self._versions[split]
+        if split in self._opened and (version := self._opened[split].version):  # tars have none
+            options["url"], options["version"] = split_version(options["url"])[0], version
         loader = ShardLoader(**options)
-        self._versions[split] = loader.snapshot.version
+        self._opened[split] = loader.snapshot
         self._open.add(loader)
         return loader
 

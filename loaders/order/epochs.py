@@ -16,6 +16,7 @@ from dray.shards.errors import CallError
 from dray.shards.snapshot import Snapshot
 
 LANES = 64  # number of lanes if there is no global batch size
+_SAME_TARS = "the same, unchanged tars, by their names if there is a dataset now,"
 MAX_CHUNK_SAMPLES = 64  # most samples that a rank takes in a step if there is no global batch size
 
 
@@ -110,10 +111,10 @@ class Epochs:
         """
         cursor = Cursor.from_dict(saved)
         if differing := cursor.differences(self.start(0)):
+            data = f"'{self.snapshot.store.url}?version={cursor.version}'" if cursor.version else _SAME_TARS
             raise CallError(
-                f"the checkpoint was saved over other data or in another order ({'; '.join(differing)}): open "
-                f"'{self.snapshot.store.url}?version={cursor.version}' with the options of that run, or do not load "
-                "its state"
+                f"the checkpoint was saved over other data or in another order ({'; '.join(differing)}): open {data} "
+                "with the options of that run, or do not load its state"
             )
         return replace(cursor, version=self.snapshot.version)
 

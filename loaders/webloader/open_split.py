@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from webdataset.compat import WebLoader
 from webdataset.pipeline import DataPipeline
 
+from dray.loaders.agreement import find_agreed, to_snapshot
 from dray.loaders.batching.sample_source import SampleSource
 from dray.loaders.batching.skipping import skipper_of
 from dray.loaders.order.epochs import Epochs
 from dray.loaders.order.passes import Pass
-from dray.loaders.ranks import check_has_samples, open_agreed, own_rank
+from dray.loaders.ranks import own_rank
 from dray.loaders.webloader.chunks import ChunkDataset, Chunks
 from dray.loaders.webloader.loader import ChunkLoader
 from dray.loaders.webloader.output_position import OutputPosition
@@ -24,17 +25,12 @@ from dray.loaders.workers.portable import Portable
 from dray.loaders.workers.processes import TorchLoader
 from dray.shards.arguments import as_seed
 from dray.shards.codecs.decode import Decoder
-from dray.shards.errors import NotFoundError
-from dray.shards.layout import Layout, Location
-from dray.shards.log import read_head
-from dray.shards.reading.catalog import Catalog
-from dray.shards.reading.foreign_tars import PlainCatalog, PlainTars, tar_names
+from dray.shards.reading.foreign_tars import open_catalog
 from dray.shards.reading.node_cache import BlockStore, open_blocks
 from dray.shards.reading.suffixes import Missing, WantedParts, named_parts
+from dray.shards.reading.tar_files import DataUrl, TarFiles
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.client import StorageOptions
-from dray.shards.storage.store import Store
-from dray.shards.storage.urls import split_version
 
 Options = Mapping[str, Any]
 
@@ -64,7 +60,7 @@ class OpenSplit(Protocol):
 
 
 def open_split(
-    url: str,
+    url: DataUrl,
     prefix: str,
     storage_options: StorageOptions | None,
     *,
@@ -79,31 +75,19 @@ def open_split(
 ) -> OpenSplit:
     """Returns the last version of a dataset, or the one that the URL names (`?version=7`), the same on all ranks.
 
-    If nothing was ever committed, returns all tars of that prefix.
+    Without a dataset, or if the URL names tars, returns tars; see `find_data`.
 
     Raises:
         NotFoundError: There is no such version, and there are no tars.
     """
-    directory, version = split_version(url)
-    opener: Callable[..., Catalog]
-    try:
-        snapshot = open_agreed(
-            url, prefix, storage_options=storage_options, data_url=data_url, data_storage_options=data_storage_options
-        )
-    except NotFoundError:
-        store = Store(directory, storage_options)
-        if version is not None or read_head(Location(store, Layout(prefix))) is not None:
-            raise
-        if store.local_root is None:
-            wanted = named_parts(suffixes, None, missing, by_ending=True)
-            return TarSplit(store, tar_names(store, prefix), wanted, decoder, options)
-        tars = PlainTars.scan(store, prefix)
-        snapshot, opener = tars.snapshot, partial(PlainCatalog, tars)
-    else:
-        check_has_samples(snapshot)
-        opener = partial(Catalog, snapshot)
+    found = find_agreed(
+        url, prefix, storage_options=storage_options, data_url=data_url, data_storage_options=data_storage_options
+    )
+    if isinstance(found, TarFiles) and found.store.local_root is None:
+        return TarSplit(found, named_parts(suffixes, None, missing, by_ending=True), decoder, options)
+    snapshot = to_snapshot(found)
     wanted = named_parts(suffixes, snapshot.manifest, missing, by_ending=True)
-    return ChunkSplit(snapshot, opener, wanted, decoder, options, batch, num_workers)
+    return ChunkSplit(snapshot, wanted, decoder, options, batch, num_workers)
 
 
 class ChunkSplit:
@@ -111,7 +95,6 @@ class ChunkSplit:
 
     Args:
         snapshot: Snapshot to read.
-        open_catalog: Opens the snapshot's catalog, with `blocks=`; called in each process.
         wanted: The parts, in the order of a sample's tuple.
         decoder: Decodes the parts.
         options: `kwargs_wds`.
@@ -122,7 +105,6 @@ class ChunkSplit:
     def __init__(
         self,
         snapshot: Snapshot,
-        open_catalog: Callable[..., Catalog],
         wanted: WantedParts,
         decoder: Decoder,
         options: Options,
@@ -137,7 +119,7 @@ class ChunkSplit:
         }
         blocks = _blocks(options, num_workers)
         samples = SampleSource(
-            partial(open_catalog, blocks=blocks),
+            partial(open_catalog, snapshot, blocks=blocks),
             wanted,
             decoder,
             blocks=blocks,
@@ -207,15 +189,13 @@ class TarSplit:
     """Tars on object storage that have no snapshot: streamed whole.
 
     Attributes:
-        store: Store that holds the tars.
-        names: Names of the tars.
+        files: The tars.
         wanted: The parts, in the order of a sample's tuple.
         decoder: Decodes the parts.
         options: `kwargs_wds`.
     """
 
-    store: Store
-    names: Sequence[str]
+    files: TarFiles
     wanted: WantedParts
     decoder: Decoder
     options: Options
@@ -224,12 +204,12 @@ class TarSplit:
     def dataset(self) -> Any:
         """See `OpenSplit`."""
         warnings.warn(
-            f"{self.store.url}: tars on object storage that no build of dray committed are streamed whole and "
-            "distributed by tar: ranks may be uneven, epochs inexact, and a resume restarts the epoch; pack a dataset "
-            "with `dray build` or pickles_to_tars",
+            f"{self.files.store.url}: tars on object storage without an index are streamed whole and distributed by "
+            "tar: ranks may be uneven, epochs inexact, and a resume restarts the epoch; run `dray index` on them once, "
+            "which rewrites none, and all of that is exact",
             stacklevel=4,
         )
-        return TarDataset(self.store, self.names, self.wanted, self.decoder, self.options)
+        return TarDataset(self.files.store, self.files.names, self.wanted, self.decoder, self.options)
 
     def loader(self, dataset: Any, options: Options, batch: int | None, num_samples: int | None) -> Any:  # noqa: ARG002
         """See `OpenSplit`."""

@@ -22,6 +22,7 @@ from tests.support.datasets import overwrite
 
 NAMES = ("a/00.tar", "a/01.tar", "wds-000002.tar")  # the last one is named as a shard of the dataset would be
 PER_TAR = 4
+Samples = Mapping[str, Mapping[str, bytes]]  # key -> suffix -> bytes
 
 
 def text_of(number: int) -> dict[str, bytes]:
@@ -145,3 +146,20 @@ def _stored(location: Location, store: Store, number: int, name: str, index: Sha
         etag=None if is_file else info.etag,
         mtime=Path(str(store.local_root), name).stat().st_mtime_ns if is_file else None,
     )
+
+
+def write_tar(path: Path, samples: Samples, *, mode: str = "w") -> Path:
+    """A tar of samples; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for key, parts in samples.items():
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def numbered(first: int, count: int) -> Samples:
+    """Samples whose part `cls` is their number."""
+    return {f"s{number:04d}": {"cls": b"%d" % number} for number in range(first, first + count)}

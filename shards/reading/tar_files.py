@@ -1,0 +1,276 @@
+"""Finds tars that no build committed: those of a folder, of a list, or of a pattern such as `train-{000..099}.tar`.
+
+Braces expand as in webdataset, whose `::` between patterns is known too; `*`, `?`, `[...]` and `**` as in `glob`. A
+name or a pattern never stands for fewer tars than it says: each tar that it names must exist.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from typing import TypeAlias
+from urllib.parse import unquote
+
+from braceexpand import braceexpand
+
+from dray.shards.errors import CallError, NotFoundError
+from dray.shards.layout import DRAY_FOLDER, Layout, some
+from dray.shards.log import numbers_in
+from dray.shards.messages import counted
+from dray.shards.snapshot import DEFAULT_PREFIX
+from dray.shards.storage.client import StorageOptions
+from dray.shards.storage.store import Store
+from dray.shards.storage.urls import normal_url, split_version
+
+DataUrl: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A dataset's directory, a folder of tars, or tars: one, a pattern, or a list of these."""
+
+MAX_NAMED = 3  # files of a kind in an error
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TAR_ENDINGS = (".tar", *_COMPRESSED)
+_UNPACK = "tars are read in place, at any offset, so unpack it first: gunzip, or `dray index URL --unpack-to FOLDER`"
+_BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
+_GLOB = re.compile(r"[*?]|\[[^]]+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class TarFiles:
+    """Tars that exist, in the order in which they are read.
+
+    Attributes:
+        store: Store of the folder that holds them, directly or in folders below it.
+        names: Their paths below it.
+    """
+
+    store: Store
+    names: tuple[str, ...]
+
+
+def names_tars(url: DataUrl) -> bool:
+    """Returns whether a URL names tars, by a list, a pattern or the name of one, rather than a folder."""
+    if not isinstance(url, str | os.PathLike):
+        return True
+    text, _ = split_version(url)
+    if text.lower().endswith(_TAR_ENDINGS) or "*" in text or "?" in text or _BRACES.search(text):
+        return "://" in text or not os.path.isdir(os.path.expanduser(text))
+    return False
+
+
+def named_tars(url: DataUrl, storage_options: StorageOptions | None = None) -> TarFiles:
+    """Returns the tars of a list, a pattern or a name: those of braces and lists in the order given, of a glob sorted.
+
+    Raises:
+        CallError: The tars are in several buckets, one is named twice, or a glob matches shards of a dataset of dray.
+        NotFoundError: A tar that is named does not exist, or nothing matches; says what is there.
+    """
+    places = [_place(text) for text in _expanded(url)]
+    if not places:
+        raise CallError("an empty list of tars: name at least one")
+    root = _common_folder([folder for folder, _ in places])
+    listings = _Listings(Store(root, storage_options))
+    names = [name for folder, path in places for name in listings.matching(folder[len(root) :].lstrip("/"), path)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise CallError(f"tars of {root} that are named twice: {some(twice, MAX_NAMED)}; name each once")
+    return TarFiles(listings.store, tuple(names))
+
+
+def tars_in(store: Store, prefix: str) -> TarFiles:
+    """Returns the tars `{prefix}-*.tar` directly in a folder that has no dataset of this prefix, sorted by name.
+
+    With the prefix "" all tars of the folder are meant; so they are with the default prefix if no tar has it.
+
+    Raises:
+        NotFoundError: There are none, or they belong to datasets of dray; says what is there.
+    """
+    tars = [info.name for info in store.list_folder() if info.name.endswith(".tar")]
+    begun = prefixes_in(store)
+    found = [name for name in tars if name.startswith(f"{prefix}-")] if prefix else []
+    if not found and prefix in ("", DEFAULT_PREFIX) and not begun:
+        found = tars
+    if not found or prefix in begun or _of_datasets(found, begun):
+        raise NotFoundError(_what_is_there(store, prefix, begun))
+    return TarFiles(store, tuple(found))
+
+
+def prefixes_in(store: Store, folder: str = "") -> dict[str, bool]:
+    """Returns the prefixes under which dray has stored anything in a folder -> whether a version was committed."""
+    records = f"{folder}/{DRAY_FOLDER}".lstrip("/")
+    found = [name.removeprefix(f"{records}/") for name in store.list_folders(records)]
+    return {prefix: bool(numbers_in(store, f"{records}/{prefix}/commits")) for prefix in found}
+
+
+def _of_datasets(names: Sequence[str], prefixes: Mapping[str, bool]) -> list[str]:
+    """Returns the tars that have names of shards of dray."""
+    layouts = [Layout(prefix) for prefix in prefixes]
+    return [name for name in names if any(layout.shard_number(name) is not None for layout in layouts)]
+
+
+# ---- Patterns ----
+
+
+def _expanded(url: DataUrl) -> Iterator[str]:
+    """Yields the URL of each tar that braces, `::` and lists stand for; it may still hold a glob.
+
+    Raises:
+        TypeError: A list holds something that is not a URL.
+        CallError: Braces are not balanced, or a tar is compressed.
+    """
+    for given in [url] if isinstance(url, str | os.PathLike) else url:
+        for pattern in os.fspath(given).split("::"):
+            try:
+                found = list(braceexpand(pattern)) if _BRACES.search(pattern) else [pattern]
+            except ValueError as exc:
+                raise CallError(f"{pattern}: expected balanced braces, such as train-{{000..099}}.tar") from exc
+            if packed := [name for name in found if name.lower().endswith(_COMPRESSED)]:
+                raise CallError(f"{packed[0]} is compressed: {_UNPACK}")
+            yield from found
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Returns the URL of a tar's folder, and the rest: its name, or the path from the first component with a glob."""
+    glob = _GLOB.search(text)
+    head = text if glob is None else text[: glob.start()]
+    folder, slash, _ = head.rpartition("/")
+    path = text[len(folder + slash) :]
+    return normal_url(folder or slash or "."), unquote(path) if text.startswith("file://") else path
+
+
+def _common_folder(folders: Sequence[str]) -> str:
+    """Returns the URL of the deepest folder that holds all of the folders.
+
+    Raises:
+        CallError: There is none, as they are in several buckets.
+    """
+    first, last = min(folders).split("/"), max(folders).split("/")  # the others share what these share
+    shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    if len(shared) < 3:
+        raise CallError(f"tars in one bucket, or on a disk, expected; found {min(folders)} and {max(folders)}")
+    return "/".join(shared) if shared != ["file:", "", ""] else "file:///"
+
+
+class _Listings:
+    """The tars of a store, listed when they are asked for, each folder once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._tars: dict[tuple[str, bool], dict[str, None]] = {}
+
+    def matching(self, folder: str, pattern: str) -> list[str]:
+        """Returns the paths of the tars in a folder that a name or a glob stands for, sorted.
+
+        Raises:
+            CallError: A glob matches shards of a dataset of dray.
+            NotFoundError: There are none.
+        """
+        path = f"{folder}/{pattern}".lstrip("/")
+        tars = self._list(folder, is_deep="/" in pattern)
+        if path in tars:
+            return [path]
+        wanted = path.split("/")
+        found = [name for name in tars if _matches(name.split("/"), wanted)] if _GLOB.search(pattern) else []
+        if not found:
+            raise NotFoundError(_nothing_matches(self.store, path, list(tars)))
+        for parent in {name.rpartition("/")[0] for name in found}:
+            self._check_foreign(parent, found)
+        return found
+
+    def _list(self, folder: str, *, is_deep: bool) -> dict[str, None]:
+        if (folder, is_deep) not in self._tars:
+            infos = self.store.list_tree(folder) if is_deep else self.store.list_folder(folder)
+            self._tars[folder, is_deep] = dict.fromkeys(
+                sorted(info.name for info in infos if info.name.endswith(".tar"))
+            )
+        return self._tars[folder, is_deep]
+
+    def _check_foreign(self, folder: str, names: Sequence[str]) -> None:
+        """Refuses a glob that also finds the shards of older versions, and of builds that are not finished."""
+        inside = [name[len(folder) :].lstrip("/") for name in names if name.rpartition("/")[0] == folder]
+        if shards := _of_datasets(inside, prefixes_in(self.store, folder)):
+            raise CallError(
+                f"{self.store.url_of(folder)} holds a dataset of dray, and the pattern matches its shards, also those "
+                f"of older versions ({some(shards, MAX_NAMED)}): open the folder, which reads the last version"
+            )
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Returns whether the components of a path match those of a glob; `**` stands for any number of folders."""
+    if not (path and pattern):
+        return not path and not pattern
+    if pattern[0] == "**":
+        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+
+
+# ---- If there are none ----
+
+
+def _nothing_matches(store: Store, path: str, tars: Sequence[str]) -> str:
+    there = f"it has {counted(len(tars), 'tar')} ({some(tars, MAX_NAMED)})" if tars else str(_Content.of(store))
+    return f"no tar {path!r} in {store.url}: {there}; check the names"
+
+
+def _what_is_there(store: Store, prefix: str, begun: Mapping[str, bool]) -> str:
+    """Returns the message of the error for a folder without the tars that are asked for."""
+    tars = f"tars {prefix}-*.tar" if prefix else "tars"
+    missing = f"neither a dataset {f'with prefix {prefix!r} ' if prefix else ''}nor {tars} in {store.url}"
+    if begun.get(prefix) is False:
+        return (
+            f"{missing}: a build of {prefix!r} started there but made no version yet: let it finish, or run the same "
+            "build again"
+        )
+    if others := [name for name, is_committed in begun.items() if is_committed]:
+        prefixes = " and ".join(map(repr, others))
+        return (
+            f"{store.url} holds {'datasets' if others[1:] else 'a dataset'} of dray with the prefix {prefixes}, not "
+            f"{prefix!r}: ask for that prefix, or name other tars there, as a list or a pattern; {_Content.of(store)}"
+        )
+    content = _Content.of(store)
+    return f"{missing}: {content}; {content.advice}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a folder holds: names of files and folders by kind."""
+
+    tars: Sequence[str]
+    compressed: Sequence[str]
+    others: Sequence[str]
+    folders: Sequence[str]
+    problem: str
+
+    @classmethod
+    def of(cls, store: Store) -> "_Content":
+        """Returns the content of a folder; empty for a missing one."""
+        names, root = [info.name for info in store.list_folder()], store.local_root
+        is_missing = root is not None and not os.path.isdir(root)
+        tars = [name for name in names if name.endswith(".tar")]
+        compressed = [name for name in names if name.lower().endswith(_COMPRESSED)]
+        return cls(
+            tars=tars,
+            compressed=compressed,
+            others=[name for name in names if name not in {*tars, *compressed}],
+            folders=[name for name in store.list_folders() if name != DRAY_FOLDER],
+            problem="the folder does not exist" if is_missing else "the folder is empty or does not exist",
+        )
+
+    def __str__(self) -> str:
+        kinds = ("tar", self.tars), ("compressed tar", self.compressed), ("file", self.others), ("folder", self.folders)
+        found = [f"{counted(len(names), noun)} ({some(names, MAX_NAMED)})" for noun, names in kinds if names]
+        return f"it holds {', '.join(found)}" if found else self.problem
+
+    @property
+    def advice(self) -> str:
+        """What the caller can do."""
+        if self.tars:
+            return "ask for the prefix '' to read all tars, or for one with which their names begin"
+        if self.compressed:
+            return _UNPACK
+        if self.folders:
+            return "name one of its folders, or check directory and prefix"
+        return (
+            "check directory and prefix, or build a dataset first: PickledDataWDS.prepare_data(), pickles_to_tars() "
+            "or `dray build`"
+        )
