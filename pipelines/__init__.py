@@ -3,6 +3,7 @@
 import importlib
 import typing
 
+from dray.pipelines.build_dataset import build_dataset
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.pack_pickles import pickles_to_tars
@@ -15,6 +16,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "BuildReport",
+    "build_dataset",
     "pickles_to_tars",
     "read_pickles",
     "read_shards",

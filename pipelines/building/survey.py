@@ -108,17 +108,17 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
     started = time.monotonic()
     job, tolerance = spec.job, spec.tolerance
     num_inputs = len(spec.names) + len(spec.unusable)
-    sources, left_out = _find_usable(spec, num_inputs)
+    sources, left_out = find_usable(spec, num_inputs)
     snapshot = Snapshot.load(job.location, head) if head else None
     if snapshot is not None:
         check_is_build(snapshot)
     stored = stored_sizes(job.location)
-    last = _last(snapshot, stored) if snapshot else None
+    last = last_of(snapshot, stored) if snapshot else None
     is_same = None
     if snapshot is not None and last is not None and not changes_of(spec.recipe, sources.url, last):
         left_out += _still_bad(job, sources, snapshot, tolerance)
-        sources = _without(sources, left_out)
-        is_same = _same_contents(spec, sources, last)
+        sources = without(sources, left_out)
+        is_same = same_contents(spec, sources, last)
     tolerance.check([left.bad for left in left_out], num_inputs, job.inputs.url)
     if not len(sources):
         raise InputError(none_left(num_inputs, job.inputs.url, left_out))
@@ -133,14 +133,14 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
         last=last,
         stored=stored,
         planned=planned,
-        has_work=snapshot is None or planned.has_work or _marks(left_out) != _marks_in(snapshot),
+        has_work=snapshot is None or planned.has_work or marks_of(left_out) != marks_in(snapshot),
         refusal=_refusal(spec, last, planned),
         head=head,
         seconds=time.monotonic() - started,
     )
 
 
-def _find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOut]]:
+def find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOut]]:
     """Returns the fingerprints of the inputs that are complete, and the inputs that are not."""
     job, tolerance, unusable = spec.job, spec.tolerance, spec.unusable
     tolerance.check(unusable, num_inputs, job.inputs.url)
@@ -149,8 +149,8 @@ def _find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOu
     found = find_sources(job.inputs, spec.names, spec.recipe.suffixes, spec.scan.prints if spec.scan else None)
     missing = find_missing(found, spec.optional)
     tolerance.check([*unusable, *missing], num_inputs, job.inputs.url)
-    left_out = _as_left_out(missing, found, tolerance)
-    sources = _without(found, left_out)
+    left_out = as_left_out(missing, found, tolerance)
+    sources = without(found, left_out)
     left_out += [LeftOut(bad=entry, fate=tolerance.fate, stamp=0) for entry in unusable]
     return (_by_content(spec, sources) if spec.checksum else sources), left_out
 
@@ -197,7 +197,7 @@ def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
         say(f"{asked} asked for, and there are {made}: a shard holds one at least", show=spec.progress)
 
 
-def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
+def last_of(snapshot: Snapshot, stored: dict[str, int]) -> Last:
     """Returns the last version as far as a plan needs it; shards that someone deleted are not whole."""
     layout = snapshot.layout
     indexed = {indexed_number(info.name) for info in snapshot.store.list_folder(layout.indexes)}
@@ -215,7 +215,7 @@ def _last(snapshot: Snapshot, stored: dict[str, int]) -> Last:
     )
 
 
-def _same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.bool_]:
+def same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.bool_]:
     """Returns (n,) whether a sample's files were touched but not changed: those of equal size are read to compare."""
     rows = find_in(last.table, sources)
     candidates = np.flatnonzero(rows >= 0)
@@ -252,7 +252,7 @@ def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: To
     then = {entry["name"]: entry for entry in listed if entry["stage"] != "find"}
     rows = np.array([row for row, name in enumerate(sources.names) if name in then], np.int64)
     known = sources.take(rows)
-    stamps = _stamps(known)
+    stamps = stamps_of(known)
     same = [row for row, name in enumerate(known.names) if then[name]["stamp"] == stamps[name]]
     kept = {EMPTY, "skipped"} if tolerance.on_error == OnError.SKIP else {EMPTY}
     tried = [row for row in same if then[known.names[row]]["fate"] not in kept]
@@ -265,13 +265,14 @@ def _still_bad(job: PackJob, sources: Sources, snapshot: Snapshot, tolerance: To
         else BadInput(name=name, file=then[name]["file"], stage=then[name]["stage"], error=then[name]["error"])
         for name in left
     ]
-    return _as_left_out(entries, known, tolerance)
+    return as_left_out(entries, known, tolerance)
 
 
-def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance) -> list[LeftOut]:
+def as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance) -> list[LeftOut]:
+    """Returns bad inputs as the tables list them."""
     wanted = {entry.name for entry in bad}
     rows = np.array([row for row, name in enumerate(sources.names) if name in wanted], np.int64) if wanted else None
-    stamps = _stamps(sources.take(rows)) if rows is not None else {}
+    stamps = stamps_of(sources.take(rows)) if rows is not None else {}
     return [
         LeftOut(bad=entry, fate=EMPTY if entry.is_empty else tolerance.fate, stamp=stamps[entry.name]) for entry in bad
     ]
@@ -279,27 +280,30 @@ def _as_left_out(bad: Sequence[BadInput], sources: Sources, tolerance: Tolerance
 
 def leave_out(bad: Sequence[BadInput], work: Work, tolerance: Tolerance) -> tuple[LeftOut, ...]:
     """Returns the inputs that the next version leaves out: those of the survey, and those that could not be packed."""
-    return (*work.left_out, *_as_left_out(bad, work.sources, tolerance))
+    return (*work.left_out, *as_left_out(bad, work.sources, tolerance))
 
 
-def _stamps(sources: Sources) -> dict[str, int]:
+def stamps_of(sources: Sources) -> dict[str, int]:
     """Returns name -> xxh3_64 of the fingerprints of its files."""
     prints = np.hstack([sources.sizes, sources.stamps])
     return {name: xxh3_64_intdigest(prints[row].tobytes()) for row, name in enumerate(sources.names)}
 
 
-def _without(sources: Sources, left_out: Sequence[LeftOut]) -> Sources:
+def without(sources: Sources, left_out: Sequence[LeftOut]) -> Sources:
+    """Returns the sources that are not left out."""
     gone = {left.bad.name for left in left_out}
     if not gone:
         return sources
     return sources.take(np.array([row for row, name in enumerate(sources.names) if name not in gone], np.int64))
 
 
-def _marks(left_out: Sequence[LeftOut]) -> set[tuple[str, str, int]]:
+def marks_of(left_out: Sequence[LeftOut]) -> set[tuple[str, str, int]]:
+    """Returns what of the inputs that are left out a version records."""
     return {(left.bad.name, left.fate, left.stamp) for left in left_out}
 
 
-def _marks_in(snapshot: Snapshot) -> set[tuple[str, str, int]]:
+def marks_in(snapshot: Snapshot) -> set[tuple[str, str, int]]:
+    """Returns `marks_of` for those that a version leaves out."""
     table = snapshot.left_out()
     entries = table.select(["name", "fate", "stamp"]).to_pylist() if table is not None else []
     return {(entry["name"], entry["fate"], entry["stamp"]) for entry in entries}

@@ -47,7 +47,7 @@ class Transform:
         try:
             returned = function(key, suffix_to_data)
         except ImportError as exc:
-            raise _unfit_node(name, exc) from exc
+            raise unfit_node("func_output_data", name, exc) from exc
         except Exception as exc:
             raise InputError(f"func_output_data failed: {type(exc).__name__}: {exc}") from exc
         return None if returned is None else _as_parts(key, returned)
@@ -56,14 +56,15 @@ class Transform:
         try:
             function: Function = self._function or cloudpickle.loads(self._pickled)
         except Exception as exc:
-            raise _unfit_node(name, exc) from exc
+            raise unfit_node("func_output_data", name, exc) from exc
         self._function = function
         return function
 
 
-def _unfit_node(name: str, exc: Exception) -> ClusterError:
+def unfit_node(function: str, name: str, exc: Exception) -> ClusterError:
+    """Returns the error of a node that cannot run a function of the user, first for the sample `name`."""
     return ClusterError(
-        f"node {node_name()} cannot run func_output_data, first for sample {name!r}: {type(exc).__name__}: {exc}; "
+        f"node {node_name()} cannot run {function}, first for sample {name!r}: {type(exc).__name__}: {exc}; "
         "install what it needs there, or ship it with Ray's runtime_env. No sample was left out for it"
     )
 

@@ -57,7 +57,7 @@ class Guard:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)%|\d+", self.allow_removal)
         if not found or float(found[1] or 0) > 100:
             raise CallError(
-                f"--allow-removal {self.allow_removal}: expected per cent of the last version's samples such as 25%, "
+                f"allow_removal={self.allow_removal!r}: expected per cent of the last version's samples such as 25%, "
                 "up to 100%, or a number of samples"
             )
 
@@ -77,7 +77,7 @@ class Guard:
         return (
             f"it would remove {changes.num_removed:,} of the {changes.num_last:,} samples of the last version "
             f"({share:.1f}%; {int(most):,} may go unasked), add {changes.num_added:,} and change "
-            f"{changes.num_changed:,}: if that is what you want, give --allow-removal 100%"
+            f"{changes.num_changed:,}: if that is what you want, give allow_removal='100%'"
         )
 
     def refuses_source(self, then: tuple[str, frozenset[str]], now: tuple[str, frozenset[str]]) -> str:
@@ -92,4 +92,4 @@ class Guard:
         changed = [f"the input folder was {then[0]}, is {now[0]}"] if then[0] != now[0] else []
         if then[1] != now[1]:
             changed.append(f"the suffixes were {', '.join(sorted(then[1]))}, are {', '.join(sorted(now[1]))}")
-        return f"{'; '.join(changed)}: if that is what you want, give --allow-changed-source"
+        return f"{'; '.join(changed)}: if that is what you want, give allow_changed_source=True"

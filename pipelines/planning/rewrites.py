@@ -19,15 +19,15 @@ COPIED = 0xC0B1ED5A3B1E0001  # changes the fingerprints of copies, which do not 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Rewrites:
-    """The shards of the last version by what happens to them.
+    """What happens to the shards of the last version.
 
     Attributes:
         kept: Numbers of the shards that stay, in order.
-        survivors: Number of each other shard -> (n,) int64, ascending rows of its samples that are copied.
+        survivors: The rows of the table of samples that are copied from the other shards, in the shards' order.
     """
 
     kept: tuple[int, ...]
-    survivors: Mapping[int, NDArray[np.int64]]
+    survivors: pa.Table
 
 
 def plan_rewrites(samples: pa.Table, shards: Sequence[int], stale: Collection[str]) -> Rewrites:
@@ -38,19 +38,17 @@ def plan_rewrites(samples: pa.Table, shards: Sequence[int], stale: Collection[st
         shards: Numbers of the version's shards, in order.
         stale: Keys of the sources that are gone or changed.
     """
-    is_stale = pc.is_in(samples["source"], value_set=pa.array(list(stale), pa.string())).to_numpy()
+    keys = pc.SetLookupOptions(value_set=pa.array(list(stale), pa.string()))
+    is_stale = pc.call_function("is_in", [samples["source"]], keys).to_numpy()
     numbers, rows = samples["shard"].to_numpy(), samples["row"].to_numpy()
     touched = np.unique(numbers[is_stale])
-    is_copied = ~is_stale & np.isin(numbers, touched)
-    copied_of, copied_rows = numbers[is_copied], rows[is_copied]
-    is_touched = set(touched.tolist())
+    copied = np.flatnonzero(~is_stale & np.isin(numbers, touched))
+    places = {number: place for place, number in enumerate(shards)}
+    place_of = np.array([places[number] for number in numbers[copied].tolist()], np.int64)
+    order = np.lexsort((rows[copied], place_of))
     return Rewrites(
-        kept=tuple(number for number in shards if number not in is_touched),
-        survivors={
-            number: np.sort(copied_rows[copied_of == number]).astype(np.int64)
-            for number in shards
-            if number in is_touched
-        },
+        kept=tuple(number for number in shards if number not in set(touched.tolist())),
+        survivors=samples.take(pa.array(copied[order])),
     )
 
 
