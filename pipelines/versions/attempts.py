@@ -49,16 +49,29 @@ def until_committed(location: Location, attempt: Attempt[Report], *, progress: b
 
 
 def check_is_build(base: Snapshot) -> None:
-    """Check that each sample of a version was packed from one source, which builds and compactions rely on.
+    """Check that each sample of a version was packed from one source, which builds rely on.
 
     Raises:
         CallError: It was not.
     """
-    kind = base.manifest.kind
-    if kind != Kind.BUILD or base.manifest.samples is not None:
+    check_has_own_tars(base)
+    if base.manifest.kind != Kind.BUILD or base.manifest.samples is not None:
         raise CallError(
-            f"{base.name} is a dataset of kind {kind!r}; builds, compactions and drops work only on one that "
-            "`dray build` made of one source a sample: choose another prefix or directory"
+            f"{base.name} is a dataset of kind {base.manifest.kind!r}; builds work only on one that `dray build` made "
+            "of one source a sample: choose another prefix or directory"
+        )
+
+
+def check_has_own_tars(base: Snapshot) -> None:
+    """Check that dray wrote the tars of a version, before it is replaced by one with other tars.
+
+    Raises:
+        CallError: It indexes tars of other programs.
+    """
+    if base.tars.is_foreign:
+        raise CallError(
+            f"{base.name} indexes tars that dray did not write, in place: dray neither changes, merges nor replaces "
+            "them. Write the samples to another directory or prefix instead, in shards of the size that you want"
         )
 
 

@@ -2,17 +2,23 @@
 
 Only objects that dray wrote are deleted: shards and indexes under numbers that an intent reserved, manifests and their
 tables, and leftovers of unfinished writes on local disk. Commits, intents and lists of holds are never deleted.
+
+A tar of another program may have the name of a shard, and be the only copy of its data. So no tar is deleted for a
+dataset that indexes tars of others, nor one that such a dataset in the same folder names, nor one that does not begin
+as dray's tars begin.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.errors import DamagedError, NotFoundError
-from dray.shards.layout import Location, indexed_number, intent_of
+from dray.shards.layout import DRAY_FOLDER, Layout, Location, indexed_number, intent_of
 from dray.shards.log import (
     Commit,
     Operation,
@@ -26,7 +32,11 @@ from dray.shards.log import (
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.objects import ObjectInfo
+from dray.shards.storage.urls import path_below
+from dray.shards.tar import BLOCK, begins_as_ours
 from dray.shards.versions import read_holds, require_dataset
+
+READS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,45 +145,73 @@ def find_garbage(location: Location, head: Commit, grace_s: float) -> list[Objec
     """
     live_shards: set[int] = set()
     live_records: set[str] = set()
+    has_own_tars = True
     for version in kept_versions(location, head):
         snapshot = Snapshot.load(location, read_commit(location, version) if version != head.number else head)
         live_shards |= {shard.number for shard in snapshot.shards}
         live_records |= set(snapshot.record_names())
+        has_own_tars &= not snapshot.tars.is_foreign
     ranges = _Ranges(location)
-    found = [
-        info
-        for info, number in _numbered_objects(location)
-        if number < head.open_shard and number not in live_shards and ranges.reserved(number)
-    ]
-    for info in location.store.list_folder(location.layout.manifests):
+
+    def released(numbered: Iterable[tuple[ObjectInfo, int | None]]) -> list[ObjectInfo]:
+        return [
+            info
+            for info, number in numbered
+            if number is not None and number < head.open_shard and number not in live_shards and ranges.reserved(number)
+        ]
+
+    store, layout = location.store, location.layout
+    found = released((info, indexed_number(info.name)) for info in store.list_folder(layout.indexes))
+    if has_own_tars:
+        tars = released((info, layout.shard_number(info.name)) for info in store.list_folder())
+        found += own_tars(location, tars)
+    for info in store.list_folder(layout.manifests):
         intent = intent_of(info.name)
         if intent is not None and intent < head.open_intent and info.name not in live_records:
             found.append(info)
-    return sorted([*found, *_unfinished(location, grace_s)], key=lambda info: info.name)
+    return sorted([*found, *_unfinished(location, grace_s, has_own_tars)], key=lambda info: info.name)
 
 
-def _numbered_objects(location: Location) -> Iterator[tuple[ObjectInfo, int]]:
-    """Yields each tar and each index with the number of its shard."""
-    for info in location.store.list_folder():
-        if (number := location.layout.shard_number(info.name)) is not None:
-            yield info, number
-    for info in location.store.list_folder(location.layout.indexes):
-        if (number := indexed_number(info.name)) is not None:
-            yield info, number
+def own_tars(location: Location, tars: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    """Returns those of some tars in a dataset's folder that dray wrote, and that no dataset there indexes.
+
+    Raises:
+        DamagedError: Another dataset there cannot be read.
+    """
+    indexed = _indexed_names(location) if tars else set()
+
+    def is_own(info: ObjectInfo) -> bool:
+        if info.name in indexed or info.size < BLOCK:
+            return False
+        with suppress(NotFoundError, DamagedError):  # another gc deleted it
+            return begins_as_ours(location.store.get_ranges(info.name, [0], [BLOCK])[0])
+        return False
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        return [info for info, is_ours in zip(tars, threads.map(is_own, tars), strict=True) if is_ours]
 
 
-def _unfinished(location: Location, grace_s: float) -> Iterable[ObjectInfo]:
+def _indexed_names(location: Location) -> set[str]:
+    """Returns the names of the tars that other datasets index in place, relative to the dataset's folder."""
+    names: set[str] = set()
+    for folder in location.store.list_folders(DRAY_FOLDER):
+        other = Location(location.store, Layout(folder.removeprefix(f"{DRAY_FOLDER}/")))
+        head = read_head(other) if other.prefix != location.prefix else None
+        if head is None or not Snapshot.load(other, head).tars.is_foreign:
+            continue
+        for version in kept_versions(other, head):
+            snapshot = Snapshot.load(other, read_commit(other, version))
+            found = (path_below(location.url, url) for url in snapshot.urls())
+            names |= {name for name in found if name is not None}
+    return names
+
+
+def _unfinished(location: Location, grace_s: float, has_own_tars: bool) -> Iterable[ObjectInfo]:
     """Yields leftovers of unfinished writes on local disk."""
-    folders = (
-        "",
-        location.layout.indexes,
-        location.layout.manifests,
-        location.layout.commits,
-        location.layout.intents,
-        location.layout.holds,
-    )
+    layout = location.layout
+    folders = (layout.indexes, layout.manifests, layout.commits, layout.intents, layout.holds)
     too_young = datetime.now(UTC) - timedelta(seconds=grace_s)
-    for folder in folders:
+    for folder in ("", *folders) if has_own_tars else folders:
         for info in location.store.leftovers(folder):
             is_ours = folder or info.name.startswith(f"{location.prefix}-")
             if is_ours and info.modified <= too_young:

@@ -18,6 +18,7 @@ from dray.pipelines.building.tables import LeftOut, left_out_table
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.versions.attempts import check_stored, finish
 from dray.pipelines.versions.commit import commit_version
+from dray.pipelines.versions.gc import own_tars
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.shard import WrittenShard, content_hashes
 from dray.shards.errors import ConflictError, DamagedError, InputError, NotFoundError, StoreError
@@ -133,9 +134,9 @@ class Writing:
     def abandon(self) -> None:
         """Delete what was stored under the reserved numbers; what a late task still stores is left to gc."""
         layout, store, numbers = self.location.layout, self.location.store, self.intent.numbers
-        named = [(info.name, layout.shard_number(info.name)) for info in store.list_folder()]
-        named += [(info.name, indexed_number(info.name)) for info in store.list_folder(layout.indexes)]
-        store.delete([name for name, number in named if number is not None and number in numbers])
+        tars = [info for info in store.list_folder() if layout.shard_number(info.name) in numbers]
+        indexes = [info for info in store.list_folder(layout.indexes) if indexed_number(info.name) in numbers]
+        store.delete([info.name for info in (*own_tars(self.location, tars), *indexes)])
 
     def _samples(self, contents: Contents) -> pa.Table:
         """Returns the table of samples, sorted by key.

@@ -16,7 +16,7 @@ from dray.shards.layout import Layout, Location
 from dray.shards.log import Intent, create_intent, new_write_id, now, numbers_in, put_content, read_head, read_intent
 from dray.shards.manifest import Accounting, Kind, Manifest, part_table
 from dray.shards.parsing.parquet import sample_schema
-from dray.shards.tar import scan
+from dray.shards.tar import TarWriter, scan
 from tests.conftest import Place
 from tests.support.datasets import overwrite
 
@@ -45,6 +45,13 @@ def tar_of(
                 member.size, member.mtime, member.uname = len(data), 1_700_000_000, "somebody"
                 tar.addfile(member, io.BytesIO(data))
     return stream.getvalue()
+
+
+def own_tar() -> bytes:
+    """A tar as dray writes them, to put where nobody expects one."""
+    writer = TarWriter()
+    writer.add(b"a.txt", b"made by dray")
+    return bytes(writer.finish())
 
 
 def key_of(number: int) -> str:

@@ -16,6 +16,7 @@ from dray.shards.log import Intent, create_intent, now
 from dray.shards.verify import verify
 from tests.conftest import Inputs, MakeInputs, Place
 from tests.support.datasets import build, latest, store_at
+from tests.support.foreign import own_tar
 
 SUFFIX = "tensor.pyd"
 NOTHING = Retention(keep=1, grace_s=0)
@@ -102,7 +103,7 @@ def test_shards_that_no_plan_lists_are_kept_for_the_grace(make_inputs: MakeInput
     )
     create_intent(Location(store, Layout("wds")), intent)
     for name in ("wds-000002.tar", "wds-000007.tar"):
-        store.put_new(name, b"a shard")
+        store.put_new(name, own_tar())
     change(inputs, 0)
     build(inputs, place, min_num_shards=2)
     assert [shard.number for shard in latest(place).shards] == [100, 1]
