@@ -1,18 +1,24 @@
 """Differences between two versions of a dataset: samples, shards, recipe and input location.
 
 A sample changed if the content of one of its files did. The tables of sources hold a hash of each packed file, so a
-sample that was only touched, or moved to another shard, is the same.
+sample that was only touched, or moved to another shard, is the same. Without such a table, or where a source gives any
+number of samples, the stored parts are compared: the indexes of shards that only one version has hold their checksums.
 """
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from dray.shards.index import content_hashes
 from dray.shards.snapshot import Snapshot
+
+READS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +55,11 @@ class Diff:
 
 
 def diff(a: Snapshot, b: Snapshot) -> Diff:
-    """Returns the differences between two versions. Reads their tables of sources, but no shard.
+    """Returns the differences between two versions. Reads their tables and some indexes, but no shard.
 
     Raises:
-        CallError: A version does not record its sources.
-        NotFoundError: A table is missing: the version was dropped meanwhile.
-        DamagedError: A table differs from the one that its version names.
+        NotFoundError: A table or index is missing: the version was dropped meanwhile.
+        DamagedError: A table or index differs from the one that its version names.
     """
     added, removed, changed, num_same = _compare(a, b)
     numbers_a, numbers_b = ({shard.number for shard in snapshot.shards} for snapshot in (a, b))
@@ -82,8 +87,53 @@ def _compare(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray
     if chunks is not None and chunks == b.manifest.sources:  # equal tables have equal suffixes
         nothing = pa.chunked_array([], pa.string())
         return nothing, nothing, nothing, sum(chunk.num_rows for chunk in chunks)
+    if any(snapshot.manifest.sources is None or snapshot.manifest.samples is not None for snapshot in (a, b)):
+        return _compare_contents(a, b)
     suffixes_a, suffixes_b = (set(snapshot.manifest.recipe.get("suffixes", ())) for snapshot in (a, b))
     return compare_sources(a.sources(), b.sources(), suffixes_a if suffixes_a == suffixes_b else None)
+
+
+def _compare_contents(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray, int]:
+    """Returns what `compare_sources` does, for the stored parts of samples; rows of shards in both are not compared."""
+    table_a, table_b = a.samples(), b.samples()
+    rows_a, rows_b, added, removed = _matched(table_a["key"], table_b["key"])
+    indexes = {(shard.number, shard.index_digest) for shard in a.shards}
+    shared = [shard.number for shard in b.shards if (shard.number, shard.index_digest) in indexes]
+    places_a, places_b = _places(table_a, rows_a), _places(table_b, rows_b)
+    differs = (places_a != places_b).any(axis=1) | ~np.isin(places_a[:, 0], shared)
+    differs[differs] = _hashes(a, places_a[differs]) != _hashes(b, places_b[differs])
+    return added, removed, table_a["key"].take(pa.array(rows_a[differs])), int((~differs).sum())
+
+
+def _places(table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns (m, 2) shard and row of some rows of a table of samples."""
+    return np.stack([table[name].to_numpy()[rows] for name in ("shard", "row")], axis=1)
+
+
+def _hashes(snapshot: Snapshot, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Returns (m,) checksum of the parts of the sample in each place."""
+    hashes = np.zeros(len(places), np.uint64)
+    order = np.argsort(places[:, 0], kind="stable")
+    numbers, starts = np.unique(places[order, 0], return_index=True)
+    shards = {shard.number: shard for shard in snapshot.shards}
+    with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        found = threads.map(lambda number: content_hashes(snapshot.index(shards[number])), numbers.tolist())
+        for of_shard, chosen in zip(found, np.split(order, starts[1:]), strict=False):
+            hashes[chosen] = of_shard[places[chosen, 1]]
+    return hashes
+
+
+def _matched(
+    a: pa.ChunkedArray, b: pa.ChunkedArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.ChunkedArray, pa.ChunkedArray]:
+    """Returns the rows in A and B of the keys that both have, the keys that only B has, and those that only A has."""
+    places = pc.call_function("index_in", [a], pc.SetLookupOptions(value_set=b))
+    is_common = pc.call_function("is_valid", [places])
+    rows_b = places.filter(is_common).to_numpy()
+    is_added = np.ones(len(b), bool)
+    is_added[rows_b] = False
+    removed = a.filter(pc.call_function("invert", [is_common]))
+    return np.flatnonzero(is_common.to_numpy()), rows_b, b.filter(pa.array(is_added)), removed
 
 
 def compare_sources(
@@ -96,22 +146,12 @@ def compare_sources(
         b: Later table.
         suffixes: Suffixes of the files to compare. None if the versions' parts differ: every sample differs.
     """
-    places = pc.call_function("index_in", [a["key"]], pc.SetLookupOptions(value_set=b["key"]))  # rows of b
-    is_common = pc.call_function("is_valid", [places])
-    rows_a = np.flatnonzero(is_common.to_numpy())
-    rows_b = places.filter(is_common).to_numpy()
-    is_added = np.ones(len(b), bool)
-    is_added[rows_b] = False
+    rows_a, rows_b, added, removed = _matched(a["key"], b["key"])
     is_changed = np.full(len(rows_a), suffixes is None)
     for suffix in suffixes or ():
         column = f"{suffix}/xxh3_64"
         is_changed |= a[column].to_numpy()[rows_a] != b[column].to_numpy()[rows_b]
-    return (
-        b["key"].filter(pa.array(is_added)),
-        a["key"].filter(pc.call_function("invert", [is_common])),
-        a["key"].take(pa.array(rows_a[is_changed])),
-        int((~is_changed).sum()),
-    )
+    return added, removed, a["key"].take(pa.array(rows_a[is_changed])), int((~is_changed).sum())
 
 
 def _texts(keys: pa.ChunkedArray) -> tuple[str, ...]:

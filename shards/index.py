@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from dray.shards.errors import DamagedError
 from dray.shards.layout import WEBDATASET_META
@@ -23,6 +23,7 @@ from dray.shards.parsing.columns import ABOUT, DIGEST, PART_COLUMNS, Column, Col
 from dray.shards.parsing.records import HEADER
 from dray.shards.tar import Member, header
 
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
 
 
@@ -153,6 +154,16 @@ class ShardIndex:
             shard_bytes=shard_bytes,
             arrays=constant_layouts(layouts),
         )
+
+
+def content_hashes(index: ShardIndex) -> NDArray[np.uint64]:
+    """Returns (n,) uint64, a checksum of the suffixes and contents of each sample, whatever the order of its parts."""
+    salts = np.array([xxh3_64_intdigest(suffix.encode()) for suffix in index.suffixes], np.uint64)
+    mixed = (index.xxh3_64 ^ salts) * _ODD
+    hashes: NDArray[np.uint64] = np.where(index.offsets > 0, mixed ^ mixed >> np.uint64(29), 0).sum(
+        axis=1, dtype=np.uint64
+    )
+    return hashes
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ class Shard:
     etag: str | None = None
     mtime: int | None = None
 
+    @property
+    def label(self) -> str:
+        """Name of the tar if it has one of its own, else the number, for messages."""
+        return f"{self.number:06d}" if self.name is None else self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableChunk:

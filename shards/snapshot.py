@@ -248,6 +248,19 @@ class Snapshot:
                     return shard, index, list(index.keys).index(key)
         raise DamagedError(f"shard {number} does not hold sample {key!r}, as the table of samples says", url=self.name)
 
+    def source_of(self, key: str) -> str | None:
+        """Returns the key of the source of a sample; None if the version does not record it for each sample.
+
+        Raises:
+            DamagedError: The table of samples is damaged.
+        """
+        table = self.samples()
+        row = place_of(table["key"], key)
+        if "source" not in table.column_names or row == len(table) or table["key"][row].as_py() != key:
+            return None
+        source: str = table["source"][row].as_py()
+        return source
+
     def read(self, key: str) -> dict[str, bytes]:
         """Returns the parts of one sample, by suffix, checked.
 

@@ -11,6 +11,7 @@ from dray.cluster.cli.options import DatasetOptions
 from dray.shards import Snapshot
 from dray.shards.diff import Diff
 from dray.shards.diff import diff as compare
+from dray.shards.manifest import Shard
 from dray.shards.versions import read_version
 
 MAX_KEYS = 20  # of each kind, unless --all is given
@@ -31,7 +32,7 @@ def diff(
 ) -> None:
     """Show what differs between two versions: samples, shards, recipe, source.
 
-    Samples are compared by the content of their files: + was added, - removed, ~ changed. No shard is read.
+    Samples are compared by their content: + was added, - removed, ~ changed. No shard is read.
 
     [bold]Examples[/]
 
@@ -46,14 +47,28 @@ def diff(
     difference = compare(old, new)
     if as_json:
         facts = {"url": found.url, "prefix": found.prefix, "a": old.version, "b": new.version}
-        typer.echo(json.dumps(facts | asdict(difference), indent=1))
+        urls = {f"urls_in_{name}": _urls(*of) for name, of in _only_in(difference, old, new).items()}
+        typer.echo(json.dumps(facts | asdict(difference) | urls, indent=1))
         return
     typer.echo(f"{found} from version {old.version} to {new.version}")
-    for line in _lines(difference, old.version, new.version, None if all_keys else MAX_KEYS):
+    for line in _lines(difference, old, new, None if all_keys else MAX_KEYS):
         typer.echo(line)
 
 
-def _lines(found: Diff, a: int, b: int, most: int | None) -> Iterator[str]:
+def _only_in(found: Diff, a: Snapshot, b: Snapshot) -> dict[str, tuple[Snapshot, Sequence[int]]]:
+    return {"a": (a, found.shards_in_a), "b": (b, found.shards_in_b)}
+
+
+def _urls(snapshot: Snapshot, numbers: Sequence[int]) -> list[str]:
+    return [snapshot.shard_url(shard) for shard in _numbered(snapshot, numbers)]
+
+
+def _numbered(snapshot: Snapshot, numbers: Sequence[int]) -> list[Shard]:
+    shards = {shard.number: shard for shard in snapshot.shards}
+    return [shards[number] for number in numbers]
+
+
+def _lines(found: Diff, a: Snapshot, b: Snapshot, most: int | None) -> Iterator[str]:
     if found.is_empty:
         yield "  the same"
         return
@@ -62,9 +77,9 @@ def _lines(found: Diff, a: int, b: int, most: int | None) -> Iterator[str]:
         f"{found.num_same:,} the same"
     )
     yield (
-        f"  shards   {len(found.shards_in_both):,} in both, {len(found.shards_in_a):,} only in {a}"
-        f"{_numbers(found.shards_in_a, most)}, {len(found.shards_in_b):,} only in {b}"
-        f"{_numbers(found.shards_in_b, most)}"
+        f"  shards   {len(found.shards_in_both):,} in both, {len(found.shards_in_a):,} only in {a.version}"
+        f"{_labels(a, found.shards_in_a, most)}, {len(found.shards_in_b):,} only in {b.version}"
+        f"{_labels(b, found.shards_in_b, most)}"
     )
     for name, (before, after) in found.recipe.items():
         yield f"  recipe   {name}: {json.dumps(before)} -> {json.dumps(after)}"
@@ -76,6 +91,8 @@ def _lines(found: Diff, a: int, b: int, most: int | None) -> Iterator[str]:
             yield f"  {mark} {more:,} more (--all)"
 
 
-def _numbers(numbers: Sequence[int], most: int | None) -> str:
-    shown = [f"{number:06d}" for number in numbers[:most]] + ["..."] * (len(numbers) > len(numbers[:most]))
+def _labels(snapshot: Snapshot, numbers: Sequence[int], most: int | None) -> str:
+    shown = [shard.label for shard in _numbered(snapshot, numbers[:most])] + ["..."] * (
+        len(numbers) > len(numbers[:most])
+    )
     return f" ({', '.join(shown)})" if shown else ""

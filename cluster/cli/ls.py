@@ -104,6 +104,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         "num_empty": snapshot.manifest.accounting.empty,
         "left_out": snapshot.left_out_url(),
         "source_url": snapshot.manifest.source_url,
+        "base": snapshot.manifest.base,
         "recipe": dict(snapshot.manifest.recipe),
         "parts": parts_of(snapshot),
         "pickles": pickles_of(snapshot),
@@ -117,7 +118,10 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
 
 def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
     """Print a summary and a table of the shards."""
-    size = f"{counted(snapshot.num_samples, 'sample')} in {counted(len(snapshot.shards), 'shard')}"
+    manifest = snapshot.manifest
+    has_both = manifest.sources is not None and manifest.samples is not None  # a source gave any number of samples
+    of = f" of {counted(manifest.accounting.packed, 'source')}" if has_both else ""
+    size = f"{counted(snapshot.num_samples, 'sample')}{of} in {counted(len(snapshot.shards), 'shard')}"
     lines = [
         f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, made {snapshot.commit.created}",
         f"  holds   {size}, {snapshot.num_bytes / 1e6:,.1f} MB",
@@ -132,6 +136,8 @@ def _print_dataset(snapshot: Snapshot, *, max_rows: int | None) -> None:
         lines.append(f"  without {counts.skipped:,} skipped, {counts.quarantined:,} quarantined{empty}: see --left-out")
     if pattern := brace_pattern(snapshot):
         lines.append(f"  tars    {pattern}")
+    if snapshot.tars.is_foreign:
+        lines.append(f"  tars    of other programs, indexed in place under {snapshot.tars.url}")
     typer.echo("\n".join(lines))
     Console().print(_shard_table(snapshot, max_rows))
 
@@ -186,7 +192,7 @@ def _shard_table(snapshot: Snapshot, max_rows: int | None) -> Table:
     for heading in ("shard", "samples", "bytes"):
         table.add_column(heading, justify="right")
     for shard in shown:
-        table.add_row(f"{shard.number:06d}", f"{shard.num_samples:,}", f"{shard.num_bytes:,}")
+        table.add_row(shard.label, f"{shard.num_samples:,}", f"{shard.num_bytes:,}")
     if more := len(snapshot.shards) - len(shown):
         table.add_row("...", f"{more:,} more", "--all")
     return table

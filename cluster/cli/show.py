@@ -62,6 +62,8 @@ def _print_sample(snapshot: Snapshot, key: str, shard: Shard, index: ShardIndex,
     _print(f"{snapshot.store.url} {snapshot.layout.prefix} version {snapshot.version}, key {key!r}")
     _print(f"  shard   {snapshot.shard_url(shard)}")
     _print(f"  sample  {row} of {shard.num_samples:,}, counted from 0")
+    if (source := snapshot.source_of(key)) is not None:
+        _print(f"  source  {source}")
     for column, suffix in enumerate(index.suffixes):
         if suffix in parts:
             _print(f"  {suffix}: {counted(len(parts[suffix]), 'byte')} at offset {index.offsets[row, column]}")

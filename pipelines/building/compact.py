@@ -19,7 +19,7 @@ from dray.pipelines.planning.merges import Group, plan_for
 from dray.pipelines.progress import shard_progress
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.tasks import fit_workers, run_tasks
-from dray.pipelines.versions.attempts import check_is_build, check_stored, finish, stored_sizes, until_committed
+from dray.pipelines.versions.attempts import check_has_own_tars, check_stored, finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.layout import Location
@@ -73,6 +73,7 @@ def compact(
         progress: Whether to show progress on standard error.
 
     Raises:
+        CallError: The dataset indexes tars that dray did not write.
         NotFoundError: There is no such dataset.
         DamagedError: A small shard or its index is damaged; names shard and key. No version is made.
         ConflictError: Other writers were faster too often.
@@ -81,7 +82,7 @@ def compact(
 
     def attempt(head: Commit | None, *, is_first: bool) -> CompactReport | None:  # noqa: ARG001  each starts from head
         base = Snapshot.load(location, require_dataset(location, head))
-        check_is_build(base)
+        check_has_own_tars(base)
         groups = plan_for(base.shards, base.manifest.recipe)
         merged = [group for group in groups if len(group) > 1]
         if not merged:
@@ -126,22 +127,19 @@ def _next_manifest(base: Snapshot, groups: Sequence[Group], shards: Sequence[Sha
     counted_shards = [kept.get(shard.number, shard) for shard in shards]
     arrays = [base.manifest.arrays()] * len(shards)  # merging changes no sample
     parts, shown = part_table(base.manifest.recipe, counted_shards, arrays)
-    return replace(
-        base.manifest,
-        intent=intent.number,
-        parts=parts,
-        shards=shown,
-        sources=put_rows(base.location, intent, _moved_sources(base, groups, shards), base.manifest.sources),
-    )
+    rows = _moved(base.samples() if base.manifest.samples else base.sources(), groups, shards)
+    manifest = replace(base.manifest, intent=intent.number, parts=parts, shards=shown)
+    if base.manifest.samples is not None:  # the places are in the table of samples, and sources stay as they are
+        return replace(manifest, samples=put_rows(base.location, intent, rows, base.manifest.samples))
+    return replace(manifest, sources=put_rows(base.location, intent, rows, base.manifest.sources))
 
 
-def _moved_sources(base: Snapshot, groups: Sequence[Group], shards: Sequence[Shard]) -> pa.Table:
-    """Returns the table of sources with each sample's new shard and row."""
+def _moved(table: pa.Table, groups: Sequence[Group], shards: Sequence[Shard]) -> pa.Table:
+    """Returns a table of places with each sample's new shard and row."""
     moves: dict[int, tuple[int, int]] = {}  # old shard -> new shard, and the row where its samples start
     for group, shard in zip(groups, shards, strict=True):
         first_rows = accumulate((part.num_samples for part in group), initial=0)
         moves |= {part.number: (shard.number, row) for part, row in zip(group, first_rows, strict=False)}
-    table = base.sources()
     numbers, place = np.unique(table["shard"].to_numpy(), return_inverse=True)
     moved = np.array([moves[number] for number in numbers.tolist()], np.int64)[place]
     places = {"shard": moved[:, 0], "row": table["row"].to_numpy() + moved[:, 1]}

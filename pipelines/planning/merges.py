@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dray.pipelines.planning.recipe import DEFAULT_SHARD_BYTES, MAX_SHARD_SAMPLES
 from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
@@ -49,6 +50,7 @@ def plan_merges(shards: Sequence[Shard], target_bytes: int, max_samples: int | N
 
 def plan_for(shards: Sequence[Shard], recipe: Mapping[str, Any]) -> list[Group]:
     """Returns `plan_merges` for a recipe's shard size, or the size at which its number of shards holds the version."""
-    if recipe["num_shards"] is None:
-        return plan_merges(shards, recipe["shard_bytes"], recipe["shard_samples"])
-    return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))
+    if recipe.get("num_shards") is not None:
+        return plan_merges(shards, -(-sum(shard.num_bytes for shard in shards) // recipe["num_shards"]))
+    num_samples = recipe.get("shard_samples") or recipe.get("samples_per_shard")  # programs may record neither
+    return plan_merges(shards, recipe.get("shard_bytes") or DEFAULT_SHARD_BYTES, num_samples or MAX_SHARD_SAMPLES)

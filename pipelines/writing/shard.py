@@ -11,21 +11,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.building.fill import ShardFiller, bytes_in_tar
 from dray.pipelines.building.pack import create, store_index
 from dray.pipelines.planning.recipe import DEFAULT_SHARD_BYTES, MAX_SHARD_SAMPLES
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError
-from dray.shards.index import ShardIndex
+from dray.shards.index import ShardIndex, content_hashes
 from dray.shards.layout import Location
 from dray.shards.manifest import Shard
 from dray.shards.parts import ArrayTypes, Counts
 from dray.shards.tar import MAX_SHARD_BYTES
 
 COMPARE_BYTES = 8 << 20
-_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +141,6 @@ def record_of(number: int, index: ShardIndex, index_digest: str, *, adopted: boo
         arrays=index.array_types(),
         adopted=adopted,
     )
-
-
-def content_hashes(index: ShardIndex) -> NDArray[np.uint64]:
-    """Returns (n,) uint64, a checksum of the suffixes and contents of each sample, whatever the order of its parts."""
-    salts = np.array([xxh3_64_intdigest(suffix.encode()) for suffix in index.suffixes], np.uint64)
-    mixed = (index.xxh3_64 ^ salts) * _ODD
-    hashes: NDArray[np.uint64] = np.where(index.offsets > 0, mixed ^ mixed >> np.uint64(29), 0).sum(
-        axis=1, dtype=np.uint64
-    )
-    return hashes
 
 
 def _is_stored(location: Location, number: int, body: bytearray) -> bool:

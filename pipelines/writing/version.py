@@ -20,8 +20,9 @@ from dray.pipelines.versions.attempts import check_stored, finish
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.gc import own_tars
 from dray.pipelines.versions.retention import Retention
-from dray.pipelines.writing.shard import WrittenShard, content_hashes
+from dray.pipelines.writing.shard import WrittenShard
 from dray.shards.errors import ConflictError, DamagedError, InputError, NotFoundError, StoreError
+from dray.shards.index import content_hashes
 from dray.shards.layout import Location, indexed_number, some
 from dray.shards.log import Intent, Operation
 from dray.shards.manifest import Kind, Manifest, Shard, part_table

@@ -315,7 +315,7 @@ on_memory = pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_the_faulty_store_counts_every_call_of_a_store() -> None:
     """All that reaches it, but `get`, which is made of `get_object`."""
     public = {name for name, value in vars(Store).items() if callable(value) and not name.startswith("_")}
-    assert public - {"at", "url_of"} == public & vars(FaultyStore).keys()
+    assert public - {"url_of"} == public & vars(FaultyStore).keys()
 
 
 def test_a_first_build_survives_a_fault_at_every_call(world: World) -> None:

@@ -109,6 +109,10 @@ class FaultyStore(Store):
         with self._call("get_object", name):
             return super().get_object(name, expected_bytes)
 
+    def get_range(self, name: str, start: int, length: int) -> tuple[memoryview, ObjectInfo]:
+        with self._call("get_range", name):
+            return super().get_range(name, start, length)
+
     def get_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int], **options: Any) -> list[memoryview]:
         with self._call("get_ranges", name):
             return super().get_ranges(name, starts, lengths, **options)

@@ -1,0 +1,67 @@
+"""The difference between two versions that record no file of each sample: by the checksums in their indexes."""
+
+import json
+import uuid
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dray.shards.diff import diff
+from tests.conftest import Dray, Place
+from tests.support.datasets import latest, store_at
+from tests.support.foreign import index_at, key_of, put_tars, replace_tar, tar_of
+
+TARS = st.lists(st.dictionaries(st.integers(0, 30), st.integers(0, 1), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+def distinct(tars: list[dict[int, int]]) -> list[dict[int, int]]:
+    """The same without samples that an earlier tar has, and without tars that are empty then."""
+    seen: set[int] = set()
+    left = []
+    for tar in tars:
+        left.append({key: value for key, value in tar.items() if key not in seen})
+        seen |= tar.keys()
+    return [tar for tar in left if tar]
+
+
+def indexed(place: Place, tars: list[dict[int, int]]) -> None:
+    names = [f"t{number}.tar" for number in range(len(tars))]
+    for name, tar in zip(names, tars, strict=True):
+        body = tar_of([*tar], lambda number, tar=tar: {"txt": b"%d" % tar[number]})  # type: ignore[misc]
+        replace_tar(store_at(place), name, body)
+    index_at(place, names)
+
+
+@given(TARS, TARS)
+def test_samples_are_compared_by_their_contents(before: list[dict[int, int]], after: list[dict[int, int]]) -> None:
+    """Whatever tar they are in: as dicts are."""
+    place = Place(f"memory://{uuid.uuid4().hex}")
+    olds, news = distinct(before), distinct(after)
+    indexed(place, olds)
+    a = latest(place)
+    indexed(place, news)
+    found = diff(a, latest(place))
+    old, new = ({key_of(key): value for tar in tars for key, value in tar.items()} for tars in (olds, news))
+    assert set(found.added) == new.keys() - old.keys()
+    assert set(found.removed) == old.keys() - new.keys()
+    assert set(found.changed) == {key for key in old.keys() & new.keys() if old[key] != new[key]}
+    assert found.num_same == len(old.keys() & new.keys()) - len(found.changed)
+
+
+def test_the_command_names_tars_and_not_numbers(tmp_path: object, dray: Dray) -> None:
+    """Of a dataset that indexes them; so does `dray ls`."""
+    place = Place(f"file://{tmp_path}")
+    put_tars(store_at(place), ("x/old.tar", "y.tar"))
+    index_at(place, ("x/old.tar", "y.tar"))
+    replace_tar(store_at(place), "x/new.tar", tar_of([0, 1, 2]))
+    index_at(place, ("x/new.tar", "y.tar"))
+    found = dray("diff", place.url, 1).out
+    assert "0 added, 1 removed, 0 changed, 7 the same" in found
+    assert "only in 1 (x/old.tar, y.tar)" in found
+    assert f"  - {key_of(3)}\n" in found
+    facts = json.loads(dray("diff", place.url, 1, "--json").out)
+    assert facts["urls_in_b"] == [f"{place.url}/x/new.tar", f"{place.url}/y.tar"]
+    listed = dray("ls", place.url).out
+    assert "x/new.tar" in listed
+    assert f"tars    of other programs, indexed in place under {place.url}" in listed
+    assert "000000" not in listed
