@@ -43,7 +43,8 @@ def read_shards(
     Arrays and tensors of one dtype (bool, integer or float) and number of axes become a tensor column, of variable
     shapes if these differ. Numbers, text and bytes become Arrow's types. Other values, such as dicts, lists and values
     of several types, are Python objects, unchanged; so are arrays where `missing="none"` leaves gaps. Arrays of a batch
-    are read-only: copy what you change.
+    are read-only: copy what you change. `iter_torch_batches` takes tensors and numbers alone: name these in
+    `select_columns` first.
 
     Args:
         url: Directory of the dataset, a path or an object-storage URL; `?version=7` at its end names a version.
