@@ -130,7 +130,7 @@ def _pickled_elements(data: Bytes) -> Elements | None:
 
 def bytes_column(parts: Sequence[Bytes | None]) -> pa.Array:
     """Returns parts as they are stored; null where a sample lacks the part."""
-    return pa.array([None if data is None else bytes(data) for data in parts], pa.large_binary())
+    return pa.array(parts, pa.large_binary())
 
 
 def stacked_parts(parts: Sequence[Bytes | None], layout: ArrayLayout) -> pa.Array:

@@ -25,7 +25,7 @@ from dray.shards.storage.store import Store
 KEY, SOURCE = "__key__", "__source__"
 TASK_BYTES = 64 << 20  # bytes of a read task, if these make more tasks than `TASKS_PER_CPU`
 TASKS_PER_CPU = 2
-BLOCK_BYTES = 32 << 20  # approximate bytes of the parts that a task puts into one block
+BLOCK_BYTES = 8 << 20  # bytes of parts that are decoded together, images to many times as many; Ray Data joins blocks
 KEY_SHARE = 0.01  # approximate part of a sample's bytes that its key has
 SAMPLE_BYTES = 512  # what a sample costs besides its bytes, when tasks are cut
 
