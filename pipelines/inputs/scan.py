@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from dray.pipelines.inputs.sources import BadInput, Print, etag_stamp
 from dray.shards.errors import CallError, MissingInputError
 from dray.shards.layout import DRAY_FOLDER, NAME_RULE, bad_names
+from dray.shards.messages import counted
 from dray.shards.storage.store import Store
 
+MOST_PROPOSED = 5  # suffixes in an error
 MOST_KINDS = 16  # up to this many distinct last words of sample names look like parts of a suffix
 _WORD = re.compile(r"[A-Za-z][\w-]*")
 
@@ -30,6 +32,7 @@ class Unscanned:
         datasets: Folders that hold a dray dataset, and the folder of dray's records in the input folder itself.
         links: Symbolic links to folders that are scanned under another path.
         other_case: Files whose ending differs from a suffix by upper and lower case alone.
+        example: One of the files of another case; empty if there is none.
     """
 
     hidden_files: int = 0
@@ -37,6 +40,7 @@ class Unscanned:
     datasets: int = 0
     links: int = 0
     other_case: int = 0
+    example: str = ""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -49,10 +53,11 @@ class Unscanned:
             (self.links, "link to a folder that is scanned elsewhere"),
             (self.other_case, "file of a suffix in another case"),
         )
-        return ", ".join(f"{count:,} {_plural(what, count)}" for count, what in counts if count)
+        example = f" such as {self.example!r}, to be renamed" if self.example else ""
+        return ", ".join(f"{count:,} {_plural(what, count)}" for count, what in counts if count) + example
 
-    def to_json(self) -> dict[str, int]:
-        """Returns the counts by name."""
+    def to_json(self) -> dict[str, int | str]:
+        """Returns the counts by name, and the example."""
         return asdict(self)
 
 
@@ -101,17 +106,25 @@ def scan(store: Store, suffixes: Sequence[str]) -> Scan:
         folders = _listed_folders(store, endings, prints, unscanned)
     found: list[str] = []
     longer: dict[str, str] = {}  # suffix that a file may really have -> one such file
+    unasked = Counter[str]()  # suffixes of files that have none of those asked for
     for folder, files in folders:
         visible = [file for file in files if not file.startswith(".")]
         unscanned.hidden_files += len(files) - len(visible)
         stems, others = _stems(visible, endings, longer)
-        unscanned.other_case += sum(file.lower().endswith(lowered) for file in others)
+        if other_case := [file for file in others if file.lower().endswith(lowered)]:
+            unscanned.other_case += len(other_case)
+            paths = [f"{folder}/{file}".lstrip("/") for file in other_case]
+            unscanned.example = min(filter(None, [unscanned.example, *paths]))
+        if not found:
+            unasked.update(file.partition(".")[2] for file in others)
         found += [f"{folder}/{stem}" for stem in stems] if folder else stems
     unusable = set(bad_names(found))
     names = sorted(name for name in found if name not in unusable) if unusable else sorted(found)
     if not found:
         besides = f"; left out: {unscanned}" if unscanned else ""
-        raise MissingInputError(f"no file {', '.join(f'*.{suffix}' for suffix in suffixes)} in {store.url}{besides}")
+        there = f"; the files there have the suffixes {_proposals(unasked)}" if +unasked else ""
+        asked = ", ".join(f"*.{suffix}" for suffix in suffixes)
+        raise MissingInputError(f"no file {asked} in {store.url}{there}{besides}")
     if 0 < len(longer) <= MOST_KINDS:
         raise CallError(_cut_short(longer, suffixes, store.url))
     return Scan(
@@ -144,6 +157,19 @@ def _stems(files: Sequence[str], endings: Sequence[str], longer: dict[str, str])
                 if _WORD.fullmatch(word):
                     longer.setdefault(word + ending, stem + ending)
     return stems, files
+
+
+def _proposals(suffixes: Counter[str]) -> str:
+    """Returns the most frequent suffixes with their counts; only the last words of them if there are many."""
+    suffixes = Counter({suffix: count for suffix, count in suffixes.items() if suffix})
+    if len(suffixes) > MOST_KINDS:  # dots in the names of samples make each suffix another one
+        last = Counter[str]()
+        for suffix, count in suffixes.items():
+            last[suffix.rpartition(".")[2]] += count
+        suffixes = last
+    ranked = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{suffix!r} ({counted(count, 'file')})" for suffix, count in ranked[:MOST_PROPOSED]]
+    return ", ".join(shown) + (", ..." if len(suffixes) > MOST_PROPOSED else "")
 
 
 def _cut_short(longer: Mapping[str, str], suffixes: Sequence[str], url: str) -> str:

@@ -188,6 +188,8 @@ def test_what_is_named_twice_or_wrongly_is_refused(folder: Path) -> None:
         loader_of(f"{folder}/train-*.tar", version=3)
     with pytest.raises(CallError, match=r"version '3' of .*tars have no versions"):
         loader_of(f"{folder}/train-000.tar?version=3")
+    with pytest.raises(NotFoundError, match="no version 3"):
+        loader_of(f"{folder}?version=3")
     with pytest.raises(CallError, match=r"a directory expected, found .*WebDataModule reads tars"):
         PickledDataWDS("x", {"val": ["a"]}, "cls", {"val": f"{folder}/a-{{0..3}}.tar"}, 1)
     with pytest.raises(CallError, match="prefix ''"):

@@ -39,6 +39,10 @@ def build(
 
     [cyan]dray build pickles/ shards/ --suffix tensor.pyd --address local[/]
 
+    Images with labels, and masks for some, in a folder and its sub-folders:
+
+    [cyan]dray build photos/ shards/ --suffix jpg --suffix cls --optional-suffix seg.png[/]
+
     Samples of two parts, split into three groups, from and to S3:
 
     [cyan]dray build s3://lab/raw s3://lab/digits --suffix image.pyd --suffix label.cls \

@@ -135,7 +135,21 @@ def test_files_of_a_suffix_in_another_case_are_counted(tmp_path: Path) -> None:
     """They are no samples, and not passed over without a word either."""
     found = scan(fill(tmp_path, "a.jpg", "b.JPG", "c/d.Jpg", "e.png"), ["jpg"])
     assert found.names == ["a"]
-    assert str(found.unscanned) == "2 files of a suffix in another case"
+    assert str(found.unscanned) == "2 files of a suffix in another case such as 'b.JPG', to be renamed"
+
+
+def test_suffixes_that_no_file_has_are_answered_by_those_that_are_there(tmp_path: Path) -> None:
+    """The whole suffixes with their counts; only the last words where names hold dots."""
+    store = fill(tmp_path / "a", "1.png", "x/2.png", "x/2.seg.png", "2.cls", "README")
+    with pytest.raises(MissingInputError, match=r"no file \*\.jpg, \*\.txt .* 'png' \(2 files\), 'cls' \(1 files?\)"):
+        scan(store, ["jpg", "txt"])
+    dotted = fill(tmp_path / "b", *(f"s.{number}.png" for number in range(30)))
+    with pytest.raises(MissingInputError, match=r"the suffixes 'png' \(30 files\)$"):
+        scan(dotted, ["jpg"])
+    with pytest.raises(MissingInputError, match=r"another case such as 'a/1\.JPG', to be renamed"):
+        scan(fill(tmp_path / "c", "a/1.JPG"), ["jpg"])
+    with pytest.raises(MissingInputError, match=r"no file \*\.jpg in file://[^;]*$"):
+        scan(Store(tmp_path / "nothing"), ["jpg"])
 
 
 @pytest.mark.parametrize("suffixes", [["x.pyd"], ["x.pyd", "y.cls"]])

@@ -171,6 +171,7 @@ def test_a_prefix_selects_tars_of_a_folder(tars: Place) -> None:
         (["a.jpg", "a.cls"], r"2 files \('a\.cls', 'a\.jpg'\).*`dray build`"),
         (["__dray__/x/intents/0000000001.json", "x-000000.tar"], "1 tar"),
         (["__dray__/wdshards/intents/0000000001.json", "wdshards-000000.tar"], "a build of 'wdshards' started there"),
+        (["__dray__/wdshards/intents/0000000001.json", "wdshards-a.tar"], "a build of 'wdshards' started there"),
         (["__dray__/x/commits/0000000001.json", "x-000000.tar"], "dataset of dray with the prefix 'x', not 'wdshards'"),
         (["__dray__/x/commits/0000000001.json", "x-000000.tar", "a.tar"], "name other tars there, as a list"),
     ],
