@@ -1,6 +1,7 @@
 """`read_shards`: the samples of a version, each once and in order, and nothing else is read."""
 
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,26 @@ def test_the_memory_of_this_process_is_refused(tmp_path: Path) -> None:
     memory = pack(tmp_path, 3, url="memory://read-shards", address="none")
     with pytest.raises(CallError, match="cannot read the memory of this process"):
         read_shards(memory)
+
+
+def test_each_sample_goes_to_one_of_the_consumers_of_a_stream(url: str) -> None:
+    """`streaming_split` over two threads, with a column and a limit pushed down, again in a second epoch."""
+    dataset = read_shards(url).select_columns(["cls"]).limit(90)
+    seen: list[list[int]] = [[], []]
+
+    def consume(rank: int, iterator: Any) -> None:
+        for _ in range(2):
+            for batch in iterator.iter_batches(batch_size=8):
+                seen[rank] += batch["cls"].tolist()
+
+    consumers = [
+        threading.Thread(target=consume, args=pair) for pair in enumerate(dataset.streaming_split(2, equal=False))
+    ]
+    for consumer in consumers:
+        consumer.start()
+    for consumer in consumers:
+        consumer.join()
+    assert sorted(seen[0] + seen[1]) == sorted([*range(90)] * 2)
 
 
 def places(snapshot: Snapshot) -> Mapping[str, tuple[int, int]]:

@@ -1,9 +1,7 @@
 """A dataset of `read_shards` feeds the workers of Ray Train."""
 
 import json
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,27 +13,6 @@ NUM_SAMPLES, EPOCHS = 100, 2
 
 def parts(number: int) -> bytes:
     return npy([float(number)] * 4)
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_each_sample_goes_to_one_of_the_consumers_of_a_stream(tmp_path: Path) -> None:
-    """`streaming_split` over two threads, with a column and a limit pushed down, again in a second epoch."""
-    dataset = read_shards(pack(tmp_path, NUM_SAMPLES, parts={"x.npy": parts})).select_columns(["x.npy"]).limit(90)
-    seen: list[list[float]] = [[], []]
-
-    def consume(rank: int, iterator: Any) -> None:
-        for _ in range(EPOCHS):
-            for batch in iterator.iter_batches(batch_size=8):
-                seen[rank] += batch["x.npy"][:, 0].tolist()
-
-    consumers = [
-        threading.Thread(target=consume, args=pair) for pair in enumerate(dataset.streaming_split(2, equal=False))
-    ]
-    for consumer in consumers:
-        consumer.start()
-    for consumer in consumers:
-        consumer.join()
-    assert sorted(seen[0] + seen[1]) == sorted([*range(90)] * EPOCHS)
 
 
 @pytest.mark.heavy
