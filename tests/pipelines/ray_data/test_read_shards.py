@@ -12,7 +12,7 @@ import ray
 import torch
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
-from dray.pipelines import pickles_to_tars, read_shards
+from dray.pipelines import build_dataset, pickles_to_tars, read_shards, write_samples
 from dray.pipelines.ray_data.shards_datasource import stored_rows
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot
 from tests.support.chaos import NO_PAUSES, Chaos
@@ -225,3 +225,36 @@ def test_stored_rows_are_those_that_were_listed(url: str) -> None:
     assert [row["__key__"] for row in found] == [row["__source__"] for row in found] == keys
     for row in found:
         assert row["x.npy"] == PARTS["x.npy"](int(row["__key__"][1:]))
+
+
+def two_of_each(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"__key__": f"{sample['__key__']}_{copy}", "__source__": sample["__source__"], "y.cls": sample["cls"]}
+        for sample in samples
+        for copy in range(2)
+    ]
+
+
+def test_rows_know_their_source_where_an_input_gave_several(tmp_path: Path) -> None:
+    """Also in a dataset that a function made, which is read like any other."""
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        (tmp_path / "in" / f"s{number}.cls").write_bytes(b"%d" % number)
+    build_dataset(
+        tmp_path / "in", tmp_path / "out", suffixes="cls", transform=two_of_each, transform_version="1",
+        samples_per_shard=5, progress=False,
+    )  # fmt: skip
+    assert [row["y.cls"] for row in rows_of(read_shards(tmp_path / "out"))] == [n // 2 for n in range(12)]
+    rows = {0: [1, 4], 2: [0]}
+    found = rows_of(ray.data.read_datasource(stored_rows(Snapshot.open(tmp_path / "out"), rows), override_num_blocks=2))
+    assert [(row["__key__"], row["__source__"], row["y.cls"]) for row in found] == [
+        ("s0_1", "s0", b"0"), ("s2_0", "s2", b"2"), ("s5_0", "s5", b"5")
+    ]  # fmt: skip
+
+
+def test_rows_of_a_dataset_without_sources_have_none(tmp_path: Path) -> None:
+    """The column `__source__` is an error before anything is read."""
+    write_samples([{"__key__": "a", "cls": 1}], tmp_path, samples_per_shard=1)
+    assert rows_of(read_shards(tmp_path)) == [{"__key__": "a", "cls": 1}]
+    with pytest.raises(CallError, match="records no sources"):
+        stored_rows(Snapshot.open(tmp_path), {0: [0]})
