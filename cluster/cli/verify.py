@@ -1,7 +1,7 @@
 """`dray verify`: print the damage of a version and how to repair it.
 
 A build packs what is missing and never overwrites. So a damaged shard and its index are deleted by hand before a build
-repairs the dataset.
+repairs the dataset. Tars that dray did not write are never among what is to be deleted: they may be the only copy.
 """
 
 import json
@@ -18,8 +18,7 @@ from dray.cluster.cli.ls import parts_of
 from dray.cluster.cli.options import AsJson, DataOptions, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.progress import shard_progress
-from dray.pipelines.versions.attempts import check_is_build
-from dray.shards import Snapshot
+from dray.shards import CallError, Snapshot
 from dray.shards.layout import Location
 from dray.shards.manifest import Kind
 from dray.shards.messages import counted
@@ -95,7 +94,7 @@ class Report:
         findings: All damage.
         snapshot: The version; None if its own records are damaged.
         delete: Paths or URLs of the damaged tars and their indexes, as far as they exist.
-        rebuild: Command line to run after that; None if the dataset was made by a program's function.
+        rebuild: Command line to run after that; None if the dataset was made by a program.
     """
 
     dataset: Location
@@ -147,8 +146,8 @@ def _is_repairable(findings: Sequence[Finding]) -> bool:
 
 
 def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
-    """Returns the paths or URLs of each damaged shard and its index, as far as they exist."""
-    if not _is_repairable(findings):
+    """Returns the paths or URLs of each damaged shard and its index, as far as they exist, if a build packed them."""
+    if snapshot.manifest.kind != Kind.BUILD or not _is_repairable(findings):
         return []
     store, layout = snapshot.store, snapshot.layout
     numbers = sorted({finding.shard for finding in findings if finding.shard is not None})
@@ -159,7 +158,8 @@ def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str
 
 def names_in_order(snapshot: Snapshot) -> list[str]:
     """Returns the names of all samples in the order of packing, which makes a rebuild equal."""
-    check_is_build(snapshot)
+    if snapshot.manifest.kind != Kind.BUILD or snapshot.manifest.samples is not None:
+        raise CallError(f"names=: {snapshot.name} was not packed from one source a sample, so it has no list of names")
     table = snapshot.sources()
     shard_positions = {shard.number: position for position, shard in enumerate(snapshot.shards)}
     shards, rows = (table[column].to_pylist() for column in ("shard", "row"))
@@ -171,7 +171,10 @@ def names_in_order(snapshot: Snapshot) -> list[str]:
 def rebuild_command(
     snapshot: Snapshot, findings: Sequence[Finding], names_file: Path | None, storage_options: StorageOptions
 ) -> str | None:
-    """Returns the command line that packs what is missing; None if the dataset was made by a program's function."""
+    """Returns the command line that repairs the dataset; None if it was made by a program."""
+    if snapshot.tars.is_foreign:
+        damaged = "" if _is_repairable(findings) else "repaired-"
+        return snapshot.tars.index_command(f"{damaged}{snapshot.layout.prefix}")
     recipe, prefix, counts = snapshot.manifest.recipe, snapshot.layout.prefix, snapshot.manifest.accounting
     if snapshot.manifest.kind != Kind.BUILD or recipe["transform"] is not None:
         return None
@@ -267,6 +270,7 @@ def _advice(report: Report) -> Iterator[str]:
     if snapshot is None:
         yield "The version's own record is damaged, and no build can start from it. Build again under another prefix:"
         yield "dray build SRC DEST --prefix OTHER --suffix SUFFIX"
+        yield "or, if it indexed tars of other programs, dray index URL --prefix OTHER"
         return
     yield from _first_steps(report, snapshot)
     if report.rebuild is None:
@@ -274,18 +278,25 @@ def _advice(report: Report) -> Iterator[str]:
         yield f"Run the program that made it{f', with transform_version={version!r}' if version else ''}."
     else:
         yield f"  {report.rebuild}"
-        if " --names " not in report.rebuild:
+        if " build " in report.rebuild and " --names " not in report.rebuild:
             yield "This packs all samples of the source. If the dataset was made from a part of them (--names, --split)"
             yield "or in another order, run `dray verify` with --names FILE first, and build with the same option."
-    if not report.is_last:
+    if not report.is_last and snapshot.manifest.kind == Kind.BUILD:
         yield "This is not the last version: a build repairs only the shards that the last version has as well."
 
 
 def _first_steps(report: Report, snapshot: Snapshot) -> Iterator[str]:
     """Yields the lines before the command that rebuilds."""
+    log = f"dray log {snapshot.store.url}"
     if not _is_repairable(report.findings):
+        again = "index the tars" if snapshot.tars.is_foreign else "build again"
         yield "A record of the version is damaged, and no build can start from it. Go back to an intact version with"
-        yield f"dray rollback (dray log {snapshot.store.url} lists them), or build again under another prefix:"
+        yield f"dray rollback ({log} lists them), or {again} under another prefix:"
+    elif snapshot.tars.is_foreign:
+        yield "dray did not write these tars and only reads them; they may be your only copy. Put back what is missing"
+        yield "or damaged from where it came, or make a version of the tars as they are now:"
+    elif snapshot.manifest.kind == Kind.WRITTEN:
+        yield f"To repair it, go back to an intact version with dray rollback ({log} lists them), or make a new one:"
     elif report.delete:
         yield f"To repair it, if the samples are still in {snapshot.manifest.source_url}: delete these files, or move"
         yield "them to another folder, because dray never overwrites"

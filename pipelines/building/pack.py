@@ -121,7 +121,7 @@ def adopt_shard(job: PackJob, task: PackTask) -> PackedShard:
         if is_packed is None or bad is None:
             raise DamagedError("the shard holds other samples than this build reserved it for", url=url)
     except DamagedError as exc:
-        problem = f"{exc.problem}; did another program write there? Move {url} away, then build again"
+        problem = f"{exc.problem}; did another program write there? Move {url} away, or choose another prefix"
         raise DamagedError(problem, **exc.place) from exc
     packed = task.sources.take(np.flatnonzero(is_packed))
     hashes = _of_files(index, index.xxh3_64, packed) if job.packs_files else hash_files(job.inputs, packed)

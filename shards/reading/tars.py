@@ -235,7 +235,12 @@ class Tars:
     @property
     def index_again(self) -> str:
         """Command line that makes a version of the tars as they are now."""
-        return shlex.join(["dray", "index", self._location.url, "--prefix", self._location.prefix])
+        return self.index_command(self._location.prefix)
+
+    def index_command(self, prefix: str) -> str:
+        """Returns the command line that indexes the tars under a prefix."""
+        into = [] if self.url == self._location.url else ["--into", self._location.url]
+        return shlex.join(["dray", "index", self.url, *into, "--prefix", prefix])
 
 
 def _joined(starts: Sequence[int], lengths: Sequence[int], gap: int) -> list[tuple[int, int]]:
