@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from dray.loaders.open_data import check_has_samples, find_data, index_on_disk
 from dray.loaders.ranks import own_rank
+from dray.pipelines.open_data import check_has_samples, find_data, index_on_disk
 from dray.shards.errors import CallError, DrayError
 from dray.shards.reading.foreign_tars import TarSnapshot
 from dray.shards.reading.tar_files import DataUrl, TarFiles

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dray.loaders.lazy import lazy
-from dray.loaders.open_data import find_data, index_on_disk
+from dray.pipelines.open_data import find_data, index_on_disk
 from dray.shards.codecs.decode import Decoder, Decoders
 from dray.shards.errors import CallError, PositionError
 from dray.shards.layout import some

@@ -7,6 +7,7 @@ from dray.pipelines.build_dataset import build_dataset
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.pack_pickles import pickles_to_tars
+from dray.pipelines.reshard_dataset import reshard
 from dray.pipelines.write_samples import write_samples
 
 if typing.TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "pickles_to_tars",
     "read_pickles",
     "read_shards",
+    "reshard",
     "split_by_hash",
     "write_samples",
     "write_shards",

@@ -19,6 +19,9 @@ COMMANDS = {
     "dray.cluster.cli.building.plan": {
         "plan": "Show what `dray build` with the same arguments would do, and why; nothing is written."
     },
+    "dray.cluster.cli.building.reshard": {
+        "reshard": "Copy a dataset, or anyone's tars, into shards of another size, order, choice or encoding."
+    },
     "dray.cluster.cli.ls": {"ls": "Show the datasets in a folder: version, size, parts, shards."},
     "dray.cluster.cli.verify": {"verify": "Check that a dataset is intact; report all damage and how to repair it."},
     "dray.cluster.cli.show": {"show": "Show one sample: its shard, and the location and value of each part."},

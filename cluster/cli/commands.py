@@ -27,6 +27,7 @@ _RERUN_CONTINUES = "every shard that was stored is kept: run the same command ag
 _AFTER_INTERRUPT = {
     "build": _RERUN_CONTINUES,
     "compact": _RERUN_CONTINUES,
+    "reshard": _RERUN_CONTINUES,
     "gc": "all versions that are kept are intact: run the same command again, and it deletes the rest",
     "quickstart": "its folder stays: run the same command again",
     **dict.fromkeys(("hold", "release", "rollback"), "the change was made in full or not at all: dray log shows which"),

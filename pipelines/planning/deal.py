@@ -1,7 +1,10 @@
-"""Dealing samples to shards, evenly to a number of shards or by size: arithmetic on sizes."""
+"""Dealing samples to shards, in order or shuffled, evenly to a number of shards or by size: arithmetic on sizes."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.inputs.sources import Sources
 from dray.shards.messages import counted
@@ -19,6 +22,12 @@ def sample_bytes(sources: Sources) -> NDArray[np.int64]:
             parts = zip(files, sources.sizes[row].tolist(), strict=True)
             data[row] = sum(max_member_bytes(len(file), size) for file, size in parts)
     return data
+
+
+def shuffled(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Returns the rows of keys, ordered by xxh3_64 of the key under a seed: independent of other samples."""
+    hashes = np.array([xxh3_64_intdigest(key.encode(), seed & 0xFFFF_FFFF_FFFF_FFFF) for key in keys], np.uint64)
+    return np.lexsort((np.array(keys, object), hashes))
 
 
 def even_bounds(num_samples: int, num_shards: int) -> NDArray[np.int64]:

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.inputs.sources import Sources
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.deal import bounds_by_size, even_bounds, sample_bytes, too_large
+from dray.pipelines.planning.deal import bounds_by_size, even_bounds, sample_bytes, shuffled, too_large
 from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import CallError
 from dray.shards.index import digest_of
@@ -249,10 +248,7 @@ def _order(sources: Sources, rows: NDArray[np.int64], recipe: Recipe) -> NDArray
     """Returns rows as given, or shuffled by xxh3_64 of the key under the seed: independent of other samples."""
     if recipe.shuffle_seed is None:
         return rows
-    seed = recipe.shuffle_seed & 0xFFFF_FFFF_FFFF_FFFF
-    keys = sources.take(rows).keys()
-    hashes = np.array([xxh3_64_intdigest(key.encode(), seed) for key in keys], np.uint64)
-    return rows[np.lexsort((np.array(keys, object), hashes))]
+    return rows[shuffled(sources.take(rows).keys(), recipe.shuffle_seed)]
 
 
 def _members(shard_of: NDArray[np.int64], row_of: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dray.pipelines.running.node import node_name
 from dray.shards.errors import ClusterError
+from dray.shards.layout import DataPlace
 from dray.shards.storage.store import Store
 
 
@@ -41,7 +42,7 @@ class Parcel:
 
     Attributes:
         body: Everything but the stores.
-        stores: The stores with their options: at most a few kB.
+        stores: The stores and data places with their options: at most a few kB.
     """
 
     body: bytes
@@ -63,14 +64,14 @@ def open_parcel(body: bytes, stores: bytes) -> Any:
 
 
 class _Packer(pickle.Pickler):
-    """Replaces stores by their position in `stores`."""
+    """Replaces what has storage options by its position in `stores`."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.stores: list[Store] = []
+        self.stores: list[Store | DataPlace] = []
 
     def persistent_id(self, obj: Any) -> int | None:
-        if not isinstance(obj, Store):
+        if not isinstance(obj, Store | DataPlace):
             return None
         self.stores.append(obj)
         return len(self.stores) - 1
@@ -79,9 +80,9 @@ class _Packer(pickle.Pickler):
 class _Opener(pickle.Unpickler):
     """Puts the stores back."""
 
-    def __init__(self, file: io.BytesIO, stores: list[Store]) -> None:
+    def __init__(self, file: io.BytesIO, stores: list[Store | DataPlace]) -> None:
         super().__init__(file)
         self._stores = stores
 
-    def persistent_load(self, pid: Any) -> Store:
+    def persistent_load(self, pid: Any) -> Store | DataPlace:
         return self._stores[int(pid)]

@@ -79,6 +79,7 @@ class WrittenShard:
         parts: Stored suffix -> number of samples that have it.
         arrays: Stored suffix -> dtype and shape, if all its parts are arrays of these.
         adopted: Whether it was already stored, complete.
+        digest: Digest by which a plan finds it again; empty: that of its index.
     """
 
     number: int
@@ -90,14 +91,15 @@ class WrittenShard:
     parts: Counts = field(default_factory=dict)
     arrays: ArrayTypes = field(default_factory=dict)
     adopted: bool = False
+    digest: str = ""
 
     def shard(self) -> Shard:
-        """Returns the manifest's record of it; its digest is its content's."""
+        """Returns the manifest's record of it."""
         return Shard(
             number=self.number,
             num_bytes=self.num_bytes,
             num_samples=len(self.keys),
-            digest=self.index_digest,
+            digest=self.digest or self.index_digest,
             index_digest=self.index_digest,
             parts=self.parts,
         )

@@ -40,6 +40,7 @@ class Contents:
         recipe: What, besides the sources, decides its bytes; for the manifest.
         written: The new shards, in order.
         kept: Shards of the last version that stay, with the counts of their parts; they come first.
+        order: Numbers of all shards in their order; None: the kept ones, then the new ones.
         source_keys: Key of each source by its number in the new shards' indexes; None if samples have no sources.
         sources: The sources with a sample, sorted by key, as `parsing.parquet.source_schema` without places; None if
             samples have no sources.
@@ -51,6 +52,7 @@ class Contents:
     recipe: Mapping[str, Any]
     written: Sequence[WrittenShard]
     kept: Sequence[Shard] = ()
+    order: Sequence[int] | None = None
     source_keys: Sequence[str] | None = None
     sources: pa.Table | None = None
     source_url: str = ""
@@ -159,9 +161,13 @@ class Writing:
 
     def _manifest(self, contents: Contents, samples: pa.Table) -> Manifest:
         location, intent, last = self.location, self.intent, self.base.manifest if self.base else None
-        shards = [*contents.kept, *(shard.shard() for shard in contents.written)]
-        arrays = [last.arrays() if last else {}] * len(contents.kept)
-        parts, shown = part_table(contents.recipe, shards, [*arrays, *(shard.arrays for shard in contents.written)])
+        old_arrays = last.arrays() if last else {}
+        found = [(shard, old_arrays) for shard in contents.kept]
+        found += [(shard.shard(), shard.arrays) for shard in contents.written]
+        if contents.order is not None:
+            place_of = {number: place for place, number in enumerate(contents.order)}
+            found.sort(key=lambda pair: place_of[pair[0].number])
+        parts, shown = part_table(contents.recipe, [shard for shard, _ in found], [arrays for _, arrays in found])
         left_out, sources = contents.left_out, contents.sources
         num_inputs = 0 if sources is None else len(sources) + len(left_out)
         return Manifest(

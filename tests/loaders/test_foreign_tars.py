@@ -13,7 +13,8 @@ import pytest
 import torch
 import webdataset as wds
 
-from dray.loaders import Dataset, PickledDataWDS, ShardDataModule, ShardLoader, Split, WebDataModule, open_data
+from dray.loaders import Dataset, PickledDataWDS, ShardDataModule, ShardLoader, Split, WebDataModule
+from dray.pipelines import open_data
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from tests.conftest import Place
 from tests.support import datasets

@@ -127,7 +127,7 @@ def test_keys_that_repeat_are_an_error_and_no_version(place: Place) -> None:
 
 
 def test_of_two_writers_one_wins(place: Place) -> None:
-    """The other one is told, and its shards are kept."""
+    """The other one gets an error, and its shards are kept."""
     location = location_of(place)
     one, two = announce_writing(location, RECIPE, None), announce_writing(location, RECIPE, None, build_id="two")
     written = store(two, samples(range(4)))

@@ -1,9 +1,10 @@
-"""Finds what a loader reads: a version of a dataset, or tars that no build committed, which are indexed in memory."""
+"""Finds what loaders and copies read: a version of a dataset, or tars that no build committed, indexed in memory."""
 
 import os
 import time
 from threading import Lock
 
+from dray.pipelines.progress import say
 from dray.shards.errors import CallError, NotFoundError
 from dray.shards.layout import Layout, Location, some
 from dray.shards.log import read_head
@@ -120,8 +121,6 @@ class _Progress:
         self._say(now - self._started)
 
     def _say(self, seconds: float) -> None:
-        from dray.pipelines.progress import say  # most tars are indexed before anything is said
-
         url, tars = self._files.store.url, counted(len(self._files.names), "tar")
         done = f"{self._bytes / 1e9:,.1f} of {self._total() / 1e9:,.1f} GB after {seconds:.0f} s"
         say(f"indexing {tars} in {url} in memory: {done}; `dray index {url}` does this once for all runs")
