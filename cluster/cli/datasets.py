@@ -143,8 +143,8 @@ def _content(store: Store, options: StorageOptions) -> str:
     tars = [name for name in files if name.endswith(".tar")]
     if tars:
         return (
-            f"; it holds {_counted(tars, 'tar')}, not built by dray: dray's loaders read them as they are; to make a "
-            f"dataset, build it from the files of the samples: {_build('SRC', 'DEST')}"
+            f"; it holds {_counted(tars, 'tar')}, not built by dray: to make a dataset of them, which rewrites none: "
+            f"{shlex.join(('dray', 'index', store.url))}"
         )
     if files:
         suffix = files[0].partition(".")[2] or "SUFFIX"

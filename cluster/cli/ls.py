@@ -52,7 +52,7 @@ def ls(
 
     [cyan]dray ls s3://lab/digits/train --prefix wdshards --version 3 --all[/]
 
-    The tars for another WebDataset reader:
+    The tars of the version for another WebDataset reader; the folder may hold more:
 
     [cyan]dray ls s3://lab/digits/train --urls > tars.txt[/]
 
