@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dray.shards.codecs.json_text import as_json
 from dray.shards.codecs.unfit import UnfitError
 from dray.shards.errors import CallError, InputError
@@ -87,6 +89,8 @@ def _extension_of(value: Any) -> str:
         return "txt"
     if getattr(value, "ndim", None) == 0 or isinstance(value, int | float | bool | list):
         return "json"
+    if isinstance(value, np.ndarray):
+        return "npy"
     from dray.shards.codecs.encode import format_of  # loads torch
 
     return format_of(value)

@@ -1,70 +1,73 @@
-"""Storing the rows of a Ray Data dataset as shards: one write task makes one shard.
+"""Stores the rows of a Ray Data dataset as shards of a version that is announced.
 
-The number of a shard follows from the position of its task, which a retry keeps: so a retry adopts what an earlier
-attempt stored, and names are the same on every run.
+The rows come as references to blocks, in order; the driver cuts them into shards and sends each to a Ray task, which
+fetches its rows from the object store. No row passes through the driver, and nothing is copied to make exact shards:
+`repartition(strict=True)` before a stock Datasink copies every block once more.
 """
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-from ray.data import Dataset, Datasink
-from ray.data.block import BlockAccessor
-from ray.data.datasource.datasink import WriteResult
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import Dataset
+from ray.exceptions import RayError, RayTaskError
 
-from dray.pipelines.building.fill import ShardFiller
-from dray.pipelines.ray_data.compat import TaskContext, operator_names
-from dray.pipelines.ray_data.parts import check_columns, encoded_samples
-from dray.pipelines.ray_data.stall import StallWatch
-from dray.pipelines.writing.shard import WrittenShard, store_shard
+from dray.pipelines.progress import sample_progress
+from dray.pipelines.ray_data.compat import operator_names
+from dray.pipelines.ray_data.storing.cuts import cut
+from dray.pipelines.ray_data.storing.flight import Flight
+from dray.pipelines.ray_data.storing.tasks import RowTask, SinkJob, Stored, measure_rows, store_rows
+from dray.pipelines.ray_data.storing.watch import Watch
+from dray.pipelines.running.dispatch import check_nodes
+from dray.pipelines.running.parcel import Witness
+from dray.pipelines.writing.shard import ShardSize
 from dray.pipelines.writing.version import Writing
-from dray.shards.errors import CallError, ClusterError, DrayError, InputError, StoreError
-from dray.shards.layout import Location
+from dray.shards.errors import CallError, ClusterError, DrayError, InputError
+from dray.shards.tar import MAX_SHARD_BYTES
 
-MAX_RETRIES = 4  # retries of a write task whose worker died, or whose store failed
-PAUSE_S = 1.0  # before the first retry of a failed store; twice as long before each further one
+_MEASURED_AHEAD = 8  # blocks that are measured before the cuts reach them
 
 SourceNumbers = Mapping[str, tuple[int, int]]
 """Key of a source -> its number and its fingerprint, for the index."""
 
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What was stored of a dataset: its shards in order, and column -> suffix where it is not the column's name."""
-
-    shards: list[WrittenShard]
-    renamed: dict[str, str]
+Rows = Iterator[tuple[Any, int]]  # reference and number of rows of each block
 
 
 def store_dataset(
     dataset: Dataset,
     writing: Writing,
-    samples_per_shard: int,
+    size: ShardSize,
     *,
     sources: SourceNumbers | None = None,
     keep_pickles: bool = False,
     concurrency: int | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
 ) -> Stored:
-    """Store all rows of a dataset, in its order, as shards of exactly `samples_per_shard` samples but for the last.
+    """Store all rows of a dataset, in its order, as shards under the reserved numbers.
 
     Deletes what it stored if it fails. Nothing is committed.
 
     Args:
         dataset: Rows with `__key__` and a column for each part; with `__source__` if sources are given.
         writing: The announced version.
-        samples_per_shard: Number of samples in a shard.
+        size: When a shard is full.
         sources: Numbers and fingerprints of the sources; None: samples have none.
         keep_pickles: See `encode_sample`.
-        concurrency: Maximum number of write tasks that run at a time; None: Ray Data decides.
-        ray_remote_args: Resources and other options of the write tasks.
+        concurrency: Maximum number of tasks that store shards at a time; None: twice the CPUs.
+        ray_remote_args: Resources and other options of these tasks.
 
     Raises:
-        CallError: `max_errored_blocks` is set, which would lose samples.
-        InputError: A row cannot be stored; names key and column. Or a step is not deterministic.
-        ClusterError: Workers died too often.
+        CallError: `max_errored_blocks` is set, which would lose samples, or the reserved numbers do not suffice.
+        InputError: A row cannot be stored; names key and column. Or a step failed, or is not deterministic.
+        ClusterError: A node is unfit, or workers died too often.
         StoreError: The store failed.
     """
     if dataset.context.max_errored_blocks:
@@ -72,110 +75,127 @@ def store_dataset(
             f"max_errored_blocks={dataset.context.max_errored_blocks} of the dataset's DataContext would leave out "
             "samples silently: set it to 0"
         )
-    sink = ShardsSink(writing.location, writing.intent.numbers, sources, operator_names(dataset), keep_pickles)
-    options = {"max_retries": MAX_RETRIES, **(ray_remote_args or {})}
-    try:
-        with _in_order(dataset, show=writing.progress):
-            exact = dataset.repartition(target_num_rows_per_block=samples_per_shard, strict=True)
-            exact.write_datasink(sink, ray_remote_args=options, concurrency=concurrency)
-    except BaseException as exc:
-        writing.abandon()
-        if isinstance(exc, Exception):
-            raise _as_ours(exc) from exc
-        raise
-    return sink.stored
+    check_nodes(ray)
+    steps = operator_names(dataset)
+    job = SinkJob(location=writing.location, steps=steps, keep_pickles=keep_pickles)
+    with (
+        writing.storing(),
+        _own_errors(steps),
+        _in_order(dataset),
+        Watch(ray, steps, show=writing.progress) as watch,
+        _flights(writing, job, sources, watch, concurrency, ray_remote_args) as (measuring, storing),
+    ):
+        rows = _rows_of(dataset, watch)
+        sized = _measured(rows, measuring) if size.num_bytes < MAX_SHARD_BYTES else _unmeasured(rows)
+        numbers = iter(writing.intent.numbers)
+        for pieces in cut(sized, size):
+            if (number := next(numbers, None)) is None:
+                raise CallError(f"more than {len(writing.intent.numbers):,} shards: make larger shards")
+            task = RowTask(number=number, slices=[(piece.start, piece.stop) for piece in pieces])
+            storing.send(task, [piece.block for piece in pieces])
+        return _joined(storing.finish())
 
 
 @contextmanager
-def _in_order(dataset: Dataset, *, show: bool) -> Iterator[None]:
-    """Rows of the dataset keep their order in this context, and a stalled pipeline says so."""
-    context = dataset.context
-    before = context.execution_options.preserve_order, context.custom_execution_callback_classes
-    context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [*before[1], *([StallWatch] if show else [])]
+def _flights(
+    writing: Writing,
+    job: SinkJob,
+    sources: SourceNumbers | None,
+    watch: Watch,
+    concurrency: int | None,
+    options: Mapping[str, Any] | None,
+) -> Iterator[tuple[Flight[NDArray[np.int64]], Flight[Stored]]]:
+    """Gives the tasks that measure and those that store; what is in flight at the end is called off."""
+    witness = Witness(writing.location.store, writing.location.layout.intent(writing.intent.number))
+    table = ray.put(None if sources is None else _source_table(sources))
+    measuring = Flight[NDArray[np.int64]](ray, measure_rows, job, witness, sources=table, watch=watch)
+    storing = Flight[Stored](
+        ray, store_rows, job, witness, sources=table, watch=watch, concurrency=concurrency, options=options
+    )
+    title = f"writing {writing.location.prefix}"
+    show = writing.progress and not sys.stderr.isatty()  # there Ray Data shows bars of its own
+    try:
+        with sample_progress(title, total=None, unit="samples", show=show) as advance:
+            storing.on_result = lambda one: [advance(len(shard.keys), shard.num_bytes) for shard in one.shards]
+            yield measuring, storing
+    finally:
+        measuring.call_off()
+        storing.call_off()
+
+
+def _source_table(sources: SourceNumbers) -> pa.Table:
+    numbers = np.array(list(sources.values()), np.uint64).reshape(len(sources), 2)
+    return pa.table({"key": pa.array(sources), "number": numbers[:, 0], "fingerprint": numbers[:, 1]})
+
+
+@contextmanager
+def _in_order(dataset: Dataset) -> Iterator[None]:
+    """Rows of the dataset keep their order in this context."""
+    options = dataset.context.execution_options
+    before, options.preserve_order = options.preserve_order, True
     try:
         yield
     finally:
-        context.execution_options.preserve_order, context.custom_execution_callback_classes = before
+        options.preserve_order = before
 
 
-class ShardsSink(Datasink[tuple[list[WrittenShard], dict[str, str]]]):
-    """Stores each block as a shard.
-
-    Attributes:
-        stored: What was stored, once the write has ended.
-    """
-
-    stored: Stored
-
-    def __init__(
-        self, location: Location, numbers: range, sources: SourceNumbers | None, step: str, keep_pickles: bool
-    ) -> None:
-        self._location, self._numbers, self._sources = location, numbers, sources
-        self._step, self._keep_pickles = step, keep_pickles
-
-    def get_name(self) -> str:
-        """Returns the name of the write in Ray Data's progress."""
-        return "Shards"
-
-    def write(self, blocks: Iterable[Any], ctx: TaskContext) -> tuple[list[WrittenShard], dict[str, str]]:
-        """Returns the record of the shard of a task's rows, in a list, and the renamed columns; nothing for no rows."""
-        filler, renamed = ShardFiller(), dict[str, str]()
-        for block in blocks:
-            if BlockAccessor.for_block(block).num_rows():
-                self._fill(filler, block, renamed)
-        if not filler.num_samples:
-            return [], renamed
-        if ctx.task_idx >= len(self._numbers):
-            raise CallError(f"more than {len(self._numbers):,} shards: make larger shards")
-        body, index = filler.finish()
-        return [self._stored(self._numbers[ctx.task_idx], body, index)], renamed
-
-    def on_write_complete(self, write_result: WriteResult[Any]) -> None:
-        """Collects the records of all tasks; called by Ray Data on the driver."""
-        shards = [shard for shards, _ in write_result.write_returns for shard in shards]
-        renamed = {name: suffix for _, renames in write_result.write_returns for name, suffix in renames.items()}
-        num_stored = sum(len(shard.keys) for shard in shards)
-        if num_stored != write_result.num_rows:
-            raise InputError(f"{write_result.num_rows:,} rows came to the write, and {num_stored:,} were stored")
-        self.stored = Stored(sorted(shards, key=lambda shard: shard.number), renamed)
-
-    def _fill(self, filler: ShardFiller, block: Any, renamed: dict[str, str]) -> None:
-        names = BlockAccessor.for_block(block).to_arrow().column_names
-        check_columns(names, has_source=self._sources is not None, step=self._step)
-        for key, source, parts in encoded_samples(block, keep_pickles=self._keep_pickles, renamed=renamed):
-            filler.add(key, parts, self._source(key, source))
-
-    def _source(self, key: str, source: str | None) -> tuple[int, int] | None:
-        if self._sources is None:
-            return None
-        if source is None or source not in self._sources:
-            raise InputError(
-                f"`__source__` of it is {source!r}, which is no source of this plan: {self._step} must keep the column "
-                "as it is",
-                key=key,
-            )
-        return self._sources[source]
-
-    def _stored(self, number: int, body: bytearray, index: Any) -> WrittenShard:
-        for attempt in range(MAX_RETRIES):
-            try:
-                return store_shard(self._location, number, body, index, self._step)
-            except StoreError as exc:
-                if not exc.is_transient:
-                    raise
-            time.sleep(PAUSE_S * 2**attempt)
-        return store_shard(self._location, number, body, index, self._step)
+@contextmanager
+def _own_errors(steps: str) -> Iterator[None]:
+    """Raises Ray's errors as dray's own."""
+    try:
+        yield
+    except RayTaskError as exc:
+        cause = getattr(exc, "cause", None)
+        raise cause if isinstance(cause, DrayError) else _of_step(exc, steps) from None
+    except RayError as exc:
+        raise ClusterError(
+            f"workers of {steps} died too often ({type(exc).__name__}: {exc}): nothing was committed"
+        ) from exc
 
 
-def _as_ours(exc: Exception) -> Exception:
-    """Returns dray's own error that a task raised, else the error itself, or one that names what to do."""
-    found: BaseException | None = exc
-    while found is not None:
-        if isinstance(found, DrayError):
-            return found
-        cause = getattr(found, "cause", None)
-        found = cause if isinstance(cause, BaseException) else found.__cause__
-    if type(exc).__module__.startswith("ray.exceptions") and "Task" not in type(exc).__name__:
-        return ClusterError(f"workers of the write died too often ({type(exc).__name__}: {exc}): nothing was committed")
-    return exc
+def _of_step(exc: Exception, steps: str) -> InputError:
+    """Returns the error of a user's function, with its traceback as a note and without Ray's."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc)).partition("\n\nThe above exception was the direct cause")[0]
+    lines = text.splitlines()
+    start = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
+    name = re.match(r"ray::(.+?)\(\) \(", text)
+    error = InputError(f"the step {name[1] if name else steps} failed: " + "\n".join(lines[start:] or lines))
+    error.add_note(text)
+    return error
+
+
+def _rows_of(dataset: Dataset, watch: Watch) -> Rows:
+    """Yields the blocks of the dataset that have rows, in order."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            watch.beat()
+            if entry.metadata.num_rows:
+                yield entry.ref, entry.metadata.num_rows
+
+
+def _unmeasured(rows: Rows) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    for block, num_rows in rows:
+        yield block, np.zeros(num_rows, np.int64)
+
+
+def _measured(rows: Rows, measuring: Flight[NDArray[np.int64]]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """Yields each block with the sizes of its rows, which tasks measure while later blocks are made."""
+    waiting: deque[tuple[int, Any]] = deque()
+    numbers = count()
+    for block, num_rows in rows:
+        number = next(numbers)
+        measuring.send(RowTask(number=number, slices=[(0, num_rows)], noun="the measures of block"), [block])
+        waiting.append((number, block))
+        if len(waiting) > _MEASURED_AHEAD:
+            first, done = waiting.popleft()
+            yield done, measuring.pop(first)
+    for number, block in waiting:
+        yield block, measuring.pop(number)
+
+
+def _joined(stored: Mapping[int, Stored]) -> Stored:
+    in_order = [stored[number] for number in sorted(stored)]
+    renamed: dict[str, str] = {}
+    for one in in_order:
+        renamed |= one.renamed
+    return Stored(shards=[shard for one in in_order for shard in one.shards], renamed=renamed)

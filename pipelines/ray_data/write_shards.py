@@ -4,28 +4,32 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import ray
 from ray.data import Dataset
 from xxhash import xxh3_64_intdigest
 
-from dray.pipelines.building.fill import bytes_in_tar
 from dray.pipelines.building.report import BuildReport
+from dray.pipelines.ray_data.compat import operator_names, source_bytes
 from dray.pipelines.ray_data.datasource import KEY, check_shared
-from dray.pipelines.ray_data.parts import check_columns, encoded_samples
 from dray.pipelines.ray_data.sink import store_dataset
+from dray.pipelines.ray_data.storing.parts import check_columns
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.pipelines.writing.announce import announce_writing, open_written
 from dray.pipelines.writing.shard import ShardSize
 from dray.pipelines.writing.version import Contents
 from dray.shards.arguments import as_seed
 from dray.shards.errors import CallError, InputError
-from dray.shards.layout import Layout, Location
+from dray.shards.layout import Layout, Location, key_of
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 
-PROBED = 64  # rows from which the samples of a shard of given bytes are counted
 ORDER = "__order__"
+PARTITION_BYTES = 32 << 20  # bytes of the source of a pipeline for each partition of a sort
+MOST_PARTITIONS = 200
+_MASK, _SIGN = (1 << 64) - 1, np.uint64(1 << 63)
 
 
 def write_shards(
@@ -63,8 +67,8 @@ def write_shards(
         url: Directory of the dataset, a path that all nodes share, or an object-storage URL.
         prefix: Prefix of the dataset.
         samples_per_shard: Exact number of samples in each shard but the last.
-        shard_bytes: Approximate size of a shard in bytes, instead: the number of samples follows from the first 64
-            rows, which are computed twice. Without both, 256 MiB.
+        shard_bytes: Maximum size of a shard in bytes, up to 4 GiB; then the rows are measured first. Without both,
+            256 MiB and 100,000 samples.
         build_id: Name of this write: after the death of this process, a rerun with the same name uses what was stored.
             If it was committed, a rerun does nothing.
         shuffle_seed: Shuffle the samples over all shards, by a hash of the key under this seed; None: as given.
@@ -73,9 +77,9 @@ def write_shards(
         storage_options: See `dray.shards.Store`.
         keep: Number of versions that stay readable; older ones are deleted unless held. None: all.
         grace_s: Seconds for which a superseded version is kept.
-        concurrency: Maximum number of write tasks that run at a time; None: Ray Data decides.
-        ray_remote_args: Resources and other options of the write tasks, such as `{"num_cpus": 0.5}`.
-        progress: Whether to say why the pipeline stands still.
+        concurrency: Maximum number of tasks that store shards at a time; None: twice the CPUs.
+        ray_remote_args: Resources and other options of these tasks, such as `{"num_cpus": 0.5}`.
+        progress: Whether to show progress, and to say what is waited for when nothing comes for 30 s.
 
     Returns:
         Version, shards, samples, bytes, and what changed.
@@ -96,20 +100,22 @@ def write_shards(
     location = Location(Store(url, storage_options), Layout(prefix))
     check_shared(location.store)
     retention = None if keep is None else Retention(keep=keep, grace_s=grace_s)
-    recipe = {"writer": "write_shards", "shuffle_seed": seed, "samples_per_shard": samples_per_shard}
-    recipe |= {"keep_pickles": encode is None}
-    recipe |= {"shard_bytes": size.num_bytes} if samples_per_shard is None else {}
+    recipe = {
+        "writer": "write_shards",
+        "shuffle_seed": seed,
+        "shard_samples": size.samples,
+        "shard_bytes": size.num_bytes,
+        "keep_pickles": encode is None,
+    }
     base = open_written(location)
     writing = announce_writing(location, recipe, base, build_id=build_id, retention=retention, progress=progress)
     if writing.is_committed:
         return writing.report()
-    ordered = dataset if seed is None else _shuffled(dataset, seed)
-    keep_pickles = encode is None
     stored = store_dataset(
-        ordered,
+        dataset if seed is None else _shuffled(dataset, seed),
         writing,
-        size.samples if samples_per_shard is not None else _rows_for(ordered, size, keep_pickles=keep_pickles),
-        keep_pickles=keep_pickles,
+        size,
+        keep_pickles=encode is None,
         concurrency=concurrency,
         ray_remote_args=ray_remote_args,
     )
@@ -120,24 +126,25 @@ def write_shards(
         raise
 
 
-def _rows_for(dataset: Dataset, size: ShardSize, *, keep_pickles: bool) -> int:
-    """Returns the number of samples in a shard of given bytes, from the first rows."""
-    num_bytes = num_rows = 0
-    blocks: Any = dataset.limit(PROBED).iter_batches(batch_size=None, batch_format="pyarrow")
-    for block in blocks:
-        check_columns(block.column_names, has_source=False, step="the dataset")
-        for key, _, parts in encoded_samples(block, keep_pickles=keep_pickles, renamed={}):
-            num_bytes, num_rows = num_bytes + bytes_in_tar(key, parts), num_rows + 1
-    return max(1, min(size.samples, size.num_bytes * num_rows // num_bytes)) if num_rows else 1
-
-
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:
-    """Returns the rows sorted by a hash of their keys under a seed."""
+    """Returns the rows sorted by a hash of their keys under a seed, as builds do."""
+    steps = operator_names(dataset)
 
     def hashed(table: pa.Table) -> pa.Table:
-        keys = table[KEY].to_pylist()
-        hashes = [xxh3_64_intdigest(key.encode(), seed & 0xFFFF_FFFF_FFFF_FFFF) for key in keys]
-        return table.append_column(ORDER, pa.array(hashes, pa.uint64()))
+        check_columns(table.column_names, has_source=False, steps=steps)
+        keys = [key_of(str(key)) for key in table[KEY].to_pylist()]
+        hashes = np.array([xxh3_64_intdigest(key.encode(), seed & _MASK) for key in keys], np.uint64)
+        return table.append_column(ORDER, pa.array((hashes ^ _SIGN).view(np.int64)))  # as Ray Data sorts by integers
 
-    ordered = dataset.map_batches(hashed, batch_format="pyarrow").sort([ORDER, KEY])
+    num_partitions = _num_partitions(source_bytes(dataset))
+    bounds: list[int | float] = [(number << 64) // num_partitions - int(_SIGN) for number in range(1, num_partitions)]
+    ordered = dataset.map_batches(hashed, batch_format="pyarrow").sort([ORDER, KEY], boundaries=bounds)
     return ordered.drop_columns([ORDER])
+
+
+def _num_partitions(num_bytes: int | None) -> int:
+    """Returns the number of blocks to sort by; hashes are even, so that Ray Data need not sample them."""
+    if num_bytes is None:
+        return MOST_PARTITIONS
+    fewest = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    return min(MOST_PARTITIONS, max(fewest, num_bytes // PARTITION_BYTES))

@@ -7,7 +7,7 @@ a shard that an earlier attempt stored need not be packed again.
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -54,7 +54,7 @@ Function = Callable[[Shared, Sequence[AnyTask]], Iterable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Try(Generic[AnyTask]):
+class Try(Generic[AnyTask]):
     """A task, and the number of its failed attempts."""
 
     task: AnyTask
@@ -63,9 +63,11 @@ class _Try(Generic[AnyTask]):
 
     @property
     def num_bytes(self) -> int:
+        """Number of bytes that the task reads."""
         return self.task.num_bytes
 
-    def again(self) -> "_Try[AnyTask]":
+    def again(self) -> "Try[AnyTask]":
+        """Returns the next attempt."""
         return replace(self, task=self.task.again(), num_failed=self.num_failed + 1)
 
 
@@ -79,11 +81,11 @@ class Dispatch(Generic[AnyTask, Result]):
     def __init__(self, ray: Any, parcel: Parcel, name: str, tasks: Sequence[AnyTask], *, progress: bool) -> None:
         self.task_seconds = 0.0
         self._ray = ray
-        self._sender = _Sender(ray, parcel, name)
+        self._sender = Sender(ray, parcel, name)
         self._capacity, self._pace = Capacity(ray), Pace()
-        self._fresh = deque(_Try(task, task.memory_bytes) for task in tasks)
-        self._failed: deque[_Try[AnyTask]] = deque()
-        self._flying: dict[Any, list[_Try[AnyTask]]] = {}
+        self._fresh = deque(Try(task, task.memory_bytes) for task in tasks)
+        self._failed: deque[Try[AnyTask]] = deque()
+        self._flying: dict[Any, list[Try[AnyTask]]] = {}
         self._progress = progress
 
     def results(self) -> Iterator[Result]:
@@ -97,7 +99,7 @@ class Dispatch(Generic[AnyTask, Result]):
                 for reference in self._wait():
                     yield from self._settle(self._flying.pop(reference), reference)
         finally:
-            _call_off(self._ray, list(self._flying))  # after an error or an interrupt
+            call_off(self._ray, list(self._flying))  # after an error or an interrupt
 
     def _send(self) -> bool:
         """Fill the window; returns whether any task is in flight."""
@@ -107,7 +109,7 @@ class Dispatch(Generic[AnyTask, Result]):
             self._flying[self._sender.send([one.task for one in group], self._memory_of(group))] = group
         return bool(self._flying)
 
-    def _memory_of(self, group: Sequence[_Try[AnyTask]]) -> int:
+    def _memory_of(self, group: Sequence[Try[AnyTask]]) -> int:
         """Returns bytes for two tasks, as one shard is stored while the next is filled; at most the largest node's."""
         wanted = rounded(sum(sorted(one.memory_bytes for one in group)[-2:]))
         return min(wanted, self._capacity.largest_bytes or wanted)
@@ -136,7 +138,7 @@ class Dispatch(Generic[AnyTask, Result]):
             show=self._progress,
         )
 
-    def _settle(self, group: list[_Try[AnyTask]], reference: Any) -> Iterator[Result]:
+    def _settle(self, group: list[Try[AnyTask]], reference: Any) -> Iterator[Result]:
         """Yield the results of a group; tasks without one are retried, or raise."""
         errors = self._ray.exceptions
         try:
@@ -147,7 +149,7 @@ class Dispatch(Generic[AnyTask, Result]):
         except (errors.RayTaskError, errors.RuntimeEnvSetupError) as exc:
             raise ClusterError(f"{group[0].task} could not be started: {exc}") from exc
         except errors.RayError as exc:
-            self._failed.extend(_after_death(one, exc) for one in group)
+            self._failed.extend(after_death(one, exc) for one in group)
             return
         check_fit(node, problem)
         self._pace.record(group[: len(outcome.results)], outcome.seconds)
@@ -155,9 +157,9 @@ class Dispatch(Generic[AnyTask, Result]):
         yield from outcome.results
         if outcome.error is not None:
             left = group[len(outcome.results) :]
-            self._failed.extend(_after_error(one, outcome.error, outcome.node) for one in left)
+            self._failed.extend(after_error(one, outcome.error, outcome.node) for one in left)
 
-    def _with_more_memory(self, one: _Try[AnyTask]) -> _Try[AnyTask]:
+    def _with_more_memory(self, one: Try[AnyTask]) -> Try[AnyTask]:
         """Returns another attempt with twice the memory reserved, so that fewer tasks share a node.
 
         Raises:
@@ -178,23 +180,40 @@ class Dispatch(Generic[AnyTask, Result]):
         return replace(one.again(), memory_bytes=memory, num_failed=one.num_failed)
 
 
-class _Sender:
-    """Sends groups of tasks; Ray's options are built once for each size of memory."""
+class Sender:
+    """Sends groups of tasks; Ray's options are built once for each size of memory.
 
-    def __init__(self, ray: Any, parcel: Parcel, name: str) -> None:
+    Args:
+        ray: The module.
+        parcel: What all tasks share.
+        name: Name of the tasks.
+        options: Further options of Ray's tasks, such as `num_cpus`.
+    """
+
+    def __init__(self, ray: Any, parcel: Parcel, name: str, options: Mapping[str, Any] | None = None) -> None:
         self._remote = ray.remote(make_entry())
-        self._name = name
+        self._name, self._options = name, options or {}
         self._body = parcel.body if len(parcel.body) <= _INLINE_BYTES else ray.put(parcel.body)
         self._stores = parcel.stores
         self._by_memory: dict[int, Any] = {}
 
-    def send(self, tasks: Sequence[Task], memory_bytes: int) -> Any:
-        """Send one group; returns the reference of its outcome."""
+    def send(self, tasks: Sequence[Task], memory_bytes: int, *blocks: Any) -> Any:
+        """Send one group; returns the reference of its outcome.
+
+        Args:
+            tasks: The group.
+            memory_bytes: Bytes of memory to reserve.
+            blocks: References of blocks that the function gets; the task runs where most of their bytes are.
+        """
         if memory_bytes not in self._by_memory:
-            self._by_memory[memory_bytes] = self._remote.options(
-                num_cpus=1, memory=memory_bytes, scheduling_strategy="SPREAD", max_retries=0, name=self._name
-            )
-        return self._by_memory[memory_bytes].remote(identity(), self._body, self._stores, pickle.dumps(tasks))
+            defaults = {
+                "num_cpus": 1,
+                "memory": memory_bytes or None,
+                "scheduling_strategy": "DEFAULT" if blocks else "SPREAD",
+            }
+            options = {**defaults, **self._options, "max_retries": 0, "name": self._name}
+            self._by_memory[memory_bytes] = self._remote.options(**options)
+        return self._by_memory[memory_bytes].remote(identity(), self._body, self._stores, pickle.dumps(tasks), *blocks)
 
 
 _INLINE_BYTES = 64 << 10  # Ray puts larger arguments into its object store
@@ -235,7 +254,12 @@ def check_fit(node: str, problem: str) -> None:
         )
 
 
-def _after_death(one: _Try[AnyTask], exc: Exception) -> _Try[AnyTask]:
+def after_death(one: Try[AnyTask], exc: Exception) -> Try[AnyTask]:
+    """Returns another attempt of a task whose worker or node died.
+
+    Raises:
+        ClusterError: It was the last one.
+    """
     if one.num_failed >= MAX_RETRIES:
         raise ClusterError(
             f"{one.task} was not done after {MAX_RETRIES} retries: {type(exc).__name__}: {str(exc).splitlines()[0]}; "
@@ -245,7 +269,8 @@ def _after_death(one: _Try[AnyTask], exc: Exception) -> _Try[AnyTask]:
     return one.again()
 
 
-def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTask]:
+def after_error(one: Try[AnyTask], error: Exception, node: str) -> Try[AnyTask]:
+    """Returns another attempt of a task whose store failed; raises any other error, and the last one."""
     if isinstance(error, DeniedError):
         raise DeniedError(f"{error}; {credentials_hint(node)}") from None
     is_transient = isinstance(error, StoreError) and error.is_transient
@@ -254,7 +279,7 @@ def _after_error(one: _Try[AnyTask], error: Exception, node: str) -> _Try[AnyTas
     return one.again()
 
 
-def _call_off(ray: Any, references: list[Any]) -> None:
+def call_off(ray: Any, references: list[Any]) -> None:
     """Let short tasks end, and cancel long ones, the last sent first.
 
     Ray 2.60 may abort this process when it cancels a task that is just being started or ending.

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-Entry = Callable[[str, bytes, bytes, bytes], tuple[str, str, Any]]
+Entry = Callable[..., tuple[str, str, Any]]
 
 
 def make_entry() -> Entry:
     """Returns a function that Ray sends by value, because it is nested: a node without dray can run it and say so."""
 
-    def run_on_node(wanted: str, body: bytes, stores: bytes, tasks: bytes) -> tuple[str, str, Any]:
+    def run_on_node(wanted: str, body: bytes, stores: bytes, tasks: bytes, *blocks: Any) -> tuple[str, str, Any]:
         """Returns (node, what is wrong with its dray or "", outcome of the tasks); without tasks it only checks."""
         import platform
 
@@ -24,6 +24,6 @@ def make_entry() -> Entry:
             return node, f"cannot import dray ({type(exc).__name__}: {exc})", None
         if not is_fit(wanted):
             return node, f"has {identity()}", None
-        return node, "", run_group(body, stores, tasks) if tasks else None
+        return node, "", run_group(body, stores, tasks, *blocks) if tasks else None
 
     return run_on_node

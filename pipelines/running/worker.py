@@ -32,13 +32,14 @@ class Outcome:
     node: str
 
 
-def run_group(body: bytes, stores: bytes, tasks: bytes) -> Outcome:
+def run_group(body: bytes, stores: bytes, tasks: bytes, *blocks: Any) -> Outcome:
     """Run a group of tasks; returns the outcome.
 
     Args:
         body: `body` of a `Parcel` of (function, shared, witness or None); see `run_tasks`.
         stores: `stores` of that parcel.
         tasks: A pickled list.
+        blocks: Objects from Ray's object store, which the function gets as further arguments.
     """
     started = time.monotonic()
     results: list[Any] = []
@@ -46,7 +47,7 @@ def run_group(body: bytes, stores: bytes, tasks: bytes) -> Outcome:
     try:
         _check_witness(body, stores)
         function, shared, _ = open_parcel(body, stores)
-        for result in function(shared, pickle.loads(tasks)):  # noqa: S301  our own driver's
+        for result in function(shared, pickle.loads(tasks), *blocks):  # noqa: S301  our own driver's
             results.append(result)
     except Exception as exc:  # noqa: BLE001  the driver decides
         error = _portable(exc)

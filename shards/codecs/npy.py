@@ -6,7 +6,6 @@ Importing this module loads torch.
 
 import io
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from dray.shards.codecs.compressed import check_zip
 from dray.shards.codecs.pickles.layout import find_layout
 from dray.shards.codecs.unfit import UnfitError, check_size, type_name
 from dray.shards.errors import RefusedError
+from dray.shards.parsing.arrays import npy_header
 
 Array = NDArray[Any]
 
@@ -28,7 +28,6 @@ NUMPY_DTYPES = {
 """numpy's dtype for each dtype of torch that numpy has."""
 
 _WRITABLE = frozenset(NUMPY_DTYPES.values())
-_ALIGN = 64  # bytes; parts start at multiples of 512 in a tar, so elements start at multiples of 64
 
 
 # ---- write ----
@@ -57,7 +56,7 @@ def as_npy(value: Any, max_bytes: int) -> bytes:
             raise UnfitError(f"{type_name(value)} of dtype {value.dtype} would not come back as it was")
     else:
         raise UnfitError(f"{type_name(value)} is neither a tensor nor an array")
-    return _header(array.dtype, array.shape) + array.tobytes()
+    return npy_header(array.dtype, array.shape) + array.tobytes()
 
 
 def pickle_as_npy(data: bytes) -> bytes | None:
@@ -66,15 +65,7 @@ def pickle_as_npy(data: bytes) -> bytes | None:
     if layout is None:
         return None
     dtype = NUMPY_DTYPES.get(layout.dtype) if isinstance(layout.dtype, torch.dtype) else layout.dtype
-    return None if dtype is None else _header(dtype, layout.shape) + memoryview(data)[layout.start : layout.stop]
-
-
-@lru_cache(1024)
-def _header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
-    """Return magic, version, length and description, padded with blanks so that the elements are aligned."""
-    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-    text += b" " * (-(10 + len(text) + 1) % _ALIGN) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    return None if dtype is None else npy_header(dtype, layout.shape) + memoryview(data)[layout.start : layout.stop]
 
 
 def check_dense(tensor: torch.Tensor) -> None:

@@ -17,6 +17,15 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _MOST_AXES = 64  # limit of numpy
+_ALIGN = 64  # bytes; parts start at multiples of 512 in a tar, so elements start at multiples of 64
+
+
+@lru_cache(1024)
+def npy_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
+    """Returns magic, version, length and description, padded with blanks so that the elements are aligned."""
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+    text += b" " * (-(10 + len(text) + 1) % _ALIGN) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from xxhash import xxh3_64_intdigest
 
 from dray.loaders import ShardLoader
 from dray.pipelines import read_shards, write_shards
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 def dataset_of(num_rows: int = 50, override_num_blocks: int = 4) -> Any:
     rows = ray.data.range(num_rows, override_num_blocks=override_num_blocks)
 
-    def columns(batch: dict[str, Any]) -> dict[str, Any]:
+    def columns(batch: Any) -> Any:
         number = batch["id"]
         return {
             "__key__": np.array([f"s{one:04d}" for one in number]),
@@ -43,7 +44,7 @@ def test_rows_become_samples_in_order(place: Place) -> None:
     """Columns without an extension get one by their type, and the report says which."""
     if place.url.startswith("memory"):
         pytest.skip("Ray's workers do not share this process's memory")
-    options = {"storage_options": place.storage_options}
+    options: dict[str, Any] = {"storage_options": place.storage_options}
     report = write_shards(dataset_of(), place.url, samples_per_shard=20, **options)
     assert (report.num_samples, report.num_shards, report.num_added) == (50, 3, 50)
     assert report.renamed == {"x": "x.npy", "note": "note.txt", "meta": "meta.json"}
@@ -90,24 +91,21 @@ def test_the_dataset_keeps_its_settings(tmp_path: Path) -> None:
     assert not dataset.context.custom_execution_callback_classes
 
 
+@pytest.mark.heavy  # Ray starts workers of their own for a sort
 def test_a_seed_shuffles_over_all_shards(tmp_path: Path) -> None:
-    """In an order that does not depend on the given one."""
-    write_shards(dataset_of(), tmp_path / "one", samples_per_shard=10, shuffle_seed=3)
-    backwards = dataset_of().sort("cls", descending=True)
-    write_shards(backwards, tmp_path / "two", samples_per_shard=10, shuffle_seed=3)
-    assert tars(tmp_path / "one") == tars(tmp_path / "two")
-    version = Snapshot.open(tmp_path / "one")
+    """In the order of a hash of the key, as builds do."""
+    write_shards(dataset_of(), tmp_path, samples_per_shard=10, shuffle_seed=3)
+    version = Snapshot.open(tmp_path)
     keys = [key for shard in version.shards for key in version.index(shard).keys]
-    assert keys != sorted(keys)
-    assert sorted(keys) == [f"s{n:04d}" for n in range(50)]
+    assert keys == sorted((f"s{n:04d}" for n in range(50)), key=lambda key: xxh3_64_intdigest(key.encode(), 3))
 
 
-def test_shards_of_about_the_bytes(tmp_path: Path) -> None:
-    """The number of samples follows from the first rows."""
+def test_shards_are_cut_by_their_bytes(tmp_path: Path) -> None:
+    """As few as possible, each below the limit."""
     report = write_shards(dataset_of(), tmp_path, shard_bytes=64 << 10)
     sizes = [shard.num_bytes for shard in Snapshot.open(tmp_path).shards]
     assert report.num_shards > 1
-    assert all(32 << 10 < size <= 66 << 10 for size in sizes[:-1])
+    assert all(60 << 10 < size <= 64 << 10 for size in sizes[:-1])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +159,7 @@ def test_errored_blocks_are_not_tolerated(tmp_path: Path) -> None:
         write_shards(dataset, tmp_path, samples_per_shard=1)
 
 
-def test_an_error_of_a_step_is_raised_as_it_is_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_of_a_step_names_it_and_leaves_nothing(tmp_path: Path) -> None:
     """What the first tasks stored is deleted."""
 
     def fail(row: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +167,7 @@ def test_an_error_of_a_step_is_raised_as_it_is_and_leaves_nothing(tmp_path: Path
             raise ValueError("bad row 40")
         return row
 
-    with pytest.raises(Exception, match="bad row 40"):
+    with pytest.raises(InputError, match=r"^the step .*Map\(fail\) failed: ValueError: bad row 40"):
         write_shards(dataset_of().map(fail), tmp_path, samples_per_shard=5)
     assert not tars(tmp_path)
 

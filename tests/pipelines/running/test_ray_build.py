@@ -237,13 +237,13 @@ def test_the_driver_says_again_and_again_what_it_waits_for(
 def test_small_shards_share_a_task(make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Far fewer Ray tasks than shards, the same bytes; compaction groups as well."""
     groups: list[int] = []
-    send = dispatch._Sender.send
+    send = dispatch.Sender.send
 
     def count(self: Any, tasks: Any, memory_bytes: int) -> Any:
         groups.append(len(tasks))
         return send(self, tasks, memory_bytes)
 
-    monkeypatch.setattr(dispatch._Sender, "send", count)
+    monkeypatch.setattr(dispatch.Sender, "send", count)
     monkeypatch.setattr(pace, "GROUP_S", 60.0)  # so that the speed of a busy machine does not matter
     inputs = make_inputs(200, SUFFIXES)
     build(inputs, tmp_path / "process", min_num_shards=200, address="none")
