@@ -5,7 +5,7 @@ is stored.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dray.pipelines.versions.attempts import stored_sizes
@@ -53,7 +53,7 @@ def announce_writing(
     base: Snapshot | None,
     *,
     build_id: str | None = None,
-    count: int = RESERVED,
+    count: int | Callable[[], int] = RESERVED,
     retention: Retention | None = None,
     progress: bool = True,
 ) -> Writing:
@@ -64,7 +64,7 @@ def announce_writing(
         recipe: What decides the bytes. An intent is found again only with an equal one.
         base: The last version.
         build_id: Name by which a rerun finds what this run stored; None: it is not found again.
-        count: Number of shard numbers to reserve.
+        count: Number of shard numbers to reserve, or a function that determines it, called if there is no such intent.
         retention: Which versions the commit keeps; None: all.
         progress: Whether to show progress on standard error.
 
@@ -76,8 +76,9 @@ def announce_writing(
     plan = digest_of(canonical_json(recipe))
     log = _open_intents(location, base)
     intent = _known(log, build_id)
+    reserved = count if isinstance(count, int) else 0 if intent else count()
     while intent is None:
-        wanted = _next_intent(location, log, base, plan, build_id, count)
+        wanted = _next_intent(location, log, base, plan, build_id, reserved)
         standing = create_intent(location, wanted)
         log.append(standing)
         intent = standing if standing.write_id == wanted.write_id else _known([standing], build_id)

@@ -1,0 +1,1 @@
+"""Versions of the samples that a function makes of inputs."""
