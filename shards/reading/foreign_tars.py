@@ -27,6 +27,7 @@ from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore
 from dray.shards.reading.tar_files import TarFiles
 from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
+from dray.shards.storage import disk
 from dray.shards.storage.store import Store
 from dray.shards.tar import Member, scan
 
@@ -94,6 +95,7 @@ def index_tars(files: TarFiles, advance: Advance = lambda _: None) -> TarSnapsho
 
     Raises:
         CallError: They hold no sample.
+        NotFoundError: A tar was deleted meanwhile.
         DamagedError: A tar is incomplete, or a sample has one part twice; names the tar and the offset.
     """
     key = (files.store.url, *((name, *_stamp(files.store, name)) for name in files.names))
@@ -109,7 +111,8 @@ _KNOWN: WeakValueDictionary[tuple[object, ...], TarSnapshot] = WeakValueDictiona
 
 
 def _stamp(store: Store, name: str) -> tuple[int, ...]:
-    info = os.stat(Path(str(store.local_root), name))
+    with disk.file_errors(store.url_of(name)):
+        info = os.stat(Path(str(store.local_root), name))
     return info.st_size, info.st_mtime_ns, info.st_ino
 
 
