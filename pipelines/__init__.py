@@ -6,6 +6,8 @@ import typing
 from dray.pipelines.build_dataset import build_dataset
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
+from dray.pipelines.index_tars import index_tars
+from dray.pipelines.indexing.report import IndexReport
 from dray.pipelines.pack_pickles import pickles_to_tars
 from dray.pipelines.reshard_dataset import reshard
 from dray.pipelines.write_samples import write_samples
@@ -17,7 +19,9 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "BuildReport",
+    "IndexReport",
     "build_dataset",
+    "index_tars",
     "pickles_to_tars",
     "read_pickles",
     "read_shards",

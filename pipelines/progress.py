@@ -79,7 +79,8 @@ def _rate_writer(title: str, total: int | None, unit: str) -> Callable[[int, int
         if (now := time.monotonic()) - last >= LINE_EVERY_S:
             last, seconds = now, now - started
             rate = done / seconds
-            say(f"{title}: {done:,}{of} {unit}, {stored_bytes / 1e6:,.0f} MB, {seconds:.0f} s, {rate:,.0f} a second")
+            megabytes = f"{stored_bytes / 1e6:,.0f} MB, {stored_bytes / 1e6 / seconds:,.0f} MB/s"
+            say(f"{title}: {done:,}{of} {unit}, {megabytes}, {seconds:.0f} s, {rate:,.0f} a second")
 
     return advance
 

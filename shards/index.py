@@ -7,6 +7,7 @@ docs/format.md has the format.
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,14 @@ from dray.shards.parsing.records import HEADER
 from dray.shards.tar import Member, header
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+MOST_SUFFIXES = 1000  # of a tar's samples that have few parts each; every suffix is a column of the index
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # WebDataset: the key ends at the first dot
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Returns key and suffix of a member; None if it is no part: it has no suffix, is hidden, or `__meta__`."""
+    found = _KEY_AND_SUFFIX.fullmatch(name)
+    return None if found is None or WEBDATASET_META.match(name) else (found[1], found[2])
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
@@ -122,37 +130,42 @@ class ShardIndex:
         """Returns the index of any tar's members, grouped as WebDataset groups them: consecutive members of one key.
 
         Raises:
-            DamagedError: A sample has one part twice, or a name that is not UTF-8.
+            DamagedError: A sample has one part twice (upper and lower case are the same), a name is not UTF-8, or there
+                are more than `MOST_SUFFIXES` suffixes of samples with few parts.
         """
-        samples: list[tuple[str, dict[str, Member]]] = []
+        keys: list[str] = []
+        parts: dict[str, _PartCells] = {}
+        seen = set[str]()  # suffixes of the last sample
         for member in members:
-            found = _KEY_AND_SUFFIX.fullmatch(member.name)
-            if not found or WEBDATASET_META.match(member.name):
+            named = split_name(member.name)
+            if named is None:
                 continue
+            key, suffix = named
             if not member.name.isascii() and _is_foreign(member.name):
                 raise DamagedError(f"the name {member.name!r} is not UTF-8", url=where, offset=member.offset)
-            key, suffix = found.groups()
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
-            if suffix in samples[-1][1]:
+            if not keys or keys[-1] != key:
+                keys.append(key)
+                seen.clear()
+            if suffix.lower() in seen:
                 raise DamagedError(f"key {key!r} has {suffix!r} twice", url=where, offset=member.offset)
-            samples[-1][1][suffix] = member
-        layouts: dict[str, set[ArrayLayout | None]] = {}
-        for _, parts in samples:
-            for suffix, part in parts.items():
-                layouts.setdefault(suffix, set()).add(part.array)
-        suffixes = tuple(layouts)
-        absent = Member("", 0, 0, 0)
-        rows = [[parts.get(suffix, absent) for suffix in suffixes] for _, parts in samples]
-        shape = (len(samples), len(suffixes))
+            seen.add(suffix.lower())
+            if suffix not in parts:
+                if len(parts) >= MOST_SUFFIXES and 2 * len(seen) < len(parts):
+                    raise _too_many_suffixes(suffix, where)
+                parts[suffix] = _PartCells()
+            parts[suffix].add(len(keys) - 1, member)
+        places, sizes, hashes = (np.zeros((len(keys), len(parts)), np.uint64) for _ in range(3))
+        for column, cells in enumerate(parts.values()):
+            rows = np.array(cells.rows, np.int64)
+            places[rows, column], sizes[rows, column], hashes[rows, column] = cells.offsets, cells.sizes, cells.hashes
         return cls(
-            keys=[key for key, _ in samples],
-            suffixes=suffixes,
-            offsets=np.array([[part.offset for part in row] for row in rows], np.uint64).reshape(shape),
-            sizes=np.array([[part.size for part in row] for row in rows], np.uint64).reshape(shape),
-            xxh3_64=np.array([[part.xxh3_64 for part in row] for row in rows], np.uint64).reshape(shape),
+            keys=keys,
+            suffixes=tuple(parts),
+            offsets=places,
+            sizes=sizes,
+            xxh3_64=hashes,
             shard_bytes=shard_bytes,
-            arrays=constant_layouts(layouts),
+            arrays=constant_layouts({suffix: cells.layouts for suffix, cells in parts.items()}),
         )
 
 
@@ -164,6 +177,21 @@ def content_hashes(index: ShardIndex) -> NDArray[np.uint64]:
         axis=1, dtype=np.uint64
     )
     return hashes
+
+
+class _PartCells:
+    """The parts of one suffix in the order of the tar, 32 bytes each: a tar may hold millions."""
+
+    def __init__(self) -> None:
+        self.rows, self.offsets, self.sizes, self.hashes = (array("Q") for _ in range(4))
+        self.layouts: set[ArrayLayout | None] = set()
+
+    def add(self, row: int, member: Member) -> None:
+        self.rows.append(row)
+        self.offsets.append(member.offset)
+        self.sizes.append(member.size)
+        self.hashes.append(member.xxh3_64)
+        self.layouts.add(member.array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +224,14 @@ def _arrow_file(batch: pa.RecordBatch, about: bytes) -> bytes:
 def _matrix(by_suffix: Mapping[str, Column], num_samples: int) -> NDArray[np.uint64]:
     """Returns the columns of n samples and s suffixes as (n, s)."""
     return np.stack([*by_suffix.values()], axis=1) if by_suffix else np.empty((num_samples, 0), np.uint64)
+
+
+def _too_many_suffixes(suffix: str, where: str) -> DamagedError:
+    return DamagedError(
+        f"more than {MOST_SUFFIXES:,} different suffixes, such as {suffix!r:.100}: a key ends at the first dot of the "
+        "file name, so names of members must have no dot before their suffix",
+        url=where,
+    )
 
 
 def _is_foreign(name: str) -> bool:

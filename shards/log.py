@@ -34,6 +34,7 @@ class Operation(StrEnum):
 
     BUILD = "build"
     WRITE = "write"
+    INDEX = "index"
     COMPACT = "compact"
     ROLLBACK = "rollback"
     HOLD = "hold"

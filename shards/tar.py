@@ -7,7 +7,7 @@ hold gets a PAX header. The scanner raises an error for a truncated or damaged t
 
 import tarfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -190,12 +190,13 @@ class Member:
     array: ArrayLayout | None = None  # layout of a `.npy` part
 
 
-def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
+def scan(stream: BinaryIO, where: str, on_other: Callable[[str, bytes], None] | None = None) -> Iterator[Member]:
     """Yields the regular files of any tar (v7, ustar, PAX, GNU long names), read to its end.
 
     Args:
         stream: Stream at the tar's start; it is only read forward.
         where: The tar's URL, for messages.
+        on_other: Called with name and type of each member that is not a regular file: folders, links, devices.
 
     Raises:
         DamagedError: A header is damaged, or the tar ends early or continues after its end; names the offset.
@@ -219,6 +220,8 @@ def scan(stream: BinaryIO, where: str) -> Iterator[Member]:
             reader.read(info.size)
         else:  # directories, links and devices have no data, unknown types may; WebDataset skips all of them
             reader.digest(0 if info.type in tarfile.SUPPORTED_TYPES else info.size)
+            if on_other is not None:
+                on_other(overrides.get("path", info.name), info.type)
             overrides = {}
 
 

@@ -22,6 +22,9 @@ COMMANDS = {
     "dray.cluster.cli.building.reshard": {
         "reshard": "Copy a dataset, or anyone's tars, into shards of another size, order, choice or encoding."
     },
+    "dray.cluster.cli.building.index": {
+        "index": "Make a dataset of the tars of an existing WebDataset, in place: nothing of a tar is moved or copied."
+    },
     "dray.cluster.cli.ls": {"ls": "Show the datasets in a folder: version, size, parts, shards."},
     "dray.cluster.cli.verify": {"verify": "Check that a dataset is intact; report all damage and how to repair it."},
     "dray.cluster.cli.show": {"show": "Show one sample: its shard, and the location and value of each part."},

@@ -28,6 +28,7 @@ _AFTER_INTERRUPT = {
     "build": _RERUN_CONTINUES,
     "compact": _RERUN_CONTINUES,
     "reshard": _RERUN_CONTINUES,
+    "index": "every index that was stored is kept: run the same command again, and it scans what is missing",
     "gc": "all versions that are kept are intact: run the same command again, and it deletes the rest",
     "quickstart": "its folder stays: run the same command again",
     **dict.fromkeys(("hold", "release", "rollback"), "the change was made in full or not at all: dray log shows which"),

@@ -115,7 +115,7 @@ def finish(made: Snapshot, base: Snapshot | None, retention: Retention | None, *
         return
     numbers = {shard.number for shard in made.shards}
     superseded = [shard for shard in base.shards if shard.number not in numbers]
-    if superseded:
+    if superseded and made.manifest.kind != Kind.INDEXED:  # its shards are tars that dray neither writes nor deletes
         of = f"of version {base.version}"
         say(
             f"{counted(len(superseded), f'shard {of} stays', f'shards {of} stay')} for its readers; programs that glob "

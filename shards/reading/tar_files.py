@@ -170,7 +170,7 @@ class _Listings:
         if path in tars:
             return [path]
         wanted = path.split("/")
-        found = [name for name in tars if _matches(name.split("/"), wanted)] if _GLOB.search(pattern) else []
+        found = [name for name in tars if matches(name.split("/"), wanted)] if _GLOB.search(pattern) else []
         if not found:
             raise NotFoundError(_nothing_matches(self.store, path, list(tars)))
         for parent in {name.rpartition("/")[0] for name in found}:
@@ -195,13 +195,13 @@ class _Listings:
             )
 
 
-def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
     """Returns whether the components of a path match those of a glob; `**` stands for any number of folders."""
     if not (path and pattern):
         return not path and not pattern
     if pattern[0] == "**":
-        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
-    return fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+        return matches(path, pattern[1:]) or matches(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and matches(path[1:], pattern[1:])
 
 
 # ---- If there are none ----

@@ -1,0 +1,1 @@
+"""Indexing tars that other programs wrote, in place."""
