@@ -100,7 +100,7 @@ class SampleDatasource(Datasource):
             most = stop if per_task_row_limit is None else min(stop, start + per_task_row_limit)
             num_bytes = int(share * (self._bytes_up_to(most) - self._bytes_up_to(start)))
             metadata = BlockMetadata(num_rows=most - start, size_bytes=num_bytes, exec_stats=None, input_files=None)
-            read = self.open_task(start, most, columns)
+            read = _with_name(self.open_task(start, most, columns))
             tasks.append(ReadTask(read, metadata, per_task_row_limit=per_task_row_limit))
         return tasks
 
@@ -117,6 +117,15 @@ class SampleDatasource(Datasource):
         """Returns the approximate part of the bytes that the columns in demand have."""
         of_all, of_demand = (len(set(names) - {KEY, SOURCE}) for names in (self._columns, self.columns))
         return of_demand / of_all if of_demand else KEY_SHARE
+
+
+def _with_name(read: Callable[[], Blocks]) -> Callable[[], Blocks]:
+    """Returns a function with a name, by which Ray Data warns of a task of more than 1 MiB."""
+
+    def read_samples() -> Blocks:
+        return read()
+
+    return read_samples
 
 
 def read_datasource(

@@ -16,6 +16,8 @@ from dray.shards.errors import InputError
 from dray.shards.layout import key_of
 from dray.shards.storage.store import Store
 
+FILE_BYTES = 8 << 10  # bytes that take about as long as opening a file: it bounds the number of files of a task
+
 
 class PicklesDatasource(SampleDatasource):
     """Reads input samples: `__key__` and one column for each suffix.
@@ -30,7 +32,7 @@ class PicklesDatasource(SampleDatasource):
     def __init__(
         self, store: Store, sources: Sources, decoder: PartDecoder | None, *, with_source: bool = False
     ) -> None:
-        sizes = sources.sizes.clip(0).sum(axis=1)
+        sizes = (sources.sizes.clip(0) + FILE_BYTES).sum(axis=1)
         super().__init__([*([KEY, SOURCE] if with_source else [KEY]), *sources.suffixes], np.ones_like(sizes), sizes)
         self._store, self._sources, self._decoder = store, sources, decoder
         self._may_lack = frozenset(

@@ -40,6 +40,7 @@ def test_tasks_cover_each_sample_once_in_order(groups: list[tuple[int, int]], nu
     assert [number for pair in ranges for number in range(*pair)] == list(range(found.num_samples))
     assert found.num_samples == min(limit, sum(count for count, _ in groups))
     assert [task.metadata.num_rows for task in tasks] == [stop - start for start, stop in ranges]
+    assert all(task.read_fn.__name__ == "read_samples" for task in tasks)  # Ray Data names the large ones
 
 
 def test_tasks_have_even_bytes() -> None:
