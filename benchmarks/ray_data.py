@@ -11,6 +11,7 @@ a proxy that delays each request; server, proxy and Ray share this machine.
 
     read_pickles   decoded to tensor columns     beside `read_binary_files`, which decodes nothing
     read_shards    decoded `.npy` parts          beside `read_webdataset` on the same tars
+    write_shards   8 exact, durable shards       beside `write_webdataset`, a tar for each block; on the local disk
 """
 
 import argparse
@@ -23,11 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ray
-from in_and_out import reading
+from in_and_out import reading, writing
 from in_and_out.data import Where, make_samples, object_store
 from in_and_out.race import run
 
-RACES = (reading.races,)
+RACES = (reading.races, writing.races)
 MOST_SAMPLES, MOST_BYTES, REMOTE_SAMPLES = 20_000, 300_000_000, 500
 UNITS = {"kB": 1_000, "MB": 1_000_000}
 STORE_BYTES = 1_500 << 20

@@ -165,9 +165,20 @@ _NAMED_OPTIONS = inspect.signature(ray.data.read_datasource).parameters.keys() -
 
 def num_read_tasks(datasource: SampleDatasource) -> int:
     """Returns the number of read tasks for this cluster: two for each CPU, or more if they would pass 64 MiB each."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    wanted = max(TASKS_PER_CPU * cpus, datasource.num_bytes // TASK_BYTES)
+    wanted = max(TASKS_PER_CPU * num_cpus(), datasource.num_bytes // TASK_BYTES)
     return max(1, min(wanted, datasource.num_samples))
+
+
+def num_cpus() -> int:
+    """Returns the number of CPUs of the cluster. Connects to one, or starts one, as Ray Data does when it runs."""
+    connect()
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def connect() -> None:
+    """Connect to Ray's cluster, or start one, unless this process is connected."""
+    if not ray.is_initialized():
+        ray.init()
 
 
 def _limit_reads() -> None:

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from dray.pipelines.progress import sample_progress
 from dray.pipelines.ray_data.compat import operator_names
+from dray.pipelines.ray_data.datasource import connect
 from dray.pipelines.ray_data.storing.cuts import cut
 from dray.pipelines.ray_data.storing.flight import Flight
 from dray.pipelines.ray_data.storing.tasks import RowTask, SinkJob, Stored, measure_rows, store_rows
@@ -75,6 +76,7 @@ def store_dataset(
             f"max_errored_blocks={dataset.context.max_errored_blocks} of the dataset's DataContext would leave out "
             "samples silently: set it to 0"
         )
+    connect()
     check_nodes(ray)
     steps = operator_names(dataset)
     job = SinkJob(location=writing.location, steps=steps, keep_pickles=keep_pickles)

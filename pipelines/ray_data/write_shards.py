@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from ray.data import Dataset
 from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.ray_data.compat import operator_names, source_bytes
-from dray.pipelines.ray_data.datasource import KEY, check_shared
+from dray.pipelines.ray_data.datasource import KEY, check_shared, num_cpus
 from dray.pipelines.ray_data.sink import store_dataset
 from dray.pipelines.ray_data.storing.parts import check_columns
 from dray.pipelines.versions.retention import DAY_S, Retention
@@ -146,5 +145,5 @@ def _num_partitions(num_bytes: int | None) -> int:
     """Returns the number of blocks to sort by; hashes are even, so that Ray Data need not sample them."""
     if num_bytes is None:
         return MOST_PARTITIONS
-    fewest = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    fewest = max(2, 2 * num_cpus())
     return min(MOST_PARTITIONS, max(fewest, num_bytes // PARTITION_BYTES))

@@ -1,6 +1,7 @@
 """`write_shards`: the rows of a pipeline as a version, whole and in order, or nothing."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from xxhash import xxh3_64_intdigest
 
 from dray.loaders import ShardLoader
 from dray.pipelines import read_shards, write_shards
-from dray.shards import CallError, InputError, Snapshot
+from dray.pipelines.ray_data.sink import store_dataset
+from dray.pipelines.ray_data.storing.flight import Flight
+from dray.pipelines.ray_data.storing.watch import Watch
+from dray.pipelines.writing.announce import announce_writing
+from dray.pipelines.writing.shard import ShardSize
+from dray.shards import CallError, InputError, Snapshot, Store
+from dray.shards.layout import Layout, Location
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -34,6 +41,10 @@ def dataset_of(num_rows: int = 50, override_num_blocks: int = 4) -> Any:
         }
 
     return rows.map_batches(columns, batch_size=7)
+
+
+def location_of(folder: Path) -> Location:
+    return Location(Store(folder), Layout("wdshards"))
 
 
 def tars(folder: Path) -> dict[str, bytes]:
@@ -191,3 +202,82 @@ def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, make_inputs: Any) 
     pickles_to_tars(inputs.folder, inputs.names, inputs.suffixes, tmp_path / "out", "wds", address="none")
     with pytest.raises(CallError, match=r"was made by a build.* choose another url or prefix"):
         write_shards(dataset_of(), tmp_path / "out", prefix="wds", samples_per_shard=1)
+
+
+def test_a_step_that_depends_on_chance_is_named(tmp_path: Path) -> None:
+    """A rerun of a dead write finds other bytes than it stored, and says whose they are."""
+
+    def noisy(batch: Any) -> Any:
+        return batch | {"x": np.random.default_rng().random((len(batch["cls"]), 2))}
+
+    writing = announce_writing(location_of(tmp_path), {"a": 1}, None, build_id="one", progress=False)
+    size = ShardSize.of(20, None)
+    dead = store_dataset(dataset_of().map_batches(noisy), writing, size)
+    with pytest.raises(InputError, match=r"made by ReadRange.*MapBatches\(noisy\): it is not deterministic"):
+        store_dataset(dataset_of().map_batches(noisy), writing, size)
+    assert [len(shard.keys) for shard in dead.shards] == [20, 20, 10]
+    assert not tars(tmp_path)
+
+
+def test_a_rerun_adopts_what_a_dead_write_stored(tmp_path: Path) -> None:
+    """Under the same `build_id`: the bytes are equal, so the shards are kept."""
+    recipe = {
+        "writer": "write_shards", "shuffle_seed": None, "shard_samples": 20, "shard_bytes": 4 << 30,
+        "keep_pickles": False,
+    }  # fmt: skip
+    writing = announce_writing(location_of(tmp_path), recipe, None, build_id="one", progress=False)
+    store_dataset(dataset_of(40), writing, ShardSize.of(20, None))
+    report = write_shards(dataset_of(), tmp_path, samples_per_shard=20, build_id="one")
+    assert (report.num_reused, report.num_shards, report.num_samples) == (2, 3, 50)
+
+
+def test_samples_know_their_source(tmp_path: Path) -> None:
+    """By the column `__source__`, which every step must pass on."""
+    sources = {f"in{n}": (n, 100 + n) for n in range(5)}
+    writing = announce_writing(location_of(tmp_path), {"a": 1}, None, progress=False)
+
+    def with_source(batch: Any) -> Any:
+        return batch | {"__source__": np.array([f"in{one % 5}" for one in batch["cls"]])}
+
+    stored = store_dataset(dataset_of().map_batches(with_source), writing, ShardSize.of(20, None), sources=sources)
+    found = [int(number) for shard in stored.shards if shard.sources is not None for number in shard.sources]
+    assert found == [n % 5 for n in range(50)]
+    assert "__source__" not in stored.shards[0].parts
+    with pytest.raises(InputError, match=r"expected a column '__source__' in what .*MapBatches\(columns\) gives"):
+        store_dataset(dataset_of(), writing, ShardSize.of(20, None), sources=sources)
+    with pytest.raises(InputError, match="'in1', which is no source of this plan"):
+        store_dataset(dataset_of().map_batches(with_source), writing, ShardSize.of(20, None), sources={"in0": (0, 1)})
+
+
+def test_what_is_waited_for_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """With what the cluster has, and the way out."""
+    with Watch(ray, "Read -> MapBatches(Embed)", show=True, silent_s=0.05) as watch:
+        with watch.waiting_for(["shard 1", "shard 2"]):
+            _until(lambda: "waiting for shard 1, shard 2" in capsys.readouterr().err)
+        _until(
+            lambda: "waiting for rows of Read -> MapBatches(Embed)" in (said := capsys.readouterr().err) and says(said)
+        )
+
+
+def says(said: str) -> bool:
+    return "of 2 CPUs" in said and "concurrency=" in said
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
+def test_an_interrupt_deletes_what_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver lives, so that it can."""
+    finish = Flight.finish
+
+    def interrupted(self: Any) -> Any:
+        finish(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Flight, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dataset_of(), tmp_path, samples_per_shard=20)
+    assert not tars(tmp_path)
+    assert not list(tmp_path.glob("__dray__/wdshards/index/*"))
