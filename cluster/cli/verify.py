@@ -93,7 +93,7 @@ class Report:
         level: How thorough the check was.
         findings: All damage.
         snapshot: The version; None if its own records are damaged.
-        delete: Paths or URLs of the damaged tars and their indexes, as far as they exist.
+        delete: Paths or URLs to delete before that: damaged tars that dray wrote, and indexes, as far as they exist.
         rebuild: Command line to run after that; None if the dataset was made by a program.
     """
 
@@ -146,12 +146,19 @@ def _is_repairable(findings: Sequence[Finding]) -> bool:
 
 
 def names_to_delete(snapshot: Snapshot, findings: Sequence[Finding]) -> list[str]:
-    """Returns the paths or URLs of each damaged shard and its index, as far as they exist, if a build packed them."""
-    if snapshot.manifest.kind != Kind.BUILD or not _is_repairable(findings):
+    """Returns the paths or URLs of what is damaged and made again once it is gone, as far as it exists.
+
+    A build makes shards and their indexes, an index only indexes; what a program wrote is not made again.
+    """
+    if snapshot.manifest.kind == Kind.WRITTEN or not _is_repairable(findings):
         return []
     store, layout = snapshot.store, snapshot.layout
     numbers = sorted({finding.shard for finding in findings if finding.shard is not None})
-    names = [name for number in numbers for name in (layout.shard(number), layout.index(number))]
+    if snapshot.tars.is_foreign:
+        damaged = {finding.url for finding in findings}
+        names = [name for name in map(layout.index, numbers) if store.url_of(name) in damaged]
+    else:
+        names = [name for number in numbers for name in (layout.shard(number), layout.index(number))]
     urls = [store.url_of(name) for name in names if store.head(name)]
     return [local_path(url) or url for url in urls]
 
@@ -295,6 +302,9 @@ def _first_steps(report: Report, snapshot: Snapshot) -> Iterator[str]:
     elif snapshot.tars.is_foreign:
         yield "dray did not write these tars and only reads them; they may be your only copy. Put back what is missing"
         yield "or damaged from where it came, or make a version of the tars as they are now:"
+        if report.delete:
+            yield "(delete these damaged indexes first, so that they are made again)"
+            yield from (f"  {name}" for name in report.delete)
     elif snapshot.manifest.kind == Kind.WRITTEN:
         yield f"To repair it, go back to an intact version with dray rollback ({log} lists them), or make a new one:"
     elif report.delete:

@@ -70,8 +70,9 @@ def check_has_own_tars(base: Snapshot) -> None:
     """
     if base.tars.is_foreign:
         raise CallError(
-            f"{base.name} indexes tars that dray did not write, in place: dray neither changes, merges nor replaces "
-            "them. Write the samples to another directory or prefix instead, in shards of the size that you want"
+            f"{base.name} indexes tars that dray did not write, and dray neither changes, merges nor replaces them: "
+            f"choose another directory or prefix; `dray reshard {base.store.url} OUT_URL` copies the samples into "
+            "shards of another size"
         )
 
 

@@ -4,8 +4,7 @@ Only objects that dray wrote are deleted: shards and indexes under numbers that 
 tables, and leftovers of unfinished writes on local disk. Commits, intents and lists of holds are never deleted.
 
 A tar of another program may have the name of a shard, and be the only copy of its data. So no tar is deleted for a
-dataset that indexes tars of others, nor one that such a dataset in the same folder names, nor one that does not begin
-as dray's tars begin.
+dataset that indexes tars of others, nor one that does not begin as dray's tars begin.
 """
 
 from bisect import bisect_right
@@ -18,7 +17,7 @@ from functools import cache
 
 from dray.pipelines.versions.retention import Retention, retain
 from dray.shards.errors import DamagedError, NotFoundError
-from dray.shards.layout import DRAY_FOLDER, Layout, Location, indexed_number, intent_of
+from dray.shards.layout import Location, indexed_number, intent_of
 from dray.shards.log import (
     Commit,
     Operation,
@@ -32,7 +31,6 @@ from dray.shards.log import (
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.objects import ObjectInfo
-from dray.shards.storage.urls import path_below
 from dray.shards.tar import BLOCK, begins_as_ours
 from dray.shards.versions import read_holds, require_dataset
 
@@ -173,15 +171,10 @@ def find_garbage(location: Location, head: Commit, grace_s: float) -> list[Objec
 
 
 def own_tars(location: Location, tars: Sequence[ObjectInfo]) -> list[ObjectInfo]:
-    """Returns those of some tars in a dataset's folder that dray wrote, and that no dataset there indexes.
-
-    Raises:
-        DamagedError: Another dataset there cannot be read.
-    """
-    indexed = _indexed_names(location) if tars else set()
+    """Returns those of some tars in a dataset's folder that begin as dray's tars begin; reads a block of each."""
 
     def is_own(info: ObjectInfo) -> bool:
-        if info.name in indexed or info.size < BLOCK:
+        if info.size < BLOCK:
             return False
         with suppress(NotFoundError, DamagedError):  # another gc deleted it
             return begins_as_ours(location.store.get_ranges(info.name, [0], [BLOCK])[0])
@@ -189,21 +182,6 @@ def own_tars(location: Location, tars: Sequence[ObjectInfo]) -> list[ObjectInfo]
 
     with ThreadPoolExecutor(READS_AT_ONCE) as threads:
         return [info for info, is_ours in zip(tars, threads.map(is_own, tars), strict=True) if is_ours]
-
-
-def _indexed_names(location: Location) -> set[str]:
-    """Returns the names of the tars that other datasets index in place, relative to the dataset's folder."""
-    names: set[str] = set()
-    for folder in location.store.list_folders(DRAY_FOLDER):
-        other = Location(location.store, Layout(folder.removeprefix(f"{DRAY_FOLDER}/")))
-        head = read_head(other) if other.prefix != location.prefix else None
-        if head is None or not Snapshot.load(other, head).tars.is_foreign:
-            continue
-        for version in kept_versions(other, head):
-            snapshot = Snapshot.load(other, read_commit(other, version))
-            found = (path_below(location.url, url) for url in snapshot.urls())
-            names |= {name for name in found if name is not None}
-    return names
 
 
 def _unfinished(location: Location, grace_s: float, has_own_tars: bool) -> Iterable[ObjectInfo]:

@@ -96,19 +96,6 @@ def test_gc_deletes_no_tar_that_another_program_wrote_under_a_reserved_name(
     assert tars_in(place).keys() >= foreign.keys() | {"wds-000010.tar"}
 
 
-def test_gc_deletes_no_tar_that_another_dataset_of_the_folder_indexes(place: Place, make_inputs: MakeInputs) -> None:
-    """Also one that dray wrote, and that the dataset itself no longer needs."""
-    inputs = make_inputs(8)
-    build(inputs, place)
-    index_at(place, ("wds-000000.tar", "wds-000001.tar"), prefix="all")
-    names = inputs.names[4:]
-    build(inputs, place, names=names)
-    gc(location_of(place), NOTHING)
-    assert "wds-000000.tar" in tars_in(place)
-    other = latest(place, "all")
-    assert all(other.read(key) for key in other.samples()["key"].to_pylist())
-
-
 def test_what_a_failed_writer_deletes_is_its_own(place: Place) -> None:
     """Not the tar that another program wrote under a number that it reserved."""
     writing = announce_writing(location_of(place), {}, None, count=10)
