@@ -8,6 +8,7 @@ from dray.pipelines.building.report import BuildReport
 from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.index_tars import index_tars
 from dray.pipelines.indexing.report import IndexReport
+from dray.pipelines.inputs.arrow import arrow_samples
 from dray.pipelines.pack_pickles import pickles_to_tars
 from dray.pipelines.reshard_dataset import reshard
 from dray.pipelines.write_samples import write_samples
@@ -20,6 +21,7 @@ if typing.TYPE_CHECKING:
 __all__ = [
     "BuildReport",
     "IndexReport",
+    "arrow_samples",
     "build_dataset",
     "index_tars",
     "pickles_to_tars",

@@ -10,7 +10,7 @@ import cloudpickle
 
 from dray.pipelines.inputs.seeding import rng_of
 from dray.pipelines.inputs.transform import unfit_node
-from dray.shards.errors import CallError, InputError
+from dray.shards.errors import CallError, DrayError, InputError
 
 MakeSample = Callable[..., Mapping[str, Any] | Iterable[Mapping[str, Any]] | None]
 RNG = "rng"  # a parameter of this name gets a generator of random numbers
@@ -31,7 +31,9 @@ class Maker:
         self._is_seeded = RNG in _parameters(function)
         self._pickled = b""
 
-    def __getstate__(self) -> tuple[bytes, int, bool]:
+    def __getstate__(self) -> tuple[Any, int, bool]:
+        if type(self._function).__module__.startswith("dray."):  # pickled with the rest, where a store is kept apart
+            return self._function, self.seed, self._is_seeded
         try:
             return self._pickled or cloudpickle.dumps(self._function), self.seed, self._is_seeded
         except Exception as exc:
@@ -40,8 +42,10 @@ class Maker:
                 "keep locks, files and connections out of it, or run with num_workers=0 and address='none'"
             ) from exc
 
-    def __setstate__(self, state: tuple[bytes, int, bool]) -> None:
-        self._function, (self._pickled, self.seed, self._is_seeded) = None, state
+    def __setstate__(self, state: tuple[Any, int, bool]) -> None:
+        function, self.seed, self._is_seeded = state
+        is_pickled = isinstance(function, bytes)
+        self._function, self._pickled = (None, function) if is_pickled else (function, b"")
 
     def __call__(self, value: Any, key: str) -> Iterator[tuple[str, Any]]:
         """Yields (default key, sample) for each sample of an input.
@@ -62,6 +66,8 @@ class Maker:
                     yield f"{key}-{number}", sample
         except ImportError as exc:
             raise unfit_node("make_sample", key, exc) from exc
+        except DrayError as exc:
+            raise InputError(str(exc)) from exc
         except Exception as exc:
             raise InputError(f"make_sample failed: {type(exc).__name__}: {exc}{_where(exc)}") from exc
 

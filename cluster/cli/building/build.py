@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dray.cluster.cli.building.parquet import build_from_parquet
 from dray.cluster.cli.building.request import BuildRequest, MissingGroups
 from dray.cluster.cli.building.survey import survey_datasets
 from dray.cluster.cli.options import Address, RetentionOptions, cluster_address
@@ -56,11 +57,16 @@ def build(
 
     [cyan]list-samples | dray build pickles/ shards/ --suffix tensor.pyd --names -[/]
 
+    The rows of Parquet files, whose columns become the parts of samples:
+
+    [cyan]dray build tables/ shards/ --from-parquet --key-column id[/]
+
     As a job on a Ray cluster:
 
     [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
     """
-    reports = _build_datasets(request, retention.rule(), cluster_address(address), progress=not quiet)
+    build_all = build_from_parquet if request.from_parquet else _build_datasets
+    reports = build_all(request, retention.rule(), cluster_address(address), progress=not quiet)
     _print_reports(reports, as_json=as_json)
 
 

@@ -13,6 +13,7 @@ from dray.cluster.cli.building.request import BuildRequest
 from dray.cluster.cli.building.survey import Survey, survey_datasets
 from dray.cluster.cli.options import AsJson
 from dray.pipelines.building.survey import BuildSpec, Work
+from dray.shards.errors import CallError
 from dray.shards.messages import counted
 
 
@@ -25,6 +26,8 @@ def plan(request: BuildRequest, *, as_json: AsJson = False) -> None:
 
     [cyan]dray plan s3://lab/raw s3://lab/digits --suffix image.pyd --split train=0.9,val=0.1 --json[/]
     """
+    if request.from_parquet:
+        raise CallError("--from-parquet: only dray build takes it; a rerun reads only new and changed files")
     found = survey_datasets(request)
     if as_json:
         typer.echo(json.dumps(_facts(found), indent=1))

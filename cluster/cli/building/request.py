@@ -38,12 +38,27 @@ class BuildRequest:
         str, typer.Argument(metavar="DEST", help="Folder for the shards: a path or a URL such as s3://bucket/shards.")
     ]
     suffix: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="SUFFIX",
             help="Suffix of the files to pack, such as tensor.pyd; repeat the option for samples of several parts.",
         ),
-    ]
+    ] = None
+    from_parquet: Annotated[
+        bool,
+        typer.Option(
+            "--from-parquet",
+            help="SRC is a Parquet file, or a folder of them: each row becomes a sample, each column a part.",
+        ),
+    ] = False
+    key_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="With --from-parquet: column of the keys.",
+            show_default="__key__, or file and number of the row",
+        ),
+    ] = None
     optional_suffix: Annotated[
         list[str] | None,
         typer.Option("--optional-suffix", metavar="SUFFIX", help="Suffix of a part that samples may lack; repeatable."),
@@ -149,7 +164,16 @@ class BuildRequest:
         return Tolerance(on_error=self.on_error, max_bad=self.max_bad)
 
     def recipe(self) -> Recipe:
-        """Returns what decides the bytes of the shards."""
+        """Returns what decides the bytes of the shards.
+
+        Raises:
+            CallError: No suffix was given, or one is invalid.
+        """
+        if not self.suffix:
+            raise CallError(
+                "give --suffix for the files to pack, such as --suffix tensor.pyd; or dray build SRC DEST "
+                "--from-parquet for the rows of Parquet files"
+            )
         suffixes = check_suffixes((*check_suffixes(self.suffix), *(self.optional_suffix or ())))
         return Recipe(
             suffixes=suffixes,
