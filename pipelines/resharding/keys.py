@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dray.pipelines.resharding.rows import Rows
 from dray.shards.errors import CallError, InputError
+from dray.shards.messages import counted
 
 MOST_NAMED = 5
 
@@ -84,8 +85,8 @@ def _check_unique(rows: Rows, firsts: NDArray[np.int64], tars: Sequence[str], un
     )
     within = "the keys repeat within one tar: unique_keys='join' makes one sample of those whose parts are apart"
     raise InputError(
-        f"{len(later):,} samples have a key that an earlier one has: {'; '.join(named)}. A dataset has each key once: "
-        f"{ways if unique_keys is None else within}"
+        f"{counted(len(later), 'sample has', 'samples have')} a key that an earlier one has: {'; '.join(named)}. "
+        f"A dataset has each key once: {ways if unique_keys is None else within}"
     )
 
 
@@ -97,9 +98,9 @@ def _check_joined(rows: Rows, samples: NDArray[np.int64], tars: Sequence[str]) -
         if len(again):
             first, second = has[again[0]], has[again[0] + 1]
             raise InputError(
-                f"{len(again):,} samples have the part {suffix!r} twice, so they cannot be joined: "
-                f"{_twice(rows, int(first), int(second), tars)}; unique_keys='prefix' keeps both if they are in "
-                "different tars"
+                f"{counted(len(again), 'sample has', 'samples have')} the part {suffix!r} twice, so they cannot be "
+                f"joined: {_twice(rows, int(first), int(second), tars)}; unique_keys='prefix' keeps both if they are "
+                "in different tars"
             )
 
 

@@ -229,11 +229,11 @@ def test_an_indexed_dataset_and_tars_without_an_index_are_copied(tmp_path: Path)
 def test_samples_that_share_a_key_get_others_or_are_joined(tmp_path: Path) -> None:
     """Across tars and within one; nothing is lost silently."""
     write_tars(tmp_path / "a", {"t-0": [("0", "jpg"), ("1", "jpg")], "t-1": [("0", "jpg")]})
-    with pytest.raises(InputError, match=r"1 samples have a key.*'0' in t-0.tar and t-1.tar.*unique_keys='prefix'"):
+    with pytest.raises(InputError, match=r"1 sample has a key.*'0' in t-0.tar and t-1.tar.*unique_keys='prefix'"):
         copy(tmp_path / "a", tmp_path / "out", source_prefix="t")
     copy(tmp_path / "a", tmp_path / "out", source_prefix="t", unique_keys="prefix")
     assert [key for key, _ in content_of(tmp_path / "out")] == ["t-0/0", "t-0/1", "t-1/0"]
-    with pytest.raises(InputError, match="1 samples have the part 'jpg' twice, so they cannot be joined: '0' in t-0"):
+    with pytest.raises(InputError, match="1 sample has the part 'jpg' twice, so they cannot be joined: '0' in t-0"):
         copy(tmp_path / "a", tmp_path / "out", source_prefix="t", unique_keys="join")
     write_tars(tmp_path / "b", {"t-0": [("0", "jpg"), ("1", "jpg"), ("0", "cls")], "t-1": [("1", "cls"), ("2", "cls")]})
     copy(tmp_path / "b", tmp_path / "joined", source_prefix="t", unique_keys="join", samples_per_shard=1)
