@@ -14,13 +14,14 @@ from dray.pipelines.building.announce import announce
 from dray.pipelines.indexing.changes import TarPlan, keys_of, plan_tars, refusal
 from dray.pipelines.indexing.listing import Listing, find_tars
 from dray.pipelines.indexing.report import IndexReport, report_of
-from dray.pipelines.indexing.scan import UNIQUE, ScanJob, ScannedTar, ScanTask, scan_all
+from dray.pipelines.indexing.scan import UNIQUE, ScanJob, ScannedTar, ScanTask, scan_tar, scan_tars
+from dray.pipelines.indexing.threads import Workers, run_each
 from dray.pipelines.indexing.version import Contents, next_manifest
 from dray.pipelines.planning.changes import Guard
 from dray.pipelines.progress import sample_progress, say
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS
-from dray.pipelines.running.tasks import fit_workers, runs_in_process
+from dray.pipelines.running.tasks import fit_workers
 from dray.pipelines.versions.attempts import finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
@@ -49,9 +50,7 @@ class IndexSpec:
         skips_bad: Whether tars that cannot be indexed are left out.
         guard: The changes that it may make.
         retention: Which versions to keep; None: all.
-        address: See `run_tasks`.
-        num_threads: Number of tars that this process scans at the same time.
-        progress: Whether to show progress on standard error.
+        workers: Who scans.
     """
 
     source: Store
@@ -62,9 +61,7 @@ class IndexSpec:
     skips_bad: bool
     guard: Guard
     retention: Retention | None
-    address: str | None
-    num_threads: int
-    progress: bool
+    workers: Workers
 
     @property
     def base(self) -> str | None:
@@ -99,7 +96,7 @@ def index(spec: IndexSpec) -> IndexReport:
             raise CallError(f"{spec.location.url}: refused, and nothing was written: {why}")
         if last is not None and base[0] == base[1] and not plan.has_work(last.manifest):
             return report_of(last, None, None, own=listing.own, seconds=time.monotonic() - started)
-        with fit_workers(spec.address if None in plan.numbers else IN_PROCESS):
+        with fit_workers(spec.workers.address if None in plan.numbers else IN_PROCESS):
             intent = _announce(spec, plan, last, indexes)
             scanned = _scan(spec, plan, intent, indexes, keys)
         _check_scanned(spec, scanned)
@@ -108,10 +105,10 @@ def index(spec: IndexSpec) -> IndexReport:
         made = commit_version(spec.location, manifest, last, operation=Operation.INDEX, retention=spec.retention)
         if made is None:
             return None
-        finish(made, last, spec.retention, progress=spec.progress)
+        finish(made, last, spec.retention, progress=spec.workers.progress)
         return report_of(made, contents, last, own=listing.own, seconds=time.monotonic() - started)
 
-    return until_committed(spec.location, attempt, progress=spec.progress)
+    return until_committed(spec.location, attempt, progress=spec.workers.progress)
 
 
 def _check_kind(spec: IndexSpec, last: Snapshot | None) -> None:
@@ -139,14 +136,13 @@ def _check_uncompressed(spec: IndexSpec, listing: Listing) -> None:
     Raises:
         CallError: Some have.
     """
-    names = [tar.name for tar in listing.compressed]
+    names = [tar.name for tar in listing.packed]
     if not names:
         return
-    num_tars = len(names) + len(listing.tars)
     raise CallError(
-        f"{len(names):,} of {counted(num_tars, 'tar')} in {spec.source.url} are compressed ({some(names, 3)}), so that "
-        "their samples cannot be read one by one: unpack them by unpack_to='URL', or leave them out by a pattern such "
-        "as '**/*.tar'"
+        f"{counted(len(names), 'tar is', 'tars are')} compressed in {spec.source.url} ({some(names, 3)}), so that "
+        "samples cannot be read one by one: unpack them by unpack_to='URL', or leave them out by a pattern such as "
+        "'**/*.tar'"
     )
 
 
@@ -171,23 +167,19 @@ def _scan(spec: IndexSpec, plan: TarPlan, intent: Intent, indexes: set[int], key
     ]
     job = ScanJob(source=spec.source, location=spec.location, keys=keys)
     witness = Witness(spec.location.store, spec.location.layout.intent(intent.number))
-    is_here = runs_in_process(spec.address)
     _say_what_is_scanned(spec, plan, tasks)
     found: dict[int, ScannedTar] = {}
     title = f"indexing {spec.location.prefix}"
     lock = Lock()
-    with sample_progress(title, total=len(tasks), unit="tars", show=spec.progress) as advance:
+    with sample_progress(title, total=len(tasks), unit="tars", show=spec.workers.progress) as advance:
 
         def count(tars: int, num_bytes: int) -> None:
             with lock:  # threads that scan call it as well
                 advance(tars, num_bytes)
 
-        on_read = partial(count, 0)
-        for one in scan_all(
-            job, tasks, witness, spec.address, num_threads=spec.num_threads, progress=spec.progress, on_read=on_read
-        ):
+        for one in run_each(scan_tar, scan_tars, job, tasks, spec.workers, witness=witness, on_read=partial(count, 0)):
             found[one.number] = one
-            count(1, 0 if is_here else one.tar.num_bytes)
+            count(1, 0 if spec.workers.are_here else one.tar.num_bytes)
     scanned = [found[task.number] for task in tasks]
     if stored := [spec.location.layout.index(one.number) for one in scanned if one.index_digest]:
         spec.location.store.sync(stored[:1])  # all indexes share their folder
@@ -200,7 +192,7 @@ def _say_what_is_scanned(spec: IndexSpec, plan: TarPlan, tasks: Sequence[ScanTas
     say(
         f"{counted(len(plan.tars), 'tar')}{where} of {spec.source.url}: {len(tasks):,} to scan, "
         f"{len(plan.tars) - len(tasks):,} unchanged",
-        show=spec.progress,
+        show=spec.workers.progress,
     )
 
 

@@ -53,13 +53,19 @@ class Listing:
 
     Attributes:
         tars: Tars, and files that are tars by their name.
-        compressed: Those with the name of a compressed tar.
+        compressed: Files with the name of a compressed tar.
         own: Names of tars that dray wrote: they belong to another dataset, and are left out.
     """
 
     tars: Sequence[Tar]
     compressed: Sequence[Tar] = ()
     own: Sequence[str] = ()
+
+    @property
+    def packed(self) -> Sequence[Tar]:
+        """The compressed tars that were not unpacked beside them."""
+        plain = {tar.name for tar in self.tars}
+        return [tar for tar in self.compressed if unpacked_name(tar.name) not in plain]
 
 
 def find_tars(
@@ -84,14 +90,11 @@ def find_tars(
     own = _own_tars(store, names, prefix, storage_options)
     _check_names(store, names)
     tars = [found[name] for name in sorted(names - own, key=natural_key)]
-    compressed = [tar for tar in tars if compression_of(tar.name)]
-    plain = {tar.name for tar in tars}
-    compressed = [tar for tar in compressed if unpacked_name(tar.name) not in plain]
     if not tars:
         raise MissingInputError(_nothing(store, own, patterns))
     return Listing(
         tars=[tar for tar in tars if not compression_of(tar.name)],
-        compressed=compressed,
+        compressed=[tar for tar in tars if compression_of(tar.name)],
         own=sorted(own, key=natural_key),
     )
 

@@ -1,8 +1,7 @@
 """Scanning tars: one pass over each from start to end, which stores its index. Nothing of a tar is kept in memory."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, cast
@@ -13,24 +12,21 @@ from dray.pipelines.building.job import TASK_BYTES
 from dray.pipelines.building.pack import store_index
 from dray.pipelines.indexing.listing import Tar
 from dray.pipelines.indexing.notes import Notes
+from dray.pipelines.indexing.threads import CountedStream, OnRead
 from dray.pipelines.indexing.unpack import compression_in
-from dray.pipelines.running.node import node_name
-from dray.pipelines.running.parcel import Witness
-from dray.pipelines.running.tasks import run_tasks, runs_in_process
-from dray.shards.errors import ChangedError, DamagedError, InputError, NotFoundError
+from dray.pipelines.indexing.untouched import open_unchanged
+from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Layout, Location, some
-from dray.shards.manifest import Accounting, Kind, Manifest, Shard
+from dray.shards.layout import Location, some
+from dray.shards.manifest import Shard
 from dray.shards.messages import counted
 from dray.shards.parts import ArrayTypes, Counts
-from dray.shards.reading.tars import Tars
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, scan
 
 PER_TAR = "per-tar"
 UNIQUE = "unique"
 STREAM_BYTES = 64 << 20  # memory of one open stream and one piece of a member
-REPORTED_BYTES = 4 << 20
 INDEX_SHARE = 64  # bytes of a tar for each byte of memory that its index may take
 
 
@@ -42,13 +38,11 @@ class ScanJob:
         source: Store of the tars.
         location: Where the dataset is.
         keys: `UNIQUE` or `PER_TAR`.
-        is_remote: Whether workers on other nodes scan.
     """
 
     source: Store
     location: Location
     keys: str
-    is_remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,55 +118,6 @@ class ScannedTar:
         )
 
 
-OnRead = Callable[[int], None]
-
-
-def scan_all(
-    job: ScanJob,
-    tasks: Sequence[ScanTask],
-    witness: Witness,
-    address: str | None,
-    *,
-    num_threads: int,
-    progress: bool,
-    on_read: OnRead,
-) -> Iterator[ScannedTar]:
-    """Scan tars on Ray, or by threads of this process; yields their records as they end.
-
-    Args:
-        job: What they share.
-        tasks: The tars.
-        witness: See `run_tasks`.
-        address: See `run_tasks`.
-        num_threads: Number of tars that this process scans at the same time.
-        progress: Whether to say which tasks are waited for.
-        on_read: Called with numbers of bytes as they are read, by threads of this process.
-
-    Raises:
-        InputError: A tar was changed while it was scanned.
-        StoreError: A store failed. What other tasks stored is kept.
-    """
-    if not runs_in_process(address):
-        job = replace(job, is_remote=True)
-        yield from run_tasks(scan_tars, job, tasks, address, witness=witness, progress=progress)
-        return
-    stops = False
-
-    def count(num_bytes: int) -> None:
-        if stops:
-            raise InterruptedError("another tar failed")
-        on_read(num_bytes)
-
-    threads = ThreadPoolExecutor(num_threads)
-    try:
-        futures = [threads.submit(scan_tar, job, task, count) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        stops = True
-        threads.shutdown(cancel_futures=True)
-
-
 def scan_tars(job: ScanJob, tasks: Sequence[ScanTask]) -> Iterator[ScannedTar]:
     """Scan tars one after another; yields the record of each: see `scan_tar`."""
     for task in tasks:
@@ -198,11 +143,6 @@ def scan_tar(job: ScanJob, task: ScanTask, on_read: OnRead | None = None) -> Sca
     notes = Notes()
     try:
         index = _index_of(job, task.tar, notes, on_read)
-    except ChangedError as exc:
-        raise InputError(f"{exc.problem}; it was changed while it was read: run it again", url=exc.url) from exc
-    except NotFoundError as exc:
-        where = f"node {node_name()} does not see the tar: local tars must be on a disk that all nodes share; or "
-        raise NotFoundError(f"{where if job.is_remote else ''}{exc.problem}", url=exc.url) from exc
     except DamagedError as exc:
         return ScannedTar(number=task.number, tar=task.tar, notes=notes, problem=_problem(job, task.tar, exc))
     if twice := _twice(index.keys):
@@ -243,57 +183,10 @@ def _adopted(job: ScanJob, task: ScanTask) -> ScannedTar:
 
 def _index_of(job: ScanJob, tar: Tar, notes: Notes, on_read: OnRead | None) -> ShardIndex:
     """Returns the index of a tar that is the same before and after it was read."""
-    tars, shard = (
-        tars_of(job.source, job.location.prefix),
-        Shard(
-            number=0,
-            num_bytes=tar.num_bytes,
-            num_samples=0,
-            digest="",
-            index_digest="",
-            name=tar.name,
-            etag=tar.etag,
-            mtime=tar.mtime,
-        ),
-    )
-    url = tars.url_of(shard)
-    with tars.open_stream(shard) as stream:
-        counted_stream = cast(BinaryIO, _Counted(stream, on_read)) if on_read else stream
-        members = notes.watch(scan(counted_stream, url, notes.other))
-        index = ShardIndex.of_members(members, shard_bytes=tar.num_bytes, where=url)
-    tars.check(shard)
-    return index
-
-
-def tars_of(source: Store, prefix: str) -> Tars:
-    """Returns the tars below a folder as those of a dataset of that folder: each read checks that they are the same."""
-    manifest = Manifest(
-        kind=Kind.INDEXED,
-        prefix=prefix,
-        source_url="",
-        recipe={},
-        intent=0,
-        num_samples=0,
-        accounting=Accounting(inputs=0, packed=0),
-        parts=(),
-        shards=(),
-    )
-    return Tars(Location(source, Layout(prefix)), manifest)
-
-
-class _Counted:
-    """A stream that reports what is read, some megabytes at a time and at its end."""
-
-    def __init__(self, stream: BinaryIO, on_read: OnRead) -> None:
-        self._stream, self._on_read, self._num_bytes = stream, on_read, 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._num_bytes += len(data)
-        if self._num_bytes >= REPORTED_BYTES or not data:
-            self._on_read(self._num_bytes)
-            self._num_bytes = 0
-        return data
+    url = job.source.url_of(tar.name)
+    with open_unchanged(job.source, tar) as stream:
+        members = scan(cast(BinaryIO, CountedStream(stream, on_read)), url, notes.other)
+        return ShardIndex.of_members(notes.watch(members), shard_bytes=tar.num_bytes, where=url)
 
 
 def _problem(job: ScanJob, tar: Tar, exc: DamagedError) -> str:

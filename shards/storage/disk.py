@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -14,12 +14,12 @@ _LEFTOVER = re.compile(r"#[0-9]+$")  # name of a file until it is whole
 _LINK_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
 
-def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
+def create_file(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
     """Creates a file that is whole as soon as it has its name: written and fsynced as `name#1`, then linked.
 
     Raises:
         FileExistsError: The file exists already.
-        OSError: It cannot be written; nothing is left.
+        OSError: It cannot be written; nothing is left, as after an error of `pieces`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,9 +28,10 @@ def create_file(path: Path, data: bytes | bytearray | memoryview) -> None:
     staged, descriptor = _open_staged(path)
     try:
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]  # 2 GiB at most a call
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]  # 2 GiB at most a call
         finally:
             fsync(descriptor)
         _link(staged, path)

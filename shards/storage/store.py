@@ -87,7 +87,7 @@ class Store:
         if self.local_root is not None:  # the client does not wait until the content has reached the disk
             with self._errors("write", name):
                 check_name(self.url, name)
-                disk.create_file(Path(self.local_root, name), data)
+                disk.create_file(Path(self.local_root, name), [data])
             return
         client, key, tries = self._client_for(len(data)), self._key(name), count(1)
 
@@ -101,13 +101,13 @@ class Store:
 
         self._ask("write", name, request, len(data))
 
-    def takes_again(self, name: str, data: bytes) -> bool:
-        """Returns whether the store takes an object a second time: then it ignores the condition of `put_new`.
+    def call(self, verb: str, name: str, call: Callable[[ObjectStore, str], None], num_bytes: int) -> None:
+        """Calls a function once with the client and its path of an object; each request moves up to `num_bytes`."""
+        with self._errors(verb, name):
+            call(self._client_for(num_bytes), self._key(name))
 
-        Args:
-            name: An object that holds `data`.
-            data: The same bytes, so no harm is done.
-        """
+    def takes_again(self, name: str, data: bytes) -> bool:
+        """Returns whether the store takes an object that holds `data` again: then it ignores `put_new`'s condition."""
         if self.local_root is not None:
             return False
         try:

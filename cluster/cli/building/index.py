@@ -62,6 +62,14 @@ def index(
             show_default="the folder of the tars",
         ),
     ] = None,
+    unpack_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Unpack compressed tars (.tar.gz, .tgz, .bz2, .xz, .zst) into this folder, and index them there.",
+            show_default=False,
+        ),
+    ] = None,
     keys: Annotated[
         KeyScope | None,
         typer.Option(
@@ -104,7 +112,8 @@ def index(
     into_storage_option: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Option of the object store of --into, as --storage-option; repeatable."
+            metavar="KEY=VALUE",
+            help="Option of the object store of --into or --unpack-to, as --storage-option; repeatable.",
         ),
     ] = None,
     storage_option: StorageOptionList = None,
@@ -127,6 +136,10 @@ def index(
     Tars of somebody else's bucket, with the index in one's own:
 
     [cyan]dray index s3://public/laion --storage-option skip_signature=true --into s3://lab/laion-index[/]
+
+    Compressed tars, unpacked first:
+
+    [cyan]dray index downloads/ '*.tar.gz' --unpack-to shards/[/]
     """
     names_tars = bool(tars) and find_place(url, None)[1] is not None
     report = index_tars(
@@ -134,14 +147,13 @@ def index(
         None if names_tars else tars or None,
         prefix=prefix,
         into=into,
+        unpack_to=unpack_to,
         keys=keys,
         on_error=on_error,
         allow_removal=allow_removal,
         allow_changed_source=allow_changed_source,
         storage_options=parse_storage_options(storage_option),
-        into_storage_options=None
-        if into is None
-        else parse_storage_options(into_storage_option, "--into-storage-option"),
+        into_storage_options=parse_storage_options(into_storage_option, "--into-storage-option") or None,
         address=cluster_address(address),
         num_threads=threads,
         keep=retention.keep,

@@ -1,5 +1,6 @@
 """`dray index`, and the commands that read what it made."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -70,3 +71,10 @@ def test_the_index_may_be_elsewhere(dray: Dray, tars: Path, tmp_path: Path) -> N
     again = dray("index", tmp_path / "index")
     assert again.code == 1
     assert f"give that URL, and --into file://{tmp_path}/index" in again.err
+
+
+def test_compressed_tars_are_unpacked_by_an_option(dray: Dray, tmp_path: Path) -> None:
+    """The error names it."""
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(tar_of(range(4))))
+    assert "unpack them by --unpack-to URL" in dray("index", tmp_path).err
+    assert "4 samples in 1 tar," in dray("index", tmp_path, "*.tgz", "--unpack-to", tmp_path / "out").out
