@@ -5,11 +5,12 @@ uid and gid 0, mode 0644, and records offset, size and xxh3_64 of each member. O
 hold gets a PAX header. The scanner raises an error for a truncated or damaged tar; it never reads as a shorter one.
 """
 
+import re
 import tarfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ZEROS = bytes(BLOCK)
 _PIECE_BYTES = 16 << 20  # read at a time from a member; a multiple of BLOCK
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
+_NUMBER = rb"(?:[0-7]{7}[\0 ]|[0-7]{6}[\0 ]{2})"  # eight bytes of a header, as most programs write them
+_NUMBERS = re.compile(_NUMBER * 3 + rb"([0-7]{11})[\0 ][0-7]{11}[\0 ]([0-7]{6})[\0 ]{2}")  # mode to checksum
+_DEVICE = re.compile(rb"(?:[0-7]{7}\0|\0{8}){2}")
 _PADS = [bytes(-size % BLOCK) for size in range(BLOCK)]  # by size % 512
 
 
@@ -257,14 +261,14 @@ class _Blocks:
             hasher.update(self.read(min(_PIECE_BYTES, size - start)))
         return hasher.intdigest(), data
 
-    def next_header(self) -> tarfile.TarInfo | None:
+    def next_header(self) -> "_Header | tarfile.TarInfo | None":
         """Returns the next header, or None at a proper end of the archive."""
         block = self._stream.read(BLOCK)
         if not block.strip(b"\0") and len(block) == BLOCK:
             self._check_end()
             return None
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            info = _file_header(block) or tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as exc:
             self._check_plain(block)
             raise self.damaged(f"no tar header here ({exc}): the tar was cut short or damaged") from exc
@@ -282,6 +286,31 @@ class _Blocks:
         while rest := self._stream.read(1 << 20):
             if rest.strip(b"\0"):
                 raise self.damaged("data after the archive's end: several tars in one file? Split them")
+
+
+class _Header(NamedTuple):
+    """The fields of a header that say which member follows."""
+
+    name: str
+    size: int  # bytes
+    type: bytes
+
+
+def _file_header(block: bytes) -> _Header | None:
+    """Returns what `tarfile` would read from the header of a regular file, in a fifth of its time.
+
+    None: another type, a size beyond 8 GiB, or anything else that is unusual; `tarfile` then decides.
+    """
+    kind, numbers = block[156:157], _NUMBERS.fullmatch(block, 100, 156)
+    if numbers is None or kind not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not _DEVICE.fullmatch(block, 329, 345):
+        return None
+    if int(numbers[2], 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        return None
+    name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
+    if kind == tarfile.AREGTYPE and name.endswith(b"/"):  # a directory of a v7 tar
+        return None
+    path = prefix + b"/" + name if prefix else name
+    return _Header(path.decode("utf-8", "surrogateescape"), int(numbers[1], 8), kind)
 
 
 def _pax_values(data: bytes, reader: _Blocks) -> dict[str, str]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.shards.errors import DamagedError
-from dray.shards.tar import BLOCK, END, header, scan
+from dray.shards.tar import BLOCK, END, _file_header, header, scan
 from tests.shards.test_tar import Files, noted, scanned, some_files, write
 
 FILES = [("a.txt", b"one"), ("b/" + "n" * 120 + ".txt", bytes(600)), ("p" * 60 + "/" + "n" * 60, b""), ("c.txt", b"3")]
@@ -143,3 +143,32 @@ def test_a_stream_that_fails_is_not_hidden() -> None:
 
     with pytest.raises(TimeoutError):
         list(scan(Failing(TAR), "x.tar"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=120),
+    size=st.integers(0, 1 << 34),
+    kind=st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.CONTTYPE]),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    changes=st.lists(st.tuples(st.integers(0, 511), st.integers(0, 255)), max_size=2),
+    is_checked=st.booleans(),
+)
+def test_the_fast_reader_of_headers_is_never_of_another_opinion_than_tarfile(
+    name: str, size: int, kind: bytes, form: int, changes: list[tuple[int, int]], is_checked: bool
+) -> None:
+    """Whatever the bytes, also with a right checksum over wrong ones: the same member, or tarfile decides."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.uname, info.mtime = size, kind, "somebody", 1_700_000_000
+    try:
+        block = bytearray(info.tobuf(form)[-512:])
+    except ValueError:  # ustar cannot hold it
+        return
+    for offset, value in changes:
+        block[offset] = value
+    if is_checked:
+        block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 256)
+    found = _file_header(bytes(block))
+    if found is not None:
+        expected = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        assert found == (expected.name, expected.size, expected.type)
