@@ -14,6 +14,7 @@ from dray.pipelines.reshard_dataset import reshard
 from dray.pipelines.write_samples import write_samples
 
 if typing.TYPE_CHECKING:
+    from dray.pipelines.ray_data.plan_changes import plan_changes
     from dray.pipelines.ray_data.read_pickles import read_pickles
     from dray.pipelines.ray_data.read_shards import read_shards
     from dray.pipelines.ray_data.write_shards import write_shards
@@ -25,6 +26,7 @@ __all__ = [
     "build_dataset",
     "index_tars",
     "pickles_to_tars",
+    "plan_changes",
     "read_pickles",
     "read_shards",
     "reshard",
@@ -33,7 +35,7 @@ __all__ = [
     "write_shards",
 ]
 
-_RAY_DATA = ("read_pickles", "read_shards", "write_shards")  # each is in the module of its name, which imports Ray
+_RAY_DATA = ("plan_changes", "read_pickles", "read_shards", "write_shards")  # each in a module of its name: imports Ray
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.planning.changes import Guard
-from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.pipelines.writing.batches import BatchFunction, BatchTransform
 from dray.pipelines.writing.request import checked_version, spec_of
 from dray.pipelines.writing.shard import ShardSize
-from dray.pipelines.writing.transformed import build_transformed
+from dray.pipelines.writing.transformed import Workers, build_transformed
 from dray.shards.arguments import as_int, as_seed
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions
@@ -29,6 +28,10 @@ def build_dataset(
     optional_suffixes: Iterable[str] = (),
     batch_size: int = 64,
     seed: int = 0,
+    address: str | None = None,
+    concurrency: int | None = None,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
     samples_per_shard: int | None = None,
     shard_bytes: int | None = None,
     allow: Collection[str] = (),
@@ -69,8 +72,8 @@ def build_dataset(
         src: Folder of the input files: a path or an object-storage URL. Input `a/b` has the files `a/b.{suffix}`.
         out: The dataset's folder.
         suffixes: Suffixes of the files that each input has.
-        transform: The function; or a class, which is constructed once, without arguments, and whose
-            instances are called; or the name of one, `"pkg.mod:name"`. A parameter `rng`
+        transform: The function; or a class, which is constructed once in each worker, without arguments, and whose
+            instances are called; or the name of one, `"pkg.mod:name"`, which each worker imports. A parameter `rng`
             gets a list of numpy generators, one for each sample, which depend on `seed` and `__key__` alone.
         transform_version: The version of the function: change it when the function changes.
         prefix: The dataset's prefix.
@@ -78,12 +81,19 @@ def build_dataset(
         optional_suffixes: Suffixes of further files, which inputs may lack.
         batch_size: Number of inputs in a batch.
         seed: Seed of the generators.
+        address: A Ray cluster's address; "local" starts one; "none" runs in this process. None: the cluster that this
+            process is connected to, if any. The bytes are the same.
+        concurrency: On Ray: maximum number of workers that call the function. None: one for a class, else as many as
+            the cluster has room for.
+        num_cpus: On Ray: CPUs of each worker; None: 1.
+        num_gpus: On Ray: GPUs of each worker; None: none.
         samples_per_shard: Number of samples in a shard; None: by size.
         shard_bytes: Maximum size of a shard in bytes; None: 256 MiB, if `samples_per_shard` is not given.
         allow: Full names (`pkg.module.Class`) that pickled inputs may use in addition to the safe list.
         checksum: Detect changed files by their content, not by size and time (ETag): every file is read.
         on_error: How to treat inputs that cannot be read or transformed: "fail" makes no version; "skip" leaves them
-            out until their files change; "quarantine" leaves them out and tries them again in every run.
+            out until their files change; "quarantine" leaves them out and tries them again in every run. On Ray a file
+            that exists and cannot be read always makes no version.
         max_bad: Maximum number of inputs to leave out, or a percentage of them (at least one).
         allow_removal: Maximum number, or percentage such as "25%", of the last version's inputs that may be gone;
             not checked with `names`. None: 10 %, or 50 % of fewer than 20.
@@ -98,7 +108,7 @@ def build_dataset(
         CallError: An argument is invalid, the dataset is of another kind, or too much would be removed.
         MissingInputError: Input files are missing: nothing was written.
         InputError: Inputs could not be read or transformed, or samples share a key. No version was made.
-        ClusterError: This node cannot import the function or what it needs; names node and module.
+        ClusterError: A node cannot import the function or what it needs; names node and module.
         ConflictError: Another writer committed meanwhile; what was stored is used by the next run.
     """
     spec = spec_of(
@@ -113,7 +123,7 @@ def build_dataset(
         guard=Guard(allow_removal=allow_removal, allow_changed_source=allow_changed_source),
         storage_options=storage_options,
         input_storage_options=input_storage_options,
-        address=IN_PROCESS,
+        address=address,
         progress=progress,
     )
     return build_transformed(
@@ -121,6 +131,11 @@ def build_dataset(
         BatchTransform(transform, seed=as_seed("seed", seed), allow=allow),
         checked_version(transform_version),
         ShardSize.of(samples_per_shard, shard_bytes),
-        batch_size=as_int("batch_size", batch_size, 1),
+        Workers(
+            batch_size=as_int("batch_size", batch_size, 1),
+            concurrency=None if concurrency is None else as_int("concurrency", concurrency, 1),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+        ),
         retention=None if keep is None else Retention(keep=keep, grace_s=grace_s),
     )

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 COPIED = 0xC0B1ED5A3B1E0001  # changes the fingerprints of copies, which do not show that all samples of a source exist
 
+UNKNOWN = 0  # the fingerprint of a source whose samples may be anywhere in what a writer stores
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Rewrites:
@@ -73,6 +75,9 @@ Stored = tuple[int, Sequence[StoredRows]]
 Place = tuple[int, int]
 """Number of a shard, and a row in it."""
 
+Copied = tuple[str, int]
+"""Key of a sample to copy, and the fingerprint of its source, XORed with `COPIED`."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Reuse:
@@ -81,15 +86,15 @@ class Reuse:
     Attributes:
         done: Fingerprints of the sources of which all samples are stored.
         adopted: Numbers of the stored shards that it holds as they are.
-        copies: Key -> place of each sample to copy, and the fingerprint of its source, XORed with `COPIED`.
+        copies: Key of each sample to copy and the fingerprint of its source, XORed with `COPIED` -> its place.
     """
 
-    copies: dict[str, tuple[Place, int]]
+    copies: dict[Copied, Place]
     done: set[int] = field(default_factory=set)
     adopted: list[int] = field(default_factory=list)
 
 
-def plan_reuse(stored: Iterable[Stored], wanted: Collection[int], survivors: Mapping[str, tuple[Place, int]]) -> Reuse:
+def plan_reuse(stored: Iterable[Stored], wanted: Collection[int], survivors: Mapping[Copied, Place]) -> Reuse:
     """Returns which sources are done, which stored shards are adopted, and which samples are left to copy.
 
     A stored shard is adopted if each of its samples is of a source that is done there, or is a copy that is needed.
@@ -111,29 +116,31 @@ def plan_reuse(stored: Iterable[Stored], wanted: Collection[int], survivors: Map
 def _take_shard(reuse: Reuse, shard: StoredRows, whole: Collection[int]) -> None:
     """Adopt a shard, or note the samples of it that are to be copied."""
     samples = list(zip(shard.keys, shard.fingerprints.tolist(), strict=True))
-    copied = [key for key, source in samples if reuse.copies.get(key, (None, None))[1] == source]
+    copied = [sample for sample in samples if sample in reuse.copies]
     if len(copied) + sum(source in whole for _, source in samples) == len(samples):
         reuse.adopted.append(shard.number)
-        for key in copied:
-            del reuse.copies[key]
+        for sample in copied:
+            del reuse.copies[sample]
         return
     for row, (key, source) in enumerate(samples):
         if source in whole:
-            reuse.copies[key] = (shard.number, row), source ^ COPIED
+            reuse.copies[key, source ^ COPIED] = shard.number, row
 
 
 def whole_sources(first: int, shards: Sequence[StoredRows], wanted: Collection[int]) -> set[int]:
     """Returns the fingerprints of the wanted sources of which all samples are in these shards.
 
     A writer fills its shards in order, and the samples of a source follow each other. So a source may lack samples only
-    where the shard before or after is missing. If the samples of any source do not follow each other, none is known to
-    be whole.
+    where the shard before or after is missing. If the samples of any source do not follow each other, or a source is
+    UNKNOWN, none is known to be whole.
 
     Args:
         first: The first number that the writer reserved.
         shards: Its shards, in ascending order.
         wanted: Fingerprints of the sources.
     """
+    if any((shard.fingerprints == UNKNOWN).any() for shard in shards):
+        return set()
     seen: set[int] = set()
     inner: set[int] = set()
     for run in _runs(shards):

@@ -5,7 +5,7 @@ tests/repo/test_private_names.py says which of them has moved when an upgrade br
 
 from ray.data import Dataset
 from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan, Rule
-from ray.data._internal.logical.operators import Limit, Read
+from ray.data._internal.logical.operators import AbstractFrom, AbstractOneToOne, InputData, Limit, Read, Union
 from ray.data._internal.logical.optimizers import get_logical_ruleset
 from ray.data._internal.logical.rules import LimitPushdownRule
 
@@ -17,6 +17,7 @@ __all__ = [
     "Read",
     "Rule",
     "get_logical_ruleset",
+    "keeps_order",
     "operator_names",
     "source_bytes",
 ]
@@ -34,3 +35,11 @@ def source_bytes(dataset: Dataset) -> int | None:
     sizes = [one.infer_metadata().size_bytes for one in operators]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
+
+
+def keeps_order(dataset: Dataset) -> bool:
+    """Whether each step gives its rows in the order of the rows that it gets: none sorts, shuffles or joins."""
+    return all(isinstance(operator, _IN_ORDER) for operator in dataset._logical_plan.dag.post_order_iter())
+
+
+_IN_ORDER = (AbstractFrom, AbstractOneToOne, InputData, Read, Union)

@@ -34,9 +34,10 @@ class ShardsDatasource(SampleDatasource):
         decoder: Decodes them; None: the columns are the stored suffixes and hold the stored bytes.
         rows: The rows to read; None: all.
         with_source: Whether there is a column `__source__` with the key of each sample's source.
+        sources: The values of that column; None: as the version records them.
 
     Raises:
-        CallError: `with_source`, and the version does not record its sources.
+        CallError: `with_source` without `sources`, and the version does not record its sources.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ShardsDatasource(SampleDatasource):
         *,
         rows: RowsByShard | None = None,
         with_source: bool = False,
+        sources: pa.Array | None = None,
     ) -> None:
         shards = [shard for shard in snapshot.shards if rows is None or len(rows.get(shard.number, ()))]
         counts = [shard.num_samples if rows is None else len(rows[shard.number]) for shard in shards]
@@ -65,7 +67,9 @@ class ShardsDatasource(SampleDatasource):
         may_lack = wanted.missing == Missing.NONE
         self._may_lack = frozenset(name for name in have if may_lack and have[name] < snapshot.num_samples)
         self._rows = None if rows is None else [np.asarray(rows[shard.number], np.int64) for shard in shards]
-        self._sources = _source_keys(snapshot, shards, self._rows) if with_source else None
+        self._sources = sources
+        if with_source and sources is None:
+            self._sources = _source_keys(snapshot, shards, self._rows)
 
     def get_name(self) -> str:
         """Returns the name in Ray Data's progress."""
@@ -90,13 +94,13 @@ class ShardsDatasource(SampleDatasource):
         return partial(reader.blocks, Rows(snapshot=snapshot, numbers=numbers, sources=sources))
 
 
-def stored_rows(snapshot: Snapshot, rows: RowsByShard) -> ShardsDatasource:
+def stored_rows(snapshot: Snapshot, rows: RowsByShard, sources: pa.Array | None = None) -> ShardsDatasource:
     """Returns rows of shards as they are stored: columns of bytes by stored suffix, `__key__` and `__source__`.
 
     A sample that lacks a part has null. See `ShardsDatasource`.
     """
     wanted = open_parts(Catalog(snapshot), None, Missing.NONE)
-    return ShardsDatasource(snapshot, wanted, None, rows=rows, with_source=True)
+    return ShardsDatasource(snapshot, wanted, None, rows=rows, with_source=True, sources=sources)
 
 
 def _totals(snapshot: Snapshot) -> Counter[str]:

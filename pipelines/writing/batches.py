@@ -47,6 +47,9 @@ class BatchTransform:
         seed: Seed of the random generators.
         allow: Full names that pickles may use besides the safe list.
 
+    Attributes:
+        name: Name of the function, for recipes and messages.
+
     Raises:
         CallError: It cannot be called, or its name has another form.
     """
@@ -56,17 +59,10 @@ class BatchTransform:
             raise CallError(f"transform={function!r:.80}: expected a function, a class or its name as 'pkg.mod:name'")
         if isinstance(function, str) and not all(function.partition(":")):
             raise CallError(f"transform={function!r:.200}: expected a name of the form 'pkg.mod:name'")
+        self.name = function if isinstance(function, str) else _name_of(function)
         self._given: Any = function
         self._called: Any = None
         self._seed, self._allow = seed, allow
-
-    @property
-    def name(self) -> str:
-        """The name of the function, for recipes and messages."""
-        given = self._given
-        if isinstance(given, str):
-            return given
-        return f"{getattr(given, '__module__', '?')}:{getattr(given, '__qualname__', type(given).__qualname__)}"
 
     def recipe(self, suffixes: Sequence[str], version: str) -> dict[str, Any]:
         """Returns the recipe of what it makes, as text alone: nothing of it is imported when a dataset is read."""
@@ -165,6 +161,11 @@ class BatchTransform:
             return cloudpickle.loads(given) if isinstance(given, bytes) else _import(given)
         except Exception as exc:
             raise unfit_node(self.name, key, exc) from exc
+
+
+def _name_of(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _import(name: str) -> Any:

@@ -125,7 +125,12 @@ class SourcedPlan:
         return report_of(self.base, None, seconds=self.seconds)
 
     def commit(
-        self, writing: Writing, written: Sequence[WrittenShard], size: ShardSize, bad: Iterable[BadInput] = ()
+        self,
+        writing: Writing,
+        written: Sequence[WrittenShard],
+        size: ShardSize,
+        bad: Iterable[BadInput] = (),
+        renamed: Mapping[str, str] | None = None,
     ) -> BuildReport:
         """Commit the version with these new shards. Atomic; see `Writing.commit` for errors.
 
@@ -134,6 +139,7 @@ class SourcedPlan:
             written: The new shards, in order.
             size: The limits of the new shards, for the recipe.
             bad: Sources that could not be made.
+            renamed: See `BuildReport`.
         """
         numbers = {int(number): row for row, number in enumerate(self.prints.tolist())}
         adopted = [_renumbered(shard, numbers) for shard in self.adopted]
@@ -162,6 +168,7 @@ class SourcedPlan:
                 sources=self._table(held),
                 source_url=self.spec.job.inputs.url,
                 left_out=[*self.left_out, *as_left_out(entries, empty, tolerance)],
+                renamed=renamed,
             )
         )
 

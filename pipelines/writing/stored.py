@@ -1,9 +1,10 @@
 """What writers stored and did not commit, and copies of samples as they are stored."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from dray.pipelines.planning.rewrites import Place, StoredRows
 from dray.pipelines.versions.attempts import stored_sizes
@@ -13,6 +14,7 @@ from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Location, indexed_number
 from dray.shards.log import Commit, Intent, new_write_id, now, numbers_in, read_intent
 from dray.shards.manifest import Accounting, Kind, Manifest, part_table
+from dray.shards.parsing.records import canonical_json
 from dray.shards.snapshot import Snapshot
 
 READS_AT_ONCE = 16
@@ -43,16 +45,19 @@ class StoredShard:
         return record_of(self.number, self.index, self.index_digest, adopted=True)
 
 
-def find_stored(location: Location, plan: str, base: Snapshot | None) -> list[tuple[int, list[StoredShard]]]:
-    """Returns the first number and the stored shards of each open intent of a plan, the oldest first.
+def find_stored(
+    location: Location, recipe: Mapping[str, Any], base: Snapshot | None
+) -> list[tuple[int, list[StoredShard]]]:
+    """Returns the first number and the stored shards of each open intent with a recipe, the oldest first.
 
     Shards of the last version, and those without a whole index, are left out.
 
     Args:
         location: Where the dataset is.
-        plan: Digest of the plan.
+        recipe: What the writers announced; see `announce_writing`.
         base: The last version.
     """
+    plan = digest_of(canonical_json(recipe))
     first_open, open_shard = (base.commit.open_intent, base.commit.open_shard) if base else (1, 0)
     numbers = [n for n in numbers_in(location.store, location.layout.intents) if n >= first_open]
     intents = [intent for n in numbers if (intent := read_intent(location, n)).plan == plan]
@@ -83,18 +88,29 @@ def _stored_of(
         return intent.first, [shard for shard in found if shard is not None]
 
 
-def view_of(location: Location, base: Snapshot | None, stored: Iterable[StoredShard]) -> Snapshot:
-    """Returns a snapshot for readers that holds the shards of the last version and stored ones; it is not committed."""
+def view_of(location: Location, base: Snapshot | None, stored: Iterable[StoredShard], example: int | None) -> Snapshot:
+    """Returns a snapshot for readers that holds the shards of the last version and stored ones; it is not committed.
+
+    Args:
+        location: Where they are.
+        base: The last version.
+        stored: The stored shards.
+        example: Number of a shard whose parts give the order of the parts; None: any order.
+    """
+    stored = list(stored)
+    of_base = [base.index(shard) for shard in base.shards if shard.number == example] if base else []
+    examples = [*of_base, *(shard.index for shard in stored if shard.number == example)]
+    recipe = {"suffixes": list(examples[0].suffixes)} if examples else {}
     records = [shard.record() for shard in stored]
     kept = base.manifest.counted_shards() if base else []
     shards = [*kept, *(record.shard() for record in records)]
     arrays = [base.manifest.arrays() if base else {}] * len(kept)
-    parts, shown = part_table({}, shards, [*arrays, *(record.arrays for record in records)])
+    parts, shown = part_table(recipe, shards, [*arrays, *(record.arrays for record in records)])
     manifest = Manifest(
         kind=Kind.WRITTEN,
         prefix=location.prefix,
         source_url="",
-        recipe={},
+        recipe=recipe,
         intent=0,
         num_samples=sum(shard.num_samples for shard in shown),
         accounting=Accounting(inputs=0, packed=0),

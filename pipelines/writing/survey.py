@@ -5,7 +5,7 @@ are made again; samples of the others stay in their shards, or are copied as the
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,12 @@ from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources
 from dray.pipelines.inputs.tolerance import OnError
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.planning.plan import Last, compare, find_in
-from dray.pipelines.planning.rewrites import COPIED, Place, Reuse, plan_reuse, plan_rewrites
+from dray.pipelines.planning.rewrites import COPIED, Copied, Place, Reuse, plan_reuse, plan_rewrites
 from dray.pipelines.versions.attempts import stored_sizes
 from dray.pipelines.writing.announce import open_written
 from dray.pipelines.writing.sourced import SIZES, Copy, SourcedPlan, has_same_prints, plan_of
-from dray.pipelines.writing.stored import find_stored, view_of
+from dray.pipelines.writing.stored import StoredShard, find_stored, view_of
 from dray.shards.errors import CallError
-from dray.shards.index import digest_of
 from dray.shards.layout import Location, key_of
 from dray.shards.manifest import Shard
 from dray.shards.parsing.records import canonical_json
@@ -66,14 +65,11 @@ def plan_sourced(spec: BuildSpec, recipe: Mapping[str, Any]) -> SourcedPlan:
     found = _compare(spec, base, None if reason else last, sources)
     prints = fingerprints_of(sources, recipe)
     kept, survivors = _kept_of(base, last, sources, found.stays, prints)
-    stored = find_stored(location, digest_of(canonical_json(plan_of(recipe, sources.url))), base)
-    reuse = plan_reuse(
-        [(first, [shard.rows() for shard in shards]) for first, shards in stored],
-        set(prints[~found.stays].tolist()),
-        survivors,
-    )
+    stored = find_stored(location, plan_of(recipe, sources.url), base)
+    reuse = _reuse_of(stored, prints[~found.stays], survivors)
     is_done = np.isin(prints, np.array(sorted(reuse.done), np.uint64))
     by_number = {shard.number: shard for _, shards in stored for shard in shards}
+    copies = _copies(reuse, prints)
     return SourcedPlan(
         spec=spec,
         recipe=recipe,
@@ -85,8 +81,8 @@ def plan_sourced(spec: BuildSpec, recipe: Mapping[str, Any]) -> SourcedPlan:
         num_done=len(reuse.done),
         kept=kept,
         adopted=tuple(by_number[number] for number in reuse.adopted),
-        copies=_copies(reuse, prints),
-        view=view_of(location, base, by_number.values()),
+        copies=copies,
+        view=view_of(location, base, by_number.values(), copies[0].place[0] if copies else None),
         left_out=tuple(left_out),
         changes=found.changes,
         reason=reason,
@@ -107,11 +103,18 @@ def _open_base(location: Location) -> Snapshot | None:
     return base
 
 
+def _reuse_of(
+    stored: Sequence[tuple[int, Sequence[StoredShard]]], wanted: NDArray[np.uint64], survivors: Mapping[Copied, Place]
+) -> Reuse:
+    of_writers = [(first, [shard.rows() for shard in shards]) for first, shards in stored]
+    return plan_reuse(of_writers, set(wanted.tolist()), survivors)
+
+
 def _copies(reuse: Reuse, prints: NDArray[np.uint64]) -> tuple[Copy, ...]:
     rows = {source: row for row, source in enumerate(prints.tolist())}
     return tuple(
         Copy(key=key, place=place, source=(rows[source ^ COPIED], source))
-        for key, (place, source) in reuse.copies.items()
+        for (key, source), place in reuse.copies.items()
     )
 
 
@@ -153,7 +156,8 @@ def fingerprints_of(sources: Sources, recipe: Mapping[str, Any]) -> NDArray[np.u
     seed = xxh3_64_intdigest(canonical_json(plan_of(recipe, sources.url)))
     prints = np.hstack([sources.sizes, sources.stamps])
     found = [
-        xxh3_64_intdigest(key.encode() + row.tobytes(), seed) for key, row in zip(sources.keys(), prints, strict=True)
+        xxh3_64_intdigest(key.encode() + row.tobytes(), seed) or 1
+        for key, row in zip(sources.keys(), prints, strict=True)
     ]
     return np.array(found, np.uint64)
 
@@ -225,8 +229,8 @@ def _kept_of(
     sources: Sources,
     is_kept: NDArray[np.bool_],
     prints: NDArray[np.uint64],
-) -> tuple[tuple[Shard, ...], dict[str, tuple[Place, int]]]:
-    """Returns the shards that stay, and key -> place and fingerprint of the samples to copy from the others."""
+) -> tuple[tuple[Shard, ...], dict[Copied, Place]]:
+    """Returns the shards that stay, and the samples to copy from the others."""
     if base is None or last is None:
         return (), {}
     keys = [key for key, stays in zip(sources.keys(), is_kept.tolist(), strict=True) if stays]
@@ -236,5 +240,5 @@ def _kept_of(
     kept = set(rewrites.kept)
     survivors = rewrites.survivors.select(["key", "source", "shard", "row"]).to_pydict()
     return tuple(shard for shard in base.manifest.counted_shards() if shard.number in kept), {
-        key: ((shard, row), print_of[source]) for key, source, shard, row in zip(*survivors.values(), strict=True)
+        (key, print_of[source]): (shard, row) for key, source, shard, row in zip(*survivors.values(), strict=True)
     }

@@ -2,20 +2,51 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.building.survey import BuildSpec
 from dray.pipelines.inputs.sources import BadInput, Sources, try_files
 from dray.pipelines.progress import sample_progress, say
+from dray.pipelines.running.ray_session import ray_session
+from dray.pipelines.running.tasks import runs_in_process
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.batches import BatchTransform, Input, Made, in_batches
 from dray.pipelines.writing.shard import Sample, ShardSize, WrittenShard, store_in_order
 from dray.pipelines.writing.sourced import SourcedPlan
 from dray.pipelines.writing.survey import plan_sourced
-from dray.shards.errors import InputError
+from dray.shards.errors import CallError, InputError
 from dray.shards.layout import key_of
 from dray.shards.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Who calls the function: this process, or workers on Ray.
+
+    Attributes:
+        batch_size: Number of inputs in a batch.
+        concurrency: Maximum number of workers; None: one for a class, else as many as the cluster has room for.
+        num_cpus: CPUs of each; None: 1.
+        num_gpus: GPUs of each; None: none.
+    """
+
+    batch_size: int = 64
+    concurrency: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+    def check_in_process(self) -> None:
+        """Check that nothing is asked for that only workers on Ray have.
+
+        Raises:
+            CallError: It is; says how to use Ray.
+        """
+        wanted = {"concurrency": self.concurrency, "num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        for name, value in wanted.items():
+            if value is not None:
+                raise CallError(f"{name}={value} is of workers on Ray: give address=, such as address='local', as well")
 
 
 def build_transformed(
@@ -23,17 +54,24 @@ def build_transformed(
     transform: BatchTransform,
     transform_version: str,
     size: ShardSize,
+    workers: Workers,
     *,
-    batch_size: int,
     retention: Retention | None,
 ) -> BuildReport:
-    """Plan and make the next version; see `build_dataset` for arguments and errors."""
-    recipe = transform.recipe(spec.recipe.suffixes, transform_version)
-    plan = plan_sourced(spec, recipe)
+    """Plan and make the next version, in this process or on Ray; see `build_dataset` for arguments and errors."""
+    is_here = runs_in_process(spec.address)
+    if is_here:
+        workers.check_in_process()
+    plan = plan_sourced(spec, transform.recipe(spec.recipe.suffixes, transform_version))
     say(f"{spec.job.location.url}: {plan}", show=spec.progress)
     if not plan.has_work:
         return plan.unchanged()
-    return write_transformed(plan, transform, size, batch_size=batch_size, retention=retention)
+    if is_here:
+        return write_transformed(plan, transform, size, batch_size=workers.batch_size, retention=retention)
+    from dray.pipelines.ray_data.transform import write_on_ray  # imports Ray
+
+    with ray_session(spec.address):
+        return write_on_ray(plan, transform, size, workers, retention=retention)
 
 
 def write_transformed(
@@ -61,7 +99,7 @@ def write_transformed(
             for shard in stored:
                 written.append(shard)
                 advance(len(shard.keys), shard.num_bytes)
-    return plan.commit(writing, written, size, bad)
+    return plan.commit(writing, written, size, bad=bad)
 
 
 def _made(plan: SourcedPlan, transform: BatchTransform, batch_size: int, bad: list[BadInput]) -> Iterator[Sample]:
@@ -70,7 +108,7 @@ def _made(plan: SourcedPlan, transform: BatchTransform, batch_size: int, bad: li
     sources = plan.sources.take(plan.to_make)
     names = dict(zip(sources.keys(), sources.names, strict=True))
     for batch in in_batches(_readable(spec.job.inputs, sources, bad), batch_size):
-        for one, made in _attempt(transform, batch, bad, names, leaves_out=spec.tolerance.leaves_out):
+        for one, made in attempt(transform, batch, bad, names, leaves_out=spec.tolerance.leaves_out):
             yield Sample(made.key, made.parts, numbers[one.key])
         spec.tolerance.check(bad, len(plan.sources), sources.url)
     spec.tolerance.check(bad, len(plan.sources), sources.url)
@@ -88,10 +126,13 @@ def _readable(inputs: Store, sources: Sources, bad: list[BadInput]) -> Iterator[
             bad.append(BadInput(name=name, file=f"{name}.{failed[0]}", stage="read", error=str(failed[1])))
 
 
-def _attempt(
+def attempt(
     transform: BatchTransform, batch: Sequence[Input], bad: list[BadInput], names: dict[str, str], *, leaves_out: bool
 ) -> Iterator[tuple[Input, Made]]:
-    """Yields the samples of a batch with their inputs. If it fails and may lack inputs, each one is tried alone."""
+    """Yields the samples of a batch with their inputs.
+
+    If it fails and the version may lack inputs, each input is tried alone; those that fail are added to `bad`.
+    """
     try:
         yield from ((batch[made.place], made) for made in transform(batch))
     except InputError as exc:
@@ -99,6 +140,6 @@ def _attempt(
             raise
         if len(batch) > 1:
             for one in batch:
-                yield from _attempt(transform, [one], bad, names, leaves_out=True)
+                yield from attempt(transform, [one], bad, names, leaves_out=True)
             return
         bad.append(BadInput(name=names[batch[0].key], file="", stage="transform", error=str(exc)))

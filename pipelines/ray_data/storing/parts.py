@@ -15,6 +15,7 @@ from ray.data.block import BlockAccessor
 from ray.data.extensions import ArrowPythonObjectType
 
 from dray.pipelines.inputs.values import encode_field, stored_suffix
+from dray.pipelines.planning.rewrites import UNKNOWN
 from dray.pipelines.ray_data.datasource import KEY, SOURCE
 from dray.pipelines.writing.shard import Sample
 from dray.shards.errors import CallError, InputError
@@ -71,11 +72,15 @@ def samples_of(
     Raises:
         InputError: A column is missing or cannot be a part, or a key or value cannot be stored; names it.
     """
-    table = BlockAccessor.for_block(block).to_arrow().slice(start, stop - start)
+    whole = BlockAccessor.for_block(block).to_arrow()
+    table = whole.slice(start, stop - start)
     names = table.column_names
     check_columns(names, has_source=sources is not None, steps=steps)
     keys = _keys(table[KEY])
-    of_rows = [None] * len(keys) if sources is None else _sources(table[SOURCE], sources, steps)
+    of_rows: Sequence[tuple[int, int] | None] = [None] * len(keys)
+    if sources is not None:
+        found, is_known = _sources(table[SOURCE], sources, steps), _are_together(whole[SOURCE])
+        of_rows = found if is_known else [(number, UNKNOWN) for number, _ in found]
     values = table.select([name for name in names if name not in (KEY, SOURCE)])
     rows = _rows(values, keys, keep_pickles=keep_pickles, renamed=renamed)
     for key, parts, source in zip(keys, rows, of_rows, strict=True):
@@ -131,6 +136,13 @@ def _sources(column: pa.ChunkedArray, sources: pa.Table, steps: str) -> list[tup
         )
     found = sources.take(rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows)
     return list(zip(found["number"].to_pylist(), found["fingerprint"].to_pylist(), strict=True))
+
+
+def _are_together(sources: pa.ChunkedArray) -> bool:
+    """Whether the rows of each source follow each other."""
+    column = sources.cast(pa.string())
+    num_changes = pc.call_function("sum", [pc.call_function("not_equal", [column[1:], column[:-1]])]).as_py() or 0
+    return bool(num_changes + 1 == pc.call_function("count_distinct", [column]).as_py())
 
 
 def _rows(

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dray.pipelines.planning.rewrites import COPIED, StoredRows, plan_reuse, plan_rewrites, whole_sources
+from dray.pipelines.planning.rewrites import COPIED, UNKNOWN, StoredRows, plan_reuse, plan_rewrites, whole_sources
 from dray.shards.parsing.parquet import sample_schema
 
 # The number of samples of each source, and the samples of a shard.
@@ -95,6 +95,7 @@ def test_samples_that_do_not_follow_each_other_make_no_source_whole() -> None:
     shards = cut([("a", 1), ("b", 2), ("c", 3), ("d", 2), ("e", 4), ("f", 5)], 3)
     assert whole_sources(0, shards, {1, 2, 3, 4, 5}) == set()
     assert whole_sources(0, shards, {1, 3, 4, 5}) == {1, 3, 4}  # 2 is of another run's
+    assert whole_sources(0, [*shards, *cut([("g", UNKNOWN)], 1, 2)], {1, 3, 4, 5}) == set()
 
 
 @settings(deadline=None)
@@ -103,15 +104,15 @@ def test_runs_that_die_again_and_again_end_in_one_of_each_sample(
     counts: list[int], per_shard: int, deaths: int, data: st.DataObject
 ) -> None:
     """Each run stores some shards of its stream; what the last one adopts, copies and makes is the whole."""
-    survivors = {f"old-{row}": ((0, row), 99 ^ COPIED) for row in range(data.draw(st.integers(0, 4)))}
-    expected = dict.fromkeys(survivors, 99) | dict(stream(counts))
+    survivors = {(f"old-{row}", 99 ^ COPIED): (0, row) for row in range(data.draw(st.integers(0, 4)))}
+    expected = {key: 99 for key, _ in survivors} | dict(stream(counts))
     stored: list[tuple[int, list[StoredRows]]] = []
     numbers = count(1)
     for death in range(deaths):
         wanted = set(range(1, len(counts) + 1))
         reuse = plan_reuse(stored, wanted, survivors)
         made = [(key, source) for key, source in stream(counts) if source not in reuse.done]
-        copied = [(key, source) for key, (_, source) in reuse.copies.items()]
+        copied = [(key, source) for key, source in reuse.copies]
         first = 100 * next(numbers)
         new = cut(made + copied, per_shard, first)
         adopted = [shard for _, shards in stored for shard in shards if shard.number in reuse.adopted]
