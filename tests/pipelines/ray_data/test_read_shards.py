@@ -15,8 +15,10 @@ from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import build_dataset, pickles_to_tars, read_shards, write_samples
 from dray.pipelines.ray_data.shards_datasource import stored_rows
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot
+from tests.conftest import Place
 from tests.support.chaos import NO_PAUSES, Chaos
-from tests.support.datasets import npy, pack
+from tests.support.datasets import npy, pack, store_at
+from tests.support.foreign import NAMES, PER_TAR, index_at, put_tars, replace_tar, tar_of
 from tests.support.hostile_pickles import call, text, whole
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -258,3 +260,17 @@ def test_rows_of_a_dataset_without_sources_have_none(tmp_path: Path) -> None:
     assert rows_of(read_shards(tmp_path)) == [{"__key__": "a", "cls": 1}]
     with pytest.raises(CallError, match="records no sources"):
         stored_rows(Snapshot.open(tmp_path), {0: [0]})
+
+
+def test_tars_of_another_program_are_read_where_the_caller_says(tmp_path: Path) -> None:
+    """By workers as well, which check that they are the ones that were indexed."""
+    records, tars = Place((tmp_path / "records").as_uri()), Place((tmp_path / "tars").as_uri())
+    put_tars(store_at(tars))
+    index_at(records, tars=tars)
+    with pytest.raises(CallError, match=f"give data_url='{tars.url}'"):
+        read_shards(records.url, prefix="wds")
+    dataset = read_shards(records.url, prefix="wds", data_url=tars.url)
+    assert numbers(dataset) == list(range(3 * PER_TAR))
+    replace_tar(store_at(tars), NAMES[1], tar_of([1]))
+    with pytest.raises(DamagedError, match=r"a/01\.tar: not the tar that was indexed"):
+        rows_of(dataset)
