@@ -10,6 +10,7 @@ import typer
 from dray.cluster.cli.building.parquet import build_from_parquet
 from dray.cluster.cli.building.request import BuildRequest, MissingGroups
 from dray.cluster.cli.building.survey import survey_datasets
+from dray.cluster.cli.building.transform import TransformOptions, build_by_transform
 from dray.cluster.cli.options import Address, RetentionOptions, cluster_address
 from dray.pipelines import BuildReport
 from dray.pipelines.building.build import build as build_dataset
@@ -22,6 +23,7 @@ from dray.shards.errors import CallError
 
 def build(
     request: BuildRequest,
+    function: TransformOptions,
     retention: RetentionOptions,
     *,
     address: Address = None,
@@ -61,12 +63,22 @@ def build(
 
     [cyan]dray build tables/ shards/ --from-parquet --key-column id[/]
 
+    What a class of yours makes of the samples, with a GPU for each of four workers of a Ray cluster:
+
+    [cyan]dray build photos/ embedded/ --suffix jpg --transform lab.embed:Embed --transform-version 3 \
+      --concurrency 4 --num-gpus 1 --address auto[/]
+
     As a job on a Ray cluster:
 
     [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
     """
-    build_all = build_from_parquet if request.from_parquet else _build_datasets
-    reports = build_all(request, retention.rule(), cluster_address(address), progress=not quiet)
+    function.check(request)
+    rule, ray_address = retention.rule(), cluster_address(address)
+    if function.transform is not None:
+        reports = build_by_transform(request, function, rule, ray_address, progress=not quiet)
+    else:
+        build_all = build_from_parquet if request.from_parquet else _build_datasets
+        reports = build_all(request, rule, ray_address, progress=not quiet)
     _print_reports(reports, as_json=as_json)
 
 

@@ -11,13 +11,14 @@ from rich.table import Table
 
 from dray.cluster.cli.building.request import BuildRequest
 from dray.cluster.cli.building.survey import Survey, survey_datasets
+from dray.cluster.cli.building.transform import TransformOptions, print_transform_plan
 from dray.cluster.cli.options import AsJson
 from dray.pipelines.building.survey import BuildSpec, Work
 from dray.shards.errors import CallError
 from dray.shards.messages import counted
 
 
-def plan(request: BuildRequest, *, as_json: AsJson = False) -> None:
+def plan(request: BuildRequest, function: TransformOptions, *, as_json: AsJson = False) -> None:
     """Show what `dray build` with the same arguments would do, and why; nothing is written.
 
     [bold]Examples[/]
@@ -28,6 +29,10 @@ def plan(request: BuildRequest, *, as_json: AsJson = False) -> None:
     """
     if request.from_parquet:
         raise CallError("--from-parquet: only dray build takes it; a rerun reads only new and changed files")
+    function.check(request)
+    if function.transform is not None:
+        print_transform_plan(request, function, as_json=as_json)
+        return
     found = survey_datasets(request)
     if as_json:
         typer.echo(json.dumps(_facts(found), indent=1))
