@@ -4,9 +4,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-
-from braceexpand import braceexpand
 
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.index import digest_of
@@ -14,13 +11,12 @@ from dray.shards.layout import DRAY_FOLDER, Layout, Location, is_path, some
 from dray.shards.log import numbers_in, read_head
 from dray.shards.manifest import Kind
 from dray.shards.parsing.records import canonical_json
-from dray.shards.reading.tar_files import matches
+from dray.shards.reading.tar_files import expand_braces, is_hidden, matches, natural_key
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 
 ALL_TARS = "**/*.tar"
-MOST_NAMES = 1_000_000  # for which the braces of a pattern may stand
 COMPRESSED = ("gz", "bz2", "xz", "zst")  # last extension of a compressed tar, as in `a.tar.gz`
 _SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}
 _NUMBERED = re.compile(r"(.+)-[0-9]{6,18}\.tar")
@@ -84,7 +80,7 @@ def find_tars(
         InputError: The name of a tar holds what no name of a shard may hold.
         CallError: A pattern is wrong.
     """
-    wanted = [_checked(name) for pattern in patterns or () for name in _expanded(pattern)]
+    wanted = [_checked(name) for pattern in patterns or () for name in expand_braces(pattern)]
     found = {tar.name: tar for tar in _files(store, wanted or [ALL_TARS])}
     names = _matches(store, wanted, found) if patterns is not None else _all_tars(found)
     own = _own_tars(store, names, prefix, storage_options)
@@ -149,24 +145,8 @@ def _check_names(store: Store, names: Iterable[str]) -> None:
         )
 
 
-def _expanded(pattern: str) -> list[str]:
-    try:
-        found = list(islice(braceexpand(pattern), MOST_NAMES + 1))
-    except ValueError as exc:
-        raise CallError(f"pattern {pattern!r:.200}: expected balanced braces, such as train-{{000..099}}.tar") from exc
-    if len(found) > MOST_NAMES:
-        raise CallError(f"pattern {pattern!r:.200}: its braces stand for more than {MOST_NAMES:,} names")
-    return found
-
-
 def _is_glob(name: str) -> bool:
     return re.search(r"[*?]|\[[^]]+\]", name) is not None
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Returns a key that sorts names with their numbers by value: `2.tar` before `10.tar`."""
-    words = re.split(r"(\d+)", name)
-    return [int(word) if place % 2 else word for place, word in enumerate(words)], name
 
 
 def _checked(name: str) -> str:
@@ -183,7 +163,7 @@ def _matches(store: Store, wanted: Sequence[str], found: Mapping[str, Tar]) -> s
             names.add(name)
         elif _is_glob(name):
             path = name.split("/")
-            matched = {one for one in found if matches(one.split("/"), path) and not _is_hidden(one)}
+            matched = {one for one in found if matches(one.split("/"), path) and not is_hidden(one)}
             if not matched:
                 raise MissingInputError(f"nothing matches pattern {name!r} in {store.url}{_there(found)}")
             names |= matched
@@ -199,11 +179,7 @@ def _matches(store: Store, wanted: Sequence[str], found: Mapping[str, Tar]) -> s
 
 def _all_tars(found: Mapping[str, Tar]) -> set[str]:
     tars = (name for name in found if name.endswith(".tar") or compression_of(name))
-    return {name for name in tars if not _is_hidden(name)}
-
-
-def _is_hidden(name: str) -> bool:
-    return re.search(r"(?:^|/)\.", name) is not None
+    return {name for name in tars if not is_hidden(name)}
 
 
 def _there(found: Mapping[str, Tar]) -> str:

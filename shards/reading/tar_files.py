@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -28,6 +28,7 @@ from dray.shards.storage.urls import normal_url, split_version
 DataUrl: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A dataset's directory, a folder of tars, or tars: one, a pattern, or a list of these."""
 
+MOST_NAMES = 1_000_000  # for which the braces of a pattern may stand
 MAX_NAMED = 3  # files of a kind in an error
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _TAR_ENDINGS = (".tar", *_COMPRESSED)
@@ -60,7 +61,7 @@ def names_tars(url: DataUrl) -> bool:
 
 
 def named_tars(url: DataUrl, storage_options: StorageOptions | None = None) -> TarFiles:
-    """Returns the tars of a list, a pattern or a name: those of braces and lists in the order given, of a glob sorted.
+    """Returns the tars of a list, a pattern or a name: braces and lists in the order given, globs in natural order.
 
     Raises:
         CallError: The tars are in several buckets, one is named twice, or a glob matches shards of a dataset of dray.
@@ -78,14 +79,15 @@ def named_tars(url: DataUrl, storage_options: StorageOptions | None = None) -> T
 
 
 def tars_in(store: Store, prefix: str) -> TarFiles:
-    """Returns the tars `{prefix}-*.tar` directly in a folder that has no dataset of this prefix, sorted by name.
+    """Returns the tars `{prefix}-*.tar` directly in a folder that has no dataset of this prefix, in natural order.
 
     With the prefix "" all tars of the folder are meant; so they are with the default prefix if no tar has it.
 
     Raises:
         NotFoundError: There are none, or they belong to datasets of dray; says what is there.
     """
-    tars = [info.name for info in store.list_folder() if info.name.endswith(".tar")]
+    names = [info.name for info in store.list_folder()]
+    tars = sorted((name for name in names if name.endswith(".tar") and not is_hidden(name)), key=natural_key)
     begun = prefixes_in(store)
     found = [name for name in tars if name.startswith(f"{prefix}-")] if prefix else []
     if not found and prefix in ("", DEFAULT_PREFIX) and not begun:
@@ -120,13 +122,36 @@ def _expanded(url: DataUrl) -> Iterator[str]:
     """
     for given in [url] if isinstance(url, str | os.PathLike) else url:
         for pattern in os.fspath(given).split("::"):
-            try:
-                found = list(braceexpand(pattern)) if _BRACES.search(pattern) else [pattern]
-            except ValueError as exc:
-                raise CallError(f"{pattern}: expected balanced braces, such as train-{{000..099}}.tar") from exc
+            found = expand_braces(pattern) if _BRACES.search(pattern) else [pattern]
             if packed := [name for name in found if name.lower().endswith(_COMPRESSED)]:
                 raise CallError(f"{packed[0]} is compressed: {_UNPACK}")
             yield from found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns the names for which the braces of a pattern stand, as webdataset expands them.
+
+    Raises:
+        CallError: Braces are not balanced, or stand for more than `MOST_NAMES` names.
+    """
+    try:
+        found = list(islice(braceexpand(pattern), MOST_NAMES + 1))
+    except ValueError as exc:
+        raise CallError(f"pattern {pattern!r:.200}: expected balanced braces, such as train-{{000..099}}.tar") from exc
+    if len(found) > MOST_NAMES:
+        raise CallError(f"pattern {pattern!r:.200}: its braces stand for more than {MOST_NAMES:,} names")
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file, or a folder above it, has a name that begins with a dot, such as `._train-000.tar`."""
+    return re.search(r"(?:^|/)\.", name) is not None
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Returns a key that sorts names with their numbers by value: `2.tar` before `10.tar`."""
+    words = re.split(r"(\d+)", name)
+    return [int(word) if place % 2 else word for place, word in enumerate(words)], name
 
 
 def _place(text: str) -> tuple[str, str]:
@@ -170,7 +195,8 @@ class _Listings:
         if path in tars:
             return [path]
         wanted = path.split("/")
-        found = [name for name in tars if matches(name.split("/"), wanted)] if _GLOB.search(pattern) else []
+        is_glob = _GLOB.search(pattern) is not None
+        found = [name for name in tars if is_glob and matches(name.split("/"), wanted) and not is_hidden(name)]
         if not found:
             raise NotFoundError(_nothing_matches(self.store, path, list(tars)))
         for parent in {name.rpartition("/")[0] for name in found}:
@@ -180,9 +206,8 @@ class _Listings:
     def _list(self, folder: str, *, is_deep: bool) -> dict[str, None]:
         if (folder, is_deep) not in self._tars:
             infos = self.store.list_tree(folder) if is_deep else self.store.list_folder(folder)
-            self._tars[folder, is_deep] = dict.fromkeys(
-                sorted(info.name for info in infos if info.name.endswith(".tar"))
-            )
+            tars = [info.name for info in infos if info.name.endswith(".tar")]
+            self._tars[folder, is_deep] = dict.fromkeys(sorted(tars, key=natural_key))
         return self._tars[folder, is_deep]
 
     def _check_foreign(self, folder: str, names: Sequence[str]) -> None:
@@ -244,7 +269,8 @@ class _Content:
     @classmethod
     def of(cls, store: Store) -> "_Content":
         """Returns the content of a folder; empty for a missing one."""
-        names, root = [info.name for info in store.list_folder()], store.local_root
+        names = [info.name for info in store.list_folder() if not is_hidden(info.name)]
+        root = store.local_root
         is_missing = root is not None and not os.path.isdir(root)
         tars = [name for name in names if name.endswith(".tar")]
         compressed = [name for name in names if name.lower().endswith(_COMPRESSED)]

@@ -14,7 +14,7 @@ import torch
 import webdataset as wds
 
 from dray.loaders import Dataset, PickledDataWDS, ShardDataModule, ShardLoader, Split, WebDataModule
-from dray.pipelines import open_data
+from dray.pipelines import index_tars, open_data
 from dray.shards.errors import CallError, DamagedError, NotFoundError
 from tests.conftest import Place
 from tests.support import datasets
@@ -212,6 +212,23 @@ def test_object_storage_needs_an_index(folder: Path, place: Place) -> None:
     with pytest.warns(UserWarning, match="run `dray index`"):
         data.setup("validate")
     assert Counter(number for (number,) in data.val_dataloader()) == Counter(range(COUNT))
+
+
+def test_an_index_gives_the_same_samples_in_the_same_order(folder: Path, place: Place) -> None:
+    """Of a copy on any store, also where names of tars have no leading zeros; the tars can be read without it too."""
+    store = datasets.store_at(place)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{number + 8}.tar")
+        store.put_new(f"{number + 8}.tar", (folder / f"{number + 8}.tar").read_bytes())
+    report = index_tars(place.url, storage_options=place.storage_options, progress=False)
+    assert report.num_samples == COUNT
+    indexed = loader_of(place.url, storage_options=place.storage_options, with_keys=True, shuffle=True, seed=3)
+    in_memory = loader_of(folder, with_keys=True, shuffle=True, seed=3)
+    assert indexed.snapshot.version == 1
+    assert [batch["__key__"] for batch in indexed] == [batch["__key__"] for batch in in_memory]
+    if place.url.startswith("file:"):
+        named = loader_of(f"{place.url}/*.tar")
+        assert (named.snapshot.version, named.snapshot.num_samples) == (0, COUNT)
 
 
 def test_long_indexing_says_how_far_it_is(

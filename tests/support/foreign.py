@@ -79,3 +79,20 @@ def index_at(place: Place, names: Sequence[str] = NAMES, *, prefix: str = "wds",
     data = DataPlace.of(source.url, source.storage_options) if tars else None
     location = Location(store_at(place), Layout(prefix), data)
     return Snapshot.load(location, read_version(location))
+
+
+def write_tar(path: Path, samples: Samples, *, mode: str = "w") -> Path:
+    """A tar of samples; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for key, parts in samples.items():
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def numbered(first: int, count: int) -> Samples:
+    """Samples whose part `cls` is their number."""
+    return {f"s{number:04d}": {"cls": b"%d" % number} for number in range(first, first + count)}

@@ -106,6 +106,7 @@ def test_braces_are_those_of_webdataset(first: int, count: int, width: int, word
         (["t-00.tar", "t-0*.tar"], CallError, "named twice: 't-00.tar'"),
         (["t-{00..02.tar"], NotFoundError, "no tar"),
         (["t-{00,{01..02}.tar"], CallError, "balanced braces"),
+        (["t-{0..9999999}.tar"], CallError, "more than 1,000,000 names"),
     ],
 )
 def test_what_is_not_there_is_an_error(tars: Place, patterns: list[str], error: type[Exception], message: str) -> None:
@@ -156,9 +157,13 @@ def test_a_prefix_selects_tars_of_a_folder(tars: Place) -> None:
     store.put_new("wdshards-x.tar", b"")
     assert tars_in(store, "wdshards").names == ("wdshards-x.tar",)
     assert len(tars_in(store, "").names) == 6
+    for name in ("wdshards-10.tar", "wdshards-9.tar", "._wdshards-9.tar"):
+        store.put_new(name, b"")
+    assert tars_in(store, "wdshards").names == ("wdshards-9.tar", "wdshards-10.tar", "wdshards-x.tar")
+    assert names_of(tars, "*-*9.tar") == ["wdshards-9.tar"]
     with pytest.raises(NotFoundError) as caught:
         tars_in(store, "train")
-    for words in ("'train'", "train-*.tar", "6 tars ('t-00.tar', ", "1 compressed tar ('t-03.tar.gz')", "prefix ''"):
+    for words in ("'train'", "train-*.tar", "8 tars ('t-00.tar', ", "1 compressed tar ('t-03.tar.gz')", "prefix ''"):
         assert words in str(caught.value)
 
 
