@@ -18,13 +18,13 @@ from dray.pipelines.building.tables import LeftOut, left_out_table
 from dray.pipelines.planning.changes import Changes
 from dray.pipelines.versions.attempts import check_stored, finish
 from dray.pipelines.versions.commit import commit_version
-from dray.pipelines.versions.gc import own_tars
+from dray.pipelines.versions.gc import kept_versions, own_tars
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.shard import WrittenShard
 from dray.shards.errors import ConflictError, DamagedError, InputError, NotFoundError, StoreError
 from dray.shards.index import content_hashes
 from dray.shards.layout import Location, indexed_number, some
-from dray.shards.log import Intent, Operation
+from dray.shards.log import Intent, Operation, read_commit, read_head
 from dray.shards.manifest import Kind, Manifest, Shard, part_table
 from dray.shards.parsing.parquet import sample_schema
 from dray.shards.snapshot import Snapshot
@@ -101,6 +101,7 @@ class Writing:
         """
         samples = self._samples(contents)
         check_stored(self.location, {shard.number: shard.num_bytes for shard in contents.written})
+        changes = _changes(self.base, contents, len(samples))  # the commit may drop the last version
         made = commit_version(
             self.location,
             self._manifest(contents, samples),
@@ -116,7 +117,7 @@ class Writing:
         finish(made, self.base, self.retention, progress=self.progress)
         return report_of(
             made,
-            _changes(self.base, contents, len(samples)),
+            changes,
             num_stored=sum(not shard.adopted for shard in contents.written),
             renamed=contents.renamed,
             seconds=time.monotonic() - self.started,
@@ -135,11 +136,25 @@ class Writing:
             raise
 
     def abandon(self) -> None:
-        """Delete what was stored under the reserved numbers; what a late task still stores is left to gc."""
-        layout, store, numbers = self.location.layout, self.location.store, self.intent.numbers
-        tars = [info for info in store.list_folder() if layout.shard_number(info.name) in numbers]
-        indexes = [info for info in store.list_folder(layout.indexes) if indexed_number(info.name) in numbers]
+        """Delete what was stored under the reserved numbers; what a late task still stores is left to gc.
+
+        Shards of a version stay: another run with the same `build_id` may have committed it.
+        """
+        layout, store, numbers, live = self.location.layout, self.location.store, self.intent.numbers, self._live()
+
+        def is_ours(number: int | None) -> bool:
+            return number in numbers and number not in live
+
+        tars = [info for info in store.list_folder() if is_ours(layout.shard_number(info.name))]
+        indexes = [info for info in store.list_folder(layout.indexes) if is_ours(indexed_number(info.name))]
         store.delete([info.name for info in (*own_tars(self.location, tars), *indexes)])
+
+    def _live(self) -> set[int]:
+        """Returns the numbers of the shards of all versions that are kept."""
+        head = read_head(self.location)
+        versions = kept_versions(self.location, head) if head else []
+        snapshots = (Snapshot.load(self.location, read_commit(self.location, version)) for version in versions)
+        return {shard.number for snapshot in snapshots for shard in snapshot.shards}
 
     def _samples(self, contents: Contents) -> pa.Table:
         """Returns the table of samples, sorted by key.

@@ -15,6 +15,7 @@ from dray.pipelines.writing.shard import Sample, ShardSize, WrittenShard, store_
 from dray.pipelines.writing.version import Contents, Writing
 from dray.shards import CallError, ConflictError, InputError, Snapshot, Store
 from dray.shards.layout import Layout, Location
+from dray.shards.verify import verify
 from tests.conftest import Place
 
 RECIPE = {"writer": "test"}
@@ -111,6 +112,28 @@ def test_an_abandoned_writing_leaves_no_shard(place: Place) -> None:
     store(second, late)
     gc(location, Retention(keep=1, grace_s=0))
     assert {info.name for info in location.store.list_folder() if info.name.endswith(".tar")} == tars
+
+
+def test_a_late_failure_deletes_no_shard_of_a_version(place: Place) -> None:
+    """Two runs have one `build_id`: one commits, and the other fails after it adopted the same shards."""
+    location = location_of(place)
+    one, two = (announce_writing(location, RECIPE, None, build_id="twin") for _ in range(2))
+    one.commit(Contents(recipe=RECIPE, written=store(one, samples(range(8)))))
+    with pytest.raises(InputError, match="not deterministic"), two.storing():
+        store(two, [*samples(range(4)), *samples(range(4, 9), factor=2)])
+    version = open_written(location)
+    assert version is not None
+    assert not list(verify(version, "full"))
+    assert {info.name for info in location.store.list_folder()} >= {"wds-000000.tar", "wds-000001.tar"}
+
+
+def test_a_commit_that_drops_the_last_version_still_counts_what_changed(place: Place) -> None:
+    """The index of the last version is gone by then."""
+    location, retention = location_of(place), Retention(keep=1, grace_s=0)
+    for factor, expected in ((1, (8, 0, 0)), (2, (0, 7, 0)), (2, (0, 0, 0))):
+        writing = announce_writing(location, RECIPE, open_written(location), retention=retention)
+        report = writing.commit(Contents(recipe=RECIPE, written=store(writing, samples(range(8), factor))))
+        assert (report.num_added, report.num_changed, report.num_removed) == expected
 
 
 def test_keys_that_repeat_are_an_error_and_no_version(place: Place) -> None:
