@@ -29,7 +29,7 @@ NUM_ACTORS = 1
 SAMPLES_PER_SHARD = 1000
 
 
-def shifted(row: dict[str, Any], copies: int) -> Iterator[dict[str, Any]]:
+def shifted(row: Any, copies: int) -> Iterator[dict[str, Any]]:
     """Yields copies of a row with their own keys; the key is the seed."""
     chance = np.random.default_rng(zlib.crc32(row["__key__"].encode()))
     for copy in range(copies):
@@ -57,9 +57,9 @@ def preprocess(data: str, out: str, split: str, num_gpus: int) -> None:
     """Write a split's embeddings as a dataset."""
     rows = read_shards(f"{data}/{split}", parts=["image.pyd", "label.cls"])
     rows = rows.flat_map(shifted, fn_kwargs={"copies": COPIES[split]})
-    # An actor on a CPU takes half a CPU, which leaves the rest to the tasks that read and write.
-    resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": 0.5}
-    rows = rows.map_batches(Embed, batch_size=256, compute=ActorPoolStrategy(size=NUM_ACTORS), **resources)
+    # An actor takes half a CPU, which leaves the others to the tasks that read and write.
+    pool = ActorPoolStrategy(size=NUM_ACTORS)
+    rows = rows.map_batches(Embed, batch_size=256, compute=pool, num_cpus=0.5, num_gpus=num_gpus)
     print(write_shards(rows, f"{out}/{split}", samples_per_shard=SAMPLES_PER_SHARD))
 
 

@@ -1,5 +1,6 @@
 """`write_shards`: the rows of a pipeline as a version, whole and in order, or nothing."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -281,3 +282,32 @@ def test_an_interrupt_deletes_what_was_stored(tmp_path: Path, monkeypatch: pytes
         write_shards(dataset_of(), tmp_path, samples_per_shard=20)
     assert not tars(tmp_path)
     assert not list(tmp_path.glob("__dray__/wdshards/index/*"))
+
+
+@pytest.mark.heavy  # it waits for 30 s
+def test_a_cluster_without_a_free_cpu_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The write goes on as soon as there is one."""
+    remote: Any = ray.remote(Holder)
+    holder = remote.options(num_cpus=2).remote()
+    ray.get(holder.hold.remote())
+    said: list[str] = []
+
+    def release() -> None:
+        while not any("waiting for rows of ReadRange" in text for text in said):
+            time.sleep(0.2)
+            said.append(capsys.readouterr().err)
+        ray.kill(holder)
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    assert write_shards(dataset_of(), tmp_path, samples_per_shard=20).num_samples == 50
+    thread.join()
+    assert "all CPUs are taken" in "".join(said)
+    assert "free are 0 of 2 CPUs" in "".join(said)
+
+
+class Holder:
+    """Holds what it asked for."""
+
+    def hold(self) -> None:
+        """Return once it is held."""
