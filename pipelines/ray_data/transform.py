@@ -1,6 +1,6 @@
 """A version whose samples a function makes of input files, in workers on Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,10 +36,10 @@ def write_on_ray(
     except DrayError as exc:
         error: DrayError | None = ray.get(found.error.remote())
         raise (error or exc) from None
-    bad: list[BadInput] = ray.get(found.all.remote())
+    bad, renamed = ray.get(found.all.remote())
     with writing.storing():
         spec.tolerance.check(bad, len(plan.sources), plan.sources.url)
-    return plan.commit(writing, stored.shards, size, bad=bad, renamed=stored.renamed)
+    return plan.commit(writing, stored.shards, size, bad=bad, renamed=renamed)
 
 
 def _mapped(dataset: Dataset, step: "_Step", transform: BatchTransform, workers: Workers) -> Dataset:
@@ -56,19 +56,21 @@ def _mapped(dataset: Dataset, step: "_Step", transform: BatchTransform, workers:
 
 
 class _Found:
-    """What went wrong in the workers: Ray itself would return their errors as text."""
+    """What workers tell the driver beside their rows. Ray itself would return their errors as text."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, BadInput] = {}
+        self._renamed: dict[str, str] = {}
         self._error: DrayError | None = None
 
-    def add(self, bad: Sequence[BadInput]) -> None:
-        """Note inputs of which no sample could be made; each counts once, whatever is tried again."""
+    def add(self, bad: Sequence[BadInput], renamed: Mapping[str, str]) -> None:
+        """Note inputs of which no sample could be made, each once whatever is tried again, and renamed fields."""
         self._by_name |= {entry.name: entry for entry in bad}
+        self._renamed |= renamed
 
-    def all(self) -> list[BadInput]:
-        """Returns these inputs."""
-        return list(self._by_name.values())
+    def all(self) -> tuple[list[BadInput], dict[str, str]]:
+        """Returns these inputs, and the suffix of each renamed field."""
+        return list(self._by_name.values()), self._renamed
 
     def fail(self, error: DrayError) -> None:
         """Note the error of a worker; the first one counts."""
@@ -85,6 +87,7 @@ class _Step:
     def __init__(self, transform: BatchTransform, found: Any, names: Any, *, leaves_out: bool) -> None:
         self._transform, self._found, self._names = transform, found, names
         self._leaves_out = leaves_out
+        self._reported: set[str] = set()  # fields of which the driver knows under which suffix they are stored
         self.__name__ = transform.name
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -99,8 +102,9 @@ class _Step:
         except DrayError as exc:
             ray.get(self._found.fail.remote(exc))
             raise
-        if bad:
-            ray.get(self._found.add.remote(bad))
+        if bad or self._transform.renamed.keys() - self._reported:
+            ray.get(self._found.add.remote(bad, self._transform.renamed))
+            self._reported = {*self._transform.renamed}
         return _table_of(made)
 
 

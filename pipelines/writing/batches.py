@@ -49,6 +49,7 @@ class BatchTransform:
 
     Attributes:
         name: Name of the function, for recipes and messages.
+        renamed: Field -> suffix, where a field was stored under another suffix than its name.
 
     Raises:
         CallError: It cannot be called, or its name has another form.
@@ -60,6 +61,7 @@ class BatchTransform:
         if isinstance(function, str) and not all(function.partition(":")):
             raise CallError(f"transform={function!r:.200}: expected a name of the form 'pkg.mod:name'")
         self.name = function if isinstance(function, str) else _name_of(function)
+        self.renamed: dict[str, str] = {}
         self._given: Any = function
         self._called: Any = None
         self._seed, self._allow = seed, allow
@@ -136,7 +138,7 @@ class BatchTransform:
         if not fields.keys() - {KEY}:
             raise InputError(f"{self.name} returned a sample that has no part: leave it out instead", key=source)
         try:
-            given = as_sample(fields, source, keep_pickles=False)
+            given = as_sample(fields, source, keep_pickles=False, renamed=self.renamed)
         except InputError as exc:
             raise InputError(f"{self.name} returned what cannot be stored: {exc.problem}", key=exc.key) from exc
         return Made(places[source], given.key, given.parts)

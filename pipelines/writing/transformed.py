@@ -99,7 +99,7 @@ def write_transformed(
             for shard in stored:
                 written.append(shard)
                 advance(len(shard.keys), shard.num_bytes)
-    return plan.commit(writing, written, size, bad=bad)
+    return plan.commit(writing, written, size, bad=bad, renamed=transform.renamed)
 
 
 def _made(plan: SourcedPlan, transform: BatchTransform, batch_size: int, bad: list[BadInput]) -> Iterator[Sample]:

@@ -83,7 +83,7 @@ def test_a_function_that_fails_names_its_inputs(inputs: Path) -> None:
     with pytest.raises(InputError, match=r"fails failed for 'in000', .*ValueError: seven"):
         build(inputs, fails, "out")
     report = build(inputs, fails, "out", on_error="skip")
-    assert (report.num_samples, report.num_skipped) == (59, 1)
+    assert (report.num_samples, report.num_skipped, report.renamed) == (59, 1, {"y": "y.json"})
 
 
 def test_a_worker_that_cannot_import_is_named(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

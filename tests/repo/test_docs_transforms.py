@@ -1,0 +1,15 @@
+"""The page "Transform samples in builds": each block runs, and prints the lines that the page shows."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.repo.test_docs_rerunning import run_page
+
+PAGE = (Path(__file__).parents[2] / "docs" / "transforms.md").read_text()
+
+
+@pytest.mark.heavy  # many commands, each a process; what they show has tests of its own
+def test_every_block_of_the_page_runs_and_prints_what_is_shown(tmp_path: Path) -> None:
+    """From top to bottom."""
+    run_page(PAGE, tmp_path.resolve())
