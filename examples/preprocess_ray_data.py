@@ -13,7 +13,6 @@ again, after the loss of a worker or a node, makes the same bytes, and the shard
 
 import argparse
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,15 @@ NUM_ACTORS = 1
 SAMPLES_PER_SHARD = 1000
 
 
-def shifted(row: Any, copies: int) -> Iterator[dict[str, Any]]:
-    """Yields copies of a row with their own keys; the key is the seed."""
+def shifted(row: dict[str, Any], copies: int) -> list[dict[str, Any]]:
+    """Returns copies of a row with their own keys; the key is the seed."""
     chance = np.random.default_rng(zlib.crc32(row["__key__"].encode()))
+    made = []
     for copy in range(copies):
         by = chance.integers(-1, 2, 2) if copy else (0, 0)
         image = np.roll(row["image.pyd"], by, axis=(-2, -1))
-        yield {"__key__": f"{row['__key__']}-{copy}", "image": image, "label.cls": row["label.cls"]}
+        made.append({"__key__": f"{row['__key__']}-{copy}", "image": image, "label.cls": row["label.cls"]})
+    return made
 
 
 class Embed:

@@ -28,7 +28,7 @@ def test_builds_on_ray_are_measured_beside_those_in_process(tmp_path: Path) -> N
         assert line in done.stdout
 
 
-def test_reading_with_ray_data_is_measured_beside_rays_own_readers(tmp_path: Path) -> None:
+def test_ray_data_is_measured_beside_rays_own_readers_and_writer(tmp_path: Path) -> None:
     """On few samples, on a disk and on object storage: all ways give all of them, and the ratios are printed."""
     command = [sys.executable, BENCHMARKS / "ray_data.py", "--sizes", "4kB", "--samples", "60", "--rounds", "1"]
     command += ["--remote-rounds", "1", "--latency", "1", "--dir", tmp_path]
@@ -39,6 +39,9 @@ def test_reading_with_ray_data_is_measured_beside_rays_own_readers(tmp_path: Pat
             assert f"{kind}, 60 x 4 kB, {place}" in done.stdout
     for ratio in ("read_pickles / read_binary_files", "read_shards / read_webdataset"):
         assert done.stdout.count(ratio) == 2
+    for kind in ("rows in memory", "rows from files"):
+        assert f"writing {kind}, 60 x 4 kB, local disk" in done.stdout
+    assert done.stdout.count("write_shards / write_webdataset") == 2
 
 
 def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
