@@ -3,11 +3,11 @@
 import os
 from collections.abc import Sequence
 
+from dray.pipelines.indexing.changes import PER_TAR, UNIQUE
 from dray.pipelines.indexing.index import IndexSpec, index
 from dray.pipelines.indexing.listing import find_tars
 from dray.pipelines.indexing.places import find_place
 from dray.pipelines.indexing.report import IndexReport
-from dray.pipelines.indexing.scan import PER_TAR, UNIQUE
 from dray.pipelines.indexing.threads import Workers
 from dray.pipelines.indexing.unpack import unpack
 from dray.pipelines.planning.changes import Guard

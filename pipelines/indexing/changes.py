@@ -11,6 +11,7 @@ from dray.shards.layout import some
 from dray.shards.manifest import Manifest, Shard
 from dray.shards.messages import counted
 
+UNIQUE, PER_TAR = "unique", "per-tar"  # whether keys are unique in the dataset, or in each tar
 LEFT_OUT = "left_out"  # field of the recipe: name -> digest of a tar that the version leaves out, and why
 
 
@@ -42,7 +43,7 @@ class TarPlan:
     def has_work(self, last: Manifest) -> bool:
         """Whether the next version would differ from the last."""
         kept = [shard.number for shard in last.shards]
-        return list(self.numbers) != kept or self.left_out != last.recipe.get(LEFT_OUT, {})
+        return list(self.numbers) != kept or self.left_out != left_out_of(last.recipe)
 
 
 def plan_tars(tars: Sequence[Tar], keys: str, last: Manifest | None, indexes: Set[int], *, tries_bad: bool) -> TarPlan:
@@ -57,7 +58,7 @@ def plan_tars(tars: Sequence[Tar], keys: str, last: Manifest | None, indexes: Se
     """
     shards = last.shards if last else ()
     by_digest = {shard.digest: shard.number for shard in shards if shard.number in indexes}
-    entries = last.recipe.get(LEFT_OUT, {}) if last else {}
+    entries = left_out_of(last.recipe) if last else {}
     digests = {tar.name: tar.digest(keys) for tar in tars}
     left_out = {
         name: entry
@@ -104,6 +105,23 @@ def refusal(plan: TarPlan, last: Manifest | None, guard: Guard, base: tuple[str,
     )
 
 
-def keys_of(recipe: Mapping[str, Any] | None, wanted: str | None, default: str) -> str:
-    """Returns how keys are made of names: as the caller says, else as in the last version."""
-    return wanted or (recipe or {}).get("keys") or default
+def left_out_of(recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns the tars that a version leaves out; other programs may have written its recipe."""
+    found = recipe.get(LEFT_OUT)
+    entries = found.items() if isinstance(found, dict) else ()
+    return {
+        name: entry
+        for name, entry in entries
+        if isinstance(entry, dict) and all(isinstance(entry.get(field), str) for field in ("digest", "why"))
+    }
+
+
+def patterns_of(recipe: Mapping[str, Any]) -> list[str] | None:
+    """Returns the names by which the tars of a version were chosen; None: all tars of the folder."""
+    found = recipe.get("patterns")
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+
+
+def keys_of(recipe: Mapping[str, Any]) -> str:
+    """Returns how the keys of a version were made of names."""
+    return PER_TAR if recipe.get("keys") == PER_TAR else UNIQUE

@@ -11,10 +11,10 @@ from functools import partial
 from threading import Lock
 
 from dray.pipelines.building.announce import announce
-from dray.pipelines.indexing.changes import TarPlan, keys_of, plan_tars, refusal
+from dray.pipelines.indexing.changes import TarPlan, keys_of, patterns_of, plan_tars, refusal
 from dray.pipelines.indexing.listing import Listing, find_tars
 from dray.pipelines.indexing.report import IndexReport, report_of
-from dray.pipelines.indexing.scan import UNIQUE, ScanJob, ScannedTar, ScanTask, scan_tar, scan_tars
+from dray.pipelines.indexing.scan import ScanJob, ScannedTar, ScanTask, scan_tar, scan_tars
 from dray.pipelines.indexing.threads import Workers, run_each
 from dray.pipelines.indexing.version import Contents, next_manifest
 from dray.pipelines.planning.changes import Guard
@@ -25,7 +25,7 @@ from dray.pipelines.running.tasks import fit_workers
 from dray.pipelines.versions.attempts import finish, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
-from dray.shards.errors import CallError, InputError
+from dray.shards.errors import CallError, DeniedError, InputError
 from dray.shards.layout import Location, indexed_number, some
 from dray.shards.log import Commit, Intent, Operation
 from dray.shards.manifest import Kind
@@ -85,8 +85,8 @@ def index(spec: IndexSpec) -> IndexReport:
         last = Snapshot.load(spec.location, head) if head else None
         _check_kind(spec, last)
         recipe = last.manifest.recipe if last else {}
-        patterns = spec.patterns if spec.patterns is not None else recipe.get("patterns")
-        keys = keys_of(recipe, spec.keys, UNIQUE)
+        patterns = spec.patterns if spec.patterns is not None else patterns_of(recipe)
+        keys = spec.keys or keys_of(recipe)
         listing = find_tars(spec.source, patterns, spec.location.prefix, spec.options)
         _check_uncompressed(spec, listing)
         indexes = _stored_indexes(spec.location)
@@ -155,7 +155,12 @@ def _announce(spec: IndexSpec, plan: TarPlan, last: Snapshot | None, indexes: se
     """Returns the intent of a plan: its numbers name indexes, so a stored index counts as a stored shard."""
     layout = spec.location.layout
     stored = {*stored_sizes(spec.location), *map(layout.shard, indexes)}
-    return announce(spec.location, plan.slots, last, stored, progress=False)
+    try:
+        return announce(spec.location, plan.slots, last, stored, progress=False)
+    except DeniedError as exc:
+        if spec.base is not None:
+            raise
+        raise DeniedError(f"{exc}; to keep the index in another folder, give into='URL'") from exc
 
 
 def _scan(spec: IndexSpec, plan: TarPlan, intent: Intent, indexes: set[int], keys: str) -> list[ScannedTar]:

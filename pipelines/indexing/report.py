@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dray.pipelines.indexing.changes import LEFT_OUT
+from dray.pipelines.indexing.changes import left_out_of
 from dray.pipelines.indexing.notes import Notes
 from dray.pipelines.indexing.version import Contents
 from dray.shards.messages import counted
@@ -120,7 +120,7 @@ def report_of(
         num_removed=len(before.keys() - now) if contents else 0,
         num_scanned=sum(not one.adopted for one in scanned),
         num_adopted=sum(one.adopted for one in scanned),
-        left_out={name: entry["why"] or "no sample" for name, entry in snapshot.manifest.recipe[LEFT_OUT].items()},
+        left_out={name: entry["why"] or "no sample" for name, entry in left_out_of(snapshot.manifest.recipe).items()},
         own=tuple(own),
         oddities=dict(notes.counts),
         examples=notes.examples,

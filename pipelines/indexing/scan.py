@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dray.pipelines.building.job import TASK_BYTES
 from dray.pipelines.building.pack import store_index
+from dray.pipelines.indexing.changes import PER_TAR
 from dray.pipelines.indexing.listing import Tar
 from dray.pipelines.indexing.notes import Notes
 from dray.pipelines.indexing.threads import CountedStream, OnRead
@@ -24,8 +25,6 @@ from dray.shards.parts import ArrayTypes, Counts
 from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, scan
 
-PER_TAR = "per-tar"
-UNIQUE = "unique"
 STREAM_BYTES = 64 << 20  # memory of one open stream and one piece of a member
 INDEX_SHARE = 64  # bytes of a tar for each byte of memory that its index may take
 

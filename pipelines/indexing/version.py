@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dray.pipelines.building.manifest import put_rows
-from dray.pipelines.indexing.changes import LEFT_OUT, TarPlan
-from dray.pipelines.indexing.scan import PER_TAR, ScannedTar
+from dray.pipelines.indexing.changes import LEFT_OUT, PER_TAR, TarPlan
+from dray.pipelines.indexing.scan import ScannedTar
 from dray.shards.errors import InputError
 from dray.shards.layout import Location
 from dray.shards.log import Intent

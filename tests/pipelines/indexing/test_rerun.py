@@ -1,13 +1,16 @@
 """Indexing again: only new and changed tars are read, and a listing of the wrong folder does not empty a dataset."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import Dataset
 from dray.pipelines import index_tars
-from dray.shards import CallError, InputError, MissingInputError, Snapshot, Store
+from dray.pipelines.versions.commit import commit_version
+from dray.shards import CallError, DeniedError, InputError, MissingInputError, Snapshot, Store
 from dray.shards.layout import Layout, Location
 from dray.shards.log import numbers_in
 from tests.conftest import MakeInputs, Place
@@ -155,3 +158,29 @@ def test_lists_and_single_tars(tmp_path: Path) -> None:
     assert len(Dataset(str(tmp_path / "a b"))) == 8
     assert index_tars(tmp_path / "a b/z.tar", prefix="one", progress=False).num_tars == 1
     assert index_tars(f"{tmp_path}/a b/*/{{0,1}}.tar", prefix="two", progress=False).num_tars == 2
+
+
+def test_a_bucket_that_may_only_be_read_needs_another_folder(s3: SeaweedServer, tmp_path: Path) -> None:
+    """The error says how to give it; each store has options of its own."""
+    url = s3.url("index/read-only")
+    put_tars(Store(url, s3.storage_options), NAMES)
+    options = s3.read_only_options
+    with pytest.raises(DeniedError, match=r"permission denied.*give into='URL'"):
+        index_tars(url, storage_options=options, progress=False)
+    assert index_tars(url, into=tmp_path, storage_options=options, progress=False).num_samples == 24
+    found = Snapshot.open(tmp_path, data_url=url, data_storage_options=options)
+    assert found.read("b/s0001")["txt"] == b"text 1"
+
+
+@pytest.mark.parametrize("left_out", [None, [], {"t": 1}, {"t": {"digest": 1}}, {NAMES[0]: {"why": "no"}}])
+def test_an_index_of_another_program_is_taken_over(tmp_path: Path, left_out: object) -> None:
+    """Its recipe and digests mean nothing to dray: all tars are read."""
+    place = Place(f"file://{tmp_path}")
+    put_tars(Store(tmp_path), NAMES)
+    index(place, "t-0[0-4].tar")
+    theirs = latest(place)
+    shards = tuple(replace(shard, digest="0" * 32) for shard in theirs.shards)
+    recipe = {"left_out": left_out, "patterns": [1], "keys": 7}
+    commit_version(theirs.location, replace(theirs.manifest, recipe=recipe, shards=shards), theirs, retention=None)
+    report = index(place)
+    assert (report.version, report.num_added, report.num_touched, report.num_scanned) == (3, 1, 5, 6)
