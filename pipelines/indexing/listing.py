@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.index import digest_of
 from dray.shards.layout import DRAY_FOLDER, Layout, Location, is_path, some
-from dray.shards.log import numbers_in, read_head
-from dray.shards.manifest import Kind
 from dray.shards.parsing.records import canonical_json
-from dray.shards.reading.tar_files import expand_braces, is_hidden, matches, natural_key
-from dray.shards.snapshot import Snapshot
+from dray.shards.reading.tar_files import expand_braces, is_hidden, is_writer, matches, natural_key
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 
@@ -123,17 +120,9 @@ def _own_tars(store: Store, names: Iterable[str], prefix: str, storage_options: 
             layout = Layout(path.removeprefix(f"{DRAY_FOLDER}/"))
             mine = [file for file in files if layout.shard_number(file) is not None]
             is_other = folder != "" or layout.prefix != prefix
-            if mine and is_other and _is_writer(Location(inner, layout)):
+            if mine and is_other and is_writer(Location(inner, layout)):
                 found.update(f"{folder}/{file}" if folder else file for file in mine)
     return found
-
-
-def _is_writer(location: Location) -> bool:
-    """Whether dray writes the tars of a dataset, or began to."""
-    head = read_head(location)
-    if head is None:
-        return bool(numbers_in(location.store, location.layout.intents))
-    return Snapshot.load(location, head).manifest.kind != Kind.INDEXED
 
 
 def _check_names(store: Store, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ name or a pattern never stands for fewer tars than it says: each tar that it nam
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice, takewhile
@@ -17,10 +17,11 @@ from urllib.parse import unquote
 from braceexpand import braceexpand
 
 from dray.shards.errors import CallError, NotFoundError
-from dray.shards.layout import DRAY_FOLDER, Layout, some
-from dray.shards.log import numbers_in
+from dray.shards.layout import DRAY_FOLDER, Layout, Location, some
+from dray.shards.log import numbers_in, read_head
+from dray.shards.manifest import Kind
 from dray.shards.messages import counted
-from dray.shards.snapshot import DEFAULT_PREFIX
+from dray.shards.snapshot import DEFAULT_PREFIX, Snapshot
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import normal_url, split_version
@@ -71,7 +72,7 @@ def named_tars(url: DataUrl, storage_options: StorageOptions | None = None) -> T
     if not places:
         raise CallError("an empty list of tars: name at least one")
     root = _common_folder([folder for folder, _ in places])
-    listings = _Listings(Store(root, storage_options))
+    listings = _Listings(Store(root, storage_options), storage_options)
     names = [name for folder, path in places for name in listings.matching(folder[len(root) :].lstrip("/"), path)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise CallError(f"tars of {root} that are named twice: {some(twice, MAX_NAMED)}; name each once")
@@ -92,22 +93,33 @@ def tars_in(store: Store, prefix: str) -> TarFiles:
     found = [name for name in tars if name.startswith(f"{prefix}-")] if prefix else []
     if not found and prefix in ("", DEFAULT_PREFIX) and not begun:
         found = tars
-    if not found or prefix in begun or _of_datasets(found, begun):
+    if not found or prefix in begun or _own_shards(store, found, begun):
         raise NotFoundError(_what_is_there(store, prefix, begun))
     return TarFiles(store, tuple(found))
 
 
-def prefixes_in(store: Store, folder: str = "") -> dict[str, bool]:
+def prefixes_in(store: Store) -> dict[str, bool]:
     """Returns the prefixes under which dray has stored anything in a folder -> whether a version was committed."""
-    records = f"{folder}/{DRAY_FOLDER}".lstrip("/")
-    found = [name.removeprefix(f"{records}/") for name in store.list_folders(records)]
-    return {prefix: bool(numbers_in(store, f"{records}/{prefix}/commits")) for prefix in found}
+    found = [name.removeprefix(f"{DRAY_FOLDER}/") for name in store.list_folders(DRAY_FOLDER)]
+    return {prefix: bool(numbers_in(store, Layout(prefix).commits)) for prefix in found}
 
 
-def _of_datasets(names: Sequence[str], prefixes: Mapping[str, bool]) -> list[str]:
-    """Returns the tars that have names of shards of dray."""
-    layouts = [Layout(prefix) for prefix in prefixes]
-    return [name for name in names if any(layout.shard_number(name) is not None for layout in layouts)]
+def _own_shards(store: Store, names: Sequence[str], prefixes: Iterable[str]) -> list[str]:
+    """Returns the files of a folder that have names of shards of the datasets that dray writes there."""
+    own = []
+    for layout in map(Layout, prefixes):
+        shards = [name for name in names if layout.shard_number(name) is not None]
+        if shards and is_writer(Location(store, layout)):
+            own += shards
+    return own
+
+
+def is_writer(location: Location) -> bool:
+    """Returns whether dray writes the tars of a dataset, or began to, rather than indexing those of others."""
+    head = read_head(location)
+    if head is None:
+        return bool(numbers_in(location.store, location.layout.intents))
+    return Snapshot.load(location, head).manifest.kind != Kind.INDEXED
 
 
 # ---- Patterns ----
@@ -179,8 +191,9 @@ def _common_folder(folders: Sequence[str]) -> str:
 class _Listings:
     """The tars of a store, listed when they are asked for, each folder once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, storage_options: StorageOptions | None) -> None:
         self.store = store
+        self._options = storage_options
         self._tars: dict[tuple[str, bool], dict[str, None]] = {}
 
     def matching(self, folder: str, pattern: str) -> list[str]:
@@ -213,9 +226,10 @@ class _Listings:
     def _check_foreign(self, folder: str, names: Sequence[str]) -> None:
         """Refuses a glob that also finds the shards of older versions, and of builds that are not finished."""
         inside = [name[len(folder) :].lstrip("/") for name in names if name.rpartition("/")[0] == folder]
-        if shards := _of_datasets(inside, prefixes_in(self.store, folder)):
+        inner = Store(self.store.url_of(folder), self._options)
+        if shards := _own_shards(inner, inside, prefixes_in(inner)):
             raise CallError(
-                f"{self.store.url_of(folder)} holds a dataset of dray, and the pattern matches its shards, also those "
+                f"{inner.url} holds a dataset of dray, and the pattern matches its shards, also those "
                 f"of older versions ({some(shards, MAX_NAMED)}): open the folder, which reads the last version"
             )
 

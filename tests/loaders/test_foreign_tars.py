@@ -231,6 +231,14 @@ def test_an_index_gives_the_same_samples_in_the_same_order(folder: Path, place: 
         assert (named.snapshot.version, named.snapshot.num_samples) == (0, COUNT)
 
 
+def test_a_glob_may_match_indexed_tars_of_the_names_of_shards(tmp_path: Path) -> None:
+    """They are not dray's: none is replaced, so none comes twice."""
+    write_tar(tmp_path / "wdshards-000000.tar", numbered(0, 3))
+    index_tars(tmp_path, progress=False)
+    assert loader_of(f"{tmp_path}/*.tar").snapshot.version == 0
+    assert loader_of(tmp_path).snapshot.version == 1
+
+
 def test_long_indexing_says_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,7 +193,7 @@ def test_the_error_says_what_is_there(place: Place, files: list[str], message: s
 def test_globs_refuse_shards_of_a_dataset(place: Place) -> None:
     """Those of older versions would come as well; single shards may be named, and other tars beside them."""
     store = store_at(place)
-    for name in ("in/__dray__/x/commits/0000000001.json", "in/x-000000.tar", "in/x-a.tar"):
+    for name in ("in/__dray__/x/intents/0000000001.json", "in/x-000000.tar", "in/x-a.tar"):
         store.put_new(name, b"")
     for pattern in ("in/*.tar", "*/x-0*.tar"):
         with pytest.raises(CallError, match=r"older versions \('x-000000\.tar'\): open the folder"):
