@@ -24,14 +24,14 @@ from dray.pipelines.resharding.rows import Rows, read_rows
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.running.tasks import fit_workers, run_tasks
-from dray.pipelines.versions.attempts import stored_sizes
+from dray.pipelines.versions.attempts import stored_sizes, until_committed
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.announce import open_written
 from dray.pipelines.writing.shard import WrittenShard
 from dray.pipelines.writing.version import Contents, Writing
 from dray.shards.errors import CallError, ConflictError, InputError
 from dray.shards.layout import Location, indexed_number, some
-from dray.shards.log import Intent
+from dray.shards.log import Commit, Intent
 from dray.shards.messages import counted
 from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.suffixes import open_parts
@@ -236,11 +236,41 @@ def reshard(spec: CopySpec, *, retention: Retention | None, surveyed: Work | Non
     Raises:
         DamagedError: A sample of the source differs from its index; names tar, key and suffix. No version is made.
         InputError: A part cannot be encoded; names tar, key and suffix.
-        ConflictError: Another writer committed a version meanwhile.
+        ConflictError: Another writer committed a version of something else meanwhile.
         StoreError: A store failed.
     """
     started = time.monotonic()
-    work = surveyed or survey(spec)
+    before: Snapshot | None = None  # base of the previous attempt
+
+    def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  each starts from head
+        nonlocal before
+        work = surveyed if surveyed is not None and is_first else survey(spec)
+        if not is_first:
+            _check_rebase(work, before)
+        before = work.base
+        return _commit(spec, work, retention, started)
+
+    return until_committed(spec.location, attempt, progress=spec.progress)
+
+
+def _check_rebase(work: Work, before: Snapshot | None) -> None:
+    """Check that no other writer has made a version of something else since the previous attempt.
+
+    Raises:
+        ConflictError: One has.
+    """
+    last = work.base
+    if last is None or (before is not None and before.version == last.version):
+        return
+    if (last.manifest.recipe, last.manifest.source_url) != (work.recipe, work.source_url):
+        raise ConflictError(
+            f"{work.location}: while this copy was made, another writer committed version {last.version} by other "
+            "arguments or from another source; nothing was lost: decide which one is wanted, then run it again"
+        )
+
+
+def _commit(spec: CopySpec, work: Work, retention: Retention | None, started: float) -> BuildReport | None:
+    """Announce, copy and commit; returns None if another writer committed meanwhile."""
     base = work.base
     if base is not None and not work.has_work:
         return report_of(base, None, seconds=time.monotonic() - started)
@@ -250,6 +280,13 @@ def reshard(spec: CopySpec, *, retention: Retention | None, surveyed: Work | Non
         intent = announce(spec.location, slots, base, work.stored, progress=spec.progress)
         written = _copy(spec, work, intent)
     kept = {shard.number for shard in work.planned}
+    contents = Contents(
+        recipe=work.recipe,
+        written=written,
+        kept=[shard for shard in (base.manifest.counted_shards() if base else ()) if shard.number in kept],
+        order=intent.shards,
+        source_url=work.source_url,
+    )
     writing = Writing(
         location=spec.location,
         base=base,
@@ -258,19 +295,10 @@ def reshard(spec: CopySpec, *, retention: Retention | None, surveyed: Work | Non
         progress=spec.progress,
         started=started,
     )
-    contents = Contents(
-        recipe=work.recipe,
-        written=written,
-        kept=[shard for shard in (base.manifest.counted_shards() if base else ()) if shard.number in kept],
-        order=intent.shards,
-        source_url=work.source_url,
-    )
     try:
         return writing.commit(contents)
-    except ConflictError as exc:
-        raise ConflictError(
-            f"{spec.location}: another writer committed a version meanwhile; nothing was lost: run it again"
-        ) from exc
+    except ConflictError:
+        return None
 
 
 def _copy(spec: CopySpec, work: Work, intent: Intent) -> list[WrittenShard]:

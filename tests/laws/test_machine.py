@@ -614,7 +614,15 @@ def inline() -> Iterator[None]:
         yield
 
 
-def check(folder: Path, *, num_examples: int, num_steps: int, is_fixed: bool = False, **options: Any) -> None:
+def check(
+    folder: Path,
+    *,
+    num_examples: int,
+    num_steps: int,
+    is_fixed: bool = False,
+    machine: type[Machine] = Machine,
+    **options: Any,
+) -> None:
     """Run a machine; a fixed one does the same every time, and stops at its first failure as it is."""
     config = settings(
         max_examples=num_examples,
@@ -624,7 +632,7 @@ def check(folder: Path, *, num_examples: int, num_steps: int, is_fixed: bool = F
     )
     if is_fixed:
         config = settings(config, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False, database=None)
-    make: Any = partial(Machine, folder, **options)
+    make: Any = partial(machine, folder, **options)
     with inline():
         run_state_machine_as_test(make, settings=config)
 
