@@ -44,6 +44,15 @@ def test_ray_data_is_measured_beside_rays_own_readers_and_writer(tmp_path: Path)
     assert done.stdout.count("write_shards / write_webdataset") == 2
 
 
+def test_writing_is_measured_without_the_rivals(tmp_path: Path) -> None:
+    """On few samples: both forms of `write_samples` write them."""
+    command = [sys.executable, BENCHMARKS / "write.py", "--sizes", "4kB", "--samples", "60", "--rounds", "1"]
+    done = subprocess.run([*command, "--dir", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for line in ("60 samples of 4 kB", "write_samples iterable", "write_samples inputs", "litdata is left out"):
+        assert line in done.stdout
+
+
 def test_reruns_are_measured_beside_their_floor(tmp_path: Path) -> None:
     """On few samples: it tells what was packed, and that a rerun with nothing to do wrote nothing."""
     command = [sys.executable, BENCHMARKS / "rerun.py", "--samples", "200", "--rounds", "1", "--dir", tmp_path]
