@@ -7,7 +7,7 @@ so all samples of a read are looked up and checked at once.
 import mmap
 import os
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class MappedReader:
                         self.read(samples[number : number + 1], runs[number : number + 1]).check()
                 raise
         if self._catalog.snapshot.tars.is_foreign:
-            self._check_foreign(dict.fromkeys(places.tolist()))
+            self._check_foreign(set(places.tolist()))
         parts = {suffix: self._parts(suffix, samples, places) for suffix in self._found}
         self.stats.samples += len(places)
         return Samples(self._catalog, places, rows, parts)
@@ -111,7 +111,7 @@ class MappedReader:
 
     def _close(self) -> None:
         """Drop all open shards."""
-        self._maps: dict[int, mmap.mmap] = {}
+        self._size_of: dict[int, Callable[[], int]] = {}  # returns the size that a mapped file has now
         self._bodies: list[memoryview] = [memoryview(b"")] * len(self._catalog.snapshot.shards)
         self._addresses = np.zeros(len(self._bodies), np.uint64)  # address of each mapped shard
         self._is_open = np.zeros(len(self._bodies), bool)
@@ -141,7 +141,7 @@ class MappedReader:
             rows = slice(first, first + len(offsets))
             found.starts[rows], found.sizes[rows], found.hashes[rows] = offsets, sizes, columns.hashes[suffix]
             self._open_bytes += 24 * len(offsets)
-        self._maps[place], self._bodies[place] = mapped, body
+        self._size_of[place], self._bodies[place] = mapped.size, body
         self._addresses[place] = np.frombuffer(body, np.uint8).ctypes.data
         self._is_open[place] = True
 
@@ -163,11 +163,11 @@ class MappedReader:
 
     def _check_foreign(self, places: Iterable[int]) -> None:
         """Check that no other program has written to the mapped tars: one that was cut would crash the process."""
-        tars = self._catalog.snapshot.tars
+        tars, size_of, shards = self._catalog.snapshot.tars, self._size_of, self._catalog.snapshot.shards
         for place in places:
-            if self._maps[place].size() != (shard := self._catalog.shard(place)).num_bytes:
-                tars.check(shard)  # names what was found
-                raise DamagedError("written to while it was read", url=tars.url_of(shard))
+            if size_of[place]() != shards[place].num_bytes:
+                tars.check(shards[place])  # names what was found
+                raise DamagedError("written to while it was read", url=tars.url_of(shards[place]))
 
 
 def _most_maps() -> int:
