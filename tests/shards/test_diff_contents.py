@@ -3,7 +3,7 @@
 import json
 import uuid
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.shards.diff import diff
@@ -32,6 +32,7 @@ def indexed(place: Place, tars: list[dict[int, int]]) -> None:
     index_at(place, names)
 
 
+@settings(max_examples=40, deadline=None)
 @given(TARS, TARS)
 def test_samples_are_compared_by_their_contents(before: list[dict[int, int]], after: list[dict[int, int]]) -> None:
     """Whatever tar they are in: as dicts are."""

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.pipelines.building.compact import compact
@@ -40,6 +40,7 @@ def tars_in(place: Place) -> dict[str, bytes]:
     return {info.name: store_at(place).get(info.name) for info in store_at(place).list_folder()}
 
 
+@settings(max_examples=40, deadline=None)
 @given(STEPS)
 def test_no_sequence_of_commands_touches_a_tar(steps: list[tuple[str, object]]) -> None:
     """Byte for byte they stay, indexed or not, and each kept version is readable; only records are deleted."""
