@@ -65,7 +65,8 @@ def plan_sourced(spec: BuildSpec, recipe: Mapping[str, Any]) -> SourcedPlan:
     found = _compare(spec, base, None if reason else last, sources)
     prints = fingerprints_of(sources, recipe)
     kept, survivors = _kept_of(base, last, sources, found.stays, prints)
-    stored = find_stored(location, plan_of(recipe, sources.url), base)
+    is_needed = not found.stays.all() or survivors
+    stored = find_stored(location, plan_of(recipe, sources.url), base) if is_needed else []
     reuse = _reuse_of(stored, prints[~found.stays], survivors)
     is_done = np.isin(prints, np.array(sorted(reuse.done), np.uint64))
     by_number = {shard.number: shard for _, shards in stored for shard in shards}

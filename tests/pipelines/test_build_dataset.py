@@ -1,5 +1,6 @@
 """`build_dataset`: a function makes none, one or many samples of each input, and a rerun makes only what changed."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from dray.pipelines import BuildReport, build_dataset
-from dray.shards import CallError, ClusterError, InputError, Snapshot
+from dray.shards import CallError, ClusterError, InputError, Snapshot, Store
+from tests.conftest import Place
 
 Samples = Sequence[dict[str, Any]]
 
@@ -177,3 +179,30 @@ def test_a_build_that_removes_many_inputs_is_refused(inputs: Path) -> None:
     with pytest.raises(CallError, match="allow_removal='100%'"):
         build(inputs, Twice())
     assert build(inputs, Twice(), allow_removal="100%").num_samples == 27
+
+
+def test_inputs_and_dataset_may_be_on_any_store(place: Place) -> None:
+    """Each with options of its own."""
+    inputs = Store(f"{place.url}/in", place.storage_options)
+    for number in range(30):
+        inputs.put_new(f"in{number:03d}.x.npy", npy(number))
+    arguments: dict[str, Any] = {
+        "suffixes": "x.npy",
+        "transform": Twice(),
+        "transform_version": "1",
+        "samples_per_shard": 5,
+        "storage_options": place.storage_options,
+        "progress": False,
+    }
+    assert build_dataset(inputs.url, f"{place.url}/out", **arguments).num_samples == 27
+    inputs.put_new("in031.x.npy", npy(31))
+    inputs.delete(["in022.x.npy"])
+    report = build_dataset(inputs.url, f"{place.url}/out", **arguments)
+    assert (report.num_added, report.num_removed, report.num_changed, report.num_reused) == (1, 2, 0, 4)
+
+
+def npy(number: int) -> bytes:
+    """The bytes of an array file."""
+    body = io.BytesIO()
+    np.save(body, np.full(4, number))
+    return body.getvalue()
