@@ -13,6 +13,7 @@ again, after the loss of a worker or a node, makes the same bytes, and the shard
 
 import argparse
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Embed:
 def preprocess(data: str, out: str, split: str, num_gpus: int) -> None:
     """Write a split's embeddings as a dataset."""
     rows = read_shards(f"{data}/{split}", parts=["image.pyd", "label.cls"])
-    rows = rows.flat_map(shifted, fn_kwargs={"copies": COPIES[split]})
+    rows = rows.flat_map(partial(shifted, copies=COPIES[split]))
     # An actor takes half a CPU, which leaves the others to the tasks that read and write.
     pool = ActorPoolStrategy(size=NUM_ACTORS)
     rows = rows.map_batches(Embed, batch_size=256, compute=pool, num_cpus=0.5, num_gpus=num_gpus)

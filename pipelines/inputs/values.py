@@ -91,6 +91,8 @@ def _extension_of(value: Any) -> str:
         return "json"
     if isinstance(value, np.ndarray):
         return "npy"
+    if isinstance(value, dict) and isinstance(next(iter(value.values()), None), str | int | float | list | dict | None):
+        return "json"
     from dray.shards.codecs.encode import format_of  # loads torch
 
     return format_of(value)
