@@ -209,5 +209,6 @@ def _twice(keys: Sequence[str]) -> str:
     twice = [key for key, count in Counter(keys).items() if count > 1]
     return (
         f"{counted(len(twice), 'key')} with members that are not side by side, of which webdataset makes several "
-        f"samples: {some(twice, 3)}; write the tar again with all parts of a sample together, as tar --sort=name does"
+        f"samples: {some(twice, 3)}; write the tar again with all parts of a sample together, as tar --sort=name does, "
+        "or copy tars that are on a disk by `dray reshard --unique-keys join`"
     )

@@ -139,7 +139,8 @@ def _check_unique(samples: pa.Table, shards: Sequence[Shard], keys: str) -> None
         "two tars differ in their folders' names alone: rename one"
         if keys == PER_TAR
         else "if they are different samples, give keys='per-tar', which puts the path of its tar before each key; if "
-        "tars repeat each other, leave some out by a pattern; a sample that is split over two tars must be put together"
+        "tars repeat each other, leave some out by a pattern; a sample that is split over two tars must be put "
+        "together, as `dray reshard --unique-keys join` does in a copy of tars that are on a disk"
     )
     raise InputError(
         f"no version was made: {counted(len(is_twice), 'key')} in more than one tar, {split:,} of them of samples that "

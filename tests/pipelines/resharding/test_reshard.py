@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from dray.pipelines import BuildReport, reshard, write_samples
 from dray.shards import CallError, DamagedError, InputError, NotFoundError, Snapshot, Store
 from tests.conftest import Place
-from tests.support.datasets import pack
+from tests.support.datasets import pack, stored
 from tests.support.foreign import index_at, key_of, put_tars, tar_of
 
 Parts = Mapping[str, bytes]
@@ -124,6 +124,8 @@ def test_a_copy_is_the_same_on_every_store(place: Place, source: tuple[Path, Con
     assert (report.num_samples, report.num_shards) == (100, 3)
     copy(folder, tmp_path / "out", num_shards=3, shuffle_seed=1)
     assert tars_of(place.url, "two", storage_options=options) == tars_of(tmp_path / "out")
+    secret = str(options.get("secret_access_key", "no secret")).encode()
+    assert not [name for name, body in stored(place).items() if secret in body]
 
 
 def test_only_the_chosen_samples_and_parts_are_copied(source: tuple[Path, Content], tmp_path: Path) -> None:
