@@ -29,7 +29,7 @@ from in_and_out.data import Where, make_samples, object_store
 from in_and_out.race import run
 
 RACES = (reading.races, writing.races)
-MOST_SAMPLES, MOST_BYTES, REMOTE_SAMPLES = 20_000, 300_000_000, 500
+MOST_SAMPLES, MOST_BYTES, REMOTE_SAMPLES = 20_000, 300_000_000, 1_000
 UNITS = {"kB": 1_000, "MB": 1_000_000}
 STORE_BYTES = 1_500 << 20
 
@@ -56,7 +56,7 @@ def _race(where: Where, size: int, num: int, rounds: int) -> None:
     samples = make_samples(where, size, num)
     for races in RACES:
         for race in races(where, samples):
-            run(race, rounds)
+            run(race, rounds, starts_workers=not where.slow_options)
 
 
 def _start_ray() -> None:

@@ -33,9 +33,11 @@ class Race:
     target: float | None
 
 
-def run(race: Race, rounds: int) -> None:
-    """Run both in each round, in changing order, after one round that starts the workers; print medians."""
-    rates = [_round(race, number) for number in range(-1, rounds)][1:]
+def run(race: Race, rounds: int, *, starts_workers: bool) -> None:
+    """Run both in each round, in changing order, after one that starts the workers if need be; print medians."""
+    if starts_workers:
+        _round(race, -1)
+    rates = [_round(race, number) for number in range(rounds)]
     theirs, ours = zip(*rates, strict=True)
     ratio = statistics.median(our / their for their, our in rates)
     print(f"{race.title}")

@@ -62,6 +62,12 @@ def test_every_part_has_a_column_of_its_values(url: str) -> None:
         assert (row["json"], row["bin"]) == ({"n": number}, bytes([number] * 3))
 
 
+def test_read_tasks_take_resources_and_a_limit_of_their_number(url: str) -> None:
+    """As Ray Data's own readers do."""
+    dataset = read_shards(url, parts="cls", ray_remote_args={"num_cpus": 0.5, "resources": {}}, concurrency=1)
+    assert sorted(numbers(dataset)) == list(range(100))
+
+
 def test_undecoded_parts_are_the_stored_bytes(url: str) -> None:
     """Under the suffixes by which they are stored."""
     rows = rows_of(read_shards(url, decode=False, parts=["json", "x.npy"]))
