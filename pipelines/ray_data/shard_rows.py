@@ -77,10 +77,9 @@ class RowReader:
         step = max(1, int(BLOCK_BYTES / sample_bytes))
         for start in range(0, len(numbers), step):
             block = numbers[start : start + step]
-            columns = {KEY: _keys(catalog, block)}
+            columns = {} if reader is None else self._parts(reader.read(block, runs[start : start + step]))
+            columns[KEY] = _keys(catalog, block)
             columns[SOURCE] = columns[KEY] if rows.sources is None else rows.sources[start : start + step]
-            if reader is not None:
-                columns |= self._parts(reader.read(block, runs[start : start + step]))
             yield pa.table({name: columns[name] for name in self.columns})
 
     def _parts(self, samples: Samples) -> dict[str, pa.Array]:
