@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 10.0
 WORDS: ContextVar[Callable[[str], str]] = ContextVar("WORDS", default=str)
@@ -41,10 +41,7 @@ def sample_progress(title: str, *, total: int | None, unit: str, show: bool) -> 
         yield lambda _count, _num_bytes: None
     elif sys.stderr.isatty():
         with _rate_bar(unit) as bar:
-            task = bar.add_task(title, total=total, mb=0.0)
-            yield lambda count, num_bytes: bar.update(
-                task, advance=count, mb=bar.tasks[0].fields["mb"] + num_bytes / 1e6
-            )
+            yield _rate_mover(bar, bar.add_task(title, total=total, mb=0.0, rate=0.0))
     else:
         yield _rate_writer(title, total, unit)
 
@@ -64,8 +61,21 @@ def _bar() -> Progress:
 
 def _rate_bar(unit: str) -> Progress:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    rate = TextColumn("{task.fields[mb]:,.0f} MB, {task.speed!s:.6}/s")
+    rate = TextColumn("{task.fields[mb]:,.0f} MB, {task.fields[rate]:,.0f}/s")
     return Progress(*columns, rate, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _rate_mover(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
+    started = time.monotonic()
+    done = stored_bytes = 0
+
+    def advance(count: int, num_bytes: int) -> None:
+        nonlocal done, stored_bytes
+        done, stored_bytes = done + count, stored_bytes + num_bytes
+        rate = done / max(time.monotonic() - started, 1e-9)
+        bar.update(task, completed=done, mb=stored_bytes / 1e6, rate=rate)
+
+    return advance
 
 
 def _rate_writer(title: str, total: int | None, unit: str) -> Callable[[int, int], None]:

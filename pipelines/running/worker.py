@@ -68,5 +68,5 @@ def _portable(exc: Exception) -> Exception:
         copy: Exception = pickle.loads(pickle.dumps(exc))  # noqa: S301
     except Exception:  # noqa: BLE001  a class of the user's may do anything
         copy = ClusterError(f"{type(exc).__name__}: {exc}")
-    copy.add_note(f"raised in a Ray worker on {node_name()}:\n{text}")
+    copy.add_note(f"raised in a worker on {node_name()}:\n{text}")
     return copy

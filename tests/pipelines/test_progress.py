@@ -1,10 +1,11 @@
 """The progress lines of long work without a terminal."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from dray.pipelines import progress
+from dray.pipelines import progress, write_samples
 from tests.conftest import MakeInputs, Place
 from tests.pipelines.building.test_compact import compacted, thinned_and_grown
 from tests.support.datasets import build
@@ -44,3 +45,14 @@ def test_nothing_is_said_that_nobody_asked_for(
     assert said == []  # a server that is slow is always said
     build(inputs, place, progress=True)
     assert not re.search(LINE, capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("lines")
+def test_written_samples_are_counted_with_their_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all where their number is known."""
+    write_samples(({"cls": n} for n in range(6)), tmp_path / "a", samples_per_shard=3)
+    write_samples(lambda n: {"cls": n}, tmp_path / "b", inputs=range(6), samples_per_shard=3)
+    found = re.findall(
+        r"dray: writing wdshards: (.+?), \d+ MB, \d+ MB/s, \d+ s, [\d,]+ a second", capsys.readouterr().err
+    )
+    assert found == ["3 samples", "6 samples", "3 of 6 inputs", "6 of 6 inputs"]
