@@ -113,6 +113,8 @@ def default_name(number: int, value: Any) -> str:
 
 
 def _checked_key(number: int, value: Any, key: Callable[[Any], str] | None) -> str:
+    if key is None and type(value) is int and value >= 0:
+        return default_name(number, value)
     found = default_name(number, value) if key is None else key(value)
     if not isinstance(found, str) or not found or bad_names([found]) or found == ".":
         kind = "its key" if key is None else "its key by key="

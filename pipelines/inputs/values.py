@@ -1,6 +1,7 @@
 """The values of a sample's fields as parts: under which suffix a field is stored, and as which bytes."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dray.shards.layout import check_suffixes
 from dray.shards.parts import is_pickled, stem_of
 from dray.shards.tar import MAX_SHARD_BYTES
 
+_check_names = lru_cache(1024)(check_suffixes)  # samples of a dataset share few sets of names
 _ARRAY_FORMATS = ("npy", "safetensors")
 _NUMBERS = ("cls", "cls2", "index", "inx", "id")  # suffixes that readers decode as an integer
 _TEXT = ("txt", "text", "transcript")
@@ -50,7 +52,7 @@ def encode_sample(
             if suffix in parts:
                 raise CallError(f"two fields would be stored as {suffix!r}: rename one of {', '.join(fields)}")
             parts[suffix] = data
-        check_suffixes(parts)
+        _check_names(tuple(parts))
     except (TypeError, ValueError) as exc:
         raise InputError(str(exc)) from exc
     return parts
