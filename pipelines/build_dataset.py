@@ -7,10 +7,10 @@ from dray.pipelines.building.report import BuildReport
 from dray.pipelines.inputs.tolerance import Tolerance
 from dray.pipelines.planning.changes import Guard
 from dray.pipelines.versions.retention import DAY_S, Retention
-from dray.pipelines.writing.batches import BatchFunction, BatchTransform
+from dray.pipelines.writing.batches import BatchFunction, BatchTransform, Workers
 from dray.pipelines.writing.request import checked_version, spec_of
 from dray.pipelines.writing.shard import ShardSize
-from dray.pipelines.writing.transformed import Workers, build_transformed
+from dray.pipelines.writing.transformed import build_transformed
 from dray.shards.arguments import as_int, as_seed
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.inputs.items import Items
@@ -129,7 +129,7 @@ def write_samples(
         allow_removal: Maximum number, or percentage, of the last version's samples that may go because their input is
             no longer listed. None: 10 %, or 50 % of fewer than 20.
         prefix: The dataset's prefix.
-        samples_per_shard: Maximum number of samples in a shard. With inputs, a task is given so many of them.
+        samples_per_shard: Maximum number of samples in a shard. With inputs, a task gets that number of them.
         shard_bytes: Maximum size of a shard in bytes. Without both: 256 MiB, and at most 100,000 samples.
         encode: "auto" stores no pickle: values of pickled names, such as `x.pyd`, get another extension by their type.
             None pickles them.
@@ -207,8 +207,8 @@ def _checked_function(samples: Any, build_id: str | None) -> MakeSample:
         raise CallError(f"inputs= with samples={samples!r:.80}: expected a function that makes samples of an input")
     if build_id is not None:
         raise CallError(f"build_id={build_id!r:.80}: only without inputs=; a run with inputs is found by itself")
-    function: MakeSample = samples
-    return function
+    function: Any = samples
+    return cast("MakeSample", function)
 
 
 def _checked_workers(num_workers: int, address: str | None) -> int:

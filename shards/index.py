@@ -147,7 +147,11 @@ class ShardIndex:
                 keys.append(key)
                 seen.clear()
             if suffix.lower() in seen:
-                raise DamagedError(f"key {key!r} has {suffix!r} twice", url=where, offset=member.offset)
+                raise DamagedError(
+                    f"key {key!r} has {suffix!r} twice (upper and lower case are the same)",
+                    url=where,
+                    offset=member.offset,
+                )
             seen.add(suffix.lower())
             if suffix not in parts:
                 if len(parts) >= MOST_SUFFIXES and 2 * len(seen) < len(parts):

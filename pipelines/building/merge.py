@@ -152,7 +152,7 @@ def _check_is_ours(store: Store, name: str, index: ShardIndex) -> None:
     try:
         _read_checked(store, name, index, memoryview(bytearray(index.shard_bytes - len(END))))
     except DamagedError as exc:
-        problem = f"{exc.problem}; did another program write there? Move {store.url_of(name)} away"
+        problem = f"{exc.problem}; did another program write there? Move {store.url_of(name)} away, then compact again"
         raise DamagedError(problem, **exc.place) from exc
 
 

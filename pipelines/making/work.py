@@ -100,13 +100,13 @@ def plan_work(spec: MakeSpec, base: Snapshot | None, recipe: Mapping[str, Any]) 
     """
     items = spec.items
     if base is None or base.manifest.sources is None:
-        return _all_anew(spec)
+        return _all_again(spec)
     positions = {key: position for position, key in enumerate(items.keys)}
     sources, samples = base.sources(), base.samples()
     gone = set(sources["key"].to_pylist()) - positions.keys()
     _check_removal(spec, samples, gone)
     if base.manifest.recipe != recipe:
-        return _all_anew(spec)
+        return _all_again(spec)
     then = prints_in(sources)
     now = dict(zip(items.keys, map(tuple, items.prints.tolist()), strict=True))
     stale = gone | {key for key, print_ in then.items() if key in now and now[key] != print_}
@@ -126,7 +126,7 @@ def plan_work(spec: MakeSpec, base: Snapshot | None, recipe: Mapping[str, Any]) 
     )
 
 
-def _all_anew(spec: MakeSpec) -> MakePlan:
+def _all_again(spec: MakeSpec) -> MakePlan:
     return MakePlan(
         base=None,
         kept=frozenset(),

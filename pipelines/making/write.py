@@ -89,8 +89,8 @@ def _build_id(spec: MakeSpec, plan: MakePlan, base: Snapshot | None, recipe: Map
     """Returns the name of a run, equal for a rerun with the same inputs, also if their contents changed since."""
     keys = spec.items.keys
     named = [[fill.shard, *(keys[item.position] for item in fill.items)] for fill in plan.fills]
-    told = {"recipe": recipe, "base": base.version if base else 0, "fills": named}
-    return digest_of(canonical_json(told | {"new": [keys[position] for position in plan.calls]}))
+    known = {"recipe": recipe, "base": base.version if base else 0, "fills": named}
+    return digest_of(canonical_json(known | {"new": [keys[position] for position in plan.calls]}))
 
 
 def _measure(spec: MakeSpec, job: MakeJob, plan: MakePlan, marks: Sequence[int]) -> dict[int, list[Sample]]:
@@ -116,7 +116,7 @@ def _num_tasks(spec: MakeSpec, plan: MakePlan, measured: Mapping[int, list[Sampl
 
 
 def _deal(spec: MakeSpec, plan: MakePlan, num_tasks: int) -> list[Fill]:
-    """Returns the tasks of new shards: of so many inputs as a shard has samples, or of even numbers."""
+    """Returns the tasks of new shards: each of as many inputs as a shard has samples, or of an even share."""
     new = len(plan.calls)
     if not new:
         return []

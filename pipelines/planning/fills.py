@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-FEW_TASKS = 16  # by default at least so many tasks, for that many workers,
+FEW_TASKS = 16  # minimum number of tasks by default, for that many workers,
 FEW_INPUTS = 16  # unless they would have fewer inputs than this
 LAST = 1  # the bit of a stored fingerprint that marks the last sample of a source
 

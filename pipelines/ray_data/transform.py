@@ -12,10 +12,10 @@ from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.ray_data.datasource import KEY, SOURCE, check_shared
 from dray.pipelines.ray_data.plan_changes import read_changes, store_rows_of
 from dray.pipelines.versions.retention import Retention
-from dray.pipelines.writing.batches import BatchTransform, Input, Made
+from dray.pipelines.writing.batches import BatchTransform, Input, Made, Workers
 from dray.pipelines.writing.shard import ShardSize
 from dray.pipelines.writing.sourced import SourcedPlan
-from dray.pipelines.writing.transformed import Workers, attempt
+from dray.pipelines.writing.transformed import attempt
 from dray.shards.errors import DrayError
 
 

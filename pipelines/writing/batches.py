@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,34 @@ if TYPE_CHECKING:
 
 SOURCE = "__source__"
 BatchFunction = Callable[..., Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Who calls the function: this process, or workers on Ray.
+
+    Attributes:
+        batch_size: Number of inputs in a batch.
+        concurrency: Maximum number of workers; None: one for a class, else as many as the cluster has room for.
+        num_cpus: CPUs of each; None: 1.
+        num_gpus: GPUs of each; None: none.
+    """
+
+    batch_size: int = 64
+    concurrency: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+    def check_in_process(self) -> None:
+        """Check that nothing is asked for that only workers on Ray have.
+
+        Raises:
+            CallError: It is; says how to use Ray.
+        """
+        wanted = {"concurrency": self.concurrency, "num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        for name, value in wanted.items():
+            if value is not None:
+                raise CallError(f"{name}={value} is of workers on Ray: give address=, such as address='local', as well")
 
 
 class Input(NamedTuple):

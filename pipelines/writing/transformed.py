@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain, islice
 
 from dray.pipelines.building.report import BuildReport
@@ -12,41 +11,13 @@ from dray.pipelines.progress import sample_progress, say
 from dray.pipelines.running.ray_session import ray_session
 from dray.pipelines.running.tasks import runs_in_process
 from dray.pipelines.versions.retention import Retention
-from dray.pipelines.writing.batches import BatchTransform, Input, Made, in_batches
+from dray.pipelines.writing.batches import BatchTransform, Input, Made, Workers, in_batches
 from dray.pipelines.writing.shard import Sample, ShardSize, WrittenShard, store_in_order
 from dray.pipelines.writing.sourced import SourcedPlan
 from dray.pipelines.writing.survey import plan_sourced
-from dray.shards.errors import CallError, InputError
+from dray.shards.errors import InputError
 from dray.shards.layout import key_of
 from dray.shards.storage.store import Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """Who calls the function: this process, or workers on Ray.
-
-    Attributes:
-        batch_size: Number of inputs in a batch.
-        concurrency: Maximum number of workers; None: one for a class, else as many as the cluster has room for.
-        num_cpus: CPUs of each; None: 1.
-        num_gpus: GPUs of each; None: none.
-    """
-
-    batch_size: int = 64
-    concurrency: int | None = None
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-
-    def check_in_process(self) -> None:
-        """Check that nothing is asked for that only workers on Ray have.
-
-        Raises:
-            CallError: It is; says how to use Ray.
-        """
-        wanted = {"concurrency": self.concurrency, "num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        for name, value in wanted.items():
-            if value is not None:
-                raise CallError(f"{name}={value} is of workers on Ray: give address=, such as address='local', as well")
 
 
 def build_transformed(

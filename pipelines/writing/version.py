@@ -167,7 +167,7 @@ class Writing:
         if contents.kept and self.base is not None:
             kept = pa.array([shard.number for shard in contents.kept], pa.int64())
             old = self.base.samples()
-            tables.append(old.filter(pc.is_in(old["shard"], value_set=kept)).cast(schema))
+            tables.append(old.filter(_is_in(old["shard"], kept)).cast(schema))
         table = pa.concat_tables(tables).sort_by("key") if tables else schema.empty_table()
         if not len(table):
             raise InputError(f"{self.location}: no sample was given; a version holds one at least")
@@ -212,6 +212,10 @@ def _written_rows(shard: WrittenShard, source_keys: Sequence[str] | None, schema
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
+def _is_in(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:
+    return pc.call_function("is_in", [column], pc.SetLookupOptions(value_set=values))
+
+
 def _check_unique(samples: pa.Table) -> None:
     """Check that the keys of a sorted table differ.
 
@@ -219,7 +223,11 @@ def _check_unique(samples: pa.Table) -> None:
         InputError: Some are equal; names up to 20, and their sources.
     """
     keys = samples["key"]
-    is_twice = np.flatnonzero(pc.equal(keys[1:], keys[:-1]).to_numpy()) if len(keys) > 1 else np.zeros(0, int)
+    is_twice = (
+        np.flatnonzero(pc.call_function("equal", [keys[1:], keys[:-1]]).to_numpy())
+        if len(keys) > 1
+        else np.zeros(0, int)
+    )
     if not len(is_twice):
         return
     of = ""
@@ -265,7 +273,7 @@ def _contents_of(base: Snapshot, shards: Sequence[Shard]) -> tuple[pa.Array, NDA
     except (DamagedError, NotFoundError):
         table = base.samples()
         numbers = pa.array([shard.number for shard in shards], pa.int64())
-        keys = table.filter(pc.is_in(table["shard"], value_set=numbers))["key"].combine_chunks()
+        keys = table.filter(_is_in(table["shard"], numbers))["key"].combine_chunks()
         return keys, np.zeros(len(keys), np.uint64)
     keys = pa.array([key for keys, _ in found for key in keys], pa.string())
     return keys, np.concatenate([hashes for _, hashes in found] or [np.zeros(0, np.uint64)])

@@ -57,7 +57,8 @@ def names_tars(url: DataUrl) -> bool:
         return True
     text, _ = split_version(url)
     if text.lower().endswith(_TAR_ENDINGS) or "*" in text or "?" in text or _BRACES.search(text):
-        return "://" in text or not os.path.isdir(os.path.expanduser(text))
+        scheme, _, path = text.rpartition("://")
+        return "/" in path if scheme else not os.path.isdir(os.path.expanduser(text))
     return False
 
 

@@ -147,12 +147,12 @@ def test_bad_inputs_are_left_out_whole(tmp_path: Path, on_error: str) -> None:
     def make(number: int) -> Iterator[Sample]:
         calls.append(number)
         for part in range(number % 3):
-            if (number, part) == (5, 1) and not is_mended:
+            if (number, part) == (5, 1) and not is_repaired:
                 raise ValueError("torn page")
             yield {"txt": str(number)}
 
     calls: list[int] = []
-    is_mended = False
+    is_repaired = False
     options = {"inputs": range(9), "on_error": on_error, "max_bad": 1, "transform_version": "1", "progress": False}
     report = write_samples(make, tmp_path, samples_per_shard=2, **options)
     assert (report.num_samples, report.num_empty, report.num_skipped + report.num_quarantined) == (7, 3, 1)
@@ -160,14 +160,14 @@ def test_bad_inputs_are_left_out_whole(tmp_path: Path, on_error: str) -> None:
     assert table is not None
     [error] = [row["error"] for row in table.to_pylist() if row["key"] == "000000005"]
     assert error.startswith("make_sample failed: ValueError: torn page (test_write_samples_of_inputs.py, line ")
-    is_mended, calls = True, []
+    is_repaired, calls = True, []
     report = write_samples(make, tmp_path, samples_per_shard=2, **options)
     assert calls == ([] if on_error == "skip" else [5])
     assert report.num_samples == (7 if on_error == "skip" else 9)
 
 
 def test_a_failed_run_names_its_inputs_and_is_continued(tmp_path: Path) -> None:
-    """Once the input is mended; what was stored before is not made again."""
+    """Once the input is repaired; what was stored before is not made again."""
 
     def make(path: Path) -> Sample:
         calls.append(path.name)

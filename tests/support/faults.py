@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from obstore.store import ObjectStore
+
 from dray.shards import Store, StoreError
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.objects import ObjectInfo
@@ -93,6 +95,10 @@ class FaultyStore(Store):
             self._entries_at_risk.append(name)
             if fault is Fault.SENT_TWICE:
                 super().put_new(name, data)
+
+    def call(self, verb: str, name: str, call: Callable[[ObjectStore, str], None], num_bytes: int) -> None:
+        with self._call("put_new", name):
+            super().call(verb, name, call, num_bytes)
 
     def takes_again(self, name: str, data: bytes) -> bool:
         with suppress(StoreError), self._call("put_new", name):

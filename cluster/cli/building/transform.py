@@ -12,11 +12,11 @@ from dray.cluster.cli.building.request import BuildRequest
 from dray.cluster.cli.building.survey import specs_of
 from dray.pipelines import BuildReport
 from dray.pipelines.versions.retention import Retention
-from dray.pipelines.writing.batches import BatchTransform
+from dray.pipelines.writing.batches import BatchTransform, Workers
 from dray.pipelines.writing.request import checked_version
 from dray.pipelines.writing.shard import ShardSize
 from dray.pipelines.writing.survey import plan_sourced
-from dray.pipelines.writing.transformed import Workers, build_transformed
+from dray.pipelines.writing.transformed import build_transformed
 from dray.shards.errors import CallError
 
 _OF_OTHERS = (
