@@ -13,14 +13,14 @@ pytestmark = pytest.mark.heavy  # a Ray cluster
 
 
 def test_ray_makes_the_same_bytes_and_continues_after_lost_workers(tmp_path: Path) -> None:
-    """A worker that dies is replaced, an input that fails is named, and mending it continues the run."""
+    """A worker that dies is replaced, an input that fails is named, and repairing it continues the run."""
 
     def make(path: Path) -> dict[str, Any]:
         number = int(path.read_text())
         if number == 5 and not (tmp_path / "died").exists():
             (tmp_path / "died").touch()
             os._exit(1)
-        if number == 11 and not (tmp_path / "mended").exists():
+        if number == 11 and not (tmp_path / "repaired").exists():
             raise ValueError("not now")
         (tmp_path / "calls").mkdir(exist_ok=True)
         (tmp_path / "calls" / f"{number}-{os.getpid()}").touch()
@@ -33,7 +33,7 @@ def test_ray_makes_the_same_bytes_and_continues_after_lost_workers(tmp_path: Pat
     options: dict[str, Any] = {"inputs": inputs, "samples_per_shard": 4, "transform_version": "1", "progress": False}
     with pytest.raises(InputError, match="n11' of the inputs: make_sample failed: ValueError: not now"):
         write_samples(make, tmp_path / "there", address="local", **options)
-    (tmp_path / "mended").touch()
+    (tmp_path / "repaired").touch()
     for path in (tmp_path / "calls").iterdir():
         path.unlink()
     write_samples(make, tmp_path / "there", address="local", **options)

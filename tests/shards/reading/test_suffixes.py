@@ -212,9 +212,8 @@ def plain_tar(members: list[str]) -> bytes:
 def test_two_parts_that_differ_in_case_are_named(tmp_path: Path) -> None:
     """Tars from other programs may have both in one sample."""
     (tmp_path / "wdshards-0.tar").write_bytes(plain_tar(["a.cls", "b.cls", "b.CLS", "b.n.txt"]))
-    data = module(str(tmp_path), "cls")
     with pytest.raises(DamagedError, match=r"key 'b' has 'CLS' twice \(upper and lower case are the same\)"):
-        list(data.val_dataloader())
+        module(str(tmp_path), "cls")
 
 
 def test_streamed_tars_follow_the_same_rules(s3: SeaweedServer) -> None:
