@@ -126,8 +126,9 @@ def test_a_run_with_a_name_happens_once(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from dray.pipelines import write_samples
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 def given():
     for n in range(10):
         yield {"txt": str(n)}

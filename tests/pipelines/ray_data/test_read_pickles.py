@@ -52,12 +52,12 @@ def test_files_on_object_storage_are_fetched_again_where_a_request_fails(
     s3: SeaweedServer, chaos: Chaos, make_inputs: MakeInputs
 ) -> None:
     """Every second request fails, and each sample comes once; one task has many requests in flight."""
-    inputs, store = make_inputs(60), Store(s3.url("pickles"), s3.storage_options)
+    inputs, store = make_inputs(60), Store(s3.url("pickles-again"), s3.storage_options)
     for name in inputs.names:
         store.put_new(f"{name}.tensor.pyd", inputs.part(name, "tensor.pyd"))
     options = s3.storage_options | {"endpoint": chaos.endpoint, "retry_config": NO_PAUSES}
     failing = chaos.rule("status", code=503, method="GET", path="sample", times=1, each=True)
-    rows = rows_of(read_pickles(s3.url("pickles"), suffixes="tensor.pyd", storage_options=options))
+    rows = rows_of(read_pickles(store.url, suffixes="tensor.pyd", storage_options=options))
     assert [row["tensor.pyd"] for row in rows] == [
         f"{name} tensor.pyd ".encode() * (number % 97) for number, name in enumerate(inputs.names)
     ]
