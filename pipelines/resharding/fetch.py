@@ -90,10 +90,9 @@ def _mapped(catalog: _RowCatalog) -> Iterator[Parts]:
     for place, rows in catalog.pieces():
         numbers = np.array(rows) + catalog.first_sample(place)
         samples = reader.read(numbers, [(number, 1) for number in numbers.tolist()])
-        stored = catalog.columns(place).offsets
+        columns = {suffix: list(samples.parts[suffix]) for suffix in catalog.columns(place).offsets}
         for row in range(len(rows)):
-            found = samples.sample(row)
-            yield {suffix: bytes(found[suffix]) for suffix in stored if suffix in found}
+            yield {suffix: bytes(data) for suffix, parts in columns.items() if (data := parts[row]) is not None}
 
 
 def _fetched(catalog: _RowCatalog) -> Iterator[Parts]:
