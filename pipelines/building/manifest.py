@@ -62,7 +62,7 @@ def next_manifest(
     if not len(is_held):
         raise InputError(none_left(work.num_inputs, job.inputs.url, left_out))
     held_sources, held_hashes = sources.take(is_held), hashes[is_held]
-    table = source_table(held_sources, numbers[is_held], rows[is_held], held_hashes)
+    table = source_table(held_sources, held_hashes, (numbers[is_held], rows[is_held]))
     parts, shown = part_table(recipe.to_json(), shards, arrays)
     manifest = Manifest(
         prefix=job.location.prefix,

@@ -20,7 +20,7 @@ from dray.pipelines.building.tables import LeftOut
 from dray.pipelines.inputs.scan import Scan
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
-from dray.pipelines.planning.changes import Guard
+from dray.pipelines.planning.changes import Changes, Guard
 from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
@@ -134,7 +134,7 @@ def survey_dataset(spec: BuildSpec, head: Commit | None) -> Work:
         stored=stored,
         planned=planned,
         has_work=snapshot is None or planned.has_work or marks_of(left_out) != marks_in(snapshot),
-        refusal=_refusal(spec, last, planned),
+        refusal=refusal_of(spec, last, planned.changes),
         head=head,
         seconds=time.monotonic() - started,
     )
@@ -155,13 +155,14 @@ def find_usable(spec: BuildSpec, num_inputs: int) -> tuple[Sources, list[LeftOut
     return (_by_content(spec, sources) if spec.checksum else sources), left_out
 
 
-def _refusal(spec: BuildSpec, last: Last | None, planned: Plan) -> str:
+def refusal_of(spec: BuildSpec, last: Last | None, changes: Changes) -> str:
+    """Returns why a build with these changes is refused; empty if it is not."""
     if spec.guard is None or last is None:
         return ""
     then = last.source_url, frozenset(last.recipe["suffixes"])
     reasons = (
         spec.guard.refuses_source(then, (spec.job.inputs.url, frozenset(spec.recipe.suffixes))),
-        spec.guard.refuses_removal(planned.changes),
+        spec.guard.refuses_removal(changes),
     )
     if not any(reasons):
         return ""

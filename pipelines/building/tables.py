@@ -31,27 +31,24 @@ def table_chunks(table: pa.Table) -> Iterator[tuple[int, bytes]]:
 
 
 def source_table(
-    sources: Sources, shards: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]
+    sources: Sources, hashes: NDArray[np.uint64], places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 ) -> pa.Table:
     """Returns the table of sources, sorted by key.
 
     Args:
-        sources: n samples of s files.
-        shards: (n,) number of each sample's shard.
-        rows: (n,) row of each sample in its shard.
+        sources: n sources of s files.
         hashes: (n, s) xxh3_64 of each file.
+        places: (n,) number of the shard and (n,) row of each source's sample; None if samples have a table of their
+            own.
     """
-    columns = {
-        "key": pa.array(sources.keys(), pa.string()),
-        "name": pa.array(sources.names, pa.string()),
-        "shard": pa.array(shards),
-        "row": pa.array(rows),
-    }
+    columns = {"key": pa.array(sources.keys(), pa.string()), "name": pa.array(sources.names, pa.string())}
+    if places is not None:
+        columns |= {"shard": pa.array(places[0]), "row": pa.array(places[1])}
     for column, suffix in enumerate(sources.suffixes):
         columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])
         columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
         columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
-    return pa.table(columns, schema=source_schema(sources.suffixes)).sort_by("key")
+    return pa.table(columns, schema=source_schema(sources.suffixes, has_places=places is not None)).sort_by("key")
 
 
 def left_out_table(bad: Sequence[LeftOut]) -> bytes:

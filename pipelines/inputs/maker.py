@@ -8,12 +8,11 @@ from typing import Any
 
 import cloudpickle
 
-from dray.pipelines.inputs.seeding import rng_of
-from dray.pipelines.inputs.transform import unfit_node
-from dray.shards.errors import CallError, DrayError, InputError
+from dray.pipelines.inputs.seeding import RNG, rng_of, takes_rng
+from dray.pipelines.inputs.transform import pickled, unfit_node
+from dray.shards.errors import DrayError, InputError
 
 MakeSample = Callable[..., Mapping[str, Any] | Iterable[Mapping[str, Any]] | None]
-RNG = "rng"  # a parameter of this name gets a generator of random numbers
 
 
 class Maker:
@@ -28,19 +27,14 @@ class Maker:
     def __init__(self, function: MakeSample, seed: int) -> None:
         self._function: MakeSample | None = function
         self.seed = seed
-        self._is_seeded = RNG in _parameters(function)
+        self._is_seeded = takes_rng(function)
         self._pickled = b""
 
     def __getstate__(self) -> tuple[Any, int, bool]:
         if type(self._function).__module__.startswith("dray."):  # pickled with the rest, where a store is kept apart
             return self._function, self.seed, self._is_seeded
-        try:
-            return self._pickled or cloudpickle.dumps(self._function), self.seed, self._is_seeded
-        except Exception as exc:
-            raise CallError(
-                f"make_sample cannot be sent to other processes ({type(exc).__name__}: {exc}): "
-                "keep locks, files and connections out of it, or run with num_workers=0 and address='none'"
-            ) from exc
+        advice = "keep locks, files and connections out of it, or run with num_workers=0 and address='none'"
+        return self._pickled or pickled(self._function, "make_sample", advice), self.seed, self._is_seeded
 
     def __setstate__(self, state: tuple[Any, int, bool]) -> None:
         function, self.seed, self._is_seeded = state
@@ -81,13 +75,6 @@ class Maker:
         self._function = function
         made: MakeSample = function
         return made
-
-
-def _parameters(function: MakeSample) -> Iterable[str]:
-    try:
-        return inspect.signature(function.__call__ if inspect.isclass(function) else function).parameters
-    except (TypeError, ValueError):  # some built-in functions have none
-        return ()
 
 
 def _where(exc: Exception) -> str:

@@ -25,13 +25,8 @@ class Transform:
         self._pickled = b""
 
     def __getstate__(self) -> bytes:
-        try:
-            return self._pickled or cloudpickle.dumps(self._function)
-        except Exception as exc:
-            raise CallError(
-                f"func_output_data cannot be sent to other processes ({type(exc).__name__}: {exc}): "
-                "keep locks, files and connections out of it, or build with address='none'"
-            ) from exc
+        advice = "keep locks, files and connections out of it, or build with address='none'"
+        return self._pickled or pickled(self._function, "func_output_data", advice)
 
     def __setstate__(self, state: bytes) -> None:
         self._function, self._pickled = None, state
@@ -59,6 +54,19 @@ class Transform:
             raise unfit_node("func_output_data", name, exc) from exc
         self._function = function
         return function
+
+
+def pickled(function: Any, name: str, advice: str) -> bytes:
+    """Returns a function of the user for other processes, by cloudpickle.
+
+    Raises:
+        CallError: It cannot be sent; gives its name and the advice.
+    """
+    try:
+        body: bytes = cloudpickle.dumps(function)
+    except Exception as exc:
+        raise CallError(f"{name} cannot be sent to other processes ({type(exc).__name__}: {exc}): {advice}") from exc
+    return body
 
 
 def unfit_node(function: str, name: str, exc: Exception) -> ClusterError:

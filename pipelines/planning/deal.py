@@ -26,8 +26,12 @@ def sample_bytes(sources: Sources) -> NDArray[np.int64]:
 
 def shuffled(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Returns the rows of keys, ordered by xxh3_64 of the key under a seed: independent of other samples."""
-    hashes = np.array([xxh3_64_intdigest(key.encode(), seed & 0xFFFF_FFFF_FFFF_FFFF) for key in keys], np.uint64)
-    return np.lexsort((np.array(keys, object), hashes))
+    return np.lexsort((np.array(keys, object), order_hashes(keys, seed)))
+
+
+def order_hashes(keys: Sequence[str], seed: int) -> NDArray[np.uint64]:
+    """Returns xxh3_64 of each key under a seed, by which `shuffled` orders; equal hashes are ordered by key."""
+    return np.array([xxh3_64_intdigest(key.encode(), seed & 0xFFFF_FFFF_FFFF_FFFF) for key in keys], np.uint64)
 
 
 def even_bounds(num_samples: int, num_shards: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ into new shards. All functions here are pure: no I/O, no clock, no global state.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -165,6 +165,22 @@ def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDAr
     return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
 
 
+def has_same_prints(old: pa.Table, sources: Sources, is_old: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns (n,) whether each source has the sizes and stamps of the last version.
+
+    Args:
+        old: The rows of m sources in the last version's table.
+        sources: n sources.
+        is_old: (n,) which m of them the rows are of, in order.
+    """
+    is_same = np.zeros(len(sources), bool)
+    is_same[is_old] = (
+        (fingerprints_in(old, sources.suffixes, "size") == sources.sizes[is_old])
+        & (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[is_old])
+    ).all(axis=1)
+    return is_same
+
+
 def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | None = None) -> Changes:
     """Returns how samples differ from the last snapshot's.
 
@@ -193,10 +209,17 @@ def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | No
 
 def changes_of(recipe: Recipe, source_url: str, last: Last) -> str:
     """Returns why all samples are packed again; empty if they are not. How they were found decides no byte."""
-    then, now = last.recipe, recipe.to_json() | {"recursive": last.recipe.get("recursive")}
-    names = dict.fromkeys((*now, *then))  # "encode" is recorded only if something is encoded
+    return changed_fields(last, recipe.to_json() | {"recursive": last.recipe.get("recursive")}, source_url)
+
+
+def changed_fields(last: Last, recipe: Mapping[str, Any], source_url: str, but: Collection[str] = ()) -> str:
+    """Returns how a recipe and a source differ from the last version's, in words, without the fields in `but`."""
+    then = last.recipe
+    names = dict.fromkeys((*recipe, *then))  # "encode" is recorded only if something is encoded
     changed = [
-        f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names if then.get(name) != now.get(name)
+        f"{name} was {then.get(name)!r}, is {recipe.get(name)!r}"
+        for name in names
+        if name not in but and then.get(name) != recipe.get(name)
     ]
     if source_url != last.source_url:
         changed.append(f"the inputs were in {last.source_url}, are in {source_url}")
@@ -207,15 +230,11 @@ def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np
     old_rows = find_in(last.table, sources)
     is_old = old_rows >= 0
     old = last.table.take(pa.array(old_rows[is_old]))
+    has_same_print = has_same_prints(old, sources, is_old)
     shard_of = np.full(len(sources), -1)
     shard_of[is_old] = old["shard"].to_numpy()
     row_of = np.zeros(len(sources), np.int64)
     row_of[is_old] = old["row"].to_numpy()
-    has_same_print = np.zeros(len(sources), bool)
-    has_same_print[is_old] = (
-        (fingerprints_in(old, recipe.suffixes, "size") == sources.sizes[is_old])
-        & (fingerprints_in(old, recipe.suffixes, "stamp") == sources.stamps[is_old])
-    ).all(axis=1)
     stays = is_old & (has_same_print | is_same)
     members = _members(shard_of, row_of)
     shards: list[PlannedShard] = []

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
-from xxhash import xxh3_64_intdigest
 
 from dray.pipelines.building.report import BuildReport
+from dray.pipelines.planning.deal import order_hashes
 from dray.pipelines.ray_data.compat import operator_names, source_bytes
 from dray.pipelines.ray_data.datasource import KEY, check_shared, num_cpus
 from dray.pipelines.ray_data.sink import store_dataset
@@ -19,7 +19,7 @@ from dray.pipelines.writing.announce import announce_writing, open_written
 from dray.pipelines.writing.shard import ShardSize
 from dray.pipelines.writing.version import Contents
 from dray.shards.arguments import as_seed
-from dray.shards.errors import CallError, InputError
+from dray.shards.errors import CallError
 from dray.shards.layout import Layout, Location, key_of
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.client import StorageOptions
@@ -28,7 +28,7 @@ from dray.shards.storage.store import Store
 ORDER = "__order__"
 PARTITION_BYTES = 32 << 20  # bytes of the source of a pipeline for each partition of a sort
 MOST_PARTITIONS = 200
-_MASK, _SIGN = (1 << 64) - 1, np.uint64(1 << 63)
+_SIGN = np.uint64(1 << 63)
 
 
 def write_shards(
@@ -118,11 +118,7 @@ def write_shards(
         concurrency=concurrency,
         ray_remote_args=ray_remote_args,
     )
-    try:
-        return writing.commit(Contents(recipe=recipe, written=stored.shards, renamed=stored.renamed))
-    except InputError:
-        writing.abandon()
-        raise
+    return writing.commit_or_abandon(Contents(recipe=recipe, written=stored.shards, renamed=stored.renamed))
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:
@@ -132,8 +128,8 @@ def _shuffled(dataset: Dataset, seed: int) -> Dataset:
     def hashed(table: pa.Table) -> pa.Table:
         check_columns(table.column_names, has_source=False, steps=steps)
         keys = [key_of(str(key)) for key in table[KEY].to_pylist()]
-        hashes = np.array([xxh3_64_intdigest(key.encode(), seed & _MASK) for key in keys], np.uint64)
-        return table.append_column(ORDER, pa.array((hashes ^ _SIGN).view(np.int64)))  # as Ray Data sorts by integers
+        hashes = order_hashes(keys, seed) ^ _SIGN
+        return table.append_column(ORDER, pa.array(hashes.view(np.int64)))  # as Ray Data sorts by integers
 
     num_partitions = _num_partitions(source_bytes(dataset))
     bounds: list[int | float] = [(number << 64) // num_partitions - int(_SIGN) for number in range(1, num_partitions)]

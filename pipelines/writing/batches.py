@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
-from dray.pipelines.inputs.seeding import rng_of
-from dray.pipelines.inputs.transform import unfit_node
+from dray.pipelines.inputs.seeding import RNG, rng_of, takes_rng
+from dray.pipelines.inputs.transform import pickled, unfit_node
 from dray.pipelines.writing.samples import KEY, as_sample
 from dray.shards.errors import CallError, DamagedError, InputError, RefusedError
 from dray.shards.layout import some
@@ -115,13 +115,8 @@ class BatchTransform:
         state.pop("_decoder", None)
         if isinstance(self._given, str):
             return state
-        try:
-            return state | {"_given": cloudpickle.dumps(self._given)}
-        except Exception as exc:
-            raise CallError(
-                f"{self.name} cannot be sent to other processes ({type(exc).__name__}: {exc}): "
-                "open files and connections in a class's __init__, which runs in each worker"
-            ) from exc
+        advice = "open files and connections in a class's __init__, which runs in each worker"
+        return state | {"_given": pickled(self._given, self.name, advice)}
 
     def __call__(self, inputs: Sequence[Input]) -> list[Made]:
         """Returns the samples that the function makes of a batch, those of each source together, in its order.
@@ -134,7 +129,7 @@ class BatchTransform:
         samples = [self._decoded(one) for one in inputs]
         called = self._ready(inputs[0].key)
         places = {one.key: place for place, one in enumerate(inputs)}
-        more = {"rng": [rng_of(self._seed, one.key) for one in inputs]} if _takes_rng(called) else {}
+        more = {RNG: [rng_of(self._seed, one.key) for one in inputs]} if takes_rng(called) else {}
         try:
             returned = list(called(samples, **more))
         except ImportError as exc:
@@ -205,13 +200,6 @@ def _import(name: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     return found
-
-
-def _takes_rng(function: Any) -> bool:
-    try:
-        return "rng" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin
-        return False
 
 
 def in_batches(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:

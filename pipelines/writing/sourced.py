@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from dray.pipelines.building.hashing import hash_contents
 from dray.pipelines.building.report import BuildReport, report_of
-from dray.pipelines.building.survey import (
-    BuildSpec,
-    as_left_out,
-)
-from dray.pipelines.building.tables import LeftOut
+from dray.pipelines.building.survey import BuildSpec, as_left_out
+from dray.pipelines.building.tables import LeftOut, source_table
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Last, find_in, fingerprints_in
+from dray.pipelines.planning.plan import Last, find_in, fingerprints_in, has_same_prints
 from dray.pipelines.planning.rewrites import COPIED, Place
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.announce import announce_writing
@@ -27,7 +24,6 @@ from dray.pipelines.writing.version import Contents, Writing
 from dray.shards.errors import InputError, NotFoundError
 from dray.shards.manifest import Shard
 from dray.shards.messages import counted
-from dray.shards.parsing.parquet import source_schema
 from dray.shards.snapshot import Snapshot
 
 SIZES = ("num_shards", "shard_bytes", "shard_samples")  # fields of a recipe that change no sample
@@ -150,7 +146,7 @@ class SourcedPlan:
         for shard in shards:
             if shard.sources is not None:
                 has_sample[shard.sources.astype(np.int64)] = True
-        held = np.flatnonzero(has_sample)
+        held = self.sources.take(np.flatnonzero(has_sample))
         empty = self.sources.take(np.flatnonzero(~has_sample))
         entries = [failed.get(name) or _empty(name) for name in empty.names]
         tolerance = self.spec.tolerance
@@ -165,23 +161,12 @@ class SourcedPlan:
                 written=shards,
                 kept=self.kept,
                 source_keys=self.sources.keys(),
-                sources=self._table(held),
+                sources=source_table(held, self._hashes(held)),
                 source_url=self.spec.job.inputs.url,
                 left_out=[*self.left_out, *as_left_out(entries, empty, tolerance)],
                 renamed=renamed,
             )
         )
-
-    def _table(self, held: NDArray[np.int64]) -> pa.Table:
-        """Returns the table of the sources with a sample, sorted by key."""
-        sources = self.sources.take(held)
-        hashes = self._hashes(sources)
-        columns = {"key": pa.array(sources.keys(), pa.string()), "name": pa.array(sources.names, pa.string())}
-        for column, suffix in enumerate(sources.suffixes):
-            columns[f"{suffix}/size"] = pa.array(sources.sizes[:, column])
-            columns[f"{suffix}/stamp"] = pa.array(sources.stamps[:, column])
-            columns[f"{suffix}/xxh3_64"] = pa.array(hashes[:, column])
-        return pa.table(columns, schema=source_schema(sources.suffixes, has_places=False)).sort_by("key")
 
     def _hashes(self, sources: Sources) -> NDArray[np.uint64]:
         """Returns (n, s) xxh3_64 of each file: that of the last version if the file is the same, else of its content.
@@ -195,9 +180,10 @@ class SourcedPlan:
         is_known = np.zeros(len(sources), bool)
         if self.last is not None and not self.reason:
             rows = find_in(self.last.table, sources)
-            is_known = has_same_prints(sources, self.last, rows)
-            old = self.last.table.take(pa.array(rows[is_known]))
-            hashes[is_known] = fingerprints_in(old, sources.suffixes, "xxh3_64")
+            is_old = rows >= 0
+            old = self.last.table.take(pa.array(rows[is_old]))
+            is_known = has_same_prints(old, sources, is_old)
+            hashes[is_known] = fingerprints_in(old, sources.suffixes, "xxh3_64")[is_known[is_old]]
         new = sources.take(np.flatnonzero(~is_known))
         spec = self.spec
         found = hash_contents(spec.job.inputs, new, "to record", address=spec.address, progress=False)
@@ -212,18 +198,6 @@ class SourcedPlan:
 def plan_of(recipe: Mapping[str, Any], source_url: str) -> Mapping[str, Any]:
     """Returns what the intents of writers that can use each other's shards have in common."""
     return {**recipe, "source_url": source_url}
-
-
-def has_same_prints(sources: Sources, last: Last, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns (n,) whether the last version has each source with the same sizes and stamps."""
-    is_old = rows >= 0
-    old = last.table.take(pa.array(rows[is_old]))
-    is_same = np.zeros(len(sources), bool)
-    is_same[is_old] = (
-        (fingerprints_in(old, sources.suffixes, "size") == sources.sizes[is_old])
-        & (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[is_old])
-    ).all(axis=1)
-    return is_same
 
 
 def _renumbered(shard: StoredShard, rows: Mapping[int, int]) -> WrittenShard:

@@ -11,7 +11,6 @@ from dray.pipelines.writing.announce import announce_writing, open_written
 from dray.pipelines.writing.samples import numbered
 from dray.pipelines.writing.shard import ShardSize, WrittenShard, store_in_order
 from dray.pipelines.writing.version import Contents, Writing
-from dray.shards.errors import InputError
 from dray.shards.layout import Location
 
 STEP = "the iterable of samples"
@@ -41,11 +40,7 @@ def write_stream(
     renamed: dict[str, str] = {}
     with writing.storing():
         written = _store(writing, samples, size, keep_pickles=keep_pickles, renamed=renamed)
-    try:
-        return writing.commit(Contents(recipe=recipe, written=written, renamed=renamed))
-    except InputError:
-        writing.abandon()
-        raise
+    return writing.commit_or_abandon(Contents(recipe=recipe, written=written, renamed=renamed))
 
 
 def _store(

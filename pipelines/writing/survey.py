@@ -20,6 +20,7 @@ from dray.pipelines.building.survey import (
     last_of,
     marks_in,
     marks_of,
+    refusal_of,
     same_contents,
     stamps_of,
     without,
@@ -28,11 +29,11 @@ from dray.pipelines.building.tables import LeftOut
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources
 from dray.pipelines.inputs.tolerance import OnError
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Last, compare, find_in
+from dray.pipelines.planning.plan import Last, changed_fields, compare, find_in, has_same_prints
 from dray.pipelines.planning.rewrites import COPIED, Copied, Place, Reuse, plan_reuse, plan_rewrites
 from dray.pipelines.versions.attempts import stored_sizes
 from dray.pipelines.writing.announce import open_written
-from dray.pipelines.writing.sourced import SIZES, Copy, SourcedPlan, has_same_prints, plan_of
+from dray.pipelines.writing.sourced import SIZES, Copy, SourcedPlan, plan_of
 from dray.pipelines.writing.stored import StoredShard, find_stored, view_of
 from dray.shards.errors import CallError
 from dray.shards.layout import Location, key_of
@@ -57,8 +58,9 @@ def plan_sourced(spec: BuildSpec, recipe: Mapping[str, Any]) -> SourcedPlan:
     base = _open_base(location)
     sources, left_out = find_usable(spec, num_inputs)
     last = last_of(base, stored_sizes(location)) if base else None
-    reason = _why_all(last, recipe, sources.url)
-    _check_guard(spec, last, sources)
+    reason = changed_fields(last, recipe, sources.url, but=SIZES) if last else ""
+    if last is not None and (refusal := refusal_of(spec, last, compare(last, sources))):
+        raise CallError(refusal)
     if base is not None and not reason:
         left_out = [*left_out, *_still_left_out(base, sources, spec)]
         sources = without(sources, left_out)
@@ -140,8 +142,9 @@ def _compare(spec: BuildSpec, base: Snapshot | None, last: Last | None, sources:
         changes = Changes(num_last=num_last, num_added=len(sources))
         return _Compared(stays=np.zeros(len(sources), bool), differs=True, changes=changes)
     rows = find_in(last.table, sources)
-    has_same = has_same_prints(sources, last, rows)
-    is_same, is_old = has_same | same_contents(spec, sources, last), rows >= 0
+    is_old = rows >= 0
+    has_same = has_same_prints(last.table.take(pa.array(rows[is_old])), sources, is_old)
+    is_same = has_same | same_contents(spec, sources, last)
     changes = Changes(
         num_last=len(last.table),
         num_added=int((~is_old).sum()),
@@ -163,37 +166,6 @@ def fingerprints_of(sources: Sources, recipe: Mapping[str, Any]) -> NDArray[np.u
     return np.array(found, np.uint64)
 
 
-def _why_all(last: Last | None, recipe: Mapping[str, Any], source_url: str) -> str:
-    """Returns why all sources are made again; empty if they are not."""
-    if last is None:
-        return ""
-    then = {name: value for name, value in last.recipe.items() if name not in SIZES}
-    names = dict.fromkeys((*recipe, *then))
-    changed = [
-        f"{name} was {then.get(name)!r}, is {recipe.get(name)!r}"
-        for name in names
-        if then.get(name) != recipe.get(name)
-    ]
-    if source_url != last.source_url:
-        changed.append(f"the inputs were in {last.source_url}, are in {source_url}")
-    return "; ".join(changed)
-
-
-def _check_guard(spec: BuildSpec, last: Last | None, sources: Sources) -> None:
-    """Check that the guard allows the changes.
-
-    Raises:
-        CallError: It does not; says how to allow them.
-    """
-    if spec.guard is None or last is None:
-        return
-    then = last.source_url, frozenset(last.recipe["suffixes"])
-    now = sources.url, frozenset(sources.suffixes)
-    reasons = (spec.guard.refuses_source(then, now), spec.guard.refuses_removal(compare(last, sources)))
-    if problems := "; and ".join(filter(None, reasons)):
-        raise CallError(f"{spec.job.location.url}: this build is refused, and nothing was written: {problems}")
-
-
 def _still_left_out(base: Snapshot, sources: Sources, spec: BuildSpec) -> list[LeftOut]:
     """Returns the sources that gave no sample, or are skipped, and did not change since."""
     table = base.left_out()
@@ -213,10 +185,10 @@ def _still_left_out(base: Snapshot, sources: Sources, spec: BuildSpec) -> list[L
     ]
 
 
-def _is_damaged(base: Snapshot | None, last: Last, sources: Sources) -> NDArray[np.bool_]:
+def _is_damaged(base: Snapshot, last: Last, sources: Sources) -> NDArray[np.bool_]:
     """Returns (n,) whether a sample of each source is in a shard that someone deleted or cut."""
     lost = {shard.number for shard in last.shards} - last.whole
-    if base is None or not lost:
+    if not lost:
         return np.zeros(len(sources), bool)
     samples = base.samples()
     is_lost = np.isin(samples["shard"].to_numpy(), list(lost))

@@ -123,6 +123,14 @@ class Writing:
             seconds=time.monotonic() - self.started,
         )
 
+    def commit_or_abandon(self, contents: Contents) -> BuildReport:
+        """Commit the version; delete what was stored if its samples cannot make one. See `commit`."""
+        try:
+            return self.commit(contents)
+        except InputError:
+            self.abandon()
+            raise
+
     @contextmanager
     def storing(self) -> Iterator[None]:
         """Shards that are stored in this context are deleted if it is left by an error or an interrupt."""

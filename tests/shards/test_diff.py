@@ -33,7 +33,7 @@ def table_of(samples: Samples, suffix: str = "pyd", shard: int = 0) -> pa.Table:
     stamps = np.random.default_rng().integers(2**62, size=(count, 1))
     sources = Sources(url="", names=keys, suffixes=(suffix,), sizes=np.zeros((count, 1), np.int64), stamps=stamps)
     hashes = np.array([samples[key] for key in keys], np.uint64).reshape(count, 1)
-    return source_table(sources, np.full(count, shard), np.arange(count), hashes)
+    return source_table(sources, hashes, (np.full(count, shard), np.arange(count)))
 
 
 def snapshot_of(

@@ -31,7 +31,7 @@ def table_of(places: Mapping[str, tuple[int, int]]) -> pa.Table:
     shards, rows = np.array([*places.values()], np.int64).reshape(-1, 2).T
     zeros = np.zeros((len(places), 1), np.int64)
     sources = Sources(url="file:///in", names=[*places], suffixes=("cls",), sizes=zeros, stamps=zeros)
-    return source_table(sources, shards, rows, zeros.astype(np.uint64))
+    return source_table(sources, zeros.astype(np.uint64), (shards, rows))
 
 
 SOURCES = table_of({"a": (0, 0), "b": (0, 1), "c": (1, 0)})

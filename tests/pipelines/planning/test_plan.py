@@ -133,7 +133,7 @@ def committed(before: Sources, planned: Plan, recipe: Recipe = RECIPE, *, missin
         shard_of[shard.rows], row_of[shard.rows] = number, np.arange(len(shard.rows))
         shards.append(Shard(number=number, num_bytes=shard.num_bytes, num_samples=len(shard.rows),
                             digest=shard.digest, index_digest=""))  # fmt: skip
-    table = source_table(before, shard_of, row_of, np.zeros(before.sizes.shape, np.uint64))
+    table = source_table(before, np.zeros(before.sizes.shape, np.uint64), (shard_of, row_of))
     whole = frozenset(numbers) - (missing or set())
     return Last(recipe=recipe.to_json(), source_url=before.url, shards=shards, whole=whole, table=table)
 
