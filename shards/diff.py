@@ -84,11 +84,11 @@ def diff(a: Snapshot, b: Snapshot) -> Diff:
 
 def _compare(a: Snapshot, b: Snapshot) -> tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray, int]:
     chunks = a.manifest.sources
+    if any(snapshot.manifest.sources is None or snapshot.manifest.samples is not None for snapshot in (a, b)):
+        return _compare_contents(a, b)
     if chunks is not None and chunks == b.manifest.sources:  # equal tables have equal suffixes
         nothing = pa.chunked_array([], pa.string())
         return nothing, nothing, nothing, sum(chunk.num_rows for chunk in chunks)
-    if any(snapshot.manifest.sources is None or snapshot.manifest.samples is not None for snapshot in (a, b)):
-        return _compare_contents(a, b)
     suffixes_a, suffixes_b = (set(snapshot.manifest.recipe.get("suffixes", ())) for snapshot in (a, b))
     return compare_sources(a.sources(), b.sources(), suffixes_a if suffixes_a == suffixes_b else None)
 

@@ -204,14 +204,14 @@ class IndexedPart:
 
     key: str
     suffix: str
-    header: bytes  # header of its member in the tar
+    header: bytes  # header of its member in a tar that dray wrote
     offset: int  # offset of its data in the tar
     size: int  # bytes of its data
     xxh3_64: int  # checksum of its data
 
     @property
     def start(self) -> int:
-        """Offset of its header in the tar."""
+        """Offset of its header in a tar that dray wrote."""
         return self.offset - len(self.header)
 
 

@@ -219,9 +219,9 @@ def _check_headers(tars: Tars, shard: Shard, index: ShardIndex) -> Iterator[Find
     for some in (members[start : start + batch] for start in range(0, len(members), batch)):
         lengths = [BLOCK if tars.is_foreign else len(member.header) for member in some]
         starts = [member.offset - length for member, length in zip(some, lengths, strict=True)]
-        for member, found in zip(some, tars.get_ranges(shard, starts, lengths), strict=True):
+        for member, start, found in zip(some, starts, tars.get_ranges(shard, starts, lengths), strict=True):
             if not (_is_foreign_header(found, member) if tars.is_foreign else found == member.header):
-                yield _bad_header(url, shard.number, member)
+                yield _bad_header(url, shard.number, member, start)
     if not tars.is_foreign:
         (end,) = tars.get_ranges(shard, [index.shard_bytes - len(END)], [len(END)])
         if end != END:
@@ -234,9 +234,10 @@ def _check_foreign_stream(
     """Check a tar that dray did not write from start to end in bounded memory, whatever is between its parts."""
     position = 0
     for member in index.members():
-        _read_hash(stream, member.offset - BLOCK - position, full=False)  # long names, members that are no parts
+        start = member.offset - BLOCK
+        _read_hash(stream, start - position, full=False)  # long names, members that are no parts
         if not _is_foreign_header(stream.read(BLOCK), member):
-            yield _bad_header(url, number, member)
+            yield _bad_header(url, number, member, start)
         found = _read_hash(stream, member.size, full=full)
         if full and found != member.xxh3_64:
             yield _bad_part(url, number, member, found)
@@ -256,7 +257,7 @@ def _check_stream(stream: BinaryIO, url: str, number: int, index: ShardIndex, *,
     """Check a tar from start to end in bounded memory."""
     for member in index.members():
         if stream.read(len(member.header)) != member.header:
-            yield _bad_header(url, number, member)
+            yield _bad_header(url, number, member, member.start)
         found = _read_hash(stream, member.size, full=full)
         if full and found != member.xxh3_64:
             yield _bad_part(url, number, member, found)
@@ -288,9 +289,9 @@ def _bad_part(url: str, number: int, member: IndexedPart, found: int) -> Finding
     return Finding(url=url, shard=number, key=member.key, offset=member.offset, what=what)
 
 
-def _bad_header(url: str, number: int, member: IndexedPart) -> Finding:
+def _bad_header(url: str, number: int, member: IndexedPart, start: int) -> Finding:
     what = f"not the header of a part of {member.size} bytes that the index names here"
-    return Finding(url=url, shard=number, key=member.key, offset=member.start, what=what)
+    return Finding(url=url, shard=number, key=member.key, offset=start, what=what)
 
 
 def _bad_end(url: str, number: int, index: ShardIndex) -> Finding:

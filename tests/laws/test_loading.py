@@ -20,11 +20,14 @@ from webdataset import batched
 
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.loaders import ShardDataModule, ShardLoader, WebDataModule
-from dray.pipelines import pickles_to_tars
+from dray.pipelines import index_tars, pickles_to_tars
 from dray.shards import CallError, Store
 from tests.support.datasets import PARTS, pack, stored
+from tests.support.foreign import write_tar
 
 SEED, MANY = 4, 61
+IN_MEMORY, INDEXED = 46, 48  # samples in tars of another program: without an index, and with one
+SIZES = st.sampled_from([1, 3, 47, MANY, IN_MEMORY, INDEXED])
 ENDED = "this iterator has ended"
 
 
@@ -147,7 +150,7 @@ def flat(steps: Iterable[Iterable[int]]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
-    """Datasets by number of samples; the one of 47 has a short last shard."""
+    """Datasets and tars by number of samples; the dataset of 47 has a short last shard."""
     folder = tmp_path_factory.mktemp("loading")
     found = {size: pack(folder / str(size), size, min(size, 5)) for size in (1, 3, MANY)}
     pack(folder / "47", 47)
@@ -155,6 +158,12 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, str]:
     names = [f"s{number:04d}" for number in range(47)]
     for some in (names[:44], names):
         pickles_to_tars(folder / "47/inputs", some, list(PARTS), found[47], "wdshards", None, 4, progress=False)
+    for size in (IN_MEMORY, INDEXED):
+        found[size] = f"{folder}/{size}"
+        samples = {f"s{number:04d}": {name: part(number) for name, part in PARTS.items()} for number in range(size)}
+        for number, keys in enumerate((list(samples)[:7], list(samples)[7:8], list(samples)[8:])):
+            write_tar(folder / f"{size}/train-{number}.tar", {key: samples[key] for key in keys})
+    index_tars(found[INDEXED], progress=False)
     return found
 
 
@@ -163,7 +172,7 @@ class TestLoading:
     """Properties of every entry point."""
 
     @settings(max_examples=30, deadline=None)
-    @given(st.data(), st.sampled_from([1, 3, 47, MANY]), st.integers(1, 9), st.integers(1, 16), st.booleans())
+    @given(st.data(), SIZES, st.integers(1, 9), st.integers(1, 16), st.booleans())
     def test_every_sample_comes_once_in_equal_steps(
         self, urls: Mapping[int, str], entry_point: EntryPoint, data: st.DataObject, size: int, num_ranks: int,
         batch_size: int, shuffle: bool,
@@ -185,9 +194,9 @@ class TestLoading:
         assert shuffle or found[:taken] == list(range(taken))
 
     @settings(max_examples=30, deadline=None)
-    @given(st.data(), st.booleans())
+    @given(st.data(), st.sampled_from([MANY, IN_MEMORY, INDEXED]), st.booleans())
     def test_a_resume_takes_the_rest(
-        self, urls: Mapping[int, str], entry_point: EntryPoint, data: st.DataObject, shuffle: bool
+        self, urls: Mapping[int, str], entry_point: EntryPoint, data: st.DataObject, size: int, shuffle: bool
     ) -> None:
         """Law 7: resumed twice, with other numbers of ranks and batch sizes, from any step."""
         remainder = data.draw(st.sampled_from(entry_point.remainders))
@@ -196,12 +205,12 @@ class TestLoading:
             num_ranks, batch_size = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
             batch = num_ranks * batch_size
             ranks = entry_point.ranks(
-                urls[MANY], num_ranks, batch_size, remainder=remainder, shuffle=shuffle, state=state
+                urls[size], num_ranks, batch_size, remainder=remainder, shuffle=shuffle, state=state
             )
             cursor = ranks[0].cursor()
             if cursor["epoch"]:  # less than a global batch was left, or nothing
                 break
-            num_left = MANY - cursor["consumed"]
+            num_left = size - cursor["consumed"]
             left = num_steps(num_left, batch, remainder)
             assert len(ranks[0].loader) == cursor["steps"] + left
             steps = left if is_last else data.draw(st.integers(0, left))
@@ -212,17 +221,17 @@ class TestLoading:
             state = states[0]
             num_repeated = entry_point.num_repeated(num_left, num_ranks, batch) if steps == left else 0
         assert len(found) == len(set(found)) + num_repeated
-        num_missing = MANY - len(set(found))
+        num_missing = size - len(set(found))
         assert num_missing < batch if remainder == "drop" else num_missing == 0
 
-    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize(("size", "shuffle"), [(47, False), (47, True), (IN_MEMORY, True), (INDEXED, True)])
     def test_batches_depend_neither_on_ranks_nor_on_workers(
-        self, urls: Mapping[int, str], entry_point: EntryPoint, shuffle: bool
+        self, urls: Mapping[int, str], entry_point: EntryPoint, size: int, shuffle: bool
     ) -> None:
         """Law 8: two epochs in global batches of 12, also with more workers than shards or steps."""
 
         def steps(num_ranks: int, num_workers: int = 0) -> list[list[int]]:
-            ranks = entry_point.ranks(urls[47], num_ranks, 12 // num_ranks, shuffle=shuffle, num_workers=num_workers)
+            ranks = entry_point.ranks(urls[size], num_ranks, 12 // num_ranks, shuffle=shuffle, num_workers=num_workers)
             found = by_step([[*rank.steps(), *rank.steps()] for rank in ranks])
             for rank in ranks:
                 rank.loader.close()

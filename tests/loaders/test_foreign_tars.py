@@ -1,4 +1,4 @@
-"""Tars that no build committed, read in place: all entry points, and all laws."""
+"""Tars that no build committed, read in place by all entry points; laws 5 to 8 are in tests/laws/test_loading.py."""
 
 import gc
 import os

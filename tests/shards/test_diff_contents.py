@@ -2,10 +2,16 @@
 
 import json
 import uuid
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dray.pipelines import build_dataset
+from dray.shards import Snapshot
 from dray.shards.diff import diff
 from tests.conftest import Dray, Place
 from tests.support.datasets import latest, store_at
@@ -47,6 +53,31 @@ def test_samples_are_compared_by_their_contents(before: list[dict[int, int]], af
     assert set(found.removed) == old.keys() - new.keys()
     assert set(found.changed) == {key for key in old.keys() & new.keys() if old[key] != new[key]}
     assert found.num_same == len(old.keys() & new.keys()) - len(found.changed)
+
+
+def test_another_transform_of_the_same_inputs_changes_samples(tmp_path: Path) -> None:
+    """Not inputs: the versions share their table of sources."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / f"in/s{number}.cls").write_bytes(b"%d" % number)
+
+    def built(factor: int, copies: int) -> Snapshot:
+        def multiply(samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            for sample, copy in product(samples, range(copies)):
+                value = sample["cls"] * (factor if copy else 1)
+                yield {"__key__": f"{sample['__key__']}_{copy}", "__source__": sample["__source__"], "n.cls": value}
+
+        build_dataset(
+            tmp_path / "in", tmp_path / "out", suffixes="cls", transform=multiply,
+            transform_version=f"{factor}, {copies}", progress=False,
+        )  # fmt: skip
+        return Snapshot.open(tmp_path / "out")
+
+    one, two, three = built(1, 2), built(5, 2), built(5, 3)
+    found = diff(one, two)
+    assert (found.added, found.removed, found.changed, found.num_same) == ((), (), ("s1_1", "s2_1", "s3_1"), 5)
+    assert diff(two, three).added == ("s0_2", "s1_2", "s2_2", "s3_2")
+    assert diff(two, two).num_same == 8
 
 
 def test_the_command_names_tars_and_not_numbers(tmp_path: object, dray: Dray) -> None:

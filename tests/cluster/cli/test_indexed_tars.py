@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dray.shards.snapshot import Snapshot
+from dray.shards.verify import verify
 from tests.conftest import Dray, Place
 from tests.support.datasets import latest, store_at
-from tests.support.foreign import NAMES, PER_TAR, index_at, key_of, put_tars, replace_tar, tar_of
+from tests.support.foreign import NAMES, PER_TAR, index_at, key_of, put_tars, replace_tar, tar_of, write_tar
 
 LEVELS = ("quick", "index", "full")
 
@@ -80,6 +81,18 @@ def test_verify_finds_a_damaged_header(place: Place, dray: Dray) -> None:
     flip(path_of(snapshot, 0), int(index.offsets[2, 0]) - 512 + 3)
     assert [dray("verify", place.url, "--level", level).code for level in LEVELS] == [0, 1, 1]
     assert "not the header of a part" in dray("verify", place.url).out
+
+
+@pytest.mark.parametrize("num_bytes", [1, 3 << 20])
+def test_a_damaged_header_is_where_the_other_program_wrote_it(tmp_path: Path, num_bytes: int) -> None:
+    """Not where dray would have: its header of so long a name has more blocks."""
+    place = Place(f"file://{tmp_path}")
+    write_tar(tmp_path / "a.tar", {"k" * 300: {"bin": bytes(num_bytes)}})
+    snapshot = index_at(place, ("a.tar",))
+    start = int(snapshot.index(snapshot.shards[0]).offsets[0, 0]) - 512
+    flip(path_of(snapshot, 0), start)
+    (finding,) = verify(snapshot, "index")
+    assert (finding.key, finding.offset) == ("k" * 300, start)
 
 
 def test_verify_reads_headers_of_large_parts_by_ranges(tmp_path: Path, dray: Dray) -> None:
