@@ -84,7 +84,7 @@ def index_on_disk(files: TarFiles, *, show: bool = True) -> TarSnapshot:
             f"no dataset in {url}, but {tars} without an index: run `dray index {url}` once, which reads the tars and "
             "rewrites none, then open the folder"
         )
-    return index_tars(files, _Progress(files).advance if show else _say_nothing)
+    return index_tars(files, _Progress(files).advance) if show else index_tars(files)
 
 
 def check_has_samples(snapshot: Snapshot) -> None:
@@ -128,7 +128,3 @@ class _Progress:
     def _total(self) -> int:
         root = str(self._files.store.local_root)
         return sum(os.stat(os.path.join(root, name)).st_size for name in self._files.names)
-
-
-def _say_nothing(num_bytes: int) -> None:
-    pass

@@ -254,9 +254,11 @@ class Snapshot:
         Raises:
             DamagedError: The table of samples is damaged.
         """
+        if self.manifest.sources is None or self.manifest.samples is None:
+            return None
         table = self.samples()
         row = place_of(table["key"], key)
-        if "source" not in table.column_names or row == len(table) or table["key"][row].as_py() != key:
+        if row == len(table) or table["key"][row].as_py() != key:
             return None
         source: str = table["source"][row].as_py()
         return source

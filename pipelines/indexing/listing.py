@@ -7,15 +7,23 @@ from dataclasses import asdict, dataclass
 
 from dray.shards.errors import CallError, InputError, MissingInputError
 from dray.shards.index import digest_of
-from dray.shards.layout import DRAY_FOLDER, Layout, Location, is_path, some
+from dray.shards.layout import DRAY_FOLDER, is_path, some
 from dray.shards.parsing.records import canonical_json
-from dray.shards.reading.tar_files import expand_braces, is_hidden, is_writer, matches, natural_key
+from dray.shards.reading.tar_files import (
+    compression_of,
+    expand_braces,
+    is_glob,
+    is_hidden,
+    matches,
+    natural_key,
+    own_shards,
+    prefixes_in,
+    unpacked_name,
+)
 from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 
 ALL_TARS = "**/*.tar"
-COMPRESSED = ("gz", "bz2", "xz", "zst")  # last extension of a compressed tar, as in `a.tar.gz`
-_SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}
 _NUMBERED = re.compile(r"(.+)-[0-9]{6,18}\.tar")
 
 
@@ -92,20 +100,6 @@ def find_tars(
     )
 
 
-def compression_of(name: str) -> str:
-    """Returns the compression of a tar by its name, "gz", "bz2", "xz" or "zst"; empty if it has no such name."""
-    stem, _, last = name.lower().rpartition(".")
-    if last in _SHORT:
-        return _SHORT[last]
-    return last if last in COMPRESSED and stem.endswith(".tar") else ""
-
-
-def unpacked_name(name: str) -> str:
-    """Returns the name of a compressed tar once it is unpacked: `a.tar` for `a.tar.gz` and `a.tgz`."""
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.tar" if last.lower() in _SHORT else stem if compression_of(name) else name
-
-
 def _own_tars(store: Store, names: Iterable[str], prefix: str, storage_options: StorageOptions | None) -> set[str]:
     """Returns the names of tars that another dataset in their folder wrote or has reserved."""
     by_folder: dict[str, list[str]] = {}
@@ -116,12 +110,8 @@ def _own_tars(store: Store, names: Iterable[str], prefix: str, storage_options: 
     found: set[str] = set()
     for folder, files in by_folder.items():
         inner = Store(store.url_of(folder), storage_options)
-        for path in inner.list_folders(DRAY_FOLDER):
-            layout = Layout(path.removeprefix(f"{DRAY_FOLDER}/"))
-            mine = [file for file in files if layout.shard_number(file) is not None]
-            is_other = folder != "" or layout.prefix != prefix
-            if mine and is_other and is_writer(Location(inner, layout)):
-                found.update(f"{folder}/{file}" if folder else file for file in mine)
+        others = [other for other in prefixes_in(inner) if folder or other != prefix]
+        found.update(f"{folder}/{file}" if folder else file for file in own_shards(inner, files, others))
     return found
 
 
@@ -132,10 +122,6 @@ def _check_names(store: Store, names: Iterable[str]) -> None:
         raise InputError(
             f"names of tars in {store.url} hold control characters or bytes that are not UTF-8: {shown}; rename them"
         )
-
-
-def _is_glob(name: str) -> bool:
-    return re.search(r"[*?]|\[[^]]+\]", name) is not None
 
 
 def _checked(name: str) -> str:
@@ -150,7 +136,7 @@ def _matches(store: Store, wanted: Sequence[str], found: Mapping[str, Tar]) -> s
     for name in wanted:
         if name in found:
             names.add(name)
-        elif _is_glob(name):
+        elif is_glob(name):
             path = name.split("/")
             matched = {one for one in found if matches(one.split("/"), path) and not is_hidden(one)}
             if not matched:
@@ -185,14 +171,14 @@ def _nothing(store: Store, own: set[str], patterns: Sequence[str] | None) -> str
 def _files(store: Store, wanted: Sequence[str]) -> Iterator[Tar]:
     """Yields the files in the folders of some patterns, without dray's records."""
     folders = dict.fromkeys(name.rpartition("/")[0] for name in wanted)
-    trees = [re.split(r"(?:^|/)[^/]*[*?[]", folder)[0] for folder in folders if _is_glob(folder)]
+    trees = [re.split(r"(?:^|/)[^/]*[*?[]", folder)[0] for folder in folders if is_glob(folder)]
     if store.local_root is not None:
-        whole = {tree for tree in trees if not _is_glob(tree)}
-        for folder in folders.keys() - set(filter(_is_glob, folders)) | whole:
+        whole = {tree for tree in trees if not is_glob(tree)}
+        for folder in folders.keys() - set(filter(is_glob, folders)) | whole:
             yield from _walk(store.local_root, folder, is_deep=folder in whole)
         return
     listed = [info for tree in dict.fromkeys(trees) for info in store.list_tree(tree)]
-    listed += [info for folder in folders if not _is_glob(folder) for info in store.list_folder(folder)]
+    listed += [info for folder in folders if not is_glob(folder) for info in store.list_folder(folder)]
     for info in listed:
         if DRAY_FOLDER not in info.name.split("/"):
             yield Tar(name=info.name, num_bytes=info.size, etag=info.etag)

@@ -6,8 +6,8 @@ import urllib.parse
 from collections.abc import Sequence
 from itertools import takewhile
 
-from dray.pipelines.indexing.listing import compression_of
 from dray.shards.errors import CallError
+from dray.shards.reading.tar_files import compression_of
 from dray.shards.storage.urls import local_path, normal_url
 
 Path = str | os.PathLike[str]

@@ -15,14 +15,14 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 from dray.pipelines.building.job import TASK_BYTES
-from dray.pipelines.indexing.listing import Listing, Tar, compression_of, unpacked_name
+from dray.pipelines.indexing.listing import Listing, Tar
 from dray.pipelines.indexing.threads import CountedStream, OnRead, Workers, run_each
 from dray.pipelines.indexing.untouched import open_unchanged
 from dray.pipelines.progress import sample_progress
 from dray.shards.errors import CallError, DrayError, ExistsError, InputError
 from dray.shards.layout import some
 from dray.shards.messages import counted
-from dray.shards.reading.tar_files import natural_key
+from dray.shards.reading.tar_files import compression_of, natural_key, unpacked_name
 from dray.shards.storage.pieces import WHOLE_BYTES, put_pieces
 from dray.shards.storage.store import Store
 

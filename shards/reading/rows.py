@@ -15,6 +15,7 @@ from dray.shards.reading.catalog import Catalog
 from dray.shards.reading.node_cache import BlockStore, Kept
 from dray.shards.reading.samples import Stats, check_part
 from dray.shards.reading.suffixes import WantedParts
+from dray.shards.reading.tars import joined, slice_of
 
 AGAIN_S = 60.0  # time after which a missing object is requested again
 ATTEMPTS = 3  # attempts at a request, besides the retries of the client of the store
@@ -84,7 +85,7 @@ class RowFetcher:
         spans = self._request(wanted)
         for suffix, offsets, sizes, hashes in wanted.parts:
             if offsets[0]:
-                check_part(self._catalog, place, row, suffix, _slice(spans, offsets[0], sizes[0]), hashes[0])
+                check_part(self._catalog, place, row, suffix, slice_of(spans, offsets[0], sizes[0]), hashes[0])
         return wanted.good(spans)[row]
 
     def _wanted(self, place: int, rows: Sequence[int]) -> "_Wanted":
@@ -170,14 +171,8 @@ class _Wanted:
 
     def spans(self) -> list[tuple[int, int]]:
         """Returns (start, size) of spans that cover all parts; parts with small gaps between them share one."""
-        pieces = sorted(piece for _, *where, _ in self.parts for piece in zip(*where, strict=True) if piece[0])
-        spans: list[tuple[int, int]] = []  # start and end
-        for offset, size in pieces:
-            if spans and offset - spans[-1][1] <= GAP_BYTES:
-                spans[-1] = spans[-1][0], max(spans[-1][1], offset + size)
-            else:
-                spans.append((offset, offset + size))
-        return [(start, end - start) for start, end in spans]
+        pieces = (piece for _, *where, _ in self.parts for piece in zip(*where, strict=True) if piece[0])
+        return joined(pieces, GAP_BYTES)
 
     def good(self, spans: Collection[_Span]) -> ByRow:
         """Returns the parts of each row whose parts are all in the spans and match their checksums."""
@@ -195,8 +190,3 @@ class _Wanted:
                 else:
                     found[row][suffix] = part
         return found
-
-
-def _slice(spans: Sequence[_Span], offset: int, size: int) -> memoryview:
-    start, body = spans[bisect_right([start for start, _ in spans], offset) - 1]
-    return body[offset - start : offset - start + size]

@@ -7,7 +7,7 @@ name or a pattern never stands for fewer tars than it says: each tar that it nam
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice, takewhile
@@ -31,8 +31,8 @@ DataUrl: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 MOST_NAMES = 1_000_000  # for which the braces of a pattern may stand
 MAX_NAMED = 3  # files of a kind in an error
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_TAR_ENDINGS = (".tar", *_COMPRESSED)
+_COMPRESSIONS = ("gz", "bz2", "xz", "zst")  # last extension of a compressed tar, as in `a.tar.gz`
+_SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}
 _UNPACK = "tars are read in place, at any offset, so unpack it first: gunzip, or `dray index URL --unpack-to FOLDER`"
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
 _GLOB = re.compile(r"[*?]|\[[^]]+\]")
@@ -56,7 +56,7 @@ def names_tars(url: DataUrl) -> bool:
     if not isinstance(url, str | os.PathLike):
         return True
     text, _ = split_version(url)
-    if text.lower().endswith(_TAR_ENDINGS) or "*" in text or "?" in text or _BRACES.search(text):
+    if text.lower().endswith(".tar") or compression_of(text) or "*" in text or "?" in text or _BRACES.search(text):
         scheme, _, path = text.rpartition("://")
         return "/" in path if scheme else not os.path.isdir(os.path.expanduser(text))
     return False
@@ -94,28 +94,30 @@ def tars_in(store: Store, prefix: str) -> TarFiles:
     found = [name for name in tars if name.startswith(f"{prefix}-")] if prefix else []
     if not found and prefix in ("", DEFAULT_PREFIX) and not begun:
         found = tars
-    if not found or prefix in begun or _own_shards(store, found, begun):
+    if not found or prefix in begun or own_shards(store, found, begun):
         raise NotFoundError(_what_is_there(store, prefix, begun))
     return TarFiles(store, tuple(found))
 
 
-def prefixes_in(store: Store) -> dict[str, bool]:
-    """Returns the prefixes under which dray has stored anything in a folder -> whether a version was committed."""
-    found = [name.removeprefix(f"{DRAY_FOLDER}/") for name in store.list_folders(DRAY_FOLDER)]
-    return {prefix: bool(numbers_in(store, Layout(prefix).commits)) for prefix in found}
+def prefixes_in(store: Store) -> list[str]:
+    """Returns the prefixes under which dray has stored anything in a folder, sorted."""
+    return [name.removeprefix(f"{DRAY_FOLDER}/") for name in store.list_folders(DRAY_FOLDER)]
 
 
-def _own_shards(store: Store, names: Sequence[str], prefixes: Iterable[str]) -> list[str]:
-    """Returns the files of a folder that have names of shards of the datasets that dray writes there."""
+def own_shards(store: Store, names: Sequence[str], prefixes: Iterable[str]) -> list[str]:
+    """Returns the files of a folder that have names of shards of the datasets of some prefixes that dray writes there.
+
+    Also of those that a build has reserved.
+    """
     own = []
     for layout in map(Layout, prefixes):
         shards = [name for name in names if layout.shard_number(name) is not None]
-        if shards and is_writer(Location(store, layout)):
+        if shards and _is_writer(Location(store, layout)):
             own += shards
     return own
 
 
-def is_writer(location: Location) -> bool:
+def _is_writer(location: Location) -> bool:
     """Returns whether dray writes the tars of a dataset, or began to, rather than indexing those of others."""
     head = read_head(location)
     if head is None:
@@ -136,7 +138,7 @@ def _expanded(url: DataUrl) -> Iterator[str]:
     for given in [url] if isinstance(url, str | os.PathLike) else url:
         for pattern in os.fspath(given).split("::"):
             found = expand_braces(pattern) if _BRACES.search(pattern) else [pattern]
-            if packed := [name for name in found if name.lower().endswith(_COMPRESSED)]:
+            if packed := [name for name in found if compression_of(name)]:
                 raise CallError(f"{packed[0]} is compressed: {_UNPACK}")
             yield from found
 
@@ -154,6 +156,25 @@ def expand_braces(pattern: str) -> list[str]:
     if len(found) > MOST_NAMES:
         raise CallError(f"pattern {pattern!r:.200}: its braces stand for more than {MOST_NAMES:,} names")
     return found
+
+
+def compression_of(name: str) -> str:
+    """Returns the compression of a tar by its name, "gz", "bz2", "xz" or "zst"; empty if it has no such name."""
+    stem, _, last = name.lower().rpartition(".")
+    if last in _SHORT:
+        return _SHORT[last]
+    return last if last in _COMPRESSIONS and stem.endswith(".tar") else ""
+
+
+def unpacked_name(name: str) -> str:
+    """Returns the name of a compressed tar once it is unpacked: `a.tar` for `a.tar.gz` and `a.tgz`."""
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.tar" if last.lower() in _SHORT else stem if compression_of(name) else name
+
+
+def is_glob(text: str) -> bool:
+    """Returns whether a text holds a glob: `*`, `?` or `[...]`."""
+    return _GLOB.search(text) is not None
 
 
 def is_hidden(name: str) -> bool:
@@ -209,8 +230,8 @@ class _Listings:
         if path in tars:
             return [path]
         wanted = path.split("/")
-        is_glob = _GLOB.search(pattern) is not None
-        found = [name for name in tars if is_glob and matches(name.split("/"), wanted) and not is_hidden(name)]
+        tried = tars if is_glob(pattern) else ()
+        found = [name for name in tried if matches(name.split("/"), wanted) and not is_hidden(name)]
         if not found:
             raise NotFoundError(_nothing_matches(self.store, path, list(tars)))
         for parent in {name.rpartition("/")[0] for name in found}:
@@ -228,7 +249,7 @@ class _Listings:
         """Refuses a glob that also finds the shards of older versions, and of builds that are not finished."""
         inside = [name[len(folder) :].lstrip("/") for name in names if name.rpartition("/")[0] == folder]
         inner = Store(self.store.url_of(folder), self._options)
-        if shards := _own_shards(inner, inside, prefixes_in(inner)):
+        if shards := own_shards(inner, inside, prefixes_in(inner)):
             raise CallError(
                 f"{inner.url} holds a dataset of dray, and the pattern matches its shards, also those "
                 f"of older versions ({some(shards, MAX_NAMED)}): open the folder, which reads the last version"
@@ -252,19 +273,20 @@ def _nothing_matches(store: Store, path: str, tars: Sequence[str]) -> str:
     return f"no tar {path!r} in {store.url}: {there}; check the names"
 
 
-def _what_is_there(store: Store, prefix: str, begun: Mapping[str, bool]) -> str:
+def _what_is_there(store: Store, prefix: str, begun: Sequence[str]) -> str:
     """Returns the message of the error for a folder without the tars that are asked for."""
     tars = f"tars {prefix}-*.tar" if prefix else "tars"
     missing = f"neither a dataset {f'with prefix {prefix!r} ' if prefix else ''}nor {tars} in {store.url}"
-    if begun.get(prefix) is False:
+    committed = [name for name in begun if numbers_in(store, Layout(name).commits)]
+    if prefix in begun and prefix not in committed:
         return (
             f"{missing}: a build of {prefix!r} started there but made no version yet: let it finish, or run the same "
             "build again"
         )
-    if others := [name for name, is_committed in begun.items() if is_committed]:
-        prefixes = " and ".join(map(repr, others))
+    if committed:
+        prefixes = " and ".join(map(repr, committed))
         return (
-            f"{store.url} holds {'datasets' if others[1:] else 'a dataset'} of dray with the prefix {prefixes}, not "
+            f"{store.url} holds {'datasets' if committed[1:] else 'a dataset'} of dray with the prefix {prefixes}, not "
             f"{prefix!r}: ask for that prefix, or name other tars there, as a list or a pattern; {_Content.of(store)}"
         )
     content = _Content.of(store)
@@ -288,7 +310,7 @@ class _Content:
         root = store.local_root
         is_missing = root is not None and not os.path.isdir(root)
         tars = [name for name in names if name.endswith(".tar")]
-        compressed = [name for name in names if name.lower().endswith(_COMPRESSED)]
+        compressed = [name for name in names if compression_of(name)]
         return cls(
             tars=tars,
             compressed=compressed,

@@ -12,10 +12,12 @@ a base outside the dataset's folder is read only if the caller names it too, wit
 import io
 import os
 import shlex
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,13 +89,14 @@ class Tars:
 
     def name(self, shard: Shard) -> str:
         """Returns the name of a shard's tar, relative to the store."""
-        own = self._location.layout.shard(shard.number) if shard.name is None else shard.name
-        return f"{self._folder}/{own}" if self._folder else own
+        return f"{self._folder}/{self._own_name(shard)}" if self._folder else self._own_name(shard)
 
     def url_of(self, shard: Shard) -> str:
         """Returns the URL of a shard's tar."""
-        own = self._location.layout.shard(shard.number) if shard.name is None else shard.name
-        return url_below(self.url, own)
+        return url_below(self.url, self._own_name(shard))
+
+    def _own_name(self, shard: Shard) -> str:
+        return self._location.layout.shard(shard.number) if shard.name is None else shard.name
 
     def path(self, shard: Shard) -> Path:
         """Returns the path of a shard's tar on a local disk."""
@@ -111,18 +114,19 @@ class Tars:
             ChangedError: Another program replaced it.
             DamagedError: It ends before a range does.
         """
-        if not self.is_foreign:
-            return self.store.get_ranges(self.name(shard), starts, lengths, gap=gap)
-        if self.is_local:
+        if self.is_foreign and self.is_local:
             self.check(shard)
+        if not self.is_foreign or self.is_local:
             return self.store.get_ranges(self.name(shard), starts, lengths, gap=gap)
-        spans = _joined(starts, lengths, gap)
+        asked = list(zip(starts, lengths, strict=True))
+        spans = joined((span for span in asked if span[1]), gap)
         if len(spans) > 1:
             with ThreadPoolExecutor(min(len(spans), RANGES_AT_ONCE)) as threads:
                 bodies = list(threads.map(lambda span: self._get_range(shard, *span), spans))
         else:
             bodies = [self._get_range(shard, *span) for span in spans]
-        return [_piece(spans, bodies, start, length) for start, length in zip(starts, lengths, strict=True)]
+        found = [(start, body) for (start, _), body in zip(spans, bodies, strict=True)]
+        return [slice_of(found, *span) if span[1] else memoryview(b"") for span in asked]
 
     def _get_range(self, shard: Shard, start: int, length: int) -> memoryview:
         body, info = self.store.get_range(self.name(shard), start, length)
@@ -137,7 +141,7 @@ class Tars:
 
         Raises:
             NotFoundError: The tar is missing.
-            ChangedError: Another program replaced it, also while it is read.
+            ChangedError: Another program replaced it; on object storage also while it is read.
             DamagedError: It does not have its size.
         """
         if self.is_foreign and not self.is_local:
@@ -243,23 +247,22 @@ class Tars:
         return shlex.join(["dray", "index", self.url, *into, "--prefix", prefix])
 
 
-def _joined(starts: Sequence[int], lengths: Sequence[int], gap: int) -> list[tuple[int, int]]:
+def joined(ranges: Iterable[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     """Returns (start, length) of spans that cover all ranges, ascending; those with small gaps between share one."""
     spans: list[tuple[int, int]] = []
-    for start, length in sorted(zip(starts, lengths, strict=True)):
+    for start, length in sorted(ranges):
         if spans and start - sum(spans[-1]) <= gap:
             first, size = spans[-1]
             spans[-1] = first, max(size, start + length - first)
-        elif length:
+        else:
             spans.append((start, length))
     return spans
 
 
-def _piece(spans: Sequence[tuple[int, int]], bodies: Sequence[memoryview], start: int, length: int) -> memoryview:
-    for (first, size), body in zip(spans, bodies, strict=True):
-        if length and first <= start and start + length <= first + size:
-            return body[start - first : start - first + length]
-    return memoryview(b"")
+def slice_of(spans: Sequence[tuple[int, memoryview]], start: int, length: int) -> memoryview:
+    """Returns the bytes of a range that one of the ascending (start, bytes) covers."""
+    first, body = spans[bisect_right(spans, start, key=itemgetter(0)) - 1]
+    return body[start - first : start - first + length]
 
 
 def _time(ns: int) -> str:

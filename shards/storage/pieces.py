@@ -11,11 +11,8 @@ from dray.shards.errors import ExistsError
 from dray.shards.storage import disk
 from dray.shards.storage.client import client_panics
 from dray.shards.storage.store import Store
-from dray.shards.storage.urls import check_name
 
-WHOLE_BYTES = (
-    64 << 20
-)  # a smaller object is created by one conditional request; also the size of a part of a larger one
+WHOLE_BYTES = 64 << 20  # a smaller object is created by one conditional request; the size of a part of a larger one
 PARTS_AT_ONCE = 2
 
 
@@ -31,7 +28,6 @@ def put_pieces(store: Store, name: str, pieces: Iterable[bytes]) -> None:
     """
     if store.local_root is not None:
         path = Path(store.local_root, name)
-        check_name(store.url, name)
         store.call("write", name, lambda _client, _key: disk.create_file(path, pieces), 0)
         return
     rest = iter(pieces)
