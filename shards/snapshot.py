@@ -15,7 +15,7 @@ from dray.shards.errors import CallError, DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import DataPlace, Layout, Location
 from dray.shards.log import Commit, read_head
-from dray.shards.manifest import Manifest, Shard, TableChunk
+from dray.shards.manifest import Kind, Manifest, Shard, TableChunk
 from dray.shards.parsing.parquet import (
     LEFT_OUT,
     check_keys,
@@ -52,7 +52,8 @@ class Snapshot:
     tars: Tars = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tars", Tars(self.location, self.manifest))
+        is_foreign = self.manifest.kind == Kind.INDEXED
+        object.__setattr__(self, "tars", Tars(self.location, self.manifest.base, is_foreign=is_foreign))
 
     @property
     def store(self) -> Store:
@@ -258,10 +259,8 @@ class Snapshot:
             return None
         table = self.samples()
         row = place_of(table["key"], key)
-        if row == len(table) or table["key"][row].as_py() != key:
-            return None
-        source: str = table["source"][row].as_py()
-        return source
+        is_found = row < len(table) and table["key"][row].as_py() == key
+        return str(table["source"][row].as_py()) if is_found else None
 
     def read(self, key: str) -> dict[str, bytes]:
         """Returns the parts of one sample, by suffix, checked.

@@ -8,7 +8,7 @@ from dray.pipelines.indexing.listing import Tar
 from dray.pipelines.running.node import node_name
 from dray.shards.errors import ChangedError, InputError, NotFoundError
 from dray.shards.layout import Layout, Location
-from dray.shards.manifest import Accounting, Kind, Manifest, Shard
+from dray.shards.manifest import Shard
 from dray.shards.reading.tars import Tars
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.store import Store
@@ -22,18 +22,7 @@ def open_unchanged(source: Store, tar: Tar) -> Iterator[BinaryIO]:
         InputError: It was changed meanwhile.
         NotFoundError: It does not exist; names the node.
     """
-    manifest = Manifest(
-        kind=Kind.INDEXED,
-        prefix=DEFAULT_PREFIX,
-        source_url="",
-        recipe={},
-        intent=0,
-        num_samples=0,
-        accounting=Accounting(inputs=0, packed=0),
-        parts=(),
-        shards=(),
-    )
-    tars = Tars(Location(source, Layout(DEFAULT_PREFIX)), manifest)
+    tars = Tars(Location(source, Layout(DEFAULT_PREFIX)), None, is_foreign=True)
     shard = Shard(
         number=0, num_bytes=tar.num_bytes, num_samples=0, digest="", index_digest="",
         name=tar.name, etag=tar.etag, mtime=tar.mtime,

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from dray.shards.errors import CallError, ChangedError, DamagedError, NotFoundError
 from dray.shards.layout import Location
-from dray.shards.manifest import Kind, Manifest, Shard
+from dray.shards.manifest import Shard
 from dray.shards.storage import disk
 from dray.shards.storage.objects import ObjectInfo, plain_etag
 from dray.shards.storage.store import Store
@@ -39,7 +39,8 @@ class Tars:
 
     Args:
         location: Where the dataset is.
-        manifest: The content of the version.
+        base: URL below which the tars are, as the manifest names it; None: that of the dataset.
+        is_foreign: Whether dray did not write them.
 
     Attributes:
         url: URL below which the tars are.
@@ -49,10 +50,10 @@ class Tars:
         CallError: The caller names another URL for the tars than the manifest.
     """
 
-    def __init__(self, location: Location, manifest: Manifest) -> None:
+    def __init__(self, location: Location, base: str | None, *, is_foreign: bool) -> None:
         self._location, data = location, location.data
-        self.url = manifest.base or location.url
-        self.is_foreign = manifest.kind == Kind.INDEXED
+        self.url = base or location.url
+        self.is_foreign = is_foreign
         self._folder = path_below(location.url, self.url)  # below the dataset's own; None if it is elsewhere
         if data is not None and data.url != self.url:
             raise CallError(f"data_url={data.url!r} was given, but the tars of {location} are under {self.url!r}")
