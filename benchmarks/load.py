@@ -27,11 +27,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from loading.race import CONTESTANTS, Entries, race, started, write
+from loading.race import CONTESTANTS, find_entries, race, started, write
 from loading.report import print_table, print_targets
-from loading.task import BATCH, Task
+from loading.task import BATCH, Task, parse_bytes
 
-UNITS = {"kB": 1_000, "MB": 1_000_000, "B": 1}
 MOST_SAMPLES, MOST_BYTES = 20_480, 512_000_000
 ROUNDS, QUICK_ROUNDS = 7, 2
 
@@ -39,7 +38,7 @@ ROUNDS, QUICK_ROUNDS = 7, 2
 def main() -> None:
     """Write and race each size."""
     arguments = _arguments()
-    entries = _entries(arguments.rivals)
+    entries = find_entries(CONTESTANTS, arguments.rivals)
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     results = []
     for size in arguments.sizes:
@@ -54,15 +53,6 @@ def main() -> None:
     print_targets(results)
 
 
-def _entries(rivals: str | None) -> Entries:
-    """The contestants that can run, each with its interpreter; says who is left out."""
-    found = [(contestant, contestant.interpreter(rivals)) for contestant in CONTESTANTS]
-    for contestant, python in found:
-        if python is None:
-            print(f"{contestant.name} is left out: {contestant.needs!r} is not installed, see requirements.txt")
-    return [(contestant, python) for contestant, python in found if python is not None]
-
-
 def _num_samples(size: int, most: int | None) -> int:
     """As many as are wanted, in whole batches for two workers."""
     wanted = min(MOST_SAMPLES, MOST_BYTES // size) if most is None else most
@@ -71,7 +61,7 @@ def _num_samples(size: int, most: int | None) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=_bytes, default=[4_000, 100_000, 2_000_000], help="of a sample")
+    parser.add_argument("--sizes", nargs="+", type=parse_bytes, default=[4_000, 100_000, 2_000_000], help="of a sample")
     parser.add_argument("--samples", type=int, help=f"default: {MOST_SAMPLES:,}, or as many as make 512 MB")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
@@ -84,14 +74,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dir", type=os.path.abspath, help="where the data lie meanwhile: the disk to be measured")
     return parser.parse_args()
-
-
-def _bytes(text: str) -> int:
-    """`4kB` is 4,000."""
-    for unit, factor in UNITS.items():
-        if text.endswith(unit) and text.removesuffix(unit).isdigit():
-            return int(text.removesuffix(unit)) * factor
-    raise argparse.ArgumentTypeError(f"expected a size like 4kB or 2MB, found {text!r}")
 
 
 if __name__ == "__main__":

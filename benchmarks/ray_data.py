@@ -5,9 +5,10 @@
 
 Ray starts on this machine, with a CPU for each core. Each race has two ways to do the same, which take turns in every
 round, in changing order; a ratio is taken inside a round, and the median of the rounds is shown with its target. A turn
-begins with the call and ends when the last block is in Ray's object store. All settings are the defaults. A round
-before the first one starts the workers. The local files are in the page cache. SeaweedFS serves S3 on loopback, behind
-a proxy that delays each request; server, proxy and Ray share this machine.
+begins with the call and ends when the last block is in Ray's object store, or the last tar is closed. All settings are
+the defaults. Before the first round, when workers start, both ways must give the same samples. The local files are in
+the page cache. SeaweedFS serves S3 on loopback, behind a proxy that delays each request; server, proxy and Ray share
+this machine.
 
     read_pickles   decoded to tensor columns     beside `read_binary_files`, which decodes nothing
     read_shards    decoded `.npy` parts          beside `read_webdataset` on the same tars
@@ -27,10 +28,10 @@ import ray
 from in_and_out import reading, writing
 from in_and_out.data import Where, make_samples, object_store
 from in_and_out.race import run
+from loading.task import parse_bytes
 
 RACES = (reading.races, writing.races)
 MOST_SAMPLES, MOST_BYTES, REMOTE_SAMPLES = 20_000, 300_000_000, 1_000
-UNITS = {"kB": 1_000, "MB": 1_000_000}
 STORE_BYTES = 1_500 << 20
 
 
@@ -56,7 +57,7 @@ def _race(where: Where, size: int, num: int, rounds: int) -> None:
     samples = make_samples(where, size, num)
     for races in RACES:
         for race in races(where, samples):
-            run(race, rounds, starts_workers=not where.slow_options)
+            run(race, rounds)
 
 
 def _start_ray() -> None:
@@ -70,7 +71,7 @@ def _start_ray() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=_bytes, default=[4_000, 100_000], help="of a sample")
+    parser.add_argument("--sizes", nargs="+", type=parse_bytes, default=[4_000, 100_000], help="of a sample")
     parser.add_argument("--samples", type=int, help=f"default: {MOST_SAMPLES:,} or 300 MB; {REMOTE_SAMPLES:,} on S3")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--remote-rounds", type=int, default=3, help="on S3 (default: %(default)s)")
@@ -78,14 +79,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-s3", dest="s3", action="store_false", help="the local disk alone")
     parser.add_argument("--dir", type=os.path.abspath, help="where the data lie meanwhile: the disk to be measured")
     return parser.parse_args()
-
-
-def _bytes(text: str) -> int:
-    """`4kB` is 4,000."""
-    for unit, factor in UNITS.items():
-        if text.endswith(unit) and text.removesuffix(unit).isdigit():
-            return int(text.removesuffix(unit)) * factor
-    raise argparse.ArgumentTypeError(f"expected a size like 4kB or 1MB, found {text!r}")
 
 
 if __name__ == "__main__":

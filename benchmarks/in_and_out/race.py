@@ -2,16 +2,29 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+Contents = Counter[bytes]  # digests of the samples
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to do it: a name, and a function that does it all and returns the number of samples."""
+    """One way to do it.
+
+    Attributes:
+        name: As it is printed.
+        run: Does it all.
+        count: The number of samples, by what `run` returned; is not timed.
+        contents: Does it all, and looks at every sample.
+    """
 
     name: str
-    run: Callable[[], int]
+    run: Callable[[], Any]
+    count: Callable[[Any], int]
+    contents: Callable[[], Contents]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +46,15 @@ class Race:
     target: float | None
 
 
-def run(race: Race, rounds: int, *, starts_workers: bool) -> None:
-    """Run both in each round, in changing order, after one that starts the workers if need be; print medians."""
-    if starts_workers:
-        _round(race, -1)
+def run(race: Race, rounds: int) -> None:
+    """Run both in each round, in changing order, after one in which every sample was looked at; print medians.
+
+    Raises:
+        SystemExit: They do not give the same samples, or not all of them.
+    """
+    theirs_found, ours_found = race.theirs.contents(), race.ours.contents()
+    if theirs_found != ours_found or ours_found.total() != race.num_samples:
+        raise SystemExit(f"{race.title}: {race.theirs.name} and {race.ours.name} do not give the same samples")
     rates = [_round(race, number) for number in range(rounds)]
     theirs, ours = zip(*rates, strict=True)
     ratio = statistics.median(our / their for their, our in rates)
@@ -55,8 +73,9 @@ def _round(race: Race, number: int) -> Sequence[float]:
 
 def _rate(way: Way, num_samples: int) -> float:
     started = time.perf_counter()
-    found = way.run()
+    result = way.run()
     seconds = time.perf_counter() - started
+    found = way.count(result)
     if found != num_samples:
         raise SystemExit(f"{way.name}: {num_samples:,} samples expected, found {found:,}")
     return found / seconds

@@ -1,13 +1,16 @@
 """Reading with Ray Data: dray's readers beside Ray's own."""
 
+import pickle
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
 
 import ray
 from ray.data import Dataset
 
 from dray.pipelines import read_pickles, read_shards
 from in_and_out.data import SUFFIX, Samples, Where
-from in_and_out.race import Race, Way
+from in_and_out.race import Contents, Race, Way
 
 SMALL, LARGE = 4_000, 100_000  # bytes of a sample for which there are targets
 
@@ -35,19 +38,26 @@ def races(where: Where, samples: Samples) -> Iterator[Race]:
     yield Race(
         title=f"input files, {samples}, {where.name}",
         num_samples=samples.num,
-        theirs=Way("read_binary_files", _read(binary_files)),
-        ours=Way("read_pickles", _read(our_pickles)),
+        theirs=_way("read_binary_files", binary_files, lambda row: pickle.loads(row["bytes"]).numpy()),
+        ours=_way("read_pickles", our_pickles, lambda row: row[SUFFIX]),
         target=pickles,
     )
     yield Race(
         title=f"shards, {samples}, {where.name}",
         num_samples=samples.num,
-        theirs=Way("read_webdataset", _read(webdataset)),
-        ours=Way("read_shards", _read(our_shards)),
+        theirs=_way("read_webdataset", webdataset, lambda row: row["x.npy"]),
+        ours=_way("read_shards", our_shards, lambda row: row[SUFFIX]),
         target=shards,
     )
 
 
-def _read(make: Callable[[], Dataset]) -> Callable[[], int]:
+def _way(name: str, make: Callable[[], Dataset], array_of: Callable[[dict[str, Any]], Any]) -> Way:
     """Makes the dataset and reads all of it into Ray's object store, block by block."""
-    return lambda: sum(bundle.num_rows() or 0 for bundle in make().iter_internal_ref_bundles())
+
+    def run() -> int:
+        return sum(bundle.num_rows() or 0 for bundle in make().iter_internal_ref_bundles())
+
+    def contents() -> Contents:
+        return Contents(blake2b(array_of(row).tobytes()).digest() for row in make().iter_rows())
+
+    return Way(name, run, int, contents)

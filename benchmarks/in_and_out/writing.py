@@ -1,17 +1,19 @@
 """Writing with Ray Data: dray's writer beside Ray's own."""
 
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 
 from ray.data import Dataset
 
 from dray.pipelines import read_pickles, write_shards
-from in_and_out.data import SUFFIX, Samples, Where
-from in_and_out.race import Race, Way
+from in_and_out.data import SHARDS, SUFFIX, Samples, Where
+from in_and_out.race import Contents, Race, Way
 
-SHARDS = 8
+Write = Callable[[Dataset, str, int], None]
 TARGETS = {4_000: 2.5, 100_000: 1.0}  # bytes of a sample -> ratio
 
 
@@ -24,8 +26,8 @@ def races(where: Where, samples: Samples) -> Iterator[Race]:
         yield Race(
             title=f"writing {title}, {samples}, {where.name}",
             num_samples=samples.num,
-            theirs=Way("write_webdataset", _written(where, make, _their_tars, samples.num)),
-            ours=Way("write_shards", _written(where, make, _our_shards, samples.num)),
+            theirs=_way("write_webdataset", where, samples, make, _their_tars),
+            ours=_way("write_shards", where, samples, make, _our_shards),
             target=TARGETS.get(samples.num_bytes),
         )
 
@@ -42,17 +44,27 @@ def _our_shards(rows: Dataset, folder: str, num: int) -> None:
     write_shards(rows, folder, samples_per_shard=-(-num // SHARDS), progress=False)
 
 
-def _written(
-    where: Where, make: Callable[[], Dataset], write: Callable[[Dataset, str, int], None], num: int
-) -> Callable[[], int]:
+def _way(name: str, where: Where, samples: Samples, make: Callable[[], Dataset], write: Write) -> Way:
     """Makes the dataset and writes all of it to a new folder."""
     numbers = count()
 
-    def run() -> int:
+    def run() -> Path:
         folder = where.folder(f"written-{write.__name__}-{next(numbers)}")
-        write(make(), folder, num)
-        found = len(list(Path(folder).glob("*.tar")))
-        shutil.rmtree(folder)
-        return num if found else 0
+        write(make(), folder, samples.num)
+        return Path(folder)
 
-    return run
+    def counted(folder: Path) -> int:
+        num_bytes = sum(tar.stat().st_size for tar in folder.glob("*.tar"))
+        shutil.rmtree(folder)
+        return samples.num if num_bytes > samples.num * samples.num_bytes else 0
+
+    def contents() -> Contents:
+        folder, found = run(), Contents()
+        for path in folder.glob("*.tar"):
+            with tarfile.open(path) as tar:
+                bodies = (file.read() for member in tar if (file := tar.extractfile(member)) is not None)
+                found.update(blake2b(body).digest() for body in bodies)
+        shutil.rmtree(folder)
+        return found
+
+    return Way(name, run, counted, contents)

@@ -4,7 +4,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,17 @@ class Contestant:
 
     Attributes:
         name: As it is printed.
-        opener: `module:function` below `loading`.
+        opener: `module:function` below the package.
         needs: What must be installed for it.
         is_ours: Whether it is dray, or the yardstick.
+        package: That of its runner and opener.
     """
 
     name: str
     opener: str
     needs: str
     is_ours: bool = False
+    package: str = "loading"
 
     def interpreter(self, rivals: str | None) -> str | None:
         """This interpreter or that of the rivals, whichever has what it needs; None: neither has."""
@@ -66,15 +68,16 @@ class Racer:
 
     Args:
         python: The interpreter that has what the contestant needs.
-        opener: `module:function` below `loading`.
+        opener: `module:function` below the package.
         log: Where what it prints is kept.
+        package: That of its runner.
     """
 
-    def __init__(self, python: str, opener: str, log: Path) -> None:
+    def __init__(self, python: str, opener: str, log: Path, package: str = "loading") -> None:
         self._opener, self._log = opener, log
         with log.open("w") as file:
             self._process = subprocess.Popen(
-                [python, "-m", "loading.runner", opener],
+                [python, "-m", f"{package}.runner", opener],
                 cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
             )  # fmt: skip
 
@@ -86,7 +89,7 @@ class Racer:
             pass
 
     def ask(self, question: str, task: Task) -> dict[str, Any]:
-        """The answer of `loading.runner`.
+        """The answer of its runner.
 
         Raises:
             RuntimeError: There is none; with the end of what it printed.
@@ -100,6 +103,15 @@ class Racer:
         if not answer:
             raise RuntimeError(f"{self._opener}: no answer to {question!r}, {task}\n{self._log.read_text()[-4000:]}")
         return dict(json.loads(answer))
+
+
+def find_entries(contestants: Iterable[Contestant], rivals: str | None) -> Entries:
+    """The contestants that can run, each with its interpreter; says who is left out."""
+    found = [(contestant, contestant.interpreter(rivals)) for contestant in contestants]
+    for contestant, python in found:
+        if python is None:
+            print(f"{contestant.name} is left out: {contestant.needs!r} is not installed, see requirements.txt")
+    return [(contestant, python) for contestant, python in found if python is not None]
 
 
 def write(task: Task, entries: Entries) -> None:
@@ -116,13 +128,15 @@ def started(entries: Entries, folder: Path) -> Iterator[dict[str, Racer]]:
     """The process of each contestant, by its name; they end with the block."""
     with ExitStack() as stack:
         yield {
-            contestant.name: stack.enter_context(Racer(python, contestant.opener, folder / f"{contestant.name}.log"))
+            contestant.name: stack.enter_context(
+                Racer(python, contestant.opener, folder / f"{contestant.name}.log", contestant.package)
+            )
             for contestant, python in entries
         }
 
 
 def race(racers: Mapping[str, Racer], task: Task, rounds: int) -> Rates:
-    """Samples a second, round by round, after an epoch in which every number was looked at."""
+    """Samples a second, round by round, after one in which every number was looked at."""
     order, rates = random.Random(0), Rates()
     for name, racer in racers.items():
         racer.ask("check", task)

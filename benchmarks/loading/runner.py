@@ -16,7 +16,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,23 @@ from loading.task import BATCH, Epoch, Task
 LEAST_S = 0.5
 
 
-def main() -> None:
-    """Answer until standard input ends."""
+def serve(package: str, questions: Mapping[str, Callable[[Any, Task], dict[str, Any]]]) -> None:
+    """Answer until standard input ends, with the function below `package` that the first argument names."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # torch sends each tensor of a worker by a descriptor
     module, function = sys.argv[1].split(":")
-    opener = getattr(importlib.import_module(f"loading.{module}"), function)
-    task, epoch = None, None
+    opener = getattr(importlib.import_module(f"{package}.{module}"), function)
+    task, opened = None, None
     for line in sys.stdin:
         question, fields = line.split(" ", 1)
         asked = Task.from_json(fields)
         if asked != task:
-            epoch = None
+            opened = None
             gc.collect()  # ends the workers of the last one
-            task, epoch = asked, opener(asked)
-        print(json.dumps(QUESTIONS[question](epoch, task)), file=replies, flush=True)
+            task, opened = asked, opener(asked)
+        print(json.dumps(questions[question](opened, task)), file=replies, flush=True)
 
 
 def check(epoch: Epoch, task: Task) -> dict[str, Any]:
@@ -87,7 +87,5 @@ def turn(epoch: Epoch, task: Task) -> dict[str, Any]:
     return {"samples": len(numbers), "seconds": seconds}
 
 
-QUESTIONS: dict[str, Callable[[Any, Task], dict[str, Any]]] = {"open": lambda *_: {}, "check": check, "turn": turn}
-
 if __name__ == "__main__":
-    main()
+    serve("loading", {"open": lambda *_: {}, "check": check, "turn": turn})

@@ -1,8 +1,10 @@
 """What every contestant is given: the samples, and how they are to be loaded."""
 
+import argparse
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 BATCH = 32
 PICKLED, TRANSCODED = "tensor.pyd", "tensor.npy"  # the parts of dray's datasets
+UNITS = {"kB": 1_000, "MB": 1_000_000, "B": 1}
 
 Epoch = Callable[[], Iterable[torch.Tensor]]  # batches of one epoch, a row a sample
 
@@ -48,7 +51,7 @@ class Task:
 
     def samples(self) -> NDArray[np.float32]:
         """All of them, mapped, (num_samples, num_floats): what every form was made of."""
-        return np.memmap(self.path("samples.bin"), np.float32, "r", shape=(self.num_samples, self.num_floats))
+        return _mapped(self.path("samples.bin"), self.num_samples, self.num_floats)
 
     def tensor(self, number: int) -> torch.Tensor:
         """One sample."""
@@ -61,3 +64,16 @@ class Task:
                 values = np.random.default_rng(number).random(self.num_floats, np.float32)
                 values[0], values[-1] = number, -number
                 file.write(values.tobytes())
+
+
+@lru_cache(1)  # to map the file takes longer than to read a small sample
+def _mapped(path: Path, num_samples: int, num_floats: int) -> NDArray[np.float32]:
+    return np.asarray(np.memmap(path, np.float32, "r", shape=(num_samples, num_floats)))
+
+
+def parse_bytes(text: str) -> int:
+    """`4kB` is 4,000."""
+    for unit, factor in UNITS.items():
+        if text.endswith(unit) and text.removesuffix(unit).isdigit():
+            return int(text.removesuffix(unit)) * factor
+    raise argparse.ArgumentTypeError(f"expected a size like 4kB or 2MB, found {text!r}")

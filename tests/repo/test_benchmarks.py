@@ -49,7 +49,7 @@ def test_writing_is_measured_without_the_rivals(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "write.py", "--sizes", "4kB", "--samples", "60", "--rounds", "1"]
     done = subprocess.run([*command, "--dir", tmp_path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for line in ("60 samples of 4 kB", "write_samples iterable", "write_samples inputs", "litdata is left out"):
+    for line in ("60 samples of 4 kB", "iterable ", "inputs ", "litdata is left out"):
         assert line in done.stdout
 
 
