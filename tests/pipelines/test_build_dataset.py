@@ -1,6 +1,5 @@
 """`build_dataset`: a function makes none, one or many samples of each input, and a rerun makes only what changed."""
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from dray.pipelines import BuildReport, build_dataset
 from dray.shards import CallError, ClusterError, InputError, Snapshot, Store
 from tests.conftest import Place
+from tests.support.datasets import npy, samples_at
 
 Samples = Sequence[dict[str, Any]]
 
@@ -68,16 +68,9 @@ def build(inputs: Path, transform: Any, **arguments: Any) -> BuildReport:
     )
 
 
-def contents(inputs: Path, version: int | None = None) -> dict[str, dict[str, bytes]]:
+def contents(inputs: Path) -> dict[str, dict[str, bytes]]:
     """Key -> parts of all samples."""
-    found = Snapshot.open(inputs.parent / "out", version=version)
-    rows = (
-        (shard, index, row)
-        for shard in found.shards
-        for index in [found.index(shard)]
-        for row in range(len(index.keys))
-    )
-    return {index.keys[row]: found.read_row(shard, index, row) for shard, index, row in rows}
+    return dict(samples_at(inputs.parent / "out"))
 
 
 def test_only_what_changed_is_made_again(inputs: Path) -> None:
@@ -185,7 +178,7 @@ def test_inputs_and_dataset_may_be_on_any_store(place: Place) -> None:
     """Each with options of its own."""
     inputs = Store(f"{place.url}/in", place.storage_options)
     for number in range(30):
-        inputs.put_new(f"in{number:03d}.x.npy", npy(number))
+        inputs.put_new(f"in{number:03d}.x.npy", npy(np.full(4, number)))
     arguments: dict[str, Any] = {
         "suffixes": "x.npy",
         "transform": Twice(),
@@ -195,14 +188,7 @@ def test_inputs_and_dataset_may_be_on_any_store(place: Place) -> None:
         "progress": False,
     }
     assert build_dataset(inputs.url, f"{place.url}/out", **arguments).num_samples == 27
-    inputs.put_new("in031.x.npy", npy(31))
+    inputs.put_new("in031.x.npy", npy(np.full(4, 31)))
     inputs.delete(["in022.x.npy"])
     report = build_dataset(inputs.url, f"{place.url}/out", **arguments)
     assert (report.num_added, report.num_removed, report.num_changed, report.num_reused) == (1, 2, 0, 4)
-
-
-def npy(number: int) -> bytes:
-    """The bytes of an array file."""
-    body = io.BytesIO()
-    np.save(body, np.full(4, number))
-    return body.getvalue()

@@ -90,6 +90,20 @@ def stored(where: Place | Store, folder: str = "") -> dict[str, bytes]:
     return found
 
 
+def samples_at(url: str | Path, prefix: str = "wdshards", **options: Any) -> list[tuple[str, dict[str, bytes]]]:
+    """Key and parts of each sample of a version, in order."""
+    version = Snapshot.open(url, prefix, **options)
+    indexes = ((shard, version.index(shard)) for shard in version.shards)
+    return [
+        (key, version.read_row(shard, index, row)) for shard, index in indexes for row, key in enumerate(index.keys)
+    ]
+
+
+def rows_of(dataset: Any) -> list[dict[str, Any]]:
+    """The rows of a Ray Data dataset, which may have objects that numpy lacks."""
+    return [row for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
+
+
 def overwrite(store: Store, name: str, data: bytes) -> None:
     """Do what nobody should: put other bytes under a name."""
     store.delete([name])

@@ -10,6 +10,7 @@ import pytest
 from dray.pipelines import plan_changes
 from dray.pipelines.ray_data.plan_changes import ChangePlan
 from dray.shards import CallError, ConflictError, InputError, Snapshot
+from tests.support.datasets import samples_at
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -67,17 +68,6 @@ def run(plan: ChangePlan, seen: Path, dataset: Any = None) -> Any:
     return report, sorted(seen.read_text().split()) if seen.exists() else []
 
 
-def contents(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> parts of all samples of the last version."""
-    found = Snapshot.open(folder)
-    return {
-        index.keys[row]: found.read_row(shard, index, row)
-        for shard in found.shards
-        for index in [found.index(shard)]
-        for row in range(len(index.keys))
-    }
-
-
 def test_a_pipeline_makes_only_what_changed(inputs: Path, tmp_path: Path) -> None:
     """Shards of unchanged inputs stay the same objects; a rerun does nothing; another version makes all."""
     out = tmp_path / "out"
@@ -102,10 +92,10 @@ def test_a_pipeline_makes_only_what_changed(inputs: Path, tmp_path: Path) -> Non
     after = Snapshot.open(out)
     assert sum(shard in after.shards for shard in before.shards) == 7
     assert (report.num_added, report.num_changed, report.num_removed) == (2, 5, 1)
-    found = contents(out)
+    found = dict(samples_at(out))
     _, seen = run(plan_of(inputs, transform_version="2"), tmp_path / "seen")
     assert len(seen) == 200
-    assert contents(out) == found
+    assert dict(samples_at(out)) == found
 
 
 def test_removed_inputs_alone_need_no_pipeline(inputs: Path, tmp_path: Path) -> None:
@@ -132,7 +122,7 @@ def test_what_a_dead_run_stored_is_used(inputs: Path, tmp_path: Path, reorder: A
     plan = plan_of(inputs)
     dataset = made(plan, tmp_path / "seen")
     plan.write(reorder(dataset) if reorder else dataset, samples_per_shard=20, concurrency=2)
-    expected = contents(tmp_path / "out")
+    expected = dict(samples_at(tmp_path / "out"))
     for record in (tmp_path / "out" / "__dray__" / "wdshards" / "commits").iterdir():
         record.unlink()
     (tmp_path / "out" / "wdshards-000004.tar").unlink()
@@ -141,7 +131,7 @@ def test_what_a_dead_run_stored_is_used(inputs: Path, tmp_path: Path, reorder: A
     assert plan.num_done == num_done
     assert len(seen) == 200 - plan.num_done
     assert report.num_reused == (5 if num_done else 0)
-    assert contents(tmp_path / "out") == expected
+    assert dict(samples_at(tmp_path / "out")) == expected
 
 
 def test_a_pipeline_that_drops_the_source_is_an_error(inputs: Path, tmp_path: Path) -> None:
@@ -172,7 +162,7 @@ def test_a_commit_meanwhile_is_a_conflict_and_the_work_is_kept(inputs: Path, tmp
     plan = plan_of(inputs)
     _, seen = run(plan, tmp_path / "seen")
     assert len(seen) < 100
-    assert len(contents(tmp_path / "out")) == 180
+    assert len(samples_at(tmp_path / "out")) == 180
 
 
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:

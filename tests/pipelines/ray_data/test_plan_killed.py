@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dray.pipelines import plan_changes
-from dray.shards import Snapshot
+from tests.support.datasets import samples_at
 
 DRIVER = """
 import sys, time
@@ -46,17 +46,6 @@ def command(folder: Path, seen: Path, pause_s: float) -> list[str]:
     return [sys.executable, "-c", DRIVER, str(folder), str(seen), str(pause_s)]
 
 
-def contents(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> parts of all samples of the last version."""
-    found = Snapshot.open(folder)
-    return {
-        index.keys[row]: found.read_row(shard, index, row)
-        for shard in found.shards
-        for index in [found.index(shard)]
-        for row in range(len(index.keys))
-    }
-
-
 def indexed(folder: Path) -> int:
     """Number of shards that are stored with their index."""
     return len(list(folder.glob("out/__dray__/wdshards/index/*.arrow")))
@@ -85,10 +74,10 @@ def test_after_the_death_of_a_driver_only_what_was_not_stored_whole_is_made(tmp_
     done = subprocess.check_output(command(tmp_path, tmp_path / "second", 0), text=True).split()
     assert done == [str(plan.num_done), str(400 - plan.num_done), "1"]
     assert len((tmp_path / "second").read_text().split()) == plan.num_to_make
-    found = contents(tmp_path / "out")
+    found = dict(samples_at(tmp_path / "out"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "in").symlink_to(tmp_path / "in")
     subprocess.run(command(other, other / "seen", 0), check=True)
-    assert contents(other / "out") == found
+    assert dict(samples_at(other / "out")) == found
     assert len(found) == 360

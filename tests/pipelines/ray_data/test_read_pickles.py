@@ -3,7 +3,6 @@
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +16,10 @@ from dray.pipelines.ray_data.pickles_datasource import PicklesDatasource
 from dray.shards import CallError, InputError, MissingInputError, RefusedError, Store
 from tests.conftest import MakeInputs
 from tests.support.chaos import NO_PAUSES, Chaos
+from tests.support.datasets import rows_of
 from tests.support.hostile_pickles import call, text, whole
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-
-
-def rows_of(dataset: Any) -> list[dict[str, Any]]:
-    return [row for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
 
 
 def test_all_samples_of_a_folder_come_sorted_and_decoded(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dray.pipelines.ray_data.shards_datasource import stored_rows
 from dray.shards import CallError, DamagedError, NotFoundError, RefusedError, Snapshot
 from tests.conftest import Place
 from tests.support.chaos import NO_PAUSES, Chaos
-from tests.support.datasets import npy, pack, store_at
+from tests.support.datasets import npy, pack, rows_of, samples_at, store_at
 from tests.support.foreign import NAMES, PER_TAR, index_at, put_tars, replace_tar, tar_of
 from tests.support.hostile_pickles import call, text, whole
 
@@ -31,10 +31,6 @@ PARTS = {
     "json": lambda number: b'{"n": %d}' % number,
     "bin": lambda number: bytes([number] * 3),
 }
-
-
-def rows_of(dataset: Any) -> list[dict[str, Any]]:
-    return [row for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
 
 
 def numbers(dataset: Any) -> list[int]:
@@ -244,14 +240,16 @@ def two_of_each(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_rows_know_their_source_where_an_input_gave_several(tmp_path: Path) -> None:
-    """Also in a dataset that a function made, which is read like any other."""
+    """Also in a dataset that a function made, on Ray as in process, which is read like any other."""
     (tmp_path / "in").mkdir()
     for number in range(6):
         (tmp_path / "in" / f"s{number}.cls").write_bytes(b"%d" % number)
-    build_dataset(
-        tmp_path / "in", tmp_path / "out", suffixes="cls", transform=two_of_each, transform_version="1",
-        samples_per_shard=5, progress=False,
-    )  # fmt: skip
+    for folder, address in (("out", None), ("here", "none")):
+        build_dataset(
+            tmp_path / "in", tmp_path / folder, suffixes="cls", transform=two_of_each, transform_version="1",
+            samples_per_shard=5, batch_size=4, address=address, progress=False,
+        )  # fmt: skip
+    assert samples_at(tmp_path / "out") == samples_at(tmp_path / "here")
     assert [row["y.cls"] for row in rows_of(read_shards(tmp_path / "out"))] == [n // 2 for n in range(12)]
     rows = {0: [1, 4], 2: [0]}
     found = rows_of(ray.data.read_datasource(stored_rows(Snapshot.open(tmp_path / "out"), rows), override_num_blocks=2))

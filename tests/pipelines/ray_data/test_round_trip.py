@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from dray.pipelines import read_pickles, read_shards, write_shards
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.heavy]  # a cluster; other modules read and write
 Rows = dict[str, dict[str, Any]]  # key -> values by suffix
 INTS = st.integers(-(2**63), 2**63 - 1)
 FLOATS = arrays.from_dtype(np.dtype("f4"), allow_nan=False)
@@ -82,7 +82,6 @@ def test_samples_come_back_unchanged() -> None:
     )
 
 
-@pytest.mark.heavy
 @settings(max_examples=25, deadline=None)
 @given(rows_of_any_kind())
 def test_any_samples_come_back_unchanged(rows: Rows) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dray.pipelines import BuildReport, build_dataset
 from dray.shards import CallError, ClusterError, InputError, Snapshot
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.heavy]  # a cluster; test_read_shards.py has one as well
 Samples = Sequence[dict[str, Any]]
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+from ray.data.extensions import ArrowTensorArray
 from xxhash import xxh3_64_intdigest
 
 from dray.loaders import ShardLoader
@@ -78,6 +81,26 @@ def test_a_trainer_reads_what_was_written(tmp_path: Path) -> None:
     write_shards(dataset_of(), tmp_path, samples_per_shard=8)
     loader = ShardLoader(tmp_path, parts=["x.npy", "cls"], batch_size=5)
     assert sum(int(batch["cls"].sum()) for batch in loader) == sum(range(50))
+
+
+def test_a_trainer_reads_the_values_of_parquet_files(tmp_path: Path) -> None:
+    """Tensors, numbers, text, lists and bytes, each under the suffix that the report names."""
+    columns: dict[str, Any] = {
+        "__key__": [f"r{number}" for number in range(10)],
+        "x": ArrowTensorArray.from_numpy(np.arange(60, dtype="f4").reshape(10, 2, 3)),
+        "cls": range(10),
+        "note": [f"no. {number}" for number in range(10)],
+        "list": [[number, -number] for number in range(10)],
+        "bin": [bytes([number]) for number in range(10)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=3)
+    report = write_shards(ray.data.read_parquet(str(tmp_path / "rows.parquet")), tmp_path / "out", samples_per_shard=4)
+    assert report.renamed == {"x": "x.npy", "note": "note.txt", "list": "list.json"}
+    (batch,) = ShardLoader(tmp_path / "out", batch_size=10)
+    assert batch["x.npy"].dtype == torch.float32
+    assert batch["x.npy"].flatten().tolist() == [*range(60)]
+    assert batch["cls"].tolist() == [*range(10)]
+    assert (batch["note.txt"], batch["list.json"], batch["bin"]) == (columns["note"], columns["list"], columns["bin"])
 
 
 def test_bytes_depend_on_the_rows_alone(tmp_path: Path) -> None:

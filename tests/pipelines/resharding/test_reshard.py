@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from dray.pipelines import BuildReport, reshard, write_samples
 from dray.shards import CallError, DamagedError, InputError, NotFoundError, Snapshot, Store
 from tests.conftest import Place
-from tests.support.datasets import pack, stored
+from tests.support.datasets import pack, samples_at, stored
 from tests.support.foreign import index_at, key_of, put_tars, tar_of
 
 Parts = Mapping[str, bytes]
@@ -44,16 +44,6 @@ def write(samples: Mapping[str, Parts], url: object, **options: Any) -> None:
 
 def copy(source: object, url: object, **options: Any) -> BuildReport:
     return reshard(str(source), str(url), progress=False, **options)
-
-
-def content_of(url: object, prefix: str = "wdshards", **options: Any) -> list[tuple[str, dict[str, bytes]]]:
-    """Key and parts of each sample, in order."""
-    version = Snapshot.open(str(url), prefix, **options)
-    found = []
-    for shard in version.shards:
-        index = version.index(shard)
-        found += [(key, version.read_row(shard, index, row)) for row, key in enumerate(index.keys)]
-    return found
 
 
 def tars_of(url: object, prefix: str = "wdshards", **options: Any) -> list[bytes]:
@@ -102,7 +92,7 @@ def test_a_copy_holds_the_same_samples_for_any_size_and_order(
     keys = list(samples)
     if seed is not None:
         keys.sort(key=lambda key: (xxh3_64_intdigest(key.encode(), seed & (1 << 64) - 1), key))
-    assert content_of(out) == [(key, samples[key]) for key in keys]
+    assert samples_at(out) == [(key, samples[key]) for key in keys]
     counts = [shard.num_samples for shard in Snapshot.open(out).shards]
     if "num_shards" in size:
         assert len(counts) == min(100, size["num_shards"])
@@ -119,7 +109,7 @@ def test_a_copy_is_the_same_on_every_store(place: Place, source: tuple[Path, Con
     folder, samples = source
     options = place.storage_options
     copy(folder, place.url, storage_options=options, source_storage_options={}, num_shards=4)
-    assert content_of(place.url, storage_options=options) == list(samples.items())
+    assert samples_at(place.url, storage_options=options) == list(samples.items())
     report = copy(place.url, place.url, prefix="two", storage_options=options, num_shards=3, shuffle_seed=1)
     assert (report.num_samples, report.num_shards) == (100, 3)
     copy(folder, tmp_path / "out", num_shards=3, shuffle_seed=1)
@@ -133,12 +123,12 @@ def test_only_the_chosen_samples_and_parts_are_copied(source: tuple[Path, Conten
     folder, samples = source
     wanted = ["s0093", "s0004", "s0005"]
     copy(folder, tmp_path / "keys", keys=iter(wanted))
-    assert content_of(tmp_path / "keys") == [(key, samples[key]) for key in sorted(wanted)]
+    assert samples_at(tmp_path / "keys") == [(key, samples[key]) for key in sorted(wanted)]
     copy(folder, tmp_path / "where", where=lambda key, sizes: sizes["bin"] > 5 and "txt" in sizes, parts="txt")
     chosen = [
         (key, {"txt": parts["txt"]}) for key, parts in samples.items() if len(parts["bin"]) > 5 and "txt" in parts
     ]
-    assert content_of(tmp_path / "where") == chosen
+    assert samples_at(tmp_path / "where") == chosen
     with pytest.raises(InputError, match=r"keys= names keys that no sample of the source has: 's0100', 't'"):
         copy(folder, tmp_path / "out", keys=["t", "s0100", "s0001"])
     with pytest.raises(InputError, match=r"34 samples have none of the parts txt: 's0000', 's0003'"):
@@ -154,10 +144,10 @@ def test_pickled_parts_are_encoded_if_asked(tmp_path: Path) -> None:
     """The names of the parts stay known, in a copy of the copy as well."""
     url = pack(tmp_path, 12)
     copy(url, tmp_path / "encoded", encode="auto", num_shards=2)
-    found = dict(content_of(tmp_path / "encoded"))
+    found = dict(samples_at(tmp_path / "encoded"))
     assert set(found["s0003"]) == {"x.npy", "cls", "txt"}
     copy(tmp_path / "encoded", tmp_path / "again", num_shards=4)
-    assert dict(content_of(tmp_path / "again")) == found
+    assert dict(samples_at(tmp_path / "again")) == found
     names = [part.name for part in Snapshot.open(tmp_path / "again").manifest.parts]
     assert (
         names == [part.name for part in Snapshot.open(tmp_path / "encoded").manifest.parts] == ["x.pyd", "cls", "txt"]
@@ -190,7 +180,7 @@ def test_a_copy_after_a_failure_makes_only_what_is_missing(source: tuple[Path, C
     assert (report.num_shards, report.num_reused) == (10, 7)
     copy(folder, tmp_path / "fresh", samples_per_shard=10)
     assert tars_of(tmp_path / "out") == tars_of(tmp_path / "fresh")
-    assert content_of(tmp_path / "out") == list(samples.items())
+    assert samples_at(tmp_path / "out") == list(samples.items())
 
 
 def test_shards_whose_samples_did_not_change_stay(tmp_path: Path) -> None:
@@ -205,7 +195,7 @@ def test_shards_whose_samples_did_not_change_stay(tmp_path: Path) -> None:
     assert (report.num_reused, report.num_added, report.num_changed, report.num_removed) == (5, 1, 1, 0)
     after = Snapshot.open(tmp_path / "out").shards
     assert [shard in before for shard in after] == [True, True, True, False, True, True, False]
-    assert content_of(tmp_path / "out") == list(changed.items())
+    assert samples_at(tmp_path / "out") == list(changed.items())
     assert not copy(tmp_path / "in", tmp_path / "out", samples_per_shard=10).is_new
     assert copy(tmp_path / "in", tmp_path / "out", samples_per_shard=10, version=1).num_changed == 1
 
@@ -217,13 +207,13 @@ def test_an_indexed_dataset_and_tars_without_an_index_are_copied(tmp_path: Path)
     index_at(place)
     expected = {key_of(n): {"cls": b"%d" % n, "txt": b"text %d" % n} for n in range(12)}
     copy(place.url, tmp_path / "out", source_prefix="wds", samples_per_shard=5)
-    assert dict(content_of(tmp_path / "out")) == expected
+    assert dict(samples_at(tmp_path / "out")) == expected
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "train-7.tar").write_bytes(tar_of(range(5)))
     of_tar = {key: expected[key] for key in map(key_of, range(5))}
     for place, (url, prefix) in enumerate({"plain": "train", "plain/*.tar": "", "plain/train-{7..7}.tar": "x"}.items()):
         copy(tmp_path / url, tmp_path / f"other{place}", source_prefix=prefix)
-        assert dict(content_of(tmp_path / f"other{place}")) == of_tar
+        assert dict(samples_at(tmp_path / f"other{place}")) == of_tar
     with pytest.raises(CallError, match="would be among the tars"):
         copy(tmp_path / "plain", tmp_path / "plain", source_prefix="train")
 
@@ -234,17 +224,17 @@ def test_samples_that_share_a_key_get_others_or_are_joined(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"1 sample has a key.*'0' in t-0.tar and t-1.tar.*unique_keys='prefix'"):
         copy(tmp_path / "a", tmp_path / "out", source_prefix="t")
     copy(tmp_path / "a", tmp_path / "out", source_prefix="t", unique_keys="prefix")
-    assert [key for key, _ in content_of(tmp_path / "out")] == ["t-0/0", "t-0/1", "t-1/0"]
+    assert [key for key, _ in samples_at(tmp_path / "out")] == ["t-0/0", "t-0/1", "t-1/0"]
     with pytest.raises(InputError, match="1 sample has the part 'jpg' twice, so they cannot be joined: '0' in t-0"):
         copy(tmp_path / "a", tmp_path / "out", source_prefix="t", unique_keys="join")
     write_tars(tmp_path / "b", {"t-0": [("0", "jpg"), ("1", "jpg"), ("0", "cls")], "t-1": [("1", "cls"), ("2", "cls")]})
     copy(tmp_path / "b", tmp_path / "joined", source_prefix="t", unique_keys="join", samples_per_shard=1)
-    assert [(key, sorted(parts)) for key, parts in content_of(tmp_path / "joined")] == [
+    assert [(key, sorted(parts)) for key, parts in samples_at(tmp_path / "joined")] == [
         ("0", ["cls", "jpg"]),
         ("1", ["cls", "jpg"]),
         ("2", ["cls"]),
     ]
-    assert dict(content_of(tmp_path / "joined"))["1"] == {"jpg": b"t-0 1", "cls": b"t-1 1"}
+    assert dict(samples_at(tmp_path / "joined"))["1"] == {"jpg": b"t-0 1", "cls": b"t-1 1"}
     with pytest.raises(InputError, match="the keys repeat within one tar"):
         copy(tmp_path / "b", tmp_path / "out", source_prefix="t", unique_keys="prefix")
 

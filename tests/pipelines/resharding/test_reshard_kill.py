@@ -14,8 +14,9 @@ from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import reshard
 from dray.shards import NotFoundError, Snapshot, Store
 from dray.shards.verify import verify
-from tests.pipelines.resharding.test_reshard import content_of, copy, made_samples, tars_of, write
+from tests.pipelines.resharding.test_reshard import copy, made_samples, tars_of, write
 from tests.support import processes
+from tests.support.datasets import samples_at
 
 SHAPE: dict[str, Any] = {"num_shards": 6, "shuffle_seed": 7}
 
@@ -79,4 +80,4 @@ def test_a_copy_on_ray_has_the_same_bytes(cluster: None, source: Path, s3: Seawe
     assert (report.num_shards, report.num_reused) == (6, 0)
     assert tars_of(url, storage_options=s3.storage_options) == tars_of(tmp_path / "whole")
     copy(url, tmp_path / "back", source_storage_options=s3.storage_options, samples_per_shard=7)
-    assert sorted(content_of(tmp_path / "back")) == sorted(content_of(source))
+    assert sorted(samples_at(tmp_path / "back")) == sorted(samples_at(source))
