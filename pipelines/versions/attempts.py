@@ -56,9 +56,14 @@ def check_is_build(base: Snapshot) -> None:
     """
     check_has_own_tars(base)
     if base.manifest.kind != Kind.BUILD or base.manifest.samples is not None:
+        function = base.manifest.recipe.get("function")
+        again = (
+            f"the function {function!r} made its samples, so give transform=... and transform_version=..., which "
+            "`build_dataset` and `dray build` take, or "
+        )
         raise CallError(
             f"{base.name} is a dataset of kind {base.manifest.kind!r}; builds work only on one that `dray build` made "
-            "of one source a sample: choose another prefix or directory"
+            f"of one source a sample: {again if function else ''}choose another prefix or directory"
         )
 
 

@@ -7,7 +7,6 @@ from dray.cluster.cli.building.request import BuildRequest
 from dray.pipelines import BuildReport, write_samples
 from dray.pipelines.making.parquet import ParquetRows, key_of_file, open_parquet
 from dray.pipelines.versions.retention import Retention
-from dray.shards.errors import CallError
 
 _TAKEN = ("source", "destination", "from_parquet", "key_column", "prefix", "on_error", "max_bad", "allow_removal")
 
@@ -20,10 +19,8 @@ def build_from_parquet(
     Raises:
         CallError: An option was given that is about other inputs.
     """
-    others = [field for field in fields(request) if field.name not in (*_TAKEN, "storage_option")]
-    if given := [field.name for field in others if getattr(request, field.name) != field.default]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise CallError(f"--from-parquet does not go with {options}")
+    others = [field.name for field in fields(request) if field.name not in (*_TAKEN, "storage_option")]
+    request.check_not_given(others, "--from-parquet")
     store, files = open_parquet(request.source, request.storage_options)
     rows = ParquetRows(store, request.key_column)
     yield write_samples(

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -163,6 +164,16 @@ class BuildRequest:
         """How the build treats inputs that cannot be packed."""
         return Tolerance(on_error=self.on_error, max_bad=self.max_bad)
 
+    def check_not_given(self, names: Iterable[str], option: str) -> None:
+        """Check that options that do not go with `option` are not given.
+
+        Raises:
+            CallError: Some are; names them.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        if given := [name for name in names if getattr(self, name) != defaults[name]]:
+            raise CallError(f"{option} does not go with {option_names(given)}")
+
     def recipe(self) -> Recipe:
         """Returns what decides the bytes of the shards.
 
@@ -185,6 +196,11 @@ class BuildRequest:
             leaves_out_bad=self.tolerance.leaves_out,
             recursive=self.names is None,
         )
+
+
+def option_names(names: Iterable[str]) -> str:
+    """Returns the options of some fields, such as `--shuffle-seed, --split`."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def read_names(names_file: str) -> list[str]:

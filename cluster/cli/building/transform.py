@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dray.cluster.cli.building.request import BuildRequest
+from dray.cluster.cli.building.request import BuildRequest, option_names
 from dray.cluster.cli.building.survey import specs_of
 from dray.pipelines import BuildReport
 from dray.pipelines.versions.retention import Retention
@@ -53,10 +53,11 @@ class TransformOptions:
             help="Version of the function: change it when the function changes, and all samples are made again.",
         ),
     ] = None
-    batch_size: Annotated[int | None, typer.Option(help="Samples in one call.", show_default="64")] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples in one call.", show_default="64")] = None
     concurrency: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Maximum number of workers on Ray that call the function.",
             show_default="one for a class, else what the cluster has room for",
         ),
@@ -76,13 +77,12 @@ class TransformOptions:
         if self.transform is None:
             given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
             if given:
-                raise CallError(f"{_options(given)}: only with --transform")
+                raise CallError(f"{option_names(given)}: only with --transform")
             return
         if self.transform_version is None:
             raise CallError("--transform: give --transform-version as well; change it when the function changes")
-        defaults = {field.name: field.default for field in fields(request)}
-        if given := [name for name in _OF_OTHERS if getattr(request, name) != defaults[name]]:
-            raise CallError(f"--transform does not go with {_options(given)}")
+        checked_version(self.transform_version)
+        request.check_not_given(_OF_OTHERS, "--transform")
 
     def function(self, request: BuildRequest) -> BatchTransform:
         """Returns the function; modules in the current folder can be imported, as by `python -m`."""
@@ -104,7 +104,7 @@ def build_by_transform(
     yield build_transformed(
         spec,
         options.function(request),
-        checked_version(options.transform_version or ""),
+        options.transform_version or "",
         ShardSize.of(options.samples_per_shard, None),
         workers,
         retention=retention,
@@ -130,7 +130,3 @@ def print_transform_plan(request: BuildRequest, options: TransformOptions, *, as
         "reason": found.reason,
     }
     typer.echo(json.dumps([facts], indent=1))
-
-
-def _options(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -52,6 +52,7 @@ def test_a_function_of_the_current_folder_makes_the_samples(dray: Dray, words: l
         (["--shards", 2], "--transform does not go with --shards"),
         (["--encode", "auto", "--split", "a=1"], "does not go with --split, --encode"),
         (["--num-gpus", 1], "--num-gpus 1.0 is of workers on Ray: give --address"),
+        (["--transform-version", ""], "--transform-version '': expected text such as '1'"),
         (["--transform", "my_halves"], "--transform my_halves: expected a name of the form 'pkg.mod:name'"),
         (["--transform", "my_halves:other"], "has no attribute 'other'"),
     ],
@@ -65,7 +66,24 @@ def test_options_that_do_not_go_with_it_are_refused(
     assert message in done.err
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--concurrency"])
+def test_a_number_below_one_is_refused(dray: Dray, words: list[object], option: str) -> None:
+    """It does not stand for the default."""
+    done = dray("build", *words, option, 0)
+    assert done.code == 2
+    assert f"Invalid value for '{option}'" in done.err
+
+
 def test_its_options_are_refused_without_it(dray: Dray, words: list[object]) -> None:
     """And it needs a version."""
     assert "--batch-size: only with --transform" in dray("build", *words[:4], "--batch-size", 3).err
     assert "--transform: give --transform-version" in dray("build", *words[:6]).err
+
+
+def test_a_build_without_the_function_says_which_one_made_the_dataset(dray: Dray, words: list[object]) -> None:
+    """It would pack the inputs themselves."""
+    assert dray("build", *words).code == 0
+    for command in ("plan", "build"):
+        refused = dray(command, *words[:4])
+        assert refused.code == 1
+        assert "the function 'my_halves:halves' made its samples, so give --transform and --transform-v" in refused.err
