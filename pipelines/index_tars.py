@@ -1,12 +1,11 @@
 """`index_tars`: the one call that makes a dataset of tars that another program wrote, in place."""
 
-import os
 from collections.abc import Sequence
 
-from dray.pipelines.indexing.changes import PER_TAR, UNIQUE
+from dray.pipelines.indexing.changes import KeyScope
 from dray.pipelines.indexing.index import IndexSpec, index
 from dray.pipelines.indexing.listing import find_tars
-from dray.pipelines.indexing.places import find_place
+from dray.pipelines.indexing.places import Path, find_place
 from dray.pipelines.indexing.report import IndexReport
 from dray.pipelines.indexing.threads import Workers
 from dray.pipelines.indexing.unpack import unpack
@@ -20,7 +19,6 @@ from dray.shards.storage.client import StorageOptions
 from dray.shards.storage.store import Store
 from dray.shards.storage.urls import normal_url
 
-Path = str | os.PathLike[str]
 LOCAL_THREADS = 4  # parsing headers holds the interpreter; checksums and reads do not
 REMOTE_THREADS = 16
 
@@ -94,7 +92,7 @@ def index_tars(
             made; the next run reuses the indexes that were stored.
         DeniedError: The folder cannot be written to.
     """
-    if keys not in (None, UNIQUE, PER_TAR):
+    if keys not in (None, *KeyScope):
         raise CallError(f"keys={keys!r}: expected 'unique' or 'per-tar'")
     if on_error not in ("fail", "skip"):
         raise CallError(f"on_error={on_error!r}: expected 'fail' or 'skip'")

@@ -10,7 +10,7 @@ from dray.pipelines.resharding.keys import UniqueKeys
 from dray.pipelines.resharding.plan import Shape
 from dray.pipelines.resharding.reshard import CopySpec
 from dray.pipelines.resharding.reshard import reshard as make_copy
-from dray.pipelines.resharding.source import check_elsewhere, open_source
+from dray.pipelines.resharding.source import open_source
 from dray.pipelines.versions.retention import DAY_S, Retention
 from dray.shards.layout import Layout, Location, check_suffixes
 from dray.shards.reading.tar_files import DataUrl
@@ -119,5 +119,4 @@ def reshard(
         address=address,
         progress=progress,
     )
-    check_elsewhere(spec.source.snapshot, spec.location)
     return make_copy(spec, retention=None if keep is None else Retention(keep=keep, grace_s=grace_s))

@@ -45,6 +45,7 @@ Address = Annotated[
         show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report, no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: a list with one object per dataset.")]
 StorageOptionList = Annotated[
     list[str] | None,

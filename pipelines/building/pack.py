@@ -4,11 +4,11 @@ Safe to run twice, late, or after a crash: a shard is created, never overwritten
 read, compared with the plan and indexed as it is. The index describes what is stored.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from dray.shards.layout import Location
 from dray.shards.storage.store import Store
 from dray.shards.tar import scan
 
+Result = TypeVar("Result")
+
 
 def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard]:
     """Pack and store shards, or adopt those that are stored; yields a record of each, in order. Durable, idempotent.
@@ -37,21 +39,27 @@ def pack_shards(job: PackJob, tasks: Sequence[PackTask]) -> Iterator[PackedShard
         DamagedError: Another object has the name of a task's shard.
         StoreError: The store failed.
     """
+    return store_while_filling(_prepare(job, task) for task in tasks)
+
+
+def store_while_filling(stores: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """Call functions one after another, each while the next one is made; yields the result of each, in order."""
+    filled = iter(stores)
     with ThreadPoolExecutor(1) as uploader:
-        storing: Future[PackedShard] | None = None
-        for task in tasks:
+        storing: Future[Result] | None = None
+        while True:
             try:
-                store = _prepare(job, task)
+                store = next(filled, None)
             except BaseException:
                 if storing is not None:
                     yield storing.result()  # it is stored although the next one failed
                 raise
             if storing is not None:
                 yield storing.result()
+            if store is None:
+                return
             storing = uploader.submit(store)
             del store  # the tar
-        if storing is not None:
-            yield storing.result()
 
 
 def pack_shard(job: PackJob, task: PackTask) -> PackedShard:

@@ -24,9 +24,8 @@ from dray.pipelines.planning.changes import Changes, Guard
 from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
 from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
-from dray.pipelines.versions.attempts import check_is_build, stored_sizes
+from dray.pipelines.versions.attempts import check_is_build, stored_sizes, whole_shards
 from dray.shards.errors import InputError
-from dray.shards.layout import indexed_number
 from dray.shards.log import Commit
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
@@ -200,18 +199,11 @@ def _say_if_too_few(spec: BuildSpec, num_samples: int) -> None:
 
 def last_of(snapshot: Snapshot, stored: dict[str, int]) -> Last:
     """Returns the last version as far as a plan needs it; shards that someone deleted are not whole."""
-    layout = snapshot.layout
-    indexed = {indexed_number(info.name) for info in snapshot.store.list_folder(layout.indexes)}
-    whole = {
-        shard.number
-        for shard in snapshot.shards
-        if stored.get(layout.shard(shard.number)) == shard.num_bytes and shard.number in indexed
-    }
     return Last(
         recipe=snapshot.manifest.recipe,
         source_url=snapshot.manifest.source_url,
         shards=snapshot.shards,
-        whole=frozenset(whole),
+        whole=frozenset(shard.number for shard in whole_shards(snapshot, stored)),
         table=snapshot.sources(),
     )
 

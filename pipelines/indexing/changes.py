@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from dray.pipelines.indexing.listing import Tar
@@ -11,8 +12,14 @@ from dray.shards.layout import some
 from dray.shards.manifest import Manifest, Shard
 from dray.shards.messages import counted
 
-UNIQUE, PER_TAR = "unique", "per-tar"  # whether keys are unique in the dataset, or in each tar
 LEFT_OUT = "left_out"  # field of the recipe: name -> digest of a tar that the version leaves out, and why
+
+
+class KeyScope(StrEnum):
+    """Where keys are unique: in the dataset, or in each tar."""
+
+    UNIQUE = "unique"
+    PER_TAR = "per-tar"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +129,6 @@ def patterns_of(recipe: Mapping[str, Any]) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
 
 
-def keys_of(recipe: Mapping[str, Any]) -> str:
+def keys_of(recipe: Mapping[str, Any]) -> KeyScope:
     """Returns how the keys of a version were made of names."""
-    return PER_TAR if recipe.get("keys") == PER_TAR else UNIQUE
+    return KeyScope.PER_TAR if recipe.get("keys") == KeyScope.PER_TAR else KeyScope.UNIQUE

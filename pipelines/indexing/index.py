@@ -7,8 +7,6 @@ its name, size, and time or ETag, so that a run after a crash adopts the indexes
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from threading import Lock
 
 from dray.pipelines.building.announce import announce
 from dray.pipelines.indexing.changes import TarPlan, keys_of, patterns_of, plan_tars, refusal
@@ -18,15 +16,15 @@ from dray.pipelines.indexing.scan import ScanJob, ScannedTar, ScanTask, scan_tar
 from dray.pipelines.indexing.threads import Workers, run_each
 from dray.pipelines.indexing.version import Contents, next_manifest
 from dray.pipelines.planning.changes import Guard
-from dray.pipelines.progress import sample_progress, say
+from dray.pipelines.progress import say
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.running.tasks import fit_workers
-from dray.pipelines.versions.attempts import finish, stored_sizes, until_committed
+from dray.pipelines.versions.attempts import finish, stored_indexes, stored_sizes, until_committed
 from dray.pipelines.versions.commit import commit_version
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError, DeniedError, InputError
-from dray.shards.layout import Location, indexed_number, some
+from dray.shards.layout import Location, some
 from dray.shards.log import Commit, Intent, Operation
 from dray.shards.manifest import Kind
 from dray.shards.messages import counted
@@ -46,7 +44,7 @@ class IndexSpec:
         options: Its options.
         location: Where the dataset is.
         patterns: Names of the tars, with braces and globs; None: as in the last version, else all.
-        keys: `UNIQUE` or `PER_TAR`; None: as in the last version, else `UNIQUE`.
+        keys: A `KeyScope`; None: as in the last version, else `UNIQUE`.
         skips_bad: Whether tars that cannot be indexed are left out.
         guard: The changes that it may make.
         retention: Which versions to keep; None: all.
@@ -89,7 +87,7 @@ def index(spec: IndexSpec) -> IndexReport:
         keys = spec.keys or keys_of(recipe)
         listing = find_tars(spec.source, patterns, spec.location.prefix, spec.options)
         _check_uncompressed(spec, listing)
-        indexes = _stored_indexes(spec.location)
+        indexes = stored_indexes(spec.location)
         plan = plan_tars(listing.tars, keys, last.manifest if last else None, indexes, tries_bad=not spec.skips_bad)
         base = last.tars.url if last else "", spec.source.url
         if why := refusal(plan, last.manifest if last else None, spec.guard, base):
@@ -146,11 +144,6 @@ def _check_uncompressed(spec: IndexSpec, listing: Listing) -> None:
     )
 
 
-def _stored_indexes(location: Location) -> set[int]:
-    numbers = (indexed_number(info.name) for info in location.store.list_folder(location.layout.indexes))
-    return {number for number in numbers if number is not None}
-
-
 def _announce(spec: IndexSpec, plan: TarPlan, last: Snapshot | None, indexes: set[int]) -> Intent:
     """Returns the intent of a plan: its numbers name indexes, so a stored index counts as a stored shard."""
     layout = spec.location.layout
@@ -173,18 +166,9 @@ def _scan(spec: IndexSpec, plan: TarPlan, intent: Intent, indexes: set[int], key
     job = ScanJob(source=spec.source, location=spec.location, keys=keys)
     witness = Witness(spec.location.store, spec.location.layout.intent(intent.number))
     _say_what_is_scanned(spec, plan, tasks)
-    found: dict[int, ScannedTar] = {}
     title = f"indexing {spec.location.prefix}"
-    lock = Lock()
-    with sample_progress(title, total=len(tasks), unit="tars", show=spec.workers.progress) as advance:
-
-        def count(tars: int, num_bytes: int) -> None:
-            with lock:  # threads that scan call it as well
-                advance(tars, num_bytes)
-
-        for one in run_each(scan_tar, scan_tars, job, tasks, spec.workers, witness=witness, on_read=partial(count, 0)):
-            found[one.number] = one
-            count(1, 0 if spec.workers.are_here else one.tar.num_bytes)
+    ended = run_each(scan_tar, scan_tars, job, tasks, spec.workers, title=title, witness=witness)
+    found = {one.number: one for one in ended}
     scanned = [found[task.number] for task in tasks]
     if stored := [spec.location.layout.index(one.number) for one in scanned if one.index_digest]:
         spec.location.store.sync(stored[:1])  # all indexes share their folder

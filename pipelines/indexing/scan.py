@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dray.pipelines.building.job import TASK_BYTES
 from dray.pipelines.building.pack import store_index
-from dray.pipelines.indexing.changes import PER_TAR
+from dray.pipelines.indexing.changes import KeyScope
 from dray.pipelines.indexing.listing import Tar
 from dray.pipelines.indexing.notes import Notes
 from dray.pipelines.indexing.threads import CountedStream, OnRead
@@ -36,7 +36,7 @@ class ScanJob:
     Attributes:
         source: Store of the tars.
         location: Where the dataset is.
-        keys: `UNIQUE` or `PER_TAR`.
+        keys: A `KeyScope`.
     """
 
     source: Store
@@ -149,7 +149,7 @@ def scan_tar(job: ScanJob, task: ScanTask, on_read: OnRead | None = None) -> Sca
     if not index.keys:
         return ScannedTar(number=task.number, tar=task.tar, notes=notes)
     notes.compare_case(index.keys)
-    if job.keys == PER_TAR:
+    if job.keys == KeyScope.PER_TAR:
         index = replace(index, keys=[f"{task.tar.name.removesuffix('.tar')}/{key}" for key in index.keys])
     return _record(task, index, store_index(job.location, task.number, index), notes)
 

@@ -3,8 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from functools import partial
+from threading import Lock
+from typing import BinaryIO, Protocol, TypeVar
 
+from dray.pipelines.indexing.listing import Tar
+from dray.pipelines.progress import sample_progress
 from dray.pipelines.running.dispatch import Task
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.tasks import run_tasks, runs_in_process
@@ -12,9 +16,20 @@ from dray.pipelines.running.tasks import run_tasks, runs_in_process
 REPORTED_BYTES = 4 << 20
 Job = TypeVar("Job")
 AnyTask = TypeVar("AnyTask", bound=Task)
-Result = TypeVar("Result")
 OnRead = Callable[[int], None]
 """Is called with the number of bytes that were read, by several threads."""
+
+
+class OfTar(Protocol):
+    """The result of work on a tar."""
+
+    @property
+    def tar(self) -> Tar:
+        """The tar."""
+        ...
+
+
+Result = TypeVar("Result", bound=OfTar)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +59,10 @@ def run_each(
     tasks: Sequence[AnyTask],
     workers: Workers,
     *,
+    title: str,
     witness: Witness | None,
-    on_read: OnRead,
 ) -> Iterator[Result]:
-    """Run a function for each task; yields the results as the tasks end. An error stops the others.
+    """Run a function for each task, and show progress; yields the results as the tasks end. An error stops the others.
 
     Args:
         function: `function(job, task, on_read)` returns the result of a task.
@@ -55,12 +70,33 @@ def run_each(
         job: What they share.
         tasks: The tasks.
         workers: Who does the work.
+        title: What is done, for the progress.
         witness: See `run_tasks`.
-        on_read: Called as bytes are read by threads of this process.
     """
-    if not workers.are_here:
-        yield from run_tasks(on_ray, job, tasks, workers.address, witness=witness, progress=workers.progress)
-        return
+    lock = Lock()
+    with sample_progress(title, total=len(tasks), unit="tars", show=workers.progress) as advance:
+
+        def count(tars: int, num_bytes: int) -> None:
+            with lock:  # threads that read call it as well
+                advance(tars, num_bytes)
+
+        if workers.are_here:
+            for result in _run_here(function, job, tasks, workers.num_threads, partial(count, 0)):
+                count(1, 0)
+                yield result
+        else:
+            for result in run_tasks(on_ray, job, tasks, workers.address, witness=witness, progress=workers.progress):
+                count(1, result.tar.num_bytes)
+                yield result
+
+
+def _run_here(
+    function: Callable[[Job, AnyTask, OnRead | None], Result],
+    job: Job,
+    tasks: Sequence[AnyTask],
+    num_threads: int,
+    on_read: OnRead,
+) -> Iterator[Result]:
     stops = False
 
     def count(num_bytes: int) -> None:
@@ -68,7 +104,7 @@ def run_each(
             raise InterruptedError("another tar failed")
         on_read(num_bytes)
 
-    threads = ThreadPoolExecutor(workers.num_threads)
+    threads = ThreadPoolExecutor(num_threads)
     try:
         for future in as_completed([threads.submit(function, job, task, count) for task in tasks]):
             yield future.result()

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from threading import Lock
 from typing import BinaryIO, cast
 
 import pyarrow as pa
@@ -18,7 +16,6 @@ from dray.pipelines.building.job import TASK_BYTES
 from dray.pipelines.indexing.listing import Listing, Tar
 from dray.pipelines.indexing.threads import CountedStream, OnRead, Workers, run_each
 from dray.pipelines.indexing.untouched import open_unchanged
-from dray.pipelines.progress import sample_progress
 from dray.shards.errors import CallError, DrayError, ExistsError, InputError
 from dray.shards.layout import some
 from dray.shards.messages import counted
@@ -81,16 +78,9 @@ def unpack(source: Store, listing: Listing, target: Store, workers: Workers) -> 
     """
     tasks = unpack_tasks(source, [*listing.tars, *listing.compressed], target)
     names = [tar.name for tar in listing.tars if source.url == target.url]
-    job, lock = UnpackJob(source=source, target=target), Lock()
-    with sample_progress("unpacking", total=len(tasks), unit="tars", show=workers.progress) as advance:
-
-        def count(tars: int, num_bytes: int) -> None:
-            with lock:  # threads call it as well
-                advance(tars, num_bytes)
-
-        for task in run_each(unpack_tar, unpack_tars, job, tasks, workers, witness=None, on_read=partial(count, 0)):
-            names.append(task.name)
-            count(1, 0 if workers.are_here else task.num_bytes)
+    job = UnpackJob(source=source, target=target)
+    done = run_each(unpack_tar, unpack_tars, job, tasks, workers, title="unpacking", witness=None)
+    names += [task.name for task in done]
     return sorted(set(names), key=natural_key)
 
 

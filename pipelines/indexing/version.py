@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dray.pipelines.building.manifest import put_rows
-from dray.pipelines.indexing.changes import LEFT_OUT, PER_TAR, TarPlan
+from dray.pipelines.indexing.changes import LEFT_OUT, KeyScope, TarPlan
 from dray.pipelines.indexing.scan import ScannedTar
 from dray.shards.errors import InputError
 from dray.shards.layout import Location
@@ -137,7 +137,7 @@ def _check_unique(samples: pa.Table, shards: Sequence[Shard], keys: str) -> None
     more = f" and {len(is_twice) - MOST_NAMED:,} more" if len(is_twice) > MOST_NAMED else ""
     hint = (
         "two tars differ in their folders' names alone: rename one"
-        if keys == PER_TAR
+        if keys == KeyScope.PER_TAR
         else "if they are different samples, give keys='per-tar', which puts the path of its tar before each key; if "
         "tars repeat each other, leave some out by a pattern; a sample that is split over two tars must be put "
         "together, as `dray reshard --unique-keys join` does in a copy of tars that are on a disk"

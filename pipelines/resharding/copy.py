@@ -4,8 +4,7 @@ Safe to run twice, late, or after a crash: a shard that is already stored is rea
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from dray.pipelines.building.fill import ShardFiller
 from dray.pipelines.building.job import TASK_BYTES
-from dray.pipelines.building.pack import read_index, store_index
+from dray.pipelines.building.pack import read_index, store_index, store_while_filling
 from dray.pipelines.inputs.encoder import Encoder
 from dray.pipelines.resharding.fetch import Parts, fetch_rows
 from dray.pipelines.resharding.rows import Rows
@@ -68,24 +67,15 @@ def copy_shards(job: CopyJob, tasks: Sequence[CopyTask]) -> Iterator[WrittenShar
         InputError: A part cannot be encoded; names tar, key and suffix.
         StoreError: The store failed; nothing half-written is visible.
     """
-    with ThreadPoolExecutor(1) as uploader:
-        storing: Future[WrittenShard] | None = None
-        for task in tasks:
-            try:
-                is_stored = task.is_stored
-                if is_stored is None:
-                    is_stored = job.location.store.head(job.location.layout.shard(task.number)) is not None
-                store = partial(_adopt, job, task) if is_stored else partial(_store, job, task, *_fill(job, task))
-            except BaseException:
-                if storing is not None:
-                    yield storing.result()  # it is stored although the next one failed
-                raise
-            if storing is not None:
-                yield storing.result()
-            storing = uploader.submit(store)
-            del store  # the tar
-        if storing is not None:
-            yield storing.result()
+    return store_while_filling(_prepare(job, task) for task in tasks)
+
+
+def _prepare(job: CopyJob, task: CopyTask) -> Callable[[], WrittenShard]:
+    """Fill a shard that is not stored yet; returns the function that stores it, or adopts the stored one."""
+    is_stored = task.is_stored
+    if is_stored is None:
+        is_stored = job.location.store.head(job.location.layout.shard(task.number)) is not None
+    return partial(_adopt, job, task) if is_stored else partial(_store, job, task, *_fill(job, task))
 
 
 def _store(job: CopyJob, task: CopyTask, body: bytearray, index: ShardIndex) -> WrittenShard:

@@ -1,7 +1,7 @@
 """The shards of a copy: which samples each holds, and which of them are stored already. Pure: no I/O, no clock."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from dray.pipelines.resharding.rows import Rows
 from dray.pipelines.writing.shard import ShardSize
 from dray.shards.arguments import as_int, as_seed
 from dray.shards.errors import CallError
-from dray.shards.manifest import Shard
 from dray.shards.tar import END, MAX_SHARD_BYTES
 
 
@@ -126,11 +125,6 @@ def plan_shards(
             )
         )
     return planned
-
-
-def is_same(planned: Sequence[PlannedShard], shards: Sequence[Shard]) -> bool:
-    """Whether a version has just the planned shards, in their order."""
-    return [shard.number for shard in planned] == [shard.number for shard in shards]
 
 
 def _bounds(sizes: NDArray[np.int64], shape: Shape) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ one adopts. A shard whose samples did not change is kept, although the source pa
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,17 @@ from dray.pipelines.resharding.copy import CopyJob, CopyTask, copy_shards
 from dray.pipelines.resharding.keys import UniqueKeys, grouped
 from dray.pipelines.resharding.plan import PlannedShard, Shape, plan_shards
 from dray.pipelines.resharding.rows import Rows, read_rows
+from dray.pipelines.resharding.source import check_elsewhere
 from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.running.tasks import fit_workers, run_tasks
-from dray.pipelines.versions.attempts import stored_sizes, until_committed
+from dray.pipelines.versions.attempts import stored_sizes, until_committed, whole_shards
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.announce import open_written
 from dray.pipelines.writing.shard import WrittenShard
 from dray.pipelines.writing.version import Contents, Writing
 from dray.shards.errors import CallError, ConflictError, InputError
-from dray.shards.layout import Location, indexed_number, some
+from dray.shards.layout import Location, some
 from dray.shards.log import Commit, Intent
 from dray.shards.messages import counted
 from dray.shards.reading.catalog import Catalog
@@ -134,14 +135,15 @@ def survey(spec: CopySpec) -> Work:
 
     Raises:
         CallError: A part or a limit names a suffix that no sample has; no sample is left; a shard would pass 4 GiB; or
-            another program wrote the dataset.
+            the copy would replace its source, or a dataset of another program.
         InputError: Samples share a key, a key is asked for that no sample has, or a sample has none of the parts.
         DamagedError: An index is damaged.
     """
+    source = spec.source.snapshot
+    check_elsewhere(source, spec.location)
     base = open_written(spec.location)
     if base is not None and base.manifest.recipe.get("writer") != WRITER:
         raise CallError(f"{base.name} was not made by resharding, so it is not replaced: choose another url or prefix")
-    source = spec.source.snapshot
     tars = [shard.name or source.layout.shard(shard.number) for shard in source.shards]
     rows, samples = grouped(read_rows(spec.source), tars, spec.unique_keys)
     chosen = np.flatnonzero(spec.choice.mask(rows, samples))
@@ -152,7 +154,7 @@ def survey(spec: CopySpec) -> Work:
         rows, samples = _with_parts(spec.source, spec.parts, rows, samples)
     encoder = Encoder.of(spec.encode, rows.stored(), allow=spec.allow, allow_pickle=spec.allow_pickle)
     stored = stored_sizes(spec.location)
-    whole = _whole(base, stored) if base else {}
+    whole = {shard.digest: shard.number for shard in whole_shards(base, stored)} if base else {}
     return Work(
         location=spec.location,
         rows=rows,
@@ -187,17 +189,6 @@ def _with_parts(
     return narrow.take(np.flatnonzero(has_part)), samples[has_part]
 
 
-def _whole(base: Snapshot, stored: Mapping[str, int]) -> dict[str, int]:
-    """Returns digest -> number of the shards of a version that are stored with their size and an index."""
-    layout = base.layout
-    indexed = {indexed_number(info.name) for info in base.store.list_folder(layout.indexes)}
-    return {
-        shard.digest: shard.number
-        for shard in base.shards
-        if stored.get(layout.shard(shard.number)) == shard.num_bytes and shard.number in indexed
-    }
-
-
 def _recipe(spec: CopySpec, source: Snapshot, rows: Rows, encoder: Encoder | None) -> dict[str, Any]:
     """Returns what the manifest records. The names of parts that the source's build encoded stay known."""
     names = {} if encoder is not None else _encoding_of(source, rows.stored())
@@ -225,13 +216,12 @@ def _encoding_of(source: Snapshot, stored: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def reshard(spec: CopySpec, *, retention: Retention | None, surveyed: Work | None = None) -> BuildReport:
+def reshard(spec: CopySpec, *, retention: Retention | None) -> BuildReport:
     """Make the last version of a dataset a copy of the chosen samples. Atomic; if it is already, nothing is written.
 
     Args:
         spec: The arguments of the copy.
         retention: Which versions to keep; None: all.
-        surveyed: Result of `survey`.
 
     Raises:
         DamagedError: A sample of the source differs from its index; names tar, key and suffix. No version is made.
@@ -244,7 +234,7 @@ def reshard(spec: CopySpec, *, retention: Retention | None, surveyed: Work | Non
 
     def attempt(head: Commit | None, *, is_first: bool) -> BuildReport | None:  # noqa: ARG001  each starts from head
         nonlocal before
-        work = surveyed if surveyed is not None and is_first else survey(spec)
+        work = survey(spec)
         if not is_first:
             _check_rebase(work, before)
         before = work.base

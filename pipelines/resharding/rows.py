@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from dray.shards.index import digest_of
 from dray.shards.parsing.columns import Columns
 from dray.shards.reading.catalog import Catalog
-from dray.shards.tar import BLOCK
+from dray.shards.tar import BLOCK, max_member_bytes
 
 READS_AT_ONCE = 16
-_LONG_NAME, _PAX_BYTES = 100, 16  # see `tar.max_member_bytes`
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -70,13 +69,14 @@ class Rows:
 
     def tar_bytes(self) -> NDArray[np.int64]:
         """Returns (n,) the maximum number of bytes that each takes in a tar."""
-        key_bytes = pc.call_function("binary_length", [self.keys]).to_numpy().astype(np.int64)
+        key_bytes = pc.call_function("binary_length", [self.keys]).to_numpy()
+        lengths, place = np.unique(key_bytes, return_inverse=True)
         total = np.zeros(len(self), np.int64)
         for column, suffix in enumerate(self.suffixes):
-            name_bytes = key_bytes + 1 + len(suffix.encode())
-            pax = np.where(name_bytes > _LONG_NAME, BLOCK + _blocks(name_bytes + _PAX_BYTES), 0)
-            data = BLOCK + _blocks(self.sizes[:, column].astype(np.int64))
-            total += np.where(self.offsets[:, column] > 0, pax + data, 0)
+            ending = 1 + len(suffix.encode())
+            headers = np.array([max_member_bytes(length + ending, 0) for length in lengths.tolist()], np.int64)[place]
+            data = (self.sizes[:, column].astype(np.int64) + BLOCK - 1) // BLOCK * BLOCK
+            total += np.where(self.offsets[:, column] > 0, headers + data, 0)
         return total
 
     def digest(self, how: str) -> str:
@@ -92,10 +92,6 @@ class Rows:
 
 def _contents(rows: Rows, columns: NDArray[np.int64]) -> tuple[bytes, bytes]:
     return rows.sizes[:, columns].tobytes(), rows.hashes[:, columns].tobytes()
-
-
-def _blocks(num_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return (num_bytes + BLOCK - 1) // BLOCK * BLOCK
 
 
 def read_rows(catalog: Catalog) -> Rows:

@@ -7,9 +7,9 @@ from dray.pipelines.progress import say
 from dray.pipelines.versions.gc import sweep
 from dray.pipelines.versions.retention import Retention
 from dray.shards.errors import CallError, ConflictError, DamagedError, StoreError
-from dray.shards.layout import Location
+from dray.shards.layout import Location, indexed_number
 from dray.shards.log import Commit, read_head
-from dray.shards.manifest import Kind
+from dray.shards.manifest import Kind, Shard
 from dray.shards.messages import counted
 from dray.shards.snapshot import Snapshot
 
@@ -84,6 +84,27 @@ def check_has_own_tars(base: Snapshot) -> None:
 def stored_sizes(location: Location) -> dict[str, int]:
     """Returns name -> size in bytes of the objects in the dataset's directory."""
     return {info.name: info.size for info in location.store.list_folder()}
+
+
+def stored_indexes(location: Location) -> set[int]:
+    """Returns the numbers of the indexes that are stored."""
+    numbers = (indexed_number(info.name) for info in location.store.list_folder(location.layout.indexes))
+    return {number for number in numbers if number is not None}
+
+
+def whole_shards(base: Snapshot, stored: Mapping[str, int]) -> list[Shard]:
+    """Returns the shards of a version that are stored with their size and an index.
+
+    Args:
+        base: The version.
+        stored: See `stored_sizes`.
+    """
+    indexed = stored_indexes(base.location)
+    return [
+        shard
+        for shard in base.shards
+        if stored.get(base.layout.shard(shard.number)) == shard.num_bytes and shard.number in indexed
+    ]
 
 
 def check_stored(location: Location, expected: Mapping[int, int]) -> None:

@@ -11,7 +11,7 @@ from dray.cluster.cli.building.parquet import build_from_parquet
 from dray.cluster.cli.building.request import BuildRequest, MissingGroups
 from dray.cluster.cli.building.survey import survey_datasets
 from dray.cluster.cli.building.transform import TransformOptions, build_by_transform
-from dray.cluster.cli.options import Address, RetentionOptions, cluster_address
+from dray.cluster.cli.options import Address, Quiet, RetentionOptions, cluster_address
 from dray.pipelines import BuildReport
 from dray.pipelines.building.build import build as build_dataset
 from dray.pipelines.building.drop import drop_samples
@@ -27,7 +27,7 @@ def build(
     retention: RetentionOptions,
     *,
     address: Address = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report, no progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON: a list with one object per dataset.")
     ] = False,

@@ -9,12 +9,15 @@ import typer
 
 from dray.cluster.cli.options import (
     Address,
+    AsJson,
+    Quiet,
     RetentionOptions,
     StorageOptionList,
     cluster_address,
     parse_storage_options,
 )
 from dray.pipelines import index_tars
+from dray.pipelines.indexing.changes import KeyScope
 from dray.pipelines.indexing.places import find_place
 from dray.pipelines.progress import WORDS
 from dray.shards.snapshot import DEFAULT_PREFIX
@@ -25,13 +28,6 @@ class OnBadTar(StrEnum):
 
     fail = "fail"
     skip = "skip"
-
-
-class KeyScope(StrEnum):
-    """Where keys are unique."""
-
-    unique = "unique"
-    per_tar = "per-tar"
 
 
 def index(
@@ -107,8 +103,8 @@ def index(
     ] = None,
     retention: RetentionOptions,
     address: Address = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report, no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON: a list with one object.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     into_storage_option: Annotated[
         list[str] | None,
         typer.Option(

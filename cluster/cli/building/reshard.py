@@ -13,7 +13,9 @@ from dray.cluster.cli.options import (
     Address,
     AllowList,
     AllowPickle,
+    AsJson,
     DataOptions,
+    Quiet,
     RetentionOptions,
     StorageOptionList,
     cluster_address,
@@ -25,7 +27,7 @@ from dray.pipelines.resharding.keys import UniqueKeys
 from dray.pipelines.resharding.plan import Shape
 from dray.pipelines.resharding.reshard import CopySpec, survey
 from dray.pipelines.resharding.reshard import reshard as make_copy
-from dray.pipelines.resharding.source import check_elsewhere, open_source
+from dray.pipelines.resharding.source import open_source
 from dray.shards.errors import CallError
 from dray.shards.layout import Layout, Location, check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
@@ -113,8 +115,8 @@ def reshard(
     allow_pickle: AllowPickle = False,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be copied.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report, no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON: a list with one object.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     source_storage_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,12 +179,11 @@ def reshard(
         address=cluster_address(address),
         progress=not quiet,
     )
-    check_elsewhere(spec.source.snapshot, spec.location)
-    work = survey(spec)
     if dry_run:
+        work = survey(spec)
         typer.echo(json.dumps([work.facts()], indent=1) if as_json else WORDS.get()(str(work)))
         return
-    report = make_copy(spec, retention=retention.rule(), surveyed=work)
+    report = make_copy(spec, retention=retention.rule())
     typer.echo(json.dumps([asdict(report)], indent=1) if as_json else WORDS.get()(str(report)))
 
 
