@@ -64,6 +64,8 @@ def encode_field(field: str, value: Any, *, keep_pickles: bool = False) -> tuple
     Raises:
         CallError: The value cannot be stored; names field and type.
     """
+    if isinstance(value, np.memmap):  # an array of a file, whose elements are stored
+        value = np.asarray(value)
     suffix = field if is_pickled(field) and keep_pickles else stored_suffix(field, value)
     return suffix, _strictly(suffix, value)
 

@@ -22,11 +22,11 @@ from dray.pipelines.running.parcel import Witness
 from dray.pipelines.running.processes import run_in_processes
 from dray.pipelines.running.ray_session import IN_PROCESS
 from dray.pipelines.running.tasks import fit_workers, run_tasks
+from dray.pipelines.versions.attempts import stored_indexes
 from dray.pipelines.writing.announce import announce_writing, open_written
 from dray.pipelines.writing.shard import Sample
 from dray.pipelines.writing.version import Contents, Writing
 from dray.shards.index import digest_of
-from dray.shards.layout import indexed_number
 from dray.shards.parsing.records import canonical_json
 from dray.shards.snapshot import Snapshot
 
@@ -50,7 +50,7 @@ def write_inputs(spec: MakeSpec) -> BuildReport:
 
 def _write(spec: MakeSpec, plan: MakePlan, base: Snapshot | None, recipe: Mapping[str, Any]) -> BuildReport:
     marks = spec.items.marks().tolist()
-    stored = {indexed_number(info.name) for info in spec.location.store.list_folder(spec.location.layout.indexes)}
+    stored = stored_indexes(spec.location)
     job = MakeJob(
         location=spec.location,
         base=plan.base,

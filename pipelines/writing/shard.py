@@ -4,16 +4,16 @@ A task that runs again makes the same bytes and adopts what it stored before. Ot
 depend on chance, time or order, and nobody could say what the dataset holds.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from dray.pipelines.building.fill import ShardFiller, bytes_in_tar
-from dray.pipelines.building.pack import create, store_index
+from dray.pipelines.building.pack import create, store_index, store_while_filling
 from dray.pipelines.planning.recipe import DEFAULT_SHARD_BYTES, MAX_SHARD_SAMPLES
 from dray.shards.arguments import as_int
 from dray.shards.errors import CallError, InputError
@@ -180,18 +180,14 @@ def store_in_order(
         StoreError: The store failed.
     """
     free = iter(numbers)
-    with ThreadPoolExecutor(1) as uploader:
-        storing: Future[WrittenShard] | None = None
+
+    def stores() -> Iterator[Callable[[], WrittenShard]]:
         for filler in _filled(samples, size):
             if (number := next(free, None)) is None:
                 raise CallError("more shards than numbers were reserved for: make larger shards")
-            body, index = filler.finish()
-            if storing is not None:
-                yield storing.result()
-            storing = uploader.submit(store_shard, location, number, body, index, step)
-            del body
-        if storing is not None:
-            yield storing.result()
+            yield partial(store_shard, location, number, *filler.finish(), step)
+
+    yield from store_while_filling(stores())
 
 
 def _filled(samples: Iterable[Sample], size: ShardSize) -> Iterator[ShardFiller]:

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from dray.pipelines.planning.rewrites import Place, StoredRows
-from dray.pipelines.versions.attempts import stored_sizes
+from dray.pipelines.versions.attempts import stored_indexes, stored_sizes
 from dray.pipelines.writing.shard import WrittenShard, record_of
 from dray.shards.errors import DamagedError, NotFoundError
 from dray.shards.index import ShardIndex, digest_of
-from dray.shards.layout import Location, indexed_number
+from dray.shards.layout import Location
 from dray.shards.log import Commit, Intent, new_write_id, now, numbers_in, read_intent
 from dray.shards.manifest import Accounting, Kind, Manifest, part_table
 from dray.shards.parsing.records import canonical_json
@@ -64,9 +64,8 @@ def find_stored(
     if not intents:
         return []
     sizes = {location.layout.shard_number(name): size for name, size in stored_sizes(location).items()}
-    indexed = {indexed_number(info.name) for info in location.store.list_folder(location.layout.indexes)}
     known = {shard.number for shard in base.shards} if base else set()
-    free = sorted(n for n in indexed if n is not None and n in sizes and n >= open_shard and n not in known)
+    free = sorted(n for n in stored_indexes(location) if n in sizes and n >= open_shard and n not in known)
     return [found for intent in intents if (found := _stored_of(location, intent, free, sizes))[1]]
 
 

@@ -1,5 +1,6 @@
 """`write_samples` with an iterable of samples."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -156,3 +157,12 @@ def test_ctrl_c_deletes_and_a_kill_leaves_shards_to_adopt(tmp_path: Path, signal
     done = subprocess.run([*command, "go"], capture_output=True, text=True, check=True)
     assert "version 1: 10 samples in 5 shards" in done.stdout
     assert f"{5 - len(tars)} packed, {len(tars)} reused" in done.stdout
+
+
+def test_rows_of_an_array_in_a_file_are_arrays(tmp_path: Path) -> None:
+    """As `np.load` with `mmap_mode` gives them."""
+    np.save(tmp_path / "all.npy", np.arange(6.0).reshape(3, 2))
+    rows = np.load(tmp_path / "all.npy", mmap_mode="r")
+    write_samples(({"x": row} for row in rows), tmp_path / "out")
+    stored_rows = [Snapshot.open(tmp_path / "out").read(f"{number:09d}")["x.npy"] for number in range(3)]
+    assert [np.load(io.BytesIO(row)).tolist() for row in stored_rows] == rows.tolist()
