@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from dray.pipelines import write_samples
-from dray.pipelines.resharding import copy
 from dray.pipelines.resharding.choose import Choice
 from dray.pipelines.resharding.plan import Shape
 from dray.pipelines.resharding.reshard import CopySpec, reshard
@@ -110,5 +109,5 @@ class CopyMachine(Machine):
 
 def test_a_copy_is_what_the_replies_to_its_writers_say(tmp_path: Path) -> None:
     """Laws 2 and 3 over histories of copies, other operations, crashes and writers that meet."""
-    with mock.patch.object(copy, EXECUTOR, _Inline), mock.patch.object(version, EXECUTOR, _Inline):
+    with mock.patch.object(version, EXECUTOR, _Inline):
         check(tmp_path, num_examples=25, num_steps=25, machine=CopyMachine)
