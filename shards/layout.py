@@ -16,7 +16,8 @@ OLD_FOLDER = "_dray"  # folder of format 1
 MOST_SHARDS = 10**18  # shard numbers are smaller
 # A path below a folder: components without control characters; "." and ".." are ruled out apart.
 _PATH = re.compile(r"(?:[^/\x00-\x1f\x7f]+/)*[^/\x00-\x1f\x7f]+")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*")  # certainly valid, as most names are
+_PLAIN_PART = r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]*"
+_PLAIN_NAME = re.compile(rf"(?:{_PLAIN_PART}/)*{_PLAIN_PART}")  # certainly valid, as most names are
 _STEP_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 NAME_RULE = (
     "a name is a relative path without '..', empty parts or control characters, and not between double underscores"
@@ -192,7 +193,7 @@ def key_of(name: str) -> str:
     WebDataset ends a key at the first dot of the file name; dots of folder names are part of the key.
     """
     folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.replace('.', '-')}"
+    return name if "." not in file else f"{folder}{slash}{file.replace('.', '-')}"  # most of millions are shared
 
 
 def check_names(names: Iterable[str]) -> None:

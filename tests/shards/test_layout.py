@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dray.shards.errors import CallError
-from dray.shards.layout import Layout, check_names, check_suffixes, key_of, record_number, some
+from dray.shards.layout import (
+    WEBDATASET_META,
+    Layout,
+    bad_names,
+    check_names,
+    check_suffixes,
+    is_path,
+    key_of,
+    record_number,
+    some,
+)
 
 
 def test_every_object_has_its_place() -> None:
@@ -170,3 +180,16 @@ def test_a_suffix_is_a_string(suffixes: object) -> None:
 def test_a_key_holds_dots_in_its_folders_alone(name: str, key: str) -> None:
     """WebDataset ends the key at the first dot after the last slash."""
     assert key_of(name) == key
+
+
+@given(st.lists(st.text(alphabet="ab_.-/ \n0", max_size=8)))
+def test_names_that_are_plainly_valid_are_judged_like_all_others(names: list[str]) -> None:
+    """A first look lets most of millions of names pass; it must not let a bad one pass."""
+    assert bad_names(names) == [name for name in names if not is_path(name) or WEBDATASET_META.match(name)]
+
+
+def test_a_name_without_dots_is_its_own_key() -> None:
+    """The same object: millions of keys take no memory beside the names."""
+    for name in ("folder/sample-1", "sample-1", "folder.d/sample-1"):
+        assert key_of(name) is name
+    assert key_of("folder.d/sample.1") == "folder.d/sample-1"
