@@ -11,7 +11,7 @@ from dray.pipelines.building.survey import Work, none_left
 from dray.pipelines.building.tables import LeftOut, left_out_table, source_table, table_chunks
 from dray.pipelines.inputs.sources import EMPTY
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import compare, find_in, fingerprints_in
+from dray.pipelines.planning.plan import compare, find_in, fingerprints_in, places_and_prints
 from dray.pipelines.planning.recipe import Recipe
 from dray.shards.errors import InputError
 from dray.shards.index import digest_of
@@ -129,6 +129,6 @@ def _hashes_of_kept(work: Work) -> NDArray[np.uint64]:
     kept = [shard.rows for shard in work.planned.shards if shard.fate == "reused"]
     if work.last is not None and kept:
         rows = np.concatenate(kept)
-        old = work.last.table.take(pa.array(find_in(work.last.table, sources.take(rows))))
+        old = places_and_prints(work.last.table, find_in(work.last.table, sources.take(rows)))
         hashes[rows] = fingerprints_in(old, sources.suffixes, "xxh3_64")
     return hashes

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
@@ -21,7 +20,7 @@ from dray.pipelines.inputs.scan import Scan
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources, find_missing, find_sources
 from dray.pipelines.inputs.tolerance import OnError, Tolerance
 from dray.pipelines.planning.changes import Changes, Guard
-from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, plan
+from dray.pipelines.planning.plan import Last, Plan, changes_of, find_in, fingerprints_in, places_and_prints, plan
 from dray.pipelines.planning.recipe import Recipe
 from dray.pipelines.progress import say
 from dray.pipelines.versions.attempts import check_is_build, stored_sizes, whole_shards
@@ -212,7 +211,7 @@ def same_contents(spec: BuildSpec, sources: Sources, last: Last) -> NDArray[np.b
     """Returns (n,) whether a sample's files were touched but not changed: those of equal size are read to compare."""
     rows = find_in(last.table, sources)
     candidates = np.flatnonzero(rows >= 0)
-    old = last.table.take(pa.array(rows[candidates]))
+    old = places_and_prints(last.table, rows[candidates])
     has_same_size = (fingerprints_in(old, sources.suffixes, "size") == sources.sizes[candidates]).all(axis=1)
     has_same_stamp = (fingerprints_in(old, sources.suffixes, "stamp") == sources.stamps[candidates]).all(axis=1)
     touched = np.flatnonzero(has_same_size & ~has_same_stamp)

@@ -160,6 +160,11 @@ def find_in(table: pa.Table, sources: Sources) -> NDArray[np.int64]:
     return found
 
 
+def places_and_prints(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Returns rows of a table of sources without keys and names, whose copies would take most of a planner's memory."""
+    return table.drop_columns(["key", "name"]).take(pa.array(rows))
+
+
 def fingerprints_in(table: pa.Table, suffixes: Sequence[str], what: str) -> NDArray[Any]:
     """Returns (n, s) one kind of column of a table of sources: size, stamp or xxh3_64."""
     return np.stack([table[f"{suffix}/{what}"].to_numpy() for suffix in suffixes], axis=1)
@@ -195,7 +200,7 @@ def compare(last: Last | None, sources: Sources, hashes: NDArray[np.uint64] | No
     is_old = rows >= 0
     num_changed = num_old = int(is_old.sum())
     if set(last.recipe["suffixes"]) == set(sources.suffixes):  # else all samples changed
-        old = last.table.take(pa.array(rows[is_old]))
+        old = places_and_prints(last.table, rows[is_old])
         now = {"size": sources.sizes, "stamp": sources.stamps} if hashes is None else {"xxh3_64": hashes}
         differs = [fingerprints_in(old, sources.suffixes, what) != found[is_old] for what, found in now.items()]
         num_changed = int(np.hstack(differs).any(axis=1).sum())
@@ -229,7 +234,7 @@ def changed_fields(last: Last, recipe: Mapping[str, Any], source_url: str, but: 
 def _increment(sources: Sources, recipe: Recipe, last: Last, is_same: NDArray[np.bool_]) -> Plan:
     old_rows = find_in(last.table, sources)
     is_old = old_rows >= 0
-    old = last.table.take(pa.array(old_rows[is_old]))
+    old = places_and_prints(last.table, old_rows[is_old])
     has_same_print = has_same_prints(old, sources, is_old)
     shard_of = np.full(len(sources), -1)
     shard_of[is_old] = old["shard"].to_numpy()

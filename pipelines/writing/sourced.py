@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dray.pipelines.building.hashing import hash_contents
@@ -14,7 +13,7 @@ from dray.pipelines.building.survey import BuildSpec, as_left_out
 from dray.pipelines.building.tables import LeftOut, source_table
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Last, find_in, fingerprints_in, has_same_prints
+from dray.pipelines.planning.plan import Last, find_in, fingerprints_in, has_same_prints, places_and_prints
 from dray.pipelines.planning.rewrites import COPIED, Place
 from dray.pipelines.versions.retention import Retention
 from dray.pipelines.writing.announce import announce_writing
@@ -181,7 +180,7 @@ class SourcedPlan:
         if self.last is not None and not self.reason:
             rows = find_in(self.last.table, sources)
             is_old = rows >= 0
-            old = self.last.table.take(pa.array(rows[is_old]))
+            old = places_and_prints(self.last.table, rows[is_old])
             is_known = has_same_prints(old, sources, is_old)
             hashes[is_known] = fingerprints_in(old, sources.suffixes, "xxh3_64")[is_known[is_old]]
         new = sources.take(np.flatnonzero(~is_known))

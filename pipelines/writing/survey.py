@@ -29,7 +29,7 @@ from dray.pipelines.building.tables import LeftOut
 from dray.pipelines.inputs.sources import EMPTY, BadInput, Sources
 from dray.pipelines.inputs.tolerance import OnError
 from dray.pipelines.planning.changes import Changes
-from dray.pipelines.planning.plan import Last, changed_fields, compare, find_in, has_same_prints
+from dray.pipelines.planning.plan import Last, changed_fields, compare, find_in, has_same_prints, places_and_prints
 from dray.pipelines.planning.rewrites import COPIED, Copied, Place, Reuse, plan_reuse, plan_rewrites
 from dray.pipelines.versions.attempts import stored_sizes
 from dray.pipelines.writing.announce import open_written
@@ -143,7 +143,7 @@ def _compare(spec: BuildSpec, base: Snapshot | None, last: Last | None, sources:
         return _Compared(stays=np.zeros(len(sources), bool), differs=True, changes=changes)
     rows = find_in(last.table, sources)
     is_old = rows >= 0
-    has_same = has_same_prints(last.table.take(pa.array(rows[is_old])), sources, is_old)
+    has_same = has_same_prints(places_and_prints(last.table, rows[is_old]), sources, is_old)
     is_same = has_same | same_contents(spec, sources, last)
     changes = Changes(
         num_last=len(last.table),
