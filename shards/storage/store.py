@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,7 @@ from dray.shards.storage.client import (
     create_object,
     open_client,
 )
+from dray.shards.storage.deletes import delete_in_chunks
 from dray.shards.storage.objects import ObjectInfo, info_of
 from dray.shards.storage.retry import Retries
 from dray.shards.storage.stream import STREAM_CHUNK_BYTES, RangeReader
@@ -36,8 +37,7 @@ from dray.shards.storage.urls import check_name, local_path, normal_url, url_bel
 
 REQUEST_TIMEOUT_S = 30
 SLOWEST_BYTES_PER_S = 4 << 20  # a slower transfer counts as stuck
-DELETES_AT_ONCE = 16
-LIST_CHUNK = 1000  # objects; a page of most object stores
+PAGE = 1000  # objects that most object stores list, or delete, with one request
 
 Answer = TypeVar("Answer")
 
@@ -276,7 +276,7 @@ class Store:
         start = len(f"{self._key('')}/".lstrip("/"))
 
         def listed() -> list[ObjectInfo]:
-            pages = obstore.list(self._client, self._key(folder) or None, chunk_size=LIST_CHUNK)
+            pages = obstore.list(self._client, self._key(folder) or None, chunk_size=PAGE)
             return [info_of(meta["path"][start:], meta) for page in pages for meta in page]
 
         return self._ask("list", folder, listed)
@@ -291,19 +291,17 @@ class Store:
         return self._ask("list", folder, lambda: self._client.list_with_delimiter(self._key(folder) or None))
 
     def delete(self, names: Sequence[str]) -> None:
-        """Deletes objects, many at a time; a missing one is not an error."""
-        with ThreadPoolExecutor(DELETES_AT_ONCE) as threads:
-            for _ in threads.map(self._delete, names):
-                pass
+        """Deletes objects, many with one request where the store can; a missing one is not an error."""
+        delete_in_chunks(self._delete, names, PAGE if self.local_root is None else 1)
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, names: Sequence[str]) -> None:
         if self.local_root is not None:  # the client cannot name what `leftovers` finds
-            with self._errors("delete", name):
-                check_name(self.url, name)
-                Path(self.local_root, name).unlink(missing_ok=True)
+            with self._errors("delete", names[0]):
+                check_name(self.url, names[0])
+                Path(self.local_root, names[0]).unlink(missing_ok=True)
             return
-        with suppress(NotFoundError):
-            self._ask("delete", name, lambda: self._client.delete(self._key(name)))
+        keys = [self._key(name) for name in names]
+        self._ask("delete", names[0], lambda: self._client.delete(keys if len(keys) > 1 else keys[0]))
 
     def leftovers(self, folder: str = "") -> list[ObjectInfo]:
         """Returns files that unfinished writes left in a folder on local disk: `name#1`, which no listing shows."""
