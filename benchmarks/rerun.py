@@ -10,14 +10,13 @@ dataset are compared before and after.
 """
 
 import argparse
-import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from measured import Measured, measure
 
 from dray.pipelines import BuildReport, pickles_to_tars
 
@@ -33,25 +32,24 @@ def main() -> None:
         inputs, output = Path(folder, "inputs"), Path(folder, "output")
         names = _make_inputs(inputs, arguments.samples)
         print(f"{arguments.samples:,} files of {FILE_BYTES} bytes on {folder}, {NUM_SHARDS} shards")
-        _show("first build", *_measure(_build, inputs, names, output))
+        _show("first build", measure(_build, inputs, names, output))
         before = _objects(output)
-        ratios, seconds, peaks = [], [], []
+        ratios, found = [], list[Measured]()
         for number in range(arguments.rounds):
             contestants: list[Callable[..., BuildReport | None]] = [_build, _look_up]
             taken = {}
             for contestant in contestants if number % 2 else contestants[::-1]:
-                taken[contestant] = _measure(contestant, inputs, names, output)
-            ratios.append(taken[_build][0] / taken[_look_up][0])
-            seconds.append(taken[_build][0])
-            peaks.append(taken[_build][1])
+                taken[contestant] = measure(contestant, inputs, names, output)
+            ratios.append(taken[_build].seconds / taken[_look_up].seconds)
+            found.append(taken[_build])
         if _objects(output) != before:
             raise SystemExit("a rerun with nothing to do has written something")
-        _show("nothing to do", statistics.median(seconds), max(peaks), None)
+        _show("nothing to do", sorted(found, key=lambda one: one.seconds)[len(found) // 2])
         print(f"    time of it / of looking up every file once: {statistics.median(ratios):.2f}")
         (inputs / f"{names[len(names) // 3]}.{SUFFIX}").write_bytes(b"changed" * 9)
-        _show("one file changed", *_measure(_build, inputs, names, output))
+        _show("one file changed", measure(_build, inputs, names, output))
         (inputs / f"new.{SUFFIX}").write_bytes(b"new")
-        _show("one file new", *_measure(_build, inputs, [*names, "new"], output))
+        _show("one file new", measure(_build, inputs, [*names, "new"], output))
 
 
 def _arguments() -> argparse.Namespace:
@@ -83,36 +81,14 @@ def _look_up(inputs: Path, names: list[str], _: Path) -> None:
         os.stat(f"{inputs}/{name}.{SUFFIX}")
 
 
-def _measure(
-    contestant: Callable[..., BuildReport | None], *arguments: object
-) -> tuple[float, int, BuildReport | None]:
-    """Seconds, peak memory in bytes, and what it returned; in a fresh process, without its start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dray.pipelines", "__main__"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, contestant, *arguments))
-    process.start()
-    sender.close()
-    found: tuple[float, int, BuildReport | None] = receiver.recv()
-    process.join()
-    return found
-
-
-def _run(sender: object, contestant: Callable[..., BuildReport | None], *arguments: object) -> None:
-    started = time.perf_counter()
-    report = contestant(*arguments)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sender.send((seconds, peak, report))  # type: ignore[attr-defined]
-
-
 def _objects(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (info.st_ino, info.st_mtime_ns) for path in folder.rglob("*") if (info := path.stat())}
 
 
-def _show(what: str, seconds: float, peak: int, report: BuildReport | None) -> None:
+def _show(what: str, found: Measured) -> None:
+    report = found.result
     packed = f", {report.num_shards - report.num_reused} of {report.num_shards} shards packed" if report else ""
-    print(f"{what:17} {seconds:7.1f} s, peak memory {peak / 2**20:6,.0f} MiB{packed}")
+    print(f"{what:17} {found.seconds:7.1f} s, peak memory {found.peak_bytes / 2**20:6,.0f} MiB{packed}")
 
 
 if __name__ == "__main__":
