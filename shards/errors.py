@@ -8,6 +8,8 @@
     |-- CallError (ValueError)                 fix the call: an argument, a name, a size
     |   `-- PositionError (IndexError)         a sample's number beyond the last one
     |-- ClusterError (RuntimeError)            fix a node, or try again: a node is unfit, or workers died too often
+    |   |-- UnreachableError                   no answer: try again
+    |   `-- UnknownJobError                    the cluster knows no such job: submit it again
     |-- ConflictError (RuntimeError)           another writer changed the dataset: run again
     |-- InputError (RuntimeError)              fix an input: it is missing, unreadable, changed or was not packable
     |   `-- MissingInputError (FileNotFoundError)
@@ -101,6 +103,14 @@ class PositionError(CallError, IndexError):
 
 class ClusterError(DrayError, RuntimeError):
     """A node of the Ray cluster is not fit for a task, or the cluster lost a task more often than it is retried."""
+
+
+class UnreachableError(ClusterError):
+    """The cluster does not answer: its head restarts, or the network is down."""
+
+
+class UnknownJobError(ClusterError):
+    """The cluster knows no job of that id, or lost it with its head."""
 
 
 class ConflictError(DrayError, RuntimeError):

@@ -12,6 +12,7 @@ from tests.repo.test_house import ROOMS, ROOT, files_of
 PICKLES = "shards/codecs/pickles/compat.py"
 LOADERS = "loaders/compat.py"
 RAY_DATA = "pipelines/ray_data/compat.py"
+RAY_JOBS = "cluster/jobs/client.py"
 PRIVATE = [
     (PICKLES, "pickle", "_Unpickler"),
     (PICKLES, "copyreg", "_reconstructor"),
@@ -37,6 +38,8 @@ PRIVATE = [
     (RAY_DATA, "ray.data._internal.logical.operators", "Read"),
     (RAY_DATA, "ray.data._internal.logical.optimizers", "get_logical_ruleset"),
     (RAY_DATA, "ray.data._internal.logical.rules", "LimitPushdownRule"),
+    (RAY_JOBS, "ray.job_submission", "JobSubmissionClient._do_request"),
+    (RAY_JOBS, "ray.job_submission", "JobSubmissionClient._raise_error"),
 ]
 
 
