@@ -146,10 +146,10 @@ def _explain_token(url: str) -> str:
     """Returns why the cluster refused this machine, and what to do."""
     source = _token_source()
     get_it = "KubeRay: kubectl get secret CLUSTER -o jsonpath='{.data.auth_token}' | base64 -d"
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        problem = "the cluster asks for a token, and RAY_AUTH_MODE=disabled sends none: set it to token"
-    elif source is None:
+    if source is None:
         problem = f"the cluster asks for its token: put it into {_TOKEN_PLACES}, and set RAY_AUTH_MODE=token; {get_it}"
+    elif os.environ.get("RAY_AUTH_MODE") != "token":
+        problem = f"the cluster asks for its token: set RAY_AUTH_MODE=token, so that Ray sends that in {source}"
     else:
         problem = (
             f"the cluster refuses the token in {source}: it is that of another cluster, or was replaced; Ray takes the "

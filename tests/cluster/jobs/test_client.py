@@ -4,6 +4,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dray.cluster.jobs.client import dashboard_url, job_client
 from dray.shards.errors import CallError, ClusterError, UnknownJobError, UnreachableError
 
 TOKEN = "planted-token"
+WRONG = json.dumps({"Authorization": "Bearer planted"})
 Answer = Callable[[str, str | None], tuple[int, object]]  # path, header of the token -> status, body
 
 
@@ -105,16 +107,27 @@ def test_a_cluster_elsewhere_without_a_token_is_refused_unless_allowed(serve: Ca
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
 @pytest.mark.parametrize(
-    ("headers", "words"), [({}, "asks for its token"), ({"Authorization": "Bearer planted"}, "refuses the token")]
+    ("environment", "words"),
+    [
+        ({}, "put it into RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN": "planted"}, "set RAY_AUTH_MODE=token, so that"),
+        ({"RAY_AUTH_TOKEN": "planted", "RAY_AUTH_MODE": "disabled"}, "set RAY_AUTH_MODE=token, so that"),
+        ({"RAY_AUTH_TOKEN_PATH": "f", "RAY_AUTH_MODE": "token", "RAY_JOB_HEADERS": WRONG}, "refuses the token"),
+    ],
 )
 def test_a_refused_token_is_explained(
-    serve: Callable[[Answer], int], monkeypatch: pytest.MonkeyPatch, host: str, headers: dict[str, str], words: str
+    serve: Callable[[Answer], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    host: str,
+    environment: dict[str, str],
+    words: str,
 ) -> None:
-    """The message says where Ray looks for it, and does not show it."""
-    if headers:
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "planted")
-    monkeypatch.setenv("RAY_JOB_HEADERS", json.dumps(headers))
-    with pytest.raises(ClusterError, match=f"{words}.*RAY_AUTH_TOKEN") as refusal:
+    """The message says what Ray lacks, and does not show the token. Ray reads its variables once: the header is given."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ClusterError, match=words) as refusal:
         job_client(f"http://{host}:{serve(token_cluster)}")
     assert "planted" not in str(refusal.value)
 
