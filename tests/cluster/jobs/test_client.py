@@ -123,7 +123,7 @@ def test_a_refused_token_is_explained(
     environment: dict[str, str],
     words: str,
 ) -> None:
-    """The message says what Ray lacks, and does not show the token. Ray reads its variables once: the header is given."""
+    """The message says what is missing, without the token. Ray reads its variables once: here the header is given."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
