@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from dray.pipelines.events import stage
+
 LINE_EVERY_S = 10.0
 WORDS: ContextVar[Callable[[str], str]] = ContextVar("WORDS", default=str)
 """Rewrites the Python keywords in a message for the caller: the command line sets it to name its options."""
@@ -16,8 +18,22 @@ WORDS: ContextVar[Callable[[str], str]] = ContextVar("WORDS", default=str)
 
 @contextmanager
 def shard_progress(title: str, *, num_shards: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of bytes of each stored shard."""
-    if not show or not num_shards:
+    """Yields a function to call with the number of bytes of each stored shard. Observers are notified in any case."""
+    with (
+        stage(title, total=num_shards, unit="shards") as report,
+        _shown_shards(title, num_shards, show=show and num_shards > 0) as draw,
+    ):
+
+        def advance(num_bytes: int) -> None:
+            report(1, num_bytes)
+            draw(num_bytes)
+
+        yield advance
+
+
+@contextmanager
+def _shown_shards(title: str, num_shards: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
         yield lambda _: None
     elif sys.stderr.isatty():
         with _bar() as bar:
@@ -35,9 +51,23 @@ def sample_progress(title: str, *, total: int | None, unit: str, show: bool) -> 
         title: What is done.
         total: Number of them; None if unknown.
         unit: Their name, in plural.
-        show: Whether to show progress.
+        show: Whether to show progress; observers are notified in any case.
     """
-    if not show or total == 0:
+    with (
+        stage(title, total=total, unit=unit) as report,
+        _shown_samples(title, total, unit, show=show and total != 0) as draw,
+    ):
+
+        def advance(count: int, num_bytes: int) -> None:
+            report(count, num_bytes)
+            draw(count, num_bytes)
+
+        yield advance
+
+
+@contextmanager
+def _shown_samples(title: str, total: int | None, unit: str, *, show: bool) -> Iterator[Callable[[int, int], None]]:
+    if not show:
         yield lambda _count, _num_bytes: None
     elif sys.stderr.isatty():
         with _rate_bar(unit) as bar:

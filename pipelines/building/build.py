@@ -16,6 +16,7 @@ from dray.pipelines.building.manifest import next_manifest
 from dray.pipelines.building.pack import pack_shards
 from dray.pipelines.building.report import BuildReport, report_of
 from dray.pipelines.building.survey import BuildSpec, Work, leave_out, survey_dataset
+from dray.pipelines.events import report_bad
 from dray.pipelines.inputs.reading import check_unread
 from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.inputs.tolerance import NAMED, Tolerance, named
@@ -173,6 +174,7 @@ def _pack(
     """
     packed: dict[int, PackedShard] = {}
     bad: list[BadInput] = [left.bad for left in work.left_out if not left.bad.is_empty]
+    report_bad(bad)
     most = tolerance.most(work.num_inputs) or NAMED
     tasks = _tasks(job, work, intent)
     with shard_progress(f"packing {job.location.prefix}", num_shards=len(tasks), show=progress) as advance:
@@ -183,6 +185,7 @@ def _pack(
             if found and not bad and not tolerance.leaves_out:
                 say("a sample cannot be packed: an error names it once the other shards are stored", show=progress)
             bad += found
+            report_bad(found)
             if len(bad) > most:
                 tolerance.check(bad, work.num_inputs, job.inputs.url)
     tolerance.check(bad, work.num_inputs, job.inputs.url)

@@ -12,6 +12,7 @@ import numpy as np
 from dray.pipelines.building.fill import bytes_in_tar
 from dray.pipelines.building.report import BuildReport, report_of
 from dray.pipelines.building.tables import LeftOut
+from dray.pipelines.events import report_bad
 from dray.pipelines.inputs.sources import EMPTY, BadInput
 from dray.pipelines.inputs.tolerance import NAMED, named
 from dray.pipelines.making.tasks import Carried, Made, MakeJob, MakeTask, make_shards, measure_inputs
@@ -167,7 +168,9 @@ def _run(spec: MakeSpec, job: MakeJob, tasks: Sequence[MakeTask], writing: Writi
         for result in results:
             made.append(result)
             advance(result.num_inputs, sum(shard.num_bytes for shard in result.shards))
-            bad += [entry for entry in result.bad if not entry.is_empty]
+            found = [entry for entry in result.bad if not entry.is_empty]
+            bad += found
+            report_bad(found)
             if len(bad) > most:
                 break
     spec.tolerance.check(bad, num_inputs, "the inputs")

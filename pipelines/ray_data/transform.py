@@ -8,6 +8,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from dray.pipelines.building.report import BuildReport
+from dray.pipelines.events import report_bad
 from dray.pipelines.inputs.sources import BadInput
 from dray.pipelines.ray_data.datasource import KEY, SOURCE, check_shared
 from dray.pipelines.ray_data.plan_changes import read_changes, store_rows_of
@@ -37,6 +38,7 @@ def write_on_ray(
         error: DrayError | None = ray.get(found.error.remote())
         raise (error or exc) from None
     bad, renamed = ray.get(found.all.remote())
+    report_bad(bad)
     with writing.storing():
         spec.tolerance.check(bad, len(plan.sources), plan.sources.url)
     return plan.commit(writing, stored.shards, size, bad=bad, renamed=renamed)

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dray.pipelines.events import LostNode, report
+
 LOOK_EVERY_S = 1.0  # seconds between queries, 1-2 ms each: clusters grow and shrink
 TASKS_PER_CPU = 2  # tasks in flight: one runs, one waits
 FEWEST = 4  # lower limit of the window; fewer tasks are in flight if fewer are left
@@ -16,6 +18,7 @@ class Capacity:
         self._ray = ray
         self._looked = -LOOK_EVERY_S
         self._nodes: list[dict[str, float]] = []
+        self._addresses: dict[str, str] = {}  # id of a node -> its address
 
     @property
     def window(self) -> int:
@@ -35,8 +38,15 @@ class Capacity:
 
     def _look(self) -> None:
         if time.monotonic() - self._looked >= LOOK_EVERY_S:
-            self._nodes = [node["Resources"] for node in nodes_with_cpus(self._ray)]
+            found = nodes_with_cpus(self._ray)
+            self._nodes = [node["Resources"] for node in found]
+            self._report_lost({node["NodeID"]: node["NodeManagerAddress"] for node in found})
             self._looked = time.monotonic()
+
+    def _report_lost(self, addresses: dict[str, str]) -> None:
+        for node_id in self._addresses.keys() - addresses.keys():
+            report(LostNode(f"{self._addresses[node_id]}, id {node_id[:8]}"))
+        self._addresses = addresses
 
     def why_waiting(self, memory_bytes: int) -> str:
         """Returns why tasks of one CPU and `memory_bytes` may not have started, and how much is free."""

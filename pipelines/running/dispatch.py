@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from dray.pipelines.events import Retried, Waiting, report
 from dray.pipelines.inputs.reading import credentials_hint
 from dray.pipelines.progress import say
 from dray.pipelines.running.capacity import LOOK_EVERY_S, Capacity, nodes_with_cpus, rounded
@@ -132,9 +133,10 @@ class Dispatch(Generic[AnyTask, Result]):
         named = ", ".join(str(one.task) for one in tries[:MOST_NAMED])
         more = f" and {len(tries) - MOST_NAMED} more" if len(tries) > MOST_NAMED else ""
         memory = max(self._memory_of(group) for group in self._flying.values())
+        reason = f"waiting for {named}{more}: {self._capacity.why_waiting(memory)}"
+        report(Waiting(reason))
         say(
-            f"nothing has finished for {SILENT_S:.0f} s: waiting for {named}{more}: "
-            f"{self._capacity.why_waiting(memory)}. To work without Ray: address='none'",
+            f"nothing has finished for {SILENT_S:.0f} s: {reason}. To work without Ray: address='none'",
             show=self._progress,
         )
 
@@ -173,6 +175,7 @@ class Dispatch(Generic[AnyTask, Result]):
                 "it again: shards already stored are kept"
             )
         memory = min(2 * one.memory_bytes, largest)
+        report(Retried(str(one.task), "it was killed for lack of memory"))
         say(
             f"{one.task} was killed for lack of memory: once more with {memory / 1e9:.1f} GB reserved",
             show=self._progress,
@@ -266,6 +269,7 @@ def after_death(one: Try[AnyTask], exc: Exception) -> Try[AnyTask]:
             "does it crash its worker, or take more memory than the node has? Run it again: shards already stored are "
             "kept"
         ) from exc
+    report(Retried(str(one.task), f"its worker or node died ({type(exc).__name__})"))
     return one.again()
 
 
@@ -276,6 +280,7 @@ def after_error(one: Try[AnyTask], error: Exception, node: str) -> Try[AnyTask]:
     is_transient = isinstance(error, StoreError) and error.is_transient
     if not is_transient or one.num_failed >= MAX_RETRIES:
         raise error
+    report(Retried(str(one.task), str(error)))
     return one.again()
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from dray.pipelines.events import Retried, report
 from dray.pipelines.running.dispatch import Function, Task
 from dray.pipelines.running.parcel import Parcel
 from dray.shards.errors import ClusterError, StoreError
@@ -97,6 +98,7 @@ class _Worker:
                         f"{self._process.wait()}; does it crash, or take too much memory? Run it again: shards already "
                         "stored are kept"
                     ) from exc
+                problem = "its worker died"
                 self.stop()
                 self._is_stopped = False
                 self._start()
@@ -105,6 +107,8 @@ class _Worker:
                     return outcome.results[0]
                 if is_last or not (isinstance(outcome.error, StoreError) and outcome.error.is_transient):
                     raise outcome.error
+                problem = str(outcome.error)
+            report(Retried(str(task), problem))
             task = task.again()
         raise AssertionError
 

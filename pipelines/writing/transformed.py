@@ -6,6 +6,7 @@ from itertools import chain, islice
 
 from dray.pipelines.building.report import BuildReport
 from dray.pipelines.building.survey import BuildSpec
+from dray.pipelines.events import report_bad
 from dray.pipelines.inputs.sources import BadInput, Sources, try_files
 from dray.pipelines.progress import sample_progress, say
 from dray.pipelines.running.ray_session import ray_session
@@ -95,6 +96,7 @@ def _readable(inputs: Store, sources: Sources, bad: list[BadInput]) -> Iterator[
             yield Input(key_of(name), {suffix: data for suffix, data in parts.items() if isinstance(data, bytes)})
         else:
             bad.append(BadInput(name=name, file=f"{name}.{failed[0]}", stage="read", error=str(failed[1])))
+            report_bad(bad[-1:])
 
 
 def attempt(
@@ -114,3 +116,4 @@ def attempt(
                 yield from attempt(transform, [one], bad, names, leaves_out=True)
             return
         bad.append(BadInput(name=names[batch[0].key], file="", stage="transform", error=str(exc)))
+        report_bad(bad[-1:])

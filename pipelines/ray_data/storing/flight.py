@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 from dray.pipelines.ray_data.storing.tasks import RowTask
 from dray.pipelines.ray_data.storing.watch import Watch
-from dray.pipelines.running.capacity import LOOK_EVERY_S, Capacity
+from dray.pipelines.running.capacity import LOOK_EVERY_S
 from dray.pipelines.running.dispatch import Sender, Try, after_death, after_error, call_off, check_fit
 from dray.pipelines.running.parcel import Parcel, Witness
 from dray.shards.errors import ClusterError
@@ -48,7 +48,7 @@ class Flight(Generic[Result]):
         self._ray = ray
         self._sender = Sender(ray, Parcel.of(function, job, witness), f"dray.{function.__name__}", options)
         self._concurrency = concurrency
-        self._capacity = Capacity(ray)
+        self._capacity = watch.capacity
         self._sources, self._watch = sources, watch
         self._flying: dict[Any, tuple[Try[RowTask], Sequence[Any]]] = {}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from dray.pipelines.events import Waiting, report
 from dray.pipelines.progress import say
 from dray.pipelines.running.capacity import Capacity
 from dray.pipelines.running.dispatch import MOST_NAMED, SILENT_S
@@ -19,10 +20,14 @@ class Watch:
         steps: The steps of the pipeline.
         show: Whether to say anything.
         silent_s: Seconds without progress after which it says what is waited for, repeatedly.
+
+    Attributes:
+        capacity: Capacity of the cluster.
     """
 
     def __init__(self, ray: Any, steps: str, *, show: bool, silent_s: float = SILENT_S) -> None:
-        self._ray, self._steps = ray, steps
+        self.capacity = Capacity(ray)
+        self._steps = steps
         self._silent_s = silent_s
         self._waits = f"rows of {steps}"
         self._last = time.monotonic()
@@ -31,14 +36,12 @@ class Watch:
         self._show = show
 
     def __enter__(self) -> Self:
-        if self._show:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._show:
-            self._thread.join()
+        self._thread.join()
 
     def beat(self) -> None:
         """Note that something has happened."""
@@ -62,9 +65,11 @@ class Watch:
                 self.beat()
 
     def _say(self) -> None:
-        why = Capacity(self._ray).why_waiting(0)
+        reason = f"waiting for {self._waits}: {self.capacity.why_waiting(0)}"
+        report(Waiting(reason))
         say(
-            f"nothing has come for {self._silent_s:.0f} s: waiting for {self._waits}: {why}. Steps that read, and the "
-            "tasks that store shards, need a CPU of their own: if an actor pool holds all CPUs, give it fewer actors "
-            "(concurrency=) or less of a CPU each (num_cpus=), or add nodes"
+            f"nothing has come for {self._silent_s:.0f} s: {reason}. Steps that read, and the tasks that store shards, "
+            "need a CPU of their own: if an actor pool holds all CPUs, give it fewer actors (concurrency=) or less of "
+            "a CPU each (num_cpus=), or add nodes",
+            show=self._show,
         )
