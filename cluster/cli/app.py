@@ -40,6 +40,9 @@ COMMANDS = {
     "dray.cluster.cli.loadtest": {
         "loadtest": "Read a dataset as training would: throughput, first batch, requests, shuffle quality."
     },
+    "dray.cluster.cli.deploy": {
+        "deploy": "Print a manifest or script that runs dray with KubeRay, Slurm or Docker Compose, or its Dockerfile."
+    },
     "dray.cluster.quickstart.command": {
         "quickstart": "Pack 1,797 handwritten digits, train on them, pack again: all in under a minute."
     },

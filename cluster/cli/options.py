@@ -205,7 +205,7 @@ def _parameter_of(field: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str = "--older-than") -> float:
     """Returns the seconds of `36h`.
 
     Raises:
@@ -213,7 +213,7 @@ def parse_duration(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])|0", text.strip())
     if found is None:
-        raise CallError(f"--older-than {text!r}: expected a time such as 90s, 30m, 36h, 7d or 2w")
+        raise CallError(f"{option} {text!r}: expected a time such as 90s, 30m, 36h, 7d or 2w")
     return float(found[1]) * _SECONDS[found[2]] if found[1] else 0.0
 
 

@@ -14,6 +14,7 @@ _RENAMED = {  # keyword -> parameter of the command, where the two differ
     "grace_s": "older_than",
     "input_suffix": "suffix",
     "into_storage_options": "into_storage_option",
+    "memory_gib": "memory",
     "min_num_shards": "shards",
     "num_ranks": "ranks",
     "num_shards": "shards",

@@ -124,6 +124,9 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         for path in (*files_of(room), *(ROOT / room).rglob("*.pyi"), *(ROOT / room).rglob("py.typed"))
     }
     expected |= {module["name"].replace(".", "/") + EXTENSION_SUFFIXES[0] for module in COMPILED}
+    expected |= {
+        f"dray/cluster/deploy/{name}" for name in SETTINGS["tool"]["setuptools"]["package-data"]["dray.cluster.deploy"]
+    }
     assert names == expected
 
 
