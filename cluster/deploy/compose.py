@@ -33,7 +33,7 @@ _TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "${RAY_AUTH_TOKEN:?the hea
 def render_compose(deployment: Deployment) -> str:
     """Returns the YAML: the services store, head, worker, and job if there is a command."""
     header = _HEADER.format(bucket=BUCKET, job=_JOB if deployment.words else "")
-    return header + yaml.safe_dump(compose_file(deployment), sort_keys=False, width=1000)
+    return f"{header}{yaml.safe_dump(compose_file(deployment), sort_keys=False, width=1000)}"
 
 
 def compose_file(deployment: Deployment) -> dict[str, Any]:

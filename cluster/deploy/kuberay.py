@@ -44,7 +44,7 @@ def render_kuberay(deployment: Deployment) -> str:
     if not deployment.words:
         title, follow = "A Ray cluster", _FOLLOW_CLUSTER
     header = _HEADER.format(title=title, follow=follow.format(name=deployment.name))
-    return header + yaml.safe_dump(manifest(deployment), sort_keys=False, width=1000)
+    return f"{header}{yaml.safe_dump(manifest(deployment), sort_keys=False, width=1000)}"
 
 
 def manifest(deployment: Deployment) -> dict[str, Any]:
