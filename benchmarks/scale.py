@@ -26,7 +26,7 @@ from scaling import sums
 from scaling.building import RECORD_BYTES, SAMPLE_BYTES, build_moments, growth
 from scaling.case import Case, Rates
 from scaling.planning import plan_steps, scan_steps
-from scaling.records import index_bytes, order_lines, record_steps
+from scaling.records import index_bytes, open_steps, order_lines, record_steps
 
 PARTITIONS = 10
 
@@ -69,7 +69,9 @@ def _scan(arguments: argparse.Namespace) -> Iterator[str]:
 def _records(_: argparse.Namespace) -> Iterator[str]:
     case = Case()
     yield f"records of a version of {case.num_shards:,} shards"
-    yield from _lines(measure(record_steps, case.num_shards).result, case.num_shards, "shard")
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (measure(record_steps, case.num_shards, Path(folder)), measure(open_steps, Path(folder))):
+            yield from _lines(steps.result, case.num_shards, "shard")
     yield from order_lines(case.num_samples, case.stored_bytes)
     yield f"index: {index_bytes(case.shard_samples, case.sample_bytes):.1f} bytes a sample"
 

@@ -14,7 +14,7 @@ PREFIX, SUFFIX = "wds", "pyd"
 SAMPLE_BYTES = 32_000  # one sample a shard
 POLL_S = 0.2
 FROM = 0.1  # share of the shards after which memory is compared: workers and caches are warm by then
-RECORD_BYTES = 4096  # limit of what the driver keeps of a shard; one that kept tars or samples would need more
+RECORD_BYTES = 2048  # limit of what the driver keeps of a shard; one that kept tars or messages would need more
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def _committed(sources: Sources, recipe: Recipe, first: Plan) -> Last:
         source_url=sources.url,
         shards=shards,
         whole=frozenset(range(len(shards))),
-        table=source_table(sources, np.zeros(sources.sizes.shape, np.uint64), _places(sources, first)),
+        table=source_table(sources, sources.stamps[::-1].astype(np.uint64), _places(sources, first)),
     )
 
 

@@ -1,6 +1,7 @@
 """The records of a version of many shards, what a process holds of it, and the order of its epochs."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 from measured import Measured, Stopwatch
@@ -16,14 +17,15 @@ from dray.shards.reading.catalog import Catalog
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.store import Store
 
-SHARD_SAMPLES, SHARD_BYTES, SUFFIX = 2_661, 268_400_000, "tensor.pyd"
-LOCATION = Location(Store("memory://scale/dataset"), Layout("train"))
+PREFIX, SUFFIX = "train", "tensor.pyd"
+SHARD_SAMPLES, SHARD_BYTES = 2_661, 268_400_000
 BATCH, LANES, ROUNDS = 8_192, 16_000, 20
 
 
-def record_steps(num_shards: int) -> list[Measured]:
-    """Write the records of a version, and open it as each rank does."""
-    store, layout = LOCATION.store, LOCATION.layout
+def record_steps(num_shards: int, folder: Path) -> list[Measured]:
+    """Write the records of a version into a folder."""
+    location = _location(folder)
+    store, layout = location.store, location.layout
     shards = tuple(_shard(number) for number in range(num_shards))
     watch = Stopwatch()
     watch.step("nothing: the process with its shards")
@@ -35,9 +37,15 @@ def record_steps(num_shards: int) -> list[Measured]:
     store.put_new(layout.manifest(1, commit.manifest), body)
     store.put_new(layout.commit(1), write_record(commit))
     watch.step(f"write the commit: {len(write_record(commit))} bytes")
-    del body, intent, shards
-    watch.step("nothing: the process without its shards")
-    catalog = Catalog(Snapshot.load(LOCATION, read_commit(LOCATION, 1)))
+    return watch.steps
+
+
+def open_steps(folder: Path) -> list[Measured]:
+    """Open the version as each process of a rank does."""
+    location = _location(folder)
+    watch = Stopwatch()
+    watch.step("nothing: the interpreter with dray")
+    catalog = Catalog(Snapshot.load(location, read_commit(location, 1)))
     watch.step(f"open the version of {len(catalog):,} samples")
     return watch.steps
 
@@ -73,6 +81,10 @@ def index_bytes(num_samples: int, sample_bytes: int) -> float:
     return len(index.to_bytes()) / num_samples
 
 
+def _location(folder: Path) -> Location:
+    return Location(Store(folder), Layout(PREFIX))
+
+
 def _shard(number: int) -> Shard:
     digests = [digest_of(f"{what} {number}".encode()) for what in ("sources", "index")]
     return Shard(
@@ -99,7 +111,7 @@ def _manifest(shards: tuple[Shard, ...]) -> Manifest:
     sizes = [1_000_000] * (num_samples // 1_000_000) + [num_samples % 1_000_000] * (num_samples % 1_000_000 > 0)
     recipe = {"suffixes": [SUFFIX], "transform": None, "num_shards": None, "shuffle_seed": None}
     return Manifest(
-        prefix=LOCATION.prefix,
+        prefix=PREFIX,
         source_url="s3://bucket/inputs",
         recipe=recipe | {"shard_bytes": 256 << 20, "shard_samples": 100_000},
         intent=1,

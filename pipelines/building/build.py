@@ -179,7 +179,7 @@ def _pack(
     tasks = _tasks(job, work, intent)
     with shard_progress(f"packing {job.location.prefix}", num_shards=len(tasks), show=progress) as advance:
         for shard in _packed_shards(job, tasks, intent, address, progress=progress):
-            packed[shard.number] = shard
+            packed[shard.number] = shard.detached()
             advance(shard.num_bytes)
             found = [entry for entry in shard.bad if not entry.is_empty]
             if found and not bad and not tolerance.leaves_out:

@@ -88,6 +88,10 @@ class PackedShard:
     unread: tuple[BadInput, ...] = ()
     node: str = ""
 
+    def detached(self) -> "PackedShard":
+        """Returns it with arrays of its own: those of an unpickled record are views of the whole message from Ray."""
+        return replace(self, is_packed=self.is_packed.copy(), source_hashes=self.source_hashes.copy())
+
     @property
     def num_samples(self) -> int:
         """Number of samples that it holds."""

@@ -89,3 +89,28 @@ def test_reading_from_object_storage_is_measured_against_raw_ranges() -> None:
         "dray / raw", "8 ranks, 0 workers: fetched / delivered", "4 workers", "with a cache", "first batch at 90 %"
     ):  # fmt: skip
         assert line in done.stdout
+
+
+def test_scale_is_measured_and_computed() -> None:
+    """On few samples: each section prints its steps."""
+    sizes = ["--samples", "2000", "--objects", "2000"]
+    command = [sys.executable, BENCHMARKS / "scale.py", "plan", "partition", "scan", "records", "sums", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "plan a build without changes",
+        "1 of 10 partitions",
+        "scan the inputs",
+        "open the version",
+        "| epoch |",
+    ):
+        assert line in done.stdout
+
+
+def test_the_memory_of_a_driver_does_not_grow_with_what_is_packed(tmp_path: Path) -> None:
+    """A build of 10,000 shards on Ray: the benchmark fails if the driver keeps more of a shard than a small record."""
+    command = [sys.executable, BENCHMARKS / "scale.py", "build", "--shards", "10000", "--dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10,000 shards" in done.stdout
+    assert "the driver grew by" in done.stdout
