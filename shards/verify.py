@@ -12,9 +12,12 @@ each part is preceded by a header of its size, and `full` the checksums of all p
 """
 
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +34,7 @@ from dray.shards.storage.store import Store
 from dray.shards.tar import BLOCK, END
 from dray.shards.versions import read_version
 
+SHARDS_AT_ONCE = 16  # one connection to object storage gives about 85 MB/s
 RANGES_FROM_BYTES = 1 << 20  # mean size of members; the client reads through smaller gaps between ranges anyway
 RANGES_AT_ONCE = 64
 MAX_OCTAL_BYTES = 8 << 30  # a ustar header holds no larger size
@@ -82,7 +86,7 @@ def _finding(exc: DrayError, store: Store) -> Finding:
 def verify(
     snapshot: Snapshot, level: str = Level.INDEX, *, on_shard: Callable[[int], None] | None = None
 ) -> Iterator[Finding]:
-    """Yields all problems of a version, shard by shard as they are found; writes nothing.
+    """Yields all problems of a version in the order of its shards, several of which are read at a time; writes nothing.
 
     Args:
         snapshot: An open version.
@@ -103,9 +107,18 @@ def _findings(snapshot: Snapshot, level: Level, on_shard: Callable[[int], None])
     yield from _check_records(snapshot)
     tars = {info.name: info for info in snapshot.tars.list(snapshot.shards)}
     indexes = {info.name: info for info in snapshot.store.list_folder(snapshot.layout.indexes)}
-    for shard in snapshot.shards:
-        yield from _check_shard(snapshot, shard, tars, indexes, level)
-        on_shard(shard.num_bytes)
+
+    def check(shard: Shard) -> list[Finding]:
+        return list(_check_shard(snapshot, shard, tars, indexes, level))
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="dray-verify") as threads:
+        waiting = iter(snapshot.shards)
+        checked = deque((shard, threads.submit(check, shard)) for shard in islice(waiting, SHARDS_AT_ONCE))
+        while checked:
+            shard, found = checked.popleft()
+            yield from found.result()
+            on_shard(shard.num_bytes)
+            checked.extend((shard, threads.submit(check, shard)) for shard in islice(waiting, 1))
 
 
 def _check_records(snapshot: Snapshot) -> Iterator[Finding]:

@@ -390,3 +390,17 @@ def test_no_such_version_is_one_line(dray: Dray, inputs: Inputs, tmp_path: Path)
     build(inputs, Place(str(tmp_path / "out")))
     assert "no version 3 of prefix 'wdshards' under" in dray("verify", tmp_path / "out", "--version", 3).err
     assert "no dataset with prefix 'a' in" in dray("verify", tmp_path / "out", "--prefix", "a").err
+
+
+def test_findings_are_in_the_order_of_the_shards(make_inputs: MakeInputs, request: pytest.FixtureRequest) -> None:
+    """Several are read at a time, more than there are threads in all; whoever stops early waits for few."""
+    place = Place(f"memory://{digest_of(request.node.nodeid.encode())}")
+    snapshot = build(make_inputs(60), place, num_shards=60)
+    damaged = [59, 3, 40, 17, 18]
+    for number in damaged:
+        body = snapshot.store.get(LAYOUT.shard(number))
+        overwrite(snapshot.store, LAYOUT.shard(number), body[:512] + b"?" + body[513:])
+    done: list[int] = []
+    assert [one.shard for one in verify(snapshot, "full", on_shard=done.append)] == sorted(damaged)
+    assert done == [shard.num_bytes for shard in snapshot.shards]
+    assert next(verify(snapshot, "full")).shard == 3
