@@ -95,9 +95,16 @@ def _sums(_: argparse.Namespace) -> Iterator[str]:
     yield sums.table(sums.request_rows(case))
     yield ""
     yield from sums.price_lines()
-    for rows in (sums.build_rows, sums.epoch_rows, sums.memory_rows):
+    tables = (
+        sums.build_rows(case, rates),
+        sums.driver_rows(rates),
+        sums.epoch_rows(case, rates),
+        sums.memory_rows(case, rates),
+        sums.upkeep_rows(case, rates),
+    )
+    for rows in tables:
         yield ""
-        yield sums.table(rows(case, rates))
+        yield sums.table(rows)
 
 
 def _lines(steps: list[Measured], count: int, unit: str = "sample") -> Iterator[str]:

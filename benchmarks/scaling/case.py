@@ -70,42 +70,52 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Assumed speeds; `measured` ones are those of docs/scale.md, of one core.
+    """Speeds and sizes: assumed or documented ones, then those that the other sections measured on one core.
 
     Attributes:
         node_bytes_s: Network of a node, bytes a second (10 Gbit/s); assumed.
         page_s: Seconds for a page of a listing; pages follow each other. Assumed.
-        put_s: PUT requests a second that S3 takes under one prefix before it splits it.
-        get_s: GET requests a second that S3 takes under one prefix before it splits it.
-        tasks_s: Tasks a second that one driver has sent through a large Ray cluster.
-        pack_s: Seconds to pack a sample of 100 kB; measured.
-        plan_s: Seconds for a sample from its fingerprint to a planned first build; measured.
-        table_s: Seconds for a row of the table of sources, sorted and compressed; measured.
-        driver_bytes: Peak memory of a first build's driver for a sample; measured.
-        rerun_bytes: Peak memory of the driver of a build upon another version, for a sample; measured.
-        scan_bytes: Peak memory of scanning object storage for a sample; measured.
-        manifest_bytes: Bytes of the manifest for a shard; measured.
-        intent_bytes: Bytes of the intent for a shard; measured.
-        shard_memory: Memory of an open version for a shard; measured.
-        index_bytes: Bytes of an index for a sample; measured.
-        row_bytes: Bytes of the table of sources for a sample; measured.
+        request_s: Seconds to the answer of a small request; assumed.
+        stream_bytes_s: Bytes a second of one connection; documented for S3.
+        put_s: PUT requests a second that S3 takes under one prefix before it splits it; documented.
+        get_s: GET requests a second that S3 takes under one prefix before it splits it; documented.
+        tasks_s: Tasks a second of one driver on a large cluster; Ray's release test `many_tasks`.
+        pack_s: Seconds to pack a sample of 100 kB on a local disk.
+        scan_s: Seconds of the driver to scan a sample and to take its fingerprint, without waiting for pages.
+        plan_s: Seconds of the driver to check the name of a sample and plan it.
+        table_s: Seconds of the driver for a row of the table of sources, sorted and compressed.
+        open_s: Seconds to read and check the manifest for a shard.
+        scan_bytes: Peak memory of a scan for a sample.
+        first_bytes: Peak memory of a first build for a sample, beside what the scan holds.
+        later_bytes: Peak memory of planning upon another version for a sample, beside what the scan holds.
+        record_bytes: Memory that the driver keeps of a packed shard.
+        manifest_bytes: Bytes of the manifest for a shard.
+        intent_bytes: Bytes of the intent for a shard.
+        version_bytes: Memory of an open version for a shard.
+        index_bytes: Bytes of an index for a sample.
+        row_bytes: Bytes of the table of sources for a sample.
     """
 
     node_bytes_s: float = 1.25e9
     page_s: float = 0.1
+    request_s: float = 0.03
+    stream_bytes_s: float = 85e6
     put_s: float = 3500
     get_s: float = 5500
-    tasks_s: float = 580
-    pack_s: float = 150e-6
-    plan_s: float = 1.5e-6
-    table_s: float = 1.0e-6
-    driver_bytes: float = 300
-    rerun_bytes: float = 420
-    scan_bytes: float = 530
-    manifest_bytes: float = 183
-    intent_bytes: float = 47
-    shard_memory: float = 600
-    index_bytes: float = 44
+    tasks_s: float = 570
+    pack_s: float = 75e-6
+    scan_s: float = 6.1e-6
+    plan_s: float = 0.7e-6
+    table_s: float = 0.9e-6
+    open_s: float = 4.7e-6
+    scan_bytes: float = 580
+    first_bytes: float = 294
+    later_bytes: float = 419
+    record_bytes: float = 1_052
+    manifest_bytes: float = 184
+    intent_bytes: float = 48
+    version_bytes: float = 863
+    index_bytes: float = 49.5
     row_bytes: float = 21
 
 

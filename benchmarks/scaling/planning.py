@@ -23,7 +23,7 @@ def plan_steps(num_samples: int, partitions: int = 1) -> list[Measured]:
 
     Args:
         num_samples: Number of samples, of one file each.
-        partitions: Only the samples of the first of so many partitions by the hash of the key are planned.
+        partitions: Number of partitions by the hash of the key; only the samples of the first are planned.
     """
     watch = Stopwatch()
     watch.step("nothing: the interpreter with dray")

@@ -1,12 +1,14 @@
 """The records of a version of many shards, what a process holds of it, and the order of its epochs."""
 
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 from measured import Measured, Stopwatch
 
-from dray.loaders.order.permutation import Order, choose_block
+from dray.loaders.order.cursor import Cursor
+from dray.loaders.order.permutation import choose_block
 from dray.shards.index import ShardIndex, digest_of
 from dray.shards.layout import Layout, Location
 from dray.shards.log import Commit, Intent, new_write_id, now, read_commit
@@ -51,9 +53,21 @@ def open_steps(folder: Path) -> list[Measured]:
 
 
 def order_lines(num_samples: int, stored_bytes: int) -> list[str]:
-    """Returns how fast steps of an epoch are located, at places all over it."""
+    """Returns how fast steps of an epoch are located, at places all over it, and how large its cursor is."""
     block = choose_block(num_samples, LANES, stored_bytes)
-    order = Order(num_samples=num_samples, lanes=LANES, block=block, seed=1)
+    cursor = Cursor(
+        dataset=digest_of(b""),
+        version=1,
+        num_samples=num_samples,
+        shuffle=True,
+        seed=1,
+        epoch=0,
+        lanes=LANES,
+        block=block,
+        consumed=num_samples // 2,
+        steps=num_samples // 2 // LANES,
+    )
+    order = cursor.order()
     firsts = np.random.default_rng(0).integers(0, num_samples - BATCH, ROUNDS).tolist()
     order.at(np.arange(BATCH))
     started = time.perf_counter()
@@ -62,7 +76,8 @@ def order_lines(num_samples: int, stored_bytes: int) -> list[str]:
     seconds = (time.perf_counter() - started) / ROUNDS
     return [
         f"{BATCH:,} positions anywhere in an epoch of {num_samples:,}: {seconds * 1e3:.2f} ms, "
-        f"{seconds / BATCH * 1e9:.0f} ns each"
+        f"{seconds / BATCH * 1e9:.0f} ns each",
+        f"cursor: {len(json.dumps(cursor.to_dict()))} bytes",
     ]
 
 

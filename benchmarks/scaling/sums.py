@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dray.pipelines.versions import gc
+from dray.shards import verify
 from dray.shards.reading.catalog import INDEX_BYTES
 from dray.shards.reading.ranged import AHEAD_BYTES
 from scaling.case import GCS, LIST_KEYS, S3, Case, Prices, Rates
@@ -121,9 +123,14 @@ def build_rows(case: Case, rates: Rates) -> Iterator[Row]:
         (requests.puts / rates.put_s, "PUT of shards and indexes", f"{requests.puts:,}",
          f"{rates.put_s:,.0f}/s a prefix"),
         (case.num_shards / rates.tasks_s, "Ray tasks", f"{case.num_shards:,}", f"{rates.tasks_s:,.0f}/s a driver"),
-        (case.num_samples * rates.plan_s, "planning", "driver, one core", f"{rates.plan_s * 1e6:.1f} us a sample"),
-        (case.num_samples * rates.table_s, "table of sources", "driver, one core",
-         f"{rates.table_s * 1e6:.1f} us a sample"),
+        *(
+            (case.num_samples * seconds, what, "driver, one core", f"{seconds * 1e6:.1f} us a sample")
+            for what, seconds in (
+                ("scan", rates.scan_s),
+                ("plan", rates.plan_s),
+                ("table of sources", rates.table_s),
+            )
+        ),
         (2 * case.num_bytes / cluster_bytes_s, "network, in and out", f"{2 * case.num_bytes / 1e12:,.0f} TB",
          f"{cluster_bytes_s / 1e12:.2f} TB/s"),
         (case.num_samples * rates.pack_s / case.num_nodes / case.cores, "packing",
@@ -155,26 +162,54 @@ def epoch_rows(case: Case, rates: Rates) -> Iterator[Row]:
         yield *texts, duration(seconds)
 
 
+def driver_rows(rates: Rates) -> Iterator[Row]:
+    """Yields time and memory of one driver by the number of samples, of one file each."""
+    yield "samples", "listing", "scan, plan and table", "memory of a first build", "memory of a later build"
+    for count in (10**6, 10**7, 10**8, 10**9):
+        work_s = count * (rates.scan_s + rates.plan_s + rates.table_s)
+        memories = (count * (rates.scan_bytes + more) for more in (rates.first_bytes, rates.later_bytes))
+        yield f"{count:,}", duration(pages(count) * rates.page_s), duration(work_s), *map(size, memories)
+
+
 def memory_rows(case: Case, rates: Rates) -> Iterator[Row]:
     """Yields sizes of records and memory of processes."""
-    yield "what", "size", "of"
-    manifest, intent = case.num_shards * rates.manifest_bytes, case.num_shards * rates.intent_bytes
-    version = case.num_shards * rates.shard_memory
+    yield "what", "size", "per"
     lanes = -(-case.global_batch // (case.num_nodes * case.ranks)) * case.block * case.stored_bytes
-    yield (
-        "driver, scan of object storage",
-        size(case.num_samples * rates.scan_bytes),
-        f"{rates.scan_bytes:.0f} B a sample",
-    )
-    yield "driver, first build", size(case.num_samples * rates.driver_bytes), f"{rates.driver_bytes:.0f} B a sample"
-    yield "table of sources", size(case.num_samples * rates.row_bytes), f"{case.num_chunks:,} files"
-    yield "manifest", size(manifest), f"{rates.manifest_bytes:.0f} B a shard"
-    yield "intent", size(intent), f"{rates.intent_bytes:.0f} B a shard"
-    yield "commit", "below 1 kB", "whatever the number of shards"
-    yield "indexes", size(case.num_samples * rates.index_bytes), f"{rates.index_bytes:.0f} B a sample"
-    yield "each process of a rank: the version", size(version), f"{rates.shard_memory:.0f} B a shard"
+    for what, per_shard in (
+        ("driver: records of packed shards", rates.record_bytes),
+        ("intent", rates.intent_bytes),
+        ("manifest", rates.manifest_bytes),
+        ("each process of a rank: the version", rates.version_bytes),
+    ):
+        yield what, size(case.num_shards * per_shard), f"{per_shard:,.0f} bytes a shard"
+    for what, per_sample in (("table of sources", rates.row_bytes), ("indexes of all shards", rates.index_bytes)):
+        yield what, size(case.num_samples * per_sample), f"{per_sample:,.1f} bytes a sample"
     yield "each process of a rank: indexes", size(INDEX_BYTES), "at most"
     yield "each rank: blocks in use and ahead", size(lanes + AHEAD_BYTES), "at most"
+
+
+def upkeep_rows(case: Case, rates: Rates) -> Iterator[Row]:
+    """Yields how long one process takes for what is done with a version."""
+    yield "what", "which takes", "time"
+    manifest, tables = case.num_shards * rates.manifest_bytes, case.num_samples * rates.row_bytes
+    found, tars = collect(case), case.num_samples * case.stored_bytes
+    yield (
+        "a rank opens the version",
+        f"{size(manifest)} of manifest",
+        duration(manifest / rates.stream_bytes_s + case.num_shards * rates.open_s),
+    )
+    yield (
+        "gc of one version",
+        f"{found.gets:,} small reads, {gc.READS_AT_ONCE} at a time",
+        duration(found.gets * rates.request_s / gc.READS_AT_ONCE + found.lists * rates.page_s),
+    )
+    yield (
+        "verify --level quick",
+        f"{size(tables)} of tables",
+        duration(tables / rates.stream_bytes_s + verify_quick(case).lists * rates.page_s),
+    )
+    streams = min(verify.SHARDS_AT_ONCE * rates.stream_bytes_s, rates.node_bytes_s)
+    yield "verify --level index, full", f"{size(tars)} of tars", duration(tars / streams)
 
 
 def price_lines() -> Iterator[str]:
