@@ -167,7 +167,7 @@ def driver_rows(rates: Rates) -> Iterator[Row]:
     yield "samples", "listing", "scan, plan and table", "memory of a first build", "memory of a later build"
     for count in (10**6, 10**7, 10**8, 10**9):
         work_s = count * (rates.scan_s + rates.plan_s + rates.table_s)
-        memories = (count * (rates.scan_bytes + more) for more in (rates.first_bytes, rates.later_bytes))
+        memories = (count * (rates.held_bytes + more) for more in (rates.first_bytes, rates.later_bytes))
         yield f"{count:,}", duration(pages(count) * rates.page_s), duration(work_s), *map(size, memories)
 
 

@@ -242,7 +242,9 @@ def _listed_folders(
 ) -> Iterator[tuple[str, list[str]]]:
     """Like `_walk`, by one listing of an object store; adds size and stamp of each input file to `prints`."""
     folders: defaultdict[str, list[str]] = defaultdict(list)
-    for info in store.list_tree():
+    infos = store.list_tree()[::-1]
+    while infos:
+        info = infos.pop()  # millions are not held beside what is made of them
         folder, _, file = info.name.rpartition("/")
         folders[folder].append(file)
         if file.endswith(endings):
