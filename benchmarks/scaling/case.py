@@ -128,7 +128,7 @@ class Prices:
         source: Where the prices were read, and when.
         writes: Price of 1,000 PUT or LIST requests.
         reads: Price of 1,000 GET or HEAD requests.
-        storage: Price of a month for each step: (up to this number of bytes, price of 10^9 bytes).
+        storage: Price of a month for each step: (up to this number of bytes, price of 2^30 bytes).
     """
 
     store: str
@@ -140,15 +140,17 @@ class Prices:
 
 S3 = Prices(
     store="S3 Standard, us-east-1",
-    source="aws.amazon.com/s3/pricing, as quoted by cloudburn.io on 13 March 2026",
+    source="first step of storage as quoted by cloudburn.io on 13 March 2026, the other prices as quoted since 2022; "
+    "check aws.amazon.com/s3/pricing",
     writes=0.005,
     reads=0.0004,
-    storage=((50e12, 0.023), (500e12, 0.022), (float("inf"), 0.021)),
+    storage=((50 << 40, 0.023), (500 << 40, 0.022), (float("inf"), 0.021)),
 )
 GCS = Prices(
     store="GCS Standard, us-central1",
-    source="cloud.google.com/storage/pricing, as transcribed by api-evangelist/gcp-cloud-storage on 20 September 2026",
+    source="storage as transcribed by api-evangelist/gcp-cloud-storage on 20 September 2026, requests from older "
+    "quotes; check cloud.google.com/storage/pricing",
     writes=0.005,
     reads=0.0004,
-    storage=((float("inf"), 0.020 * 1e9 / 2**30),),
+    storage=((float("inf"), 0.020),),
 )

@@ -91,7 +91,7 @@ def storage_dollars(case: Case, prices: Prices) -> float:
     stored = float(case.num_samples * case.stored_bytes)
     for limit, price in prices.storage:
         some = max(0.0, min(stored, limit) - done)
-        total, done = total + some / 1e9 * price, done + some
+        total, done = total + some / 2**30 * price, done + some
     return total
 
 
@@ -216,7 +216,7 @@ def price_lines() -> Iterator[str]:
     """Yields where the prices come from."""
     for prices in (S3, GCS):
         steps = "; ".join(
-            f"${price:.4g} a GB and month{'' if limit == float('inf') else f' up to {limit / 1e12:,.0f} TB'}"
+            f"${price:.4g} a GiB and month{'' if limit == float('inf') else f' up to {limit / 2**40:,.0f} TiB'}"
             for limit, price in prices.storage
         )
         yield (
