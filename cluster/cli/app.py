@@ -37,11 +37,14 @@ COMMANDS = {
         "gc": "Drop old versions and delete the files that only they use; every build ends with this.",
         "compact": "Merge the small shards of many builds: a new version of the same samples in fewer tars.",
     },
-    "dray.cluster.cli.loadtest": {
+    "dray.cluster.cli.checking.loadtest": {
         "loadtest": "Read a dataset as training would: throughput, first batch, requests, shuffle quality."
     },
     "dray.cluster.cli.deploy": {
         "deploy": "Print a manifest or script that runs dray with KubeRay, Slurm or Docker Compose, or its Dockerfile."
+    },
+    "dray.cluster.cli.checking.doctor": {
+        "doctor": "Check this machine, a store and a Ray cluster: what was found, is it good, and what to do."
     },
     "dray.cluster.quickstart.command": {
         "quickstart": "Pack 1,797 handwritten digits, train on them, pack again: all in under a minute."

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http import HTTPStatus
 from typing import Literal, Self
 
-Action = Literal["latency", "status", "lost_reply", "reset_body", "short_length", "flip", "ignore_condition"]
+Action = Literal[
+    "latency", "status", "lost_reply", "reset_body", "short_length", "flip", "ignore_condition", "shift_date"
+]
 
 PIECE_BYTES = 64 << 10
 NO_PAUSES = {
@@ -89,6 +92,12 @@ class Message:
         self.lines = [line for line in self.lines if not line.lower().startswith(old)]
         self.lines.append(f"Content-Length: {length}")
 
+    def shift_date(self, seconds: float) -> None:
+        """Say that it is later than it is, or earlier."""
+        date = parsedate_to_datetime(self.header("date")) + timedelta(seconds=seconds)
+        self.lines = [line for line in self.lines if not line.lower().startswith("date:")]
+        self.lines.append(f"Date: {format_datetime(date, usegmt=True)}")
+
     def head(self) -> bytes:
         """All but the body, as sent."""
         return "\r\n".join([*self.lines, "", ""]).encode("latin-1")
@@ -150,6 +159,7 @@ class Chaos:
                 `flip`: the byte at `at` in the body has all its bits turned.
                 `ignore_condition`: a PUT that the server refused with 409 or 412 is answered as a success, as by a
                 store that does not know conditions. (Such a store also overwrites; here the first bytes stay.)
+                `shift_date`: the answer's Date is `seconds` later.
                 The three that touch a body look only at successful answers that are longer than `at`.
             method: Of requests that it concerns; "" is any.
             path: A regular expression to be found in the path or query of requests that it concerns.
@@ -234,6 +244,9 @@ class Chaos:
         """Send an answer, or what a rule makes of it; False where the connection ends with it."""
         if asked.method == "PUT" and _status(answer) in (409, 412) and self._take(["ignore_condition"], asked):
             answer = Message(["HTTP/1.1 200 OK", f'ETag: "{0:032x}"', "Content-Length: 0"])
+        for rule in self._rules:
+            if rule.action == "shift_date" and rule.takes(asked):
+                answer.shift_date(rule.seconds)
         changes: list[Action] = ["reset_body", "short_length", "flip"]
         fault = self._take(changes, asked, len(answer.body)) if _status(answer) < 300 else None
         if fault and fault.action == "reset_body":

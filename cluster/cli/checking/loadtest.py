@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from dray.cluster.cli.options import AllowList, AllowPickle, DataOptions, VersionOptions
+from dray.cluster.doctor.machine import COMPILED
 from dray.loaders import ShardLoader
 from dray.pipelines.progress import say
 from dray.shards.errors import CallError
 from dray.shards.messages import counted
 
-COMPILED = ("dray.loaders.batching.gather", "dray.shards.codecs.pickles.scan")
 MAX_SPREAD_STEPS = 20  # whose shards are counted
 
 

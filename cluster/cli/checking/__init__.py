@@ -1,0 +1,1 @@
+"""Commands that check a place or measure a dataset and change neither."""

@@ -1,0 +1,1 @@
+"""What `dray doctor` checks: this machine, a store, and the nodes of a Ray cluster."""
