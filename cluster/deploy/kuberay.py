@@ -24,8 +24,7 @@ _HEADER = """\
 # The operator makes the cluster's token, and every request to it needs that token.
 """
 _FOLLOW_JOB = """\
-#   kubectl get rayjob {name} --watch
-#   dray jobs URL OF THE DATASET        its progress, also when the cluster is gone"""
+#   kubectl get rayjob {name} --watch"""
 _FOLLOW_CLUSTER = """\
 #   kubectl get raycluster {name} --watch
 #   kubectl port-forward service/{name}-head-svc 8265
