@@ -1,7 +1,6 @@
 """The `dray` command: the options before a command's name, and the list of commands.
 
-Results go to standard output, progress and errors to standard error. The exit code is 1 for an error that the caller
-can fix, 2 for a command line that cannot be parsed, 130 after Ctrl-C and 143 after SIGTERM.
+Results go to standard output, progress and errors to standard error; `exits` has the exit codes.
 """
 
 import importlib.metadata
@@ -12,7 +11,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from dray.cluster.cli.commands import SETTINGS, CommandGroup, LazyCommand
-from dray.cluster.cli.signals import orderly_end
+from dray.cluster.cli.exits import orderly_end
 
 COMMANDS = {
     "dray.cluster.cli.building.build": {"build": "Pack files into shards; a rerun packs only what is missing."},
@@ -52,7 +51,12 @@ COMMANDS = {
 }
 """Module -> its commands, each a function of that name -> the first sentence of its help."""
 
-app = typer.Typer(cls=CommandGroup, no_args_is_help=True, **SETTINGS)
+EXIT_CODES = (
+    "[bold]Exit codes[/] of all commands: 0 done, or nothing to do; 1 bad data; 2 wrong call; 3 storage; 4 Ray "
+    "cluster; 5 conflict with another writer; 130 interrupted; 143 terminated."
+)
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, epilog=EXIT_CODES, **SETTINGS)
 
 _COMPLETION = {"install_completion", "show_completion"}  # typer's options: the text of `common` mentions them
 

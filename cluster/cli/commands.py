@@ -7,6 +7,7 @@ when the command is called.
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from dray.cluster.cli.exits import ExitCode, exit_code
 from dray.cluster.cli.wording import in_words
 
 SETTINGS: dict[str, Any] = {
@@ -61,9 +63,8 @@ class CommandGroup(TyperGroup):
     """The commands of dray."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run one; print an expected error as one line on standard error and exit with code 1."""
+        """Run one; print an expected error as one line on standard error and exit with the code of its kind."""
         from dray.pipelines.progress import WORDS, say
-        from dray.shards.errors import DrayError
 
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
@@ -73,14 +74,15 @@ class CommandGroup(TyperGroup):
             except KeyboardInterrupt:
                 say(f"interrupted; {_AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'nothing was changed')}")
                 raise
-            except BrokenPipeError:  # `dray ls | head`: typer exits without a message
-                raise
-            except (DrayError, TypeError, ValueError, OSError) as exc:  # a wrong argument or a missing file
-                if os.environ.get("DRAY_TRACEBACK"):
+            except BrokenPipeError as exc:  # what is still buffered must not fail when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(ExitCode.CLOSED_OUTPUT) from exc
+            except Exception as exc:
+                code = exit_code(exc)
+                if code is None:
                     raise
-                hint = "" if isinstance(exc, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
-                print(f"dray: error: {WORDS.get()(str(exc))}{hint}", file=sys.stderr)  # noqa: T201
-                raise typer.Exit(1) from exc
+                _print_error(exc)
+                raise typer.Exit(code) from exc
             finally:
                 WORDS.reset(token)
 
@@ -91,3 +93,15 @@ class CommandGroup(TyperGroup):
         found = [param for param in params if isinstance(param, TyperOption)]
         options = {param.name: max(param.opts, key=len) for param in found if param.name}
         return in_words(text, options, {param.secondary_opts[0] for param in found if param.secondary_opts})
+
+
+def _print_error(error: Exception) -> None:
+    """Print an error as one line, or with its traceback if that was asked for."""
+    from dray.pipelines.progress import WORDS
+    from dray.shards.errors import DrayError
+
+    if os.environ.get("DRAY_TRACEBACK"):
+        traceback.print_exception(error)
+        return
+    hint = "" if isinstance(error, DrayError) else " (DRAY_TRACEBACK=1 shows where)"
+    print(f"dray: error: {WORDS.get()(str(error))}{hint}", file=sys.stderr)  # noqa: T201

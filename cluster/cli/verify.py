@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.cli.ls import parts_of
 from dray.cluster.cli.options import AsJson, DataOptions, VersionOptions
 from dray.pipelines.inputs.encoder import Encoder
@@ -80,7 +81,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps([_facts(report) for report in reports], indent=1))
     if any(report.findings for report in reports):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.BAD_DATA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

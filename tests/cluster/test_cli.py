@@ -20,27 +20,35 @@ COMMANDS = [(name, module, summary) for module, named in app.COMMANDS.items() fo
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("code", "words", "message"),
     [
-        (["build", "nowhere", "out", "--suffix", "image.pyd"], "no file \\*.image.pyd in file://.*/nowhere"),
-        (["build", "in", "out", "--suffix", ".pyd"], "suffix '.pyd'"),
-        (["build", "in", "out", "--suffix", "pyd", "--names", "missing.txt"], "'missing.txt'"),
-        (["build", "in", "out", "--suffix", "pyd", "--split", "train"], "--split train: expected train=0.9"),
-        (["build", "in", "out", "--suffix", "pyd", "--storage-option", "hidden"], "expected KEY=VALUE"),
-        (["build", "in", "out", "--suffix", "pyd", "--address", "http://head:8265"], "ray job submit --address http"),
-        (["build", "in", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
-        (["ls", "nowhere"], "no dataset in file://.*/nowhere"),
-        (["ls", "nowhere", "--prefix", "a"], "no dataset with prefix 'a'"),
-        (["ls", "ftp://host/folder"], "ftp:// is not a storage URL"),
+        (1, ["build", "nowhere", "out", "--suffix", "image.pyd"], "no file \\*.image.pyd in file://.*/nowhere"),
+        (2, ["build", "in", "out", "--suffix", ".pyd"], "suffix '.pyd'"),
+        (
+            2,
+            ["build", "in", "out", "--suffix", "pyd", "--names", "missing.txt"],
+            "--names missing.txt: the file cannot be read",
+        ),
+        (2, ["build", "in", "out", "--suffix", "pyd", "--split", "train"], "--split train: expected train=0.9"),
+        (2, ["build", "in", "out", "--suffix", "pyd", "--storage-option", "hidden"], "expected KEY=VALUE"),
+        (
+            2,
+            ["build", "in", "out", "--suffix", "pyd", "--address", "http://head:8265"],
+            "ray job submit --address http",
+        ),
+        (4, ["build", "in", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
+        (3, ["ls", "nowhere"], "no dataset in file://.*/nowhere"),
+        (3, ["ls", "nowhere", "--prefix", "a"], "no dataset with prefix 'a'"),
+        (2, ["ls", "ftp://host/folder"], "ftp:// is not a storage URL"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_exit_code_1(
-    dray: Dray, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_error_is_one_line_and_the_exit_code_of_its_kind(
+    dray: Dray, code: int, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line says what to change; there is no traceback."""
     monkeypatch.chdir(tmp_path)
     done = dray(*words)
-    assert done.code == 1
+    assert done.code == code
     assert re.fullmatch(f"dray: error: .*{message}.*\n", done.err)
     assert "hidden" not in done.err
 
@@ -58,7 +66,7 @@ def test_the_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
     for words, variables in ((["--traceback"], {}), ([], {"DRAY_TRACEBACK": "1"})):
         command = [PROGRAM, *words, "ls", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables, timeout=60)
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert "Traceback (most recent call last)" in done.stderr
         assert "NotFoundError: no dataset in" in done.stderr
 
@@ -104,7 +112,7 @@ def test_the_version_is_the_distributions(dray: Dray) -> None:
 def test_the_command_runs_as_a_module(tmp_path: Path) -> None:
     """`python -m dray` does what `dray` does, exit codes included."""
     done = subprocess.run([sys.executable, "-m", "dray", "ls", "nowhere"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.startswith("dray: error: ")
 
 

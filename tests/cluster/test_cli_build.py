@@ -70,11 +70,11 @@ def test_a_build_as_json_is_its_whole_report(build: Dray, inputs: Inputs, tmp_pa
 
 
 def test_a_failed_build_as_json_holds_the_datasets_that_were_made(build: Dray, inputs: Inputs, tmp_path: Path) -> None:
-    """The error is printed on standard error, and the exit code is 1."""
+    """The error is printed on standard error, and the exit code is that of its kind."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/val").touch()  # a file where a dataset's folder should be
     done = build("--split", "train=0.5,val=0.5", "--json")
-    assert done.code == 1
+    assert done.code == 3
     assert done.err.count("dray: error: ") == 1
     assert [report["url"] for report in json.loads(done.out)] in ([], [f"file://{tmp_path}/out/train"])
 
@@ -186,7 +186,7 @@ def test_groups_of_a_split_that_are_one_folder_are_refused(build: Dray, tmp_path
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "val").symlink_to("train")
     outcome = build("--split", "train=0.5,val=0.5")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert f"{tmp_path}/out/train and file://{tmp_path}/out/val are the same directory" in outcome.err
 
 
@@ -228,7 +228,7 @@ def test_a_destination_in_the_source_is_refused(
     (tmp_path / "link").symlink_to(inputs.folder)
     before = sorted(tmp_path.rglob("*"))
     done = dray(command, tmp_path / source, tmp_path / destination, "--suffix", "image.pyd", *more)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert re.fullmatch(r"dray: error: the destination .* the source .*; choose a folder beside the source\n", done.err)
     assert sorted(tmp_path.rglob("*")) == before
 

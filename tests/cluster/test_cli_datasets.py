@@ -80,7 +80,7 @@ def test_show_finds_the_group_that_holds_a_sample(dray: Dray, split: Path) -> No
     """A sample in none of them is an error that names all groups."""
     assert dray("show", split, "s4").out.startswith(f"file://{split}/train wdshards version 2, key 's4'\n")
     done = dray("show", split, "s99")
-    assert done.code == 1
+    assert done.code == 3
     assert all(f"{split}/{group}" in done.err for group in GROUPS)
 
 
@@ -105,7 +105,7 @@ def test_a_command_for_one_dataset_names_what_to_run_for_each(
     """The named commands work, and nothing is changed before."""
     for folder, names in ((split, [f"file://{split}/{group}" for group in GROUPS]), (several, ["--prefix"] * 2)):
         done = dray(words[0], folder, *words[1:])
-        assert done.code == 1
+        assert done.code == 2
         assert re.match(rf"dray: error: file://{folder} holds \d datasets, and dray {words[0]} takes one: ", done.err)
         commands = [shlex.split(f"dray{text}") for text in done.err.strip().split(" dray")[2:]]
         commands = [[word.rstrip(";") for word in command] for command in commands]
@@ -117,7 +117,7 @@ def test_a_command_for_one_dataset_names_what_to_run_for_each(
 def test_names_of_several_datasets_do_not_fit_one_file(dray: Dray, split: Path, tmp_path: Path) -> None:
     """The error names a command for each dataset."""
     done = dray("verify", split, "--names", tmp_path / "names.txt")
-    assert done.code == 1
+    assert done.code == 2
     assert f"dray verify file://{split}/train --level index --names {tmp_path}/names.txt" in done.err
 
 
@@ -184,7 +184,7 @@ def test_if_there_is_no_dataset_the_error_says_what_is_there(
     for words in NOTHING:
         command, *rest = words.split()
         done = dray(command, tmp_path / name, *rest, *more)
-        assert done.code == 1
+        assert done.code == 3
         assert re.fullmatch(r"dray: error: no dataset .*\n", done.err)
         assert re.search(message, done.err.strip()), done.err
     assert sorted(tmp_path.rglob("*")) == before

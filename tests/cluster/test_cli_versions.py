@@ -282,7 +282,7 @@ def test_a_url_names_the_version_that_is_shown(dray: Dray, out: Path, words: lis
 def test_two_different_versions_are_refused(dray: Dray, out: Path, command: str) -> None:
     """The URL names one, and the option another."""
     done = dray(command, f"{out}?version=2", "--version", 3)
-    assert done.code == 1
+    assert done.code == 2
     assert "give one" in done.err
 
 
@@ -294,39 +294,39 @@ def test_a_command_about_the_whole_dataset_refuses_a_version_in_its_url(
     """It does so on any store, before any request."""
     before = tree(out)
     done = dray(words[0], f"{scheme}{out}?version=2", *words[1:])
-    assert done.code == 1
+    assert done.code == 2
     assert re.fullmatch(r"dray: error: .*leave \?version=2 out\n", done.err)
     assert tree(out) == before
 
 
 @pytest.mark.parametrize("words", WRITERS, ids=lambda words: words[0])
-def test_a_dataset_that_is_not_there_is_one_line_and_exit_code_1(
+def test_a_dataset_that_is_not_there_is_one_line_and_exit_code_3(
     dray: Dray, out: Path, tmp_path: Path, words: list[str]
 ) -> None:
     """Nothing is created; a wrong prefix is reported like a wrong folder."""
     for place in ((tmp_path / "nowhere",), (out, "--prefix", "other")):
         done = dray(words[0], place[0], *words[1:], *place[1:])
-        assert done.code == 1
+        assert done.code == 3
         assert re.fullmatch(r"dray: error: no dataset .*\n", done.err)
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("code", "words", "message"),
     [
-        (["hold", "7up"], "a name is a letter"),
-        (["hold", "a", "--version", "9"], "no version 9"),
-        (["release", "a"], "no hold 'a'"),
-        (["rollback", "9"], "no version 9"),
-        (["diff", "9"], "no version 9"),
-        (["diff", "1", "paper"], "no hold 'paper'"),
-        (["gc", "--older-than", "soon"], "'soon': expected a time such as"),
+        (2, ["hold", "7up"], "a name is a letter"),
+        (3, ["hold", "a", "--version", "9"], "no version 9"),
+        (3, ["release", "a"], "no hold 'a'"),
+        (3, ["rollback", "9"], "no version 9"),
+        (3, ["diff", "9"], "no version 9"),
+        (3, ["diff", "1", "paper"], "no hold 'paper'"),
+        (2, ["gc", "--older-than", "soon"], "'soon': expected a time such as"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_exit_code_1(dray: Dray, out: Path, words: list[str], message: str) -> None:
+def test_an_error_has_the_code_of_its_kind(dray: Dray, out: Path, code: int, words: list[str], message: str) -> None:
     """It says what to change, and the log is unchanged."""
     done = dray(words[0], out, *words[1:])
-    assert done.code == 1
+    assert done.code == code
     assert re.fullmatch(f"dray: error: .*{message}.*\n", done.err)
     assert Snapshot.open(out).commit.number == 3
 

@@ -165,13 +165,13 @@ def test_show_opens_an_older_version(dray: Dray, inputs: Inputs, tmp_path: Path)
         (["sample-0001", "--prefix", "a"], "no dataset with prefix 'a'"),
     ],
 )
-def test_what_is_not_there_is_one_line_and_exit_code_1(
+def test_what_is_not_there_is_one_line_and_exit_code_3(
     dray: Dray, inputs: Inputs, tmp_path: Path, words: list[str], message: str
 ) -> None:
     """Key, version or dataset may be missing."""
     build(inputs, Place(str(tmp_path / "out")))
     code, out, err = dray("show", tmp_path / "out", *words)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert re.fullmatch(f"dray: error: .*{message}.*\n", err)
 
 

@@ -203,16 +203,18 @@ def option_names(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def read_names(names_file: str) -> list[str]:
+def read_names(names_file: str, option: str = "--names") -> list[str]:
     """Returns the names in a file, one per line, without blank lines and a byte order mark; `-` is standard input.
 
     Raises:
-        CallError: The file is not UTF-8 text.
+        CallError: The file of the option cannot be read, or is not UTF-8 text.
     """
     try:
         text = sys.stdin.read() if names_file == "-" else Path(names_file).read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:
-        raise CallError(f"--names {names_file}: expected UTF-8 text, one name per line ({exc})") from exc
+        raise CallError(f"{option} {names_file}: expected UTF-8 text, one name per line ({exc})") from exc
+    except OSError as exc:
+        raise CallError(f"{option} {names_file}: the file cannot be read ({exc.strerror})") from exc
     lines = (line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n"))
     return [line for line in lines if line.strip()]
 

@@ -169,7 +169,8 @@ def reshard(
             shuffle_seed,
         ),
         choice=Choice.of(
-            None if keys is None else read_names(keys), parse_limits(key_glob, has or (), min_bytes, max_bytes)
+            None if keys is None else read_names(keys, "--keys"),
+            parse_limits(key_glob, has or (), min_bytes, max_bytes),
         ),
         parts=check_suffixes(part) if part else None,
         unique_keys=unique_keys,

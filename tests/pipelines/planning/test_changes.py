@@ -86,11 +86,11 @@ def test_a_scan_of_the_wrong_folder_is_refused(cli: Build, tmp_path: Path) -> No
     assert cli().code == 0
     fill(tmp_path / "other", *range(28, 36))
     refused = cli(folder=tmp_path / "other")
-    assert (refused.code, refused.out) == (1, "")
+    assert (refused.code, refused.out) == (2, "")
     assert "would remove 28 of the 30 samples of the last version (93.3%; 3 may go unasked), add 6" in refused.err
     assert f"the input folder was file://{tmp_path}/in, is file://{tmp_path}/other" in refused.err
-    assert cli("--allow-removal", "100%", folder=tmp_path / "other").code == 1
-    assert cli("--allow-changed-source", folder=tmp_path / "other").code == 1
+    assert cli("--allow-removal", "100%", folder=tmp_path / "other").code == 2
+    assert cli("--allow-changed-source", folder=tmp_path / "other").code == 2
     assert Snapshot.open(tmp_path / "out").version == 1
     done = cli("--allow-removal", "28", "--allow-changed-source", folder=tmp_path / "other")
     assert "8 samples" in done.out
@@ -120,7 +120,7 @@ def test_changed_suffixes_need_their_option(cli: Build, source: Path, tmp_path: 
         path.with_suffix(".txt").write_text("x")
     cli("--suffix", "txt")
     for words in (["--suffix", "txt"], []):
-        assert cli(*words, suffix="pyd").code == (0 if words else 1)
+        assert cli(*words, suffix="pyd").code == (0 if words else 2)
     assert "the suffixes were pyd, txt, are pyd: if that is what you want, give --allow-changed-source" in cli().err
     assert cli("--suffix", "pyd", suffix="txt").code == 0
     assert cli("--allow-changed-source").code == 0
@@ -158,7 +158,7 @@ def test_quarantined_samples_count_as_removed(cli: Build, source: Path, tmp_path
         else:
             path.write_bytes(b"no pickle")
     refused = cli(*encode)
-    assert refused.code == 1
+    assert refused.code == 2
     assert "would remove 4 of the 30 samples" in refused.err
     assert ("nothing was written" if when == "found" else "no version was made") in refused.err
     assert Snapshot.open(tmp_path / "out").version == 1
@@ -281,7 +281,7 @@ def test_a_group_that_a_split_no_longer_names_is_a_leak(cli: Build, dray: Dray, 
     keys = split_keys(out)
     words = ["--split", "train=0.5,val=0.5"]
     refused = cli(*words)
-    assert refused.code == 1
+    assert refused.code == 2
     size = len(keys["test"])
     assert f"out/test is not a group of this --split, and {size} of its {size} samples are in the groups" in refused.err
     assert split_keys(out) == keys
@@ -296,7 +296,7 @@ def test_a_group_that_a_split_no_longer_names_is_a_leak(cli: Build, dray: Dray, 
     assert dray("verify", out / "test").code == 0
     assert dray("ls", out).code == 0
     dray("rollback", out / "test", 1)
-    assert cli(*words).code == 1
+    assert cli(*words).code == 2
     assert cli(*words, "--missing-groups", "keep").code == 0
     assert split_keys(out)["test"] == keys["test"]
     cli(*words, "--missing-groups", "drop")
@@ -332,7 +332,7 @@ def test_samples_that_move_between_groups_are_counted(cli: Build, tmp_path: Path
     cli("--split", SPLIT)
     before = split_keys(tmp_path / "out")
     shown = cli("--split", SPLIT, "--seed", 1, plan=True)
-    assert cli("--split", SPLIT, "--seed", 1).code == 1
+    assert cli("--split", SPLIT, "--seed", 1).code == 2
     done = cli("--split", SPLIT, "--seed", 1, "--allow-removal", "100%")
     after = split_keys(tmp_path / "out")
     assert before["train"] & after["val"]

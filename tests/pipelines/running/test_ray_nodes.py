@@ -290,7 +290,7 @@ def test_workers_that_lack_the_keys_of_the_drivers_shell_get_an_error_that_says_
         done = subprocess.run(
             command, env={**os.environ, **keys_in_environment(s3)}, capture_output=True, text=True, timeout=120
         )
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     for text in ("dray: error: ", "instance role", "~/.aws/credentials", "environment"):
         assert text in done.stderr

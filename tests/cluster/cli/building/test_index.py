@@ -59,7 +59,7 @@ def test_errors_are_in_the_words_of_the_command(dray: Dray, tars: Path) -> None:
     for name in NAMES[:2]:
         (tars / name).unlink()
     refused = dray("index", tars, "--on-error", "skip")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "give --allow-removal 100%" in refused.err
 
 
@@ -69,7 +69,7 @@ def test_the_index_may_be_elsewhere(dray: Dray, tars: Path, tmp_path: Path) -> N
     assert not (tars / "__dray__").exists()
     assert dray("show", tmp_path / "index", "b/s0005", "--data-url", tars).code == 0
     again = dray("index", tmp_path / "index")
-    assert again.code == 1
+    assert again.code == 2
     assert f"give that URL, and --into file://{tmp_path}/index" in again.err
 
 

@@ -1,4 +1,4 @@
-"""Commands that are interrupted: stored shards are kept, one line says so, and the exit code names the signal."""
+"""Exit codes by kind of error; commands that are interrupted keep stored shards and say so in one line."""
 
 import os
 import signal
@@ -11,11 +11,67 @@ from pathlib import Path
 
 import pytest
 
+from dray.cluster.cli.exits import ExitCode, exit_code
 from dray.pipelines import pickles_to_tars
+from dray.shards import errors
 from tests.conftest import MakeInputs
 
 DRAY = Path(sys.executable).parent / "dray"
 NUM_SHARDS = 400
+
+CODES = {
+    errors.StoreError: ExitCode.STORE,
+    errors.NotFoundError: ExitCode.STORE,
+    errors.ExistsError: ExitCode.STORE,
+    errors.DeniedError: ExitCode.STORE,
+    OSError: ExitCode.STORE,
+    errors.CallError: ExitCode.WRONG_CALL,
+    errors.PositionError: ExitCode.WRONG_CALL,
+    TypeError: ExitCode.WRONG_CALL,
+    ValueError: ExitCode.WRONG_CALL,
+    errors.ClusterError: ExitCode.CLUSTER,
+    errors.ConflictError: ExitCode.CONFLICT,
+    errors.InputError: ExitCode.BAD_DATA,
+    errors.MissingInputError: ExitCode.BAD_DATA,
+    errors.DamagedError: ExitCode.BAD_DATA,
+    errors.ChangedError: ExitCode.BAD_DATA,
+    errors.RefusedError: ExitCode.BAD_DATA,
+    KeyError: None,
+}
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_each_kind_of_error_has_an_exit_code(kind: type[Exception], code: ExitCode | None) -> None:
+    """A missing input is bad data although it is an OSError; a fault of dray has no code of its own."""
+    assert exit_code(kind("it")) == code
+
+
+def test_an_error_of_ray_is_one_of_the_cluster() -> None:
+    """Ray raises its own where the driver only waits."""
+    import ray
+
+    assert exit_code(ray.exceptions.RaySystemError("the head is gone")) == ExitCode.CLUSTER
+
+
+def test_the_traceback_does_not_change_the_exit_code() -> None:
+    """A job that sets DRAY_TRACEBACK is judged as any other."""
+    done = subprocess.run([DRAY, "--traceback", "ls", "ftp://host"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == ExitCode.WRONG_CALL
+    assert "Traceback" in done.stderr
+
+
+def test_a_reader_that_ends_early_is_not_an_error_of_the_data(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """`dray ls | head -0` ends as other programs do that SIGPIPE stops."""
+    inputs = make_inputs(3)
+    pickles_to_tars(inputs.folder, inputs.names, "tensor.pyd", tmp_path / "out", "wdshards", progress=False)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as closed:
+        done = subprocess.run(
+            [DRAY, "ls", tmp_path / "out"], stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == ExitCode.CLOSED_OUTPUT
+    assert "Traceback" not in done.stderr
 
 
 def interrupted(number: signal.Signals, when: Callable[[], bool], *words: object) -> subprocess.CompletedProcess[str]:
