@@ -23,7 +23,7 @@ RETRY_TIMEOUT = timedelta(seconds=60)  # the client starts no retry later than t
 MESSAGE_CHARS = 400  # longest quote of a client's message in an error
 
 _CLIENT_OPTIONS = {"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
-_SECRET_NAME = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
+SECRET_NAME = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
 _SECRET_ENV = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(SECRET|TOKEN|KEY|SAS|PASSWORD)", re.IGNORECASE)
 _SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token)=)[^&\s]+")
 _KINDS = {  # errors without a type in the client
@@ -208,7 +208,7 @@ def _unreached(exc: Exception, access: Access) -> str:
 def _reason(exc: Exception, options: StorageOptions, most: int = MESSAGE_CHARS) -> str:
     """Returns the client's message on one line, without debug output and secrets."""
     text = " ".join(str(exc).split("\n\nDebug source")[0].split())
-    secrets = {str(value) for name, value in options.items() if _SECRET_NAME.search(name)}
+    secrets = {str(value) for name, value in options.items() if SECRET_NAME.search(name)}
     secrets |= seen_secrets()
     secrets |= {value for name, value in os.environ.items() if _SECRET_ENV.search(name)}
     for secret in sorted(secrets, key=len, reverse=True):

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from dray.cluster.cli.options import StorageOptionList, parse_storage_options
+from dray.cluster.doctor.cluster import cluster_checks
 from dray.cluster.doctor.finding import Finding, Level
 from dray.cluster.doctor.machine import machine_checks
 from dray.cluster.doctor.report import Report, Subject
@@ -32,6 +33,13 @@ def doctor(
         ),
     ] = None,
     *,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to check: the URL of its dashboard, such as http://head:8265, or HOST:PORT.",
+            show_default="none",
+        ),
+    ] = None,
     speed: Annotated[
         bool, typer.Option(help="Measure latency and bandwidth of the store: moves up to 100 MB in each direction.")
     ] = True,
@@ -49,6 +57,9 @@ def doctor(
     overwriting, delete; does its clock agree with this machine's; latency; bandwidth of one stream and of many.
     Temporary objects in a hidden folder below URL are deleted at the end.
 
+    [bold]The cluster at --address[/]: does it answer, does it ask for a token; on each node: versions of Ray and dray,
+    open files, shared memory, compiled modules; can each node read and write URL. Nothing secret is sent by a job.
+
     [bold]Exit codes[/]: 0 if nothing is bad; 3 if this machine or the store is unfit, 4 if the cluster is.
 
     [bold]Examples[/]
@@ -56,11 +67,16 @@ def doctor(
     [cyan]dray doctor[/]
 
     [cyan]dray doctor s3://lab/digits --storage-option region=eu-west-1[/]
+
+    [cyan]dray doctor s3://lab/digits --address http://head:8265[/]
     """
+    options = parse_storage_options(storage_option)
     run = _Run(timeout, silent=as_json)
     run.check(Subject.MACHINE, "this machine", machine_checks())
     if url is not None:
-        _check_store(run, url, parse_storage_options(storage_option), speed=speed)
+        _check_store(run, url, options, speed=speed)
+    if address is not None:
+        run.check(Subject.CLUSTER, address, cluster_checks(address, url, options, timeout))
     typer.echo(json.dumps(run.report.as_json(), indent=1) if as_json else _summary(run.report))
     _exit(run.report)
 
@@ -102,10 +118,10 @@ class _Run:
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    console.print(f"  [{_STYLES[finding.level]}]{finding.level:9}[/] {finding.check:18} ", end="")
+    console.print(f"  [{_STYLES[finding.level]}]{finding.level:9}[/] {finding.check:24} ", end="")
     console.print(finding.found, markup=False)
     if finding.advice:
-        console.print(f"{'':30} -> {finding.advice}", markup=False)
+        console.print(f"{'':36} -> {finding.advice}", markup=False)
 
 
 def _summary(report: Report) -> str:
