@@ -51,7 +51,8 @@ class LazyCommand(TyperCommand):
         from dray.cluster.cli.options import expand_options
 
         app = typer.Typer(add_completion=False, **SETTINGS)
-        app.command(self.name)(expand_options(getattr(module, str(self.name))))
+        settings = getattr(module, "CONTEXT_SETTINGS", None)
+        app.command(self.name, context_settings=settings)(expand_options(getattr(module, str(self.name))))
         return typer.main.get_command(app)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:

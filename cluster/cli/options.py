@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,6 +22,9 @@ from dray.shards.layout import DataPlace, Location
 from dray.shards.snapshot import Snapshot
 from dray.shards.storage.urls import split_version
 from dray.shards.versions import read_version
+
+if TYPE_CHECKING:
+    from dray.cluster.jobs.client import JobClient
 
 AllowList = Annotated[
     list[str] | None,
@@ -42,7 +45,7 @@ Address = Annotated[
     typer.Option(
         help="Address of a running Ray cluster; [bold]local[/] starts Ray on this machine, [bold]none[/] packs in this "
         "process.",
-        show_default="RAY_ADDRESS, which `ray job submit` sets; else none",
+        show_default="RAY_ADDRESS, which Ray sets in a job; else none",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the report, no progress.")]
@@ -175,6 +178,34 @@ class RetentionOptions:
     def rule(self) -> Retention:
         """Returns the rule that builds and gc apply."""
         return Retention(keep=self.keep, grace_s=parse_duration(self.older_than))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """The Ray cluster whose jobs a command is about."""
+
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Dashboard of the cluster, such as http://head:8265. Its token is taken from RAY_AUTH_TOKEN, "
+            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, with RAY_AUTH_MODE=token.",
+            show_default="RAY_API_SERVER_ADDRESS or RAY_ADDRESS",
+        ),
+    ] = None
+    allow_no_token: Annotated[
+        bool,
+        typer.Option(
+            "--allow-no-token",
+            help="Accept a cluster on another machine that asks for no token: whoever reaches it can run code there.",
+        ),
+    ] = False
+
+    def client(self) -> "JobClient":
+        """Returns a client of its jobs."""
+        from dray.cluster.jobs.client import job_client  # loads Ray
+
+        return job_client(self.address, allow_no_token=self.allow_no_token)
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:

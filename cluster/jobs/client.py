@@ -68,6 +68,8 @@ def job_client(address: str | None = None, *, allow_no_token: bool = False) -> J
     with _without(_ADDRESSES):
         try:
             return JobClient(url, headers=_headers())
+        except AuthenticationError as exc:  # RAY_AUTH_MODE=token, and Ray finds none
+            raise ClusterError(_explain_token(url)) from exc
         except (requests.HTTPError, RuntimeError, ValueError, KeyError) as exc:
             if isinstance(exc, ClusterError):
                 raise
@@ -160,7 +162,8 @@ def _explain_token(url: str) -> str:
 
 def _token_source() -> str | None:
     """Returns where Ray finds its token on this machine; None if nowhere."""
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        if os.environ.get(name):
-            return name
-    return "~/.ray/auth_token" if (Path.home() / ".ray" / "auth_token").exists() else None
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return "RAY_AUTH_TOKEN_PATH" if Path(path).is_file() else None
+    return "~/.ray/auth_token" if (Path.home() / ".ray" / "auth_token").is_file() else None

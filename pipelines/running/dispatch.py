@@ -253,7 +253,7 @@ def check_fit(node: str, problem: str) -> None:
     if problem:
         raise ClusterError(
             f"node {node} {problem}; this process has {identity()}. All nodes need the same: install it there, or let "
-            "Ray ship it: runtime_env={'py_modules': [folder of dray]} (ray job submit --runtime-env-json)"
+            "Ray ship it, as dray submit does (runtime_env={'py_modules': [folder of dray]})"
         )
 
 

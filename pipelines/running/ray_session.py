@@ -59,7 +59,7 @@ def check_address(address: str) -> None:
     if address.startswith("http"):
         raise CallError(
             f"address={address!r}: expected HOST:PORT of a cluster (often port 6379), local or none; {address} looks "
-            f"like a dashboard: ray job submit --address {address} -- dray build ..."
+            f"like a dashboard: dray submit build ... --address {address}"
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():  # local, auto

@@ -34,7 +34,7 @@ COMMANDS = [(name, module, summary) for module, named in app.COMMANDS.items() fo
         (
             2,
             ["build", "in", "out", "--suffix", "pyd", "--address", "http://head:8265"],
-            "ray job submit --address http",
+            "dray submit build ... --address http",
         ),
         (4, ["build", "in", "out", "--suffix", "pyd", "--address", "127.0.0.1:1"], "no Ray cluster answers there"),
         (3, ["ls", "nowhere"], "no dataset in file://.*/nowhere"),
@@ -155,5 +155,5 @@ def test_every_example_in_the_help_is_a_command_line_that_parses(
         words = shlex.split(example.replace("\\\n", ""))
         start = len(words) - words[::-1].index("dray")
         called, *arguments = words[start : words.index(">") if ">" in words else None]
-        assert called == name
-        assert LazyCommand(name, module, summary).make_context(name, arguments)
+        assert name in words  # the example may submit it
+        assert app.command_line().commands[called].make_context(called, arguments)

@@ -70,7 +70,7 @@ def build(
 
     As a job on a Ray cluster:
 
-    [cyan]ray job submit --address http://head:8265 -- dray build s3://lab/raw s3://lab/digits --suffix tensor.pyd[/]
+    [cyan]dray submit build s3://lab/raw s3://lab/digits --suffix tensor.pyd --address http://head:8265[/]
     """
     function.check(request)
     rule, ray_address = retention.rule(), cluster_address(address)

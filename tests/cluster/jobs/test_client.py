@@ -112,7 +112,8 @@ def test_a_cluster_elsewhere_without_a_token_is_refused_unless_allowed(serve: Ca
         ({}, "put it into RAY_AUTH_TOKEN"),
         ({"RAY_AUTH_TOKEN": "planted"}, "set RAY_AUTH_MODE=token, so that"),
         ({"RAY_AUTH_TOKEN": "planted", "RAY_AUTH_MODE": "disabled"}, "set RAY_AUTH_MODE=token, so that"),
-        ({"RAY_AUTH_TOKEN_PATH": "f", "RAY_AUTH_MODE": "token", "RAY_JOB_HEADERS": WRONG}, "refuses the token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nonexistent"}, "put it into RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN": "planted", "RAY_AUTH_MODE": "token", "RAY_JOB_HEADERS": WRONG}, "refuses the token"),
     ],
 )
 def test_a_refused_token_is_explained(

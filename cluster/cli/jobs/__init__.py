@@ -1,0 +1,1 @@
+"""`dray submit`, and the commands about the jobs that it made."""
