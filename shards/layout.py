@@ -67,6 +67,11 @@ class Layout:
         return f"{self.folder}/holds"
 
     @property
+    def jobs(self) -> str:
+        """The folder of the records of jobs."""
+        return f"{self.folder}/jobs"
+
+    @property
     def indexes(self) -> str:
         """The folder of the indexes."""
         return f"{self.folder}/index"

@@ -1,7 +1,8 @@
 """Garbage collection of old versions and of builds that never ended: first committed, then deleted.
 
 Only objects that dray wrote are deleted: shards and indexes under numbers that an intent reserved, manifests and their
-tables, and leftovers of unfinished writes on local disk. Commits, intents and lists of holds are never deleted.
+tables, leftovers of unfinished writes on local disk, and records of jobs of more than a month ago. Commits, intents and
+lists of holds are never deleted.
 
 A tar of another program may have the name of a shard, and be the only copy of its data. So no tar is deleted for a
 dataset that indexes tars of others, nor one that does not begin as dray's tars begin.
@@ -35,6 +36,7 @@ from dray.shards.tar import BLOCK, begins_as_ours
 from dray.shards.versions import read_holds, require_dataset
 
 READS_AT_ONCE = 16
+JOBS_KEPT_S = 30 * 86_400  # a job's record that is older than this and the grace is garbage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,9 @@ def find_garbage(location: Location, head: Commit, grace_s: float) -> list[Objec
         intent = intent_of(info.name)
         if intent is not None and intent < head.open_intent and info.name not in live_records:
             found.append(info)
+    latest = datetime.now(UTC) - timedelta(seconds=max(grace_s, JOBS_KEPT_S))
+    jobs = store.list_folder(layout.jobs)
+    found += [info for info in jobs if info.name.endswith(".json") and info.modified <= latest]
     return sorted([*found, *_unfinished(location, grace_s, has_own_tars)], key=lambda info: info.name)
 
 
@@ -187,7 +192,7 @@ def own_tars(location: Location, tars: Sequence[ObjectInfo]) -> list[ObjectInfo]
 def _unfinished(location: Location, grace_s: float, has_own_tars: bool) -> Iterable[ObjectInfo]:
     """Yields leftovers of unfinished writes on local disk."""
     layout = location.layout
-    folders = (layout.indexes, layout.manifests, layout.commits, layout.intents, layout.holds)
+    folders = (layout.indexes, layout.manifests, layout.commits, layout.intents, layout.holds, layout.jobs)
     too_young = datetime.now(UTC) - timedelta(seconds=grace_s)
     for folder in ("", *folders) if has_own_tars else folders:
         for info in location.store.leftovers(folder):

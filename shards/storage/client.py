@@ -207,15 +207,19 @@ def _unreached(exc: Exception, access: Access) -> str:
 
 def _reason(exc: Exception, options: StorageOptions, most: int = MESSAGE_CHARS) -> str:
     """Returns the client's message on one line, without debug output and secrets."""
-    text = " ".join(str(exc).split("\n\nDebug source")[0].split())
+    text = without_secrets(" ".join(str(exc).split("\n\nDebug source")[0].split()), options)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def without_secrets(text: str, options: StorageOptions) -> str:
+    """Returns a text without the secrets of the options, of clients and of the environment, and without signatures."""
     secrets = {str(value) for name, value in options.items() if SECRET_NAME.search(name)}
     secrets |= seen_secrets()
     secrets |= {value for name, value in os.environ.items() if _SECRET_ENV.search(name)}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) > 3:
             text = text.replace(secret, "***").replace(urllib.parse.quote_plus(secret), "***")
-    text = without_user(_SIGNATURE.sub(r"\1***", text))
-    return text if len(text) <= most else f"{text[:most]}..."
+    return without_user(_SIGNATURE.sub(r"\1***", text))
 
 
 @contextmanager

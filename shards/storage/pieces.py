@@ -1,4 +1,4 @@
-"""Creating objects of any size in bounded memory."""
+"""Creating objects of any size in bounded memory, and replacing small ones."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -14,6 +14,21 @@ from dray.shards.storage.store import Store
 
 WHOLE_BYTES = 64 << 20  # a smaller object is created by one conditional request; the size of a part of a larger one
 PARTS_AT_ONCE = 2
+
+
+def replace_object(store: Store, name: str, data: bytes) -> None:
+    """Creates or replaces a whole small object with one request: readers see the old bytes or the new ones.
+
+    Only for records that no version of a dataset depends on: what a version names is created by `Store.put_new`.
+
+    Raises:
+        StoreError: The store failed, or the caller may not write.
+    """
+    store.call("write", name, lambda client, key: _replace(client, key, data), len(data))
+
+
+def _replace(client: ObjectStore, key: str, data: bytes) -> None:
+    obstore.put(client, key, data, mode="overwrite", use_multipart=False)
 
 
 def put_pieces(store: Store, name: str, pieces: Iterable[bytes]) -> None:
