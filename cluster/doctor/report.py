@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.doctor.finding import Finding, Level
 
 
@@ -16,7 +17,11 @@ class Subject(StrEnum):
     CLUSTER = "cluster"
 
 
-EXIT_CODES = {Subject.MACHINE: 3, Subject.STORE: 3, Subject.CLUSTER: 4}
+EXIT_CODES = {
+    Subject.MACHINE: ExitCode.STORE,
+    Subject.STORE: ExitCode.STORE,
+    Subject.CLUSTER: ExitCode.CLUSTER,
+}
 """Subject of the first bad finding -> exit code, as other commands end with for a failure of that kind."""
 
 
@@ -36,7 +41,7 @@ class Report:
     def exit_code(self) -> int:
         """0 if nothing is bad; warnings are not."""
         bad = (subject for subject, finding in self.findings if finding.level is Level.BAD)
-        return next((EXIT_CODES[subject] for subject in bad), 0)
+        return next((EXIT_CODES[subject] for subject in bad), ExitCode.DONE)
 
     def count(self, level: Level) -> int:
         """Returns the number of findings of a level."""
@@ -47,4 +52,4 @@ class Report:
         findings: Sequence[dict[str, Any]] = [
             {"subject": subject, **finding.as_json()} for subject, finding in self.findings
         ]
-        return {"is_good": self.exit_code == 0, "exit_code": self.exit_code, "findings": findings}
+        return {"is_good": self.exit_code == 0, "exit_code": int(self.exit_code), "findings": findings}
