@@ -106,7 +106,7 @@ class ClusterError(DrayError, RuntimeError):
 
 
 class UnreachableError(ClusterError):
-    """The cluster does not answer: its head restarts, or the network is down."""
+    """The cluster does not answer, or with an error of its own: its head restarts, or the network is down."""
 
 
 class UnknownJobError(ClusterError):

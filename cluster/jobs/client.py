@@ -21,6 +21,7 @@ from dray.shards.errors import CallError, ClusterError, UnknownJobError, Unreach
 
 REQUEST_TIMEOUT_S = 30  # to connect, and between two pieces of an answer
 _BUSY = (502, 503, 504)  # what a proxy says while the head restarts
+_SERVER_ERROR = 500  # what Ray itself says while its control service restarts; and of a job id that is taken
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # variables, as Ray reads them
 _TOKEN_PLACES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH (a file) or ~/.ray/auth_token"  # noqa: S105  no token itself
 
@@ -45,8 +46,8 @@ class JobClient(JobSubmissionClient):
     def _raise_error(self, r: requests.Response) -> NoReturn:
         """Raise the last line of Ray's answer, which is often a traceback."""
         reason = (r.text.strip().splitlines() or ["no reason was given"])[-1]
-        kind = UnknownJobError if r.status_code == requests.codes.not_found else ClusterError
-        raise kind(f"{self.get_address()}: answered {r.status_code}: {reason}")
+        kinds = {requests.codes.not_found: UnknownJobError, _SERVER_ERROR: UnreachableError}
+        raise kinds.get(r.status_code, ClusterError)(f"{self.get_address()}: answered {r.status_code}: {reason}")
 
 
 def job_client(address: str | None = None, *, allow_no_token: bool = False) -> JobClient:

@@ -48,6 +48,12 @@ def follow(client: JobClient, submission_id: str) -> End:
     return end_of(found)
 
 
+def stop(client: JobClient, submission_id: str) -> None:
+    """Stop a job and wait until it has ended; it has some seconds to keep what it has stored."""
+    client.stop_job(submission_id)
+    _wait(client, submission_id)
+
+
 def end_of(found: JobDetails) -> End:
     """Returns how a job ended, by the cluster's record of it.
 

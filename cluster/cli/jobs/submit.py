@@ -193,14 +193,15 @@ def _say_resumed(found: "Attempts") -> None:
 
 def _follow(client: "JobClient", submission_id: str, *, stops: bool) -> None:
     """Follow a job; exit with the code of its command, or with 130 after Ctrl-C."""
-    from dray.cluster.jobs.follow import follow
+    from dray.cluster.jobs.follow import follow, stop
 
     try:
         end = follow(client, submission_id)
     except KeyboardInterrupt:
         if stops:
-            client.stop_job(submission_id)
-            say(f"{submission_id} is being stopped; what it has stored is kept: the same command resumes it")
+            say(f"stopping {submission_id}")
+            stop(client, submission_id)
+            say(f"{submission_id} is stopped; what it has stored is kept: the same command resumes it")
         else:
             say(f"{submission_id} goes on: the same command follows it again, and so does")
             say(f"  dray jobs logs -f {submission_id} --address {client.get_address()}")

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -42,6 +43,12 @@ def client(cluster: BareCluster, *words: object) -> "subprocess.Popen[str]":
 def wait_for(path: Path) -> None:
     while not path.exists():
         time.sleep(0.1)
+
+
+def read_until(stream: IO[str] | None, text: str) -> None:
+    assert stream is not None
+    while text not in (line := stream.readline()):
+        assert line, f"the end of the stream instead of {text}"
 
 
 @pytest.fixture
@@ -82,11 +89,10 @@ def test_a_client_is_killed_and_another_one_attaches(
     first.kill()
     first.communicate()
     second = client(cluster, *script, 7)
-    time.sleep(1)
+    read_until(second.stderr, "runs already")
     (tmp_path / "go").touch()
     out, err = second.communicate(timeout=120)
     assert second.returncode == 7, out + err
-    assert "runs already" in err
     assert (out.count("started"), "says hello" in out) == (1, True)
     assert (tmp_path / "go.seen").read_text() == "x"
 
@@ -102,12 +108,10 @@ def test_ctrl_c_detaches_and_a_stopped_job_is_resumed(
     assert first.returncode == 130, out + err
     assert "dray jobs logs -f dray-run-" in err
     second = client(cluster, "--stop-on-interrupt", *script, 0)
-    assert second.stdout is not None
-    while "started" not in second.stdout.readline():
-        pass
+    read_until(second.stdout, "started")
     second.send_signal(signal.SIGINT)
     _, err = second.communicate(timeout=60)
-    assert "is being stopped" in err
+    assert "-1 is stopped" in err
     (tmp_path / "go").touch()
     third = client(cluster, *script, 0)
     out, err = third.communicate(timeout=120)
