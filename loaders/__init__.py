@@ -12,11 +12,13 @@ if typing.TYPE_CHECKING:
     from dray.loaders.lightning.datamodule import PickledDataWDS, WebDataModule
     from dray.loaders.lightning.loader_stats import LoaderStats
     from dray.loaders.lightning.shard_datamodule import ShardDataModule
+    from dray.loaders.loader_metrics import LoaderMetrics
     from dray.loaders.shard_loader import ShardLoader
     from dray.loaders.split import Split
 
 __all__ = [
     "Dataset",
+    "LoaderMetrics",
     "LoaderStats",
     "PickledDataWDS",
     "ShardDataModule",
@@ -28,6 +30,7 @@ __all__ = [
 
 _MODULES = {
     "Dataset": "dataset",
+    "LoaderMetrics": "loader_metrics",
     "LoaderStats": "lightning.loader_stats",
     "PickledDataWDS": "lightning.datamodule",
     "ShardDataModule": "lightning.shard_datamodule",

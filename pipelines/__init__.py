@@ -9,6 +9,7 @@ from dray.pipelines.hash_split import split_by_hash
 from dray.pipelines.index_tars import index_tars
 from dray.pipelines.indexing.report import IndexReport
 from dray.pipelines.inputs.arrow import arrow_samples
+from dray.pipelines.metrics import export_metrics
 from dray.pipelines.pack_pickles import pickles_to_tars
 from dray.pipelines.reshard_dataset import reshard
 from dray.pipelines.write_samples import write_samples
@@ -24,6 +25,7 @@ __all__ = [
     "IndexReport",
     "arrow_samples",
     "build_dataset",
+    "export_metrics",
     "index_tars",
     "pickles_to_tars",
     "plan_changes",

@@ -5,6 +5,7 @@ Results go to standard output, progress and errors to standard error; `exits` ha
 
 import importlib.metadata
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperGroup, TyperOption
 
 from dray.cluster.cli.commands import SETTINGS, CommandGroup, LazyCommand
 from dray.cluster.cli.exits import orderly_end
+from dray.cluster.observability.json_log import json_log
 
 COMMANDS = {
     "dray.cluster.cli.building.build": {"build": "Pack files into shards; a rerun packs only what is missing."},
@@ -65,7 +67,7 @@ _COMPLETION = {"install_completion", "show_completion"}  # typer's options: the 
 
 def main() -> None:
     """Run the command line of this process."""
-    with orderly_end():
+    with json_log(sys.argv[1:]), orderly_end():
         command_line()(prog_name="dray")
 
 

@@ -49,10 +49,12 @@ class LazyCommand(TyperCommand):
         """The command itself: that of the module's function with the same name."""
         module = importlib.import_module(self._module)
         from dray.cluster.cli.options import expand_options
+        from dray.cluster.observability.options import with_reporting
 
         app = typer.Typer(add_completion=False, **SETTINGS)
+        call = with_reporting(expand_options(getattr(module, str(self.name))))
         settings = getattr(module, "CONTEXT_SETTINGS", None)
-        app.command(self.name, context_settings=settings)(expand_options(getattr(module, str(self.name))))
+        app.command(self.name, context_settings=settings)(call)
         return typer.main.get_command(app)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:

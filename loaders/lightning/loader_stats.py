@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning
 
+from dray.loaders.loader_metrics import LoaderMetrics
+
 COUNTS = ("requests", "retries", "cache_hits", "skipped")
 
 
@@ -22,9 +24,15 @@ class LoaderStats(lightning.Callback):
         data/cache_hits        data/skipped           number of cache hits and of skipped samples so far
 
     Values that the loader's `stats()` lacks are left out.
+
+    Args:
+        ray_dataset: Value of the label `dataset`, such as the URL, under which each rank also exports Prometheus
+            metrics through Ray, where Ray is initialised; see `LoaderMetrics`. None: no such metrics.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ray_dataset: str | None = None) -> None:
+        self._ray_dataset = ray_dataset
+        self._metrics: LoaderMetrics | None = None
         self._loader: Any = None
         self._has_stats = False
         self._stats: Mapping[str, float] = {}  # at the last entry
@@ -41,6 +49,8 @@ class LoaderStats(lightning.Callback):
         self._loader, self._has_stats = loader, hasattr(loader, "stats")
         if self._has_stats:
             self._begin(loader.stats(), trainer.global_step)
+            if self._ray_dataset is not None:
+                self._metrics = LoaderMetrics(loader, self._ray_dataset, rank=trainer.global_rank)
         else:
             warnings.warn(f"LoaderStats: {type(loader).__name__} has no stats(), so nothing is logged", stacklevel=2)
 
@@ -55,6 +65,8 @@ class LoaderStats(lightning.Callback):
         """Log at the steps that Lightning logs."""
         if not self._has_stats:
             return
+        if self._metrics is not None:
+            self._metrics.record()
         self._batches += 1
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it, undeclared

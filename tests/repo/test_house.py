@@ -125,7 +125,10 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     }
     expected |= {module["name"].replace(".", "/") + EXTENSION_SUFFIXES[0] for module in COMPILED}
     expected |= {
-        f"dray/cluster/deploy/{name}" for name in SETTINGS["tool"]["setuptools"]["package-data"]["dray.cluster.deploy"]
+        f"{package.replace('.', '/')}/{name}"
+        for package, names_of_data in SETTINGS["tool"]["setuptools"]["package-data"].items()
+        if package != "*"
+        for name in names_of_data
     }
     assert names == expected
 

@@ -1,0 +1,1 @@
+"""Logs and metrics of the command line; docs/observability.md describes them."""
