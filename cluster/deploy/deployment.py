@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dray.cluster.jobs.identity import secrets_in
 from dray.shards.errors import CallError
 
 RUN = "run"  # `run script.py ARGUMENTS`: a Python program instead of a command of dray
@@ -15,7 +16,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
 _SECRET_VARIABLE = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|KEY|SAS", re.IGNORECASE)
-_SECRET_WORD = re.compile(r"(secret|token|password|access_key|account_key|sas)\w*=", re.IGNORECASE)
 
 
 class SecretRef(NamedTuple):
@@ -93,8 +93,8 @@ class Deployment:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The words of the command line that does the work."""
-        return ("python", *self.words[1:]) if self.is_program else ("dray", *self.words)
+        """The words of the command line that does the work, and keeps a record of it beside the dataset."""
+        return ("python", "-u", "-m", "dray.cluster.jobs.entry", self.name, "--", *self.words)
 
     def _check_variables(self) -> None:
         for name in (*self.env, *self.secrets):
@@ -128,9 +128,8 @@ def _check_text(text: str) -> None:
 
 
 def _check_no_secret(words: tuple[str, ...]) -> None:
-    for word in words:
-        if found := _SECRET_WORD.search(word):
-            raise CallError(
-                f"{found[0]}...: looks like a secret on the command line, which Ray, Kubernetes and Slurm show to "
-                "others: keep it in the environment of the nodes, or give them a role"
-            )
+    if problems := secrets_in(words):
+        raise CallError(
+            f"what looks like a secret is in the command ({'; '.join(problems)}), and Ray, Kubernetes and Slurm show "
+            "it to others: keep secrets in the environment of the nodes, or give the nodes a role"
+        )

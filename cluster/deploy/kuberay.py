@@ -24,7 +24,9 @@ _HEADER = """\
 # The operator makes the cluster's token, and every request to it needs that token.
 """
 _FOLLOW_JOB = """\
-#   kubectl get rayjob {name} --watch"""
+#   kubectl get rayjob {name} --watch
+#
+# While it runs, and afterwards, the record of the job beside the dataset says how far it is."""
 _FOLLOW_CLUSTER = """\
 #   kubectl get raycluster {name} --watch
 #   kubectl port-forward service/{name}-head-svc 8265
