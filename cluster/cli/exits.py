@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code(error: Exception) -> ExitCode | None:
-    """Returns the exit code for an error; None if it is of no kind that a caller can act on."""
+    """Returns the exit code for an error; None if a caller can do nothing about it."""
     from dray.shards.errors import ClusterError, ConflictError, DamagedError, InputError, RefusedError  # imports numpy
 
     ray = sys.modules.get("ray")
