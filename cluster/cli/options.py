@@ -60,6 +60,7 @@ StorageOptionList = Annotated[
     ),
 ]
 
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -248,7 +249,21 @@ def parse_duration(text: str, option: str = "--older-than") -> float:
     return float(found[1]) * _SECONDS[found[2]] if found[1] else 0.0
 
 
-def parse_storage_options(pairs: list[str] | None, option: str = "--storage-option") -> dict[str, str]:
+def parse_size(option: str, text: str) -> int:
+    """Returns the bytes of `10k`, `1.5G` or `512Mi`.
+
+    Raises:
+        CallError: The text has another form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]|[KMG]i)?B?", text.strip())
+    if found is None:
+        raise CallError(f"{option} {text!r}: expected a number of bytes, such as 4096, 10k, 512Mi or 1.5G")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def parse_storage_options(
+    pairs: list[str] | None, option: str = "--storage-option", example: str = "region=eu-west-1"
+) -> dict[str, str]:
     """Returns {"region": "eu-west-1"} for ["region=eu-west-1"].
 
     Raises:
@@ -258,7 +273,7 @@ def parse_storage_options(pairs: list[str] | None, option: str = "--storage-opti
     for pair in pairs or ():
         name, equals, options[name] = pair.partition("=")
         if not name or not equals:
-            raise CallError(f"{option}: expected KEY=VALUE, such as region=eu-west-1")
+            raise CallError(f"{option}: expected KEY=VALUE, such as {example}")
     return options
 
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from dray.cluster.cli.options import Address, AsJson, DataOptions, DatasetOptions, RetentionOptions, cluster_address
+from dray.cluster.cli.building.tasks import ResourceOptions
+from dray.cluster.cli.options import (
+    Address,
+    AsJson,
+    DataOptions,
+    DatasetOptions,
+    RetentionOptions,
+    cluster_address,
+)
 from dray.pipelines.building.compact import compact as merge_shards
 from dray.pipelines.running.ray_session import ray_session
 from dray.pipelines.versions import holds
@@ -135,7 +143,9 @@ def _print_gc(report: GcReport) -> None:
         typer.echo(f"  and {more:,} more (--json lists all)")
 
 
-def compact(dataset: DatasetOptions, retention: RetentionOptions, *, address: Address = None) -> None:
+def compact(
+    dataset: DatasetOptions, retention: RetentionOptions, tasks: ResourceOptions, *, address: Address = None
+) -> None:
     """Merge the small shards of many builds: a new version of the same samples in fewer tars.
 
     No source is read. The samples of merged shards take the place of the first of these shards.
@@ -148,6 +158,9 @@ def compact(dataset: DatasetOptions, retention: RetentionOptions, *, address: Ad
     """
     rule, ray_address = retention.rule(), cluster_address(address)
     found = dataset.find_all()
-    with ray_session(ray_address if len(found) > 1 else None):  # a single dataset connects only if it has work
+    with (
+        tasks.on(ray_address),
+        ray_session(ray_address if len(found) > 1 else None),
+    ):  # a single dataset connects only if it has work
         for location in found:
             typer.echo(str(merge_shards(location, retention=rule, address=ray_address)))

@@ -19,6 +19,7 @@ _RENAMED = {  # keyword -> parameter of the command, where the two differ
     "num_ranks": "ranks",
     "num_shards": "shards",
     "num_threads": "threads",
+    "num_cpus": "task_cpus",
     "num_workers": "workers",
     "output_prefix": "prefix",
     "parts": "part",

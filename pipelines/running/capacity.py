@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from dray.pipelines.events import LostNode, report
+from dray.pipelines.running.resources import TaskResources
 
 LOOK_EVERY_S = 1.0  # seconds between queries, 1-2 ms each: clusters grow and shrink
-TASKS_PER_CPU = 2  # tasks in flight: one runs, one waits
+TASKS_PER_CPU = 2  # tasks in flight for each that can run: one runs, one waits, which an autoscaler sees
 FEWEST = 4  # lower limit of the window; fewer tasks are in flight if fewer are left
 
 
 class Capacity:
     """The nodes that can run tasks, queried about once a second."""
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, resources: TaskResources) -> None:
+        self._ray, self._resources = ray, resources
         self._looked = -LOOK_EVERY_S
         self._nodes: list[dict[str, float]] = []
         self._addresses: dict[str, str] = {}  # id of a node -> its address
@@ -23,7 +24,9 @@ class Capacity:
     @property
     def window(self) -> int:
         """Maximum number of Ray tasks in flight."""
-        return max(FEWEST, int(TASKS_PER_CPU * self._num_cpus))
+        self._look()
+        window = max(FEWEST, int(TASKS_PER_CPU * sum(map(self._resources.tasks_on, self._nodes))))
+        return min(window, self._resources.max_in_flight or window)
 
     @property
     def largest_bytes(self) -> int:
@@ -49,12 +52,14 @@ class Capacity:
         self._addresses = addresses
 
     def why_waiting(self, memory_bytes: int) -> str:
-        """Returns why tasks of one CPU and `memory_bytes` may not have started, and how much is free."""
+        """Returns why tasks with `memory_bytes` of memory may not have started, and how much is free."""
         free = self._ray.available_resources()
         cpus, memory = free.get("CPU", 0), free.get("memory", 0)
         if not self._num_cpus:
             reason = "no node of the cluster offers CPUs: start one"
-        elif cpus < 1:
+        elif not any(self._resources.tasks_on(node) >= 1 for node in self._nodes):
+            reason = f"no node has what a task takes ({self._resources}): start one, or ask for less"
+        elif cpus < self._resources.num_cpus:
             reason = "all CPUs are taken, by these tasks or by other jobs"
         elif memory < memory_bytes:
             reason = "too little memory is free: other jobs have reserved it"
@@ -62,8 +67,8 @@ class Capacity:
             reason = "they are at work, or their workers are starting"
         total = self._ray.cluster_resources().get("memory", 0)
         return (
-            f"{reason}. A task takes 1 CPU and {memory_bytes / 1e9:.1f} GB of memory; free are {cpus:.0f} of "
-            f"{self._num_cpus:.0f} CPUs and {memory / 1e9:.1f} of {total / 1e9:.1f} GB"
+            f"{reason}. A task takes {self._resources} and {memory_bytes / 1e9:.1f} GB of memory; free are "
+            f"{cpus:.0f} of {self._num_cpus:.0f} CPUs and {memory / 1e9:.1f} of {total / 1e9:.1f} GB"
         )
 
 

@@ -21,6 +21,7 @@ from dray.pipelines.running.entry import make_entry
 from dray.pipelines.running.node import identity
 from dray.pipelines.running.pace import Pace
 from dray.pipelines.running.parcel import Parcel
+from dray.pipelines.running.resources import current_resources
 from dray.shards.errors import ClusterError, DeniedError, StoreError
 
 MAX_RETRIES = 4  # retries of a task whose worker or node died, or whose store failed
@@ -82,9 +83,10 @@ class Dispatch(Generic[AnyTask, Result]):
     def __init__(self, ray: Any, parcel: Parcel, name: str, tasks: Sequence[AnyTask], *, progress: bool) -> None:
         self.task_seconds = 0.0
         self._ray = ray
-        self._sender = Sender(ray, parcel, name)
-        self._capacity, self._pace = Capacity(ray), Pace()
-        self._fresh = deque(Try(task, task.memory_bytes) for task in tasks)
+        self._resources = current_resources()
+        self._sender = Sender(ray, parcel, name, self._resources.options)
+        self._capacity, self._pace = Capacity(ray, self._resources), Pace()
+        self._fresh = deque(Try(task, self._resources.memory_bytes or task.memory_bytes) for task in tasks)
         self._failed: deque[Try[AnyTask]] = deque()
         self._flying: dict[Any, list[Try[AnyTask]]] = {}
         self._progress = progress
@@ -111,7 +113,12 @@ class Dispatch(Generic[AnyTask, Result]):
         return bool(self._flying)
 
     def _memory_of(self, group: Sequence[Try[AnyTask]]) -> int:
-        """Returns bytes for two tasks, as one shard is stored while the next is filled; at most the largest node's."""
+        """Returns bytes for two tasks, as one shard is stored while the next is filled; at most the largest node's.
+
+        Bytes that were asked for are those of the group, and stay as they are: a larger node may join.
+        """
+        if self._resources.memory_bytes:
+            return max(one.memory_bytes for one in group)
         wanted = rounded(sum(sorted(one.memory_bytes for one in group)[-2:]))
         return min(wanted, self._capacity.largest_bytes or wanted)
 
@@ -151,7 +158,7 @@ class Dispatch(Generic[AnyTask, Result]):
         except (errors.RayTaskError, errors.RuntimeEnvSetupError) as exc:
             raise ClusterError(f"{group[0].task} could not be started: {exc}") from exc
         except errors.RayError as exc:
-            self._failed.extend(after_death(one, exc) for one in group)
+            self._failed.extend(after_death(one, exc, self._resources.timeout_s) for one in group)
             return
         check_fit(node, problem)
         self._pace.record(group[: len(outcome.results)], outcome.seconds)
@@ -257,17 +264,18 @@ def check_fit(node: str, problem: str) -> None:
         )
 
 
-def after_death(one: Try[AnyTask], exc: Exception) -> Try[AnyTask]:
+def after_death(one: Try[AnyTask], exc: Exception, timeout_s: float | None = None) -> Try[AnyTask]:
     """Returns another attempt of a task whose worker or node died.
 
     Raises:
         ClusterError: It was the last one.
     """
+    limit = "" if timeout_s is None else f", or hang? It is stopped after its time limit of {timeout_s:g} s"
     if one.num_failed >= MAX_RETRIES:
         raise ClusterError(
             f"{one.task} was not done after {MAX_RETRIES} retries: {type(exc).__name__}: {str(exc).splitlines()[0]}; "
-            "does it crash its worker, or take more memory than the node has? Run it again: shards already stored are "
-            "kept"
+            f"does it crash its worker, or take more memory than the node has{limit}? Run it again: shards "
+            "already stored are kept"
         ) from exc
     report(Retried(str(one.task), f"its worker or node died ({type(exc).__name__})"))
     return one.again()

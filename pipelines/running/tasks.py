@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from dray.pipelines.running.dispatch import Dispatch, Function, Task, check_nodes
 from dray.pipelines.running.parcel import Parcel, Witness
 from dray.pipelines.running.ray_session import IN_PROCESS, ray_session
+from dray.pipelines.running.resources import TimeLimit, current_resources
 
 Shared = TypeVar("Shared")
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -47,7 +48,9 @@ def run_tasks(
         return iter(())
     if runs_in_process(address):
         return iter(function(shared, tasks))
-    return _run_on_ray(Parcel.of(function, shared, witness), function.__name__, tasks, address, progress=progress)
+    limit = current_resources().timeout_s
+    parcel = Parcel.of(function if limit is None else TimeLimit(function, limit), shared, witness)
+    return _run_on_ray(parcel, function.__name__, tasks, address, progress=progress)
 
 
 def _run_on_ray(

@@ -10,6 +10,7 @@ import typer
 from dray.cluster.cli.building.parquet import build_from_parquet
 from dray.cluster.cli.building.request import BuildRequest, MissingGroups
 from dray.cluster.cli.building.survey import survey_datasets
+from dray.cluster.cli.building.tasks import ResourceOptions
 from dray.cluster.cli.building.transform import TransformOptions, build_by_transform
 from dray.cluster.cli.options import Address, Quiet, RetentionOptions, cluster_address
 from dray.pipelines import BuildReport
@@ -25,6 +26,7 @@ def build(
     request: BuildRequest,
     function: TransformOptions,
     retention: RetentionOptions,
+    tasks: ResourceOptions,
     *,
     address: Address = None,
     quiet: Quiet = False,
@@ -75,11 +77,14 @@ def build(
     function.check(request)
     rule, ray_address = retention.rule(), cluster_address(address)
     if function.transform is not None:
+        if tasks.given:
+            raise CallError(f"--transform does not go with {', '.join(tasks.given)}: its workers take --num-gpus")
         reports = build_by_transform(request, function, rule, ray_address, progress=not quiet)
     else:
         build_all = build_from_parquet if request.from_parquet else _build_datasets
         reports = build_all(request, rule, ray_address, progress=not quiet)
-    _print_reports(reports, as_json=as_json)
+    with tasks.on(ray_address):
+        _print_reports(reports, as_json=as_json)
 
 
 def _build_datasets(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dray.cluster.cli.building.tasks import ResourceOptions
 from dray.cluster.cli.options import (
     Address,
     AsJson,
@@ -102,6 +103,7 @@ def index(
         ),
     ] = None,
     retention: RetentionOptions,
+    resources: ResourceOptions,
     address: Address = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -138,22 +140,24 @@ def index(
     [cyan]dray index downloads/ '*.tar.gz' --unpack-to shards/[/]
     """
     names_tars = bool(tars) and find_place(url, None)[1] is not None
-    report = index_tars(
-        [url, *(tars or ())] if names_tars else url,
-        None if names_tars else tars or None,
-        prefix=prefix,
-        into=into,
-        unpack_to=unpack_to,
-        keys=keys,
-        on_error=on_error,
-        allow_removal=allow_removal,
-        allow_changed_source=allow_changed_source,
-        storage_options=parse_storage_options(storage_option),
-        into_storage_options=parse_storage_options(into_storage_option, "--into-storage-option") or None,
-        address=cluster_address(address),
-        num_threads=threads,
-        keep=retention.keep,
-        grace_s=retention.rule().grace_s,
-        progress=not quiet,
-    )
+    ray_address = cluster_address(address)
+    with resources.on(ray_address):
+        report = index_tars(
+            [url, *(tars or ())] if names_tars else url,
+            None if names_tars else tars or None,
+            prefix=prefix,
+            into=into,
+            unpack_to=unpack_to,
+            keys=keys,
+            on_error=on_error,
+            allow_removal=allow_removal,
+            allow_changed_source=allow_changed_source,
+            storage_options=parse_storage_options(storage_option),
+            into_storage_options=parse_storage_options(into_storage_option, "--into-storage-option") or None,
+            address=ray_address,
+            num_threads=threads,
+            keep=retention.keep,
+            grace_s=retention.rule().grace_s,
+            progress=not quiet,
+        )
     typer.echo(json.dumps([asdict(report)], indent=1) if as_json else WORDS.get()(str(report)))

@@ -1,7 +1,6 @@
 """`dray reshard`: copy a dataset, or anyone's tars, into shards of another size, order, choice or encoding."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dray.cluster.cli.building.request import parse_encode, read_names
+from dray.cluster.cli.building.tasks import ResourceOptions
 from dray.cluster.cli.options import (
     Address,
     AllowList,
@@ -19,6 +19,7 @@ from dray.cluster.cli.options import (
     RetentionOptions,
     StorageOptionList,
     cluster_address,
+    parse_size,
     parse_storage_options,
 )
 from dray.pipelines.progress import WORDS
@@ -33,8 +34,6 @@ from dray.shards.layout import Layout, Location, check_suffixes
 from dray.shards.snapshot import DEFAULT_PREFIX
 from dray.shards.storage.store import Store
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
-
 
 def reshard(
     source: Annotated[
@@ -47,6 +46,7 @@ def reshard(
     url: Annotated[str, typer.Argument(metavar="OUT_URL", help="Folder of the copy.")],
     data: DataOptions,
     retention: RetentionOptions,
+    tasks: ResourceOptions,
     *,
     source_prefix: Annotated[
         str, typer.Option(help="Prefix of the source, or of the tars in a folder.")
@@ -184,7 +184,8 @@ def reshard(
         work = survey(spec)
         typer.echo(json.dumps([work.facts()], indent=1) if as_json else WORDS.get()(str(work)))
         return
-    report = make_copy(spec, retention=retention.rule())
+    with tasks.on(spec.address):
+        report = make_copy(spec, retention=retention.rule())
     typer.echo(json.dumps([asdict(report)], indent=1) if as_json else WORDS.get()(str(report)))
 
 
@@ -199,18 +200,6 @@ def parse_limits(
         max_bytes=_sizes("--max-bytes", most),
     )
     return limits if key_glob is not None or limits.suffixes else None
-
-
-def parse_size(option: str, text: str) -> int:
-    """Returns the bytes of `10k`, `1.5G` or `512Mi`.
-
-    Raises:
-        CallError: The text has another form.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]|[KMG]i)?B?", text.strip())
-    if found is None:
-        raise CallError(f"{option} {text!r}: expected a number of bytes, such as 4096, 10k, 512Mi or 1.5G")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def _sizes(option: str, pairs: list[str] | None) -> Mapping[str, int]:

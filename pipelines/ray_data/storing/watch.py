@@ -10,6 +10,7 @@ from dray.pipelines.events import Waiting, report
 from dray.pipelines.progress import say
 from dray.pipelines.running.capacity import Capacity
 from dray.pipelines.running.dispatch import MOST_NAMED, SILENT_S
+from dray.pipelines.running.resources import TaskResources
 
 
 class Watch:
@@ -26,7 +27,7 @@ class Watch:
     """
 
     def __init__(self, ray: Any, steps: str, *, show: bool, silent_s: float = SILENT_S) -> None:
-        self.capacity = Capacity(ray)
+        self.capacity = Capacity(ray, TaskResources())
         self._steps = steps
         self._silent_s = silent_s
         self._waits = f"rows of {steps}"
