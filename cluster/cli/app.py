@@ -27,7 +27,7 @@ COMMANDS = {
         "index": "Make a dataset of the tars of an existing WebDataset, in place: nothing of a tar is moved or copied."
     },
     "dray.cluster.cli.jobs.submit": {"submit": "Run a command of dray, or a script, as a job on a Ray cluster."},
-    "dray.cluster.cli.jobs.jobs": {"jobs": "List, follow and stop the jobs of a dataset or a cluster."},
+    "dray.cluster.cli.jobs.jobs": {"jobs": "List jobs; show or follow one, print its log, or stop it."},
     "dray.cluster.cli.ls": {"ls": "Show the datasets in a folder: version, size, parts, shards."},
     "dray.cluster.cli.verify": {"verify": "Check that a dataset is intact; report all damage and how to repair it."},
     "dray.cluster.cli.show": {"show": "Show one sample: its shard, and the location and value of each part."},

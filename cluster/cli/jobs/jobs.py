@@ -36,8 +36,8 @@ def jobs(
 ) -> None:
     """List jobs; show or follow one, print its log, or stop it.
 
-    A record beside the dataset says how far a job is: it needs no cluster. Logs and stopping need --address. With
-    --follow, the exit code is that of the job.
+    A record beside the dataset says how far a job is: it needs no cluster. Logs and stopping need --address.
+    With --follow, the exit code is that of the job.
 
     [bold]Examples[/]
 
