@@ -5,13 +5,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from itertools import pairwise
 
 VARIABLE = "DRAY_LOG_FORMAT"
 
 
 def wants_json(words: Sequence[str]) -> bool:
     """Whether a command line, or else the environment, asks for JSON; found before the command is parsed."""
-    for word, after in zip(words, (*words[1:], ""), strict=True):
+    for word, after in pairwise([*words, ""]):
         if word == "--log-format":
             return after == "json"
         if word.startswith("--log-format="):

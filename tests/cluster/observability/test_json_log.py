@@ -79,5 +79,6 @@ def test_the_option_counts_before_the_environment(monkeypatch: pytest.MonkeyPatc
     """In both of its forms."""
     monkeypatch.setenv("DRAY_LOG_FORMAT", "json")
     assert wants_json(["build"])
+    assert wants_json([])
     assert not wants_json(["build", "--log-format", "text"])
     assert wants_json(["build", "--log-format=json"])
