@@ -52,8 +52,9 @@ class LazyCommand(TyperCommand):
         from dray.cluster.observability.options import with_reporting
 
         app = typer.Typer(add_completion=False, **SETTINGS)
-        call = with_reporting(expand_options(getattr(module, str(self.name))))
-        settings = getattr(module, "CONTEXT_SETTINGS", None)
+        call, settings = expand_options(getattr(module, str(self.name))), getattr(module, "CONTEXT_SETTINGS", None)
+        if settings is None:  # else the command passes the options that it lacks to another one, these two as well
+            call = with_reporting(call)
         app.command(self.name, context_settings=settings)(call)
         return typer.main.get_command(app)
 

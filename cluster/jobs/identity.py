@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NOT_IDENTITY = ("address", "as_json", "quiet", "traceback")  # parameters that change only what is printed, or where
+NOT_IDENTITY = ("address", "as_json", "log_format", "quiet", "ray_metrics", "traceback")
+"""Parameters that change only what is printed or exported, or where."""
+
 _PASSWORD = re.compile(r"://[^/\s@]*@")  # also a user's name alone: tokens are given so
 _GIVEN = re.compile(r"(?:^-*|(?<=[=?&,;\s]))([A-Za-z][\w.-]*)=")  # NAME=VALUE, also in a query
 _SECRET = {"secret", "token", "password", "passwd", "passphrase", "pwd", "credential", "credentials", "apikey"}

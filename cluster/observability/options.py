@@ -1,4 +1,4 @@
-"""`--log-format` and `--ray-metrics`: options of every command."""
+"""`--log-format` and `--ray-metrics`: options of every command; `dray submit` passes them to the command of the job."""
 
 import inspect
 import sys

@@ -20,6 +20,7 @@ def test_the_same_command_in_other_words_is_the_same_job(dray: Dray) -> None:
     name = name_of(dray, *BUILD)
     assert name == name_of(dray, "build", "--suffix=x", "--on-error", "fail", *BUILD[1:3], "-q", "--again")
     assert name == name_of(dray, "--", *BUILD)
+    assert name == name_of(dray, *BUILD, "--log-format", "json", "--ray-metrics")
     assert name != name_of(dray, *BUILD, "--shards", 3)
 
 
@@ -31,6 +32,13 @@ def test_a_changed_script_is_another_job(dray: Dray, tmp_path: Path) -> None:
     assert first != name_of(dray, "run", script, "--epochs", 3)
     script.write_text("print(2)")
     assert first != name_of(dray, "run", script)
+
+
+def test_options_of_reporting_reach_the_command_of_the_job(dray: Dray) -> None:
+    """They are none of `dray submit`'s own."""
+    assert "--log-format" not in dray("submit", "--help").out
+    done = dray("submit", "--dry-run", *BUILD, "--log-format", "yaml")
+    assert (done.code, "'yaml' is not one of" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(
