@@ -28,17 +28,17 @@ class Job:
     """What is submitted."""
 
     name: JobName
-    words: Sequence[str]  # the command line of dray, or a script and its arguments
-    is_script: bool = False
+    words: Sequence[str]  # the command line of dray, or `run`, a script and its arguments
+    record: str | None = None  # folder of the record; None: beside the dataset
     ship: Ship = Ship.auto
     code: Sequence[UserCode] = ()
     script: Path | None = None  # travels with the code
 
     def entrypoint(self, python: str, attempt: int) -> str:
         """Returns the shell command of an attempt."""
-        if self.is_script:
-            return shlex.join([python, "-u", *self.words])
         entry = [python, "-u", "-m", "dray.cluster.jobs.entry", self.name.attempt(attempt), "--attempt", str(attempt)]
+        if self.record is not None:
+            entry += ["--record", self.record]
         return shlex.join([*entry, "--", *self.words])
 
 

@@ -23,7 +23,16 @@ SCRIPT = "run"
 CONTEXT_SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 """Options that are not those of `submit` are the command's."""
 
-_PLACES = ("source", "destination", "url", "names", "into", "unpack_to", "data_url")  # parameters that name files
+_PLACES = (
+    "source",
+    "destination",
+    "url",
+    "names",
+    "into",
+    "unpack_to",
+    "data_url",
+    "record",
+)  # parameters that name files
 _IN_CODE = ("names",)  # of these, those that may be a file that travels
 
 
@@ -52,6 +61,14 @@ def submit(
             metavar="DIR",
             help="Folder of your own code that the job imports, as --transform does; repeatable. .git, .env, keys, "
             "credentials and files that git ignores stay here; the files are listed before they are sent.",
+        ),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Folder for the record of progress that [bold]dray jobs URL[/] reads: a script has none without it.",
+            show_default="beside the dataset",
         ),
     ] = None,
     no_follow: Annotated[
@@ -86,10 +103,10 @@ def submit(
 
     A script with Ray Data:
 
-    [cyan]dray submit run prepare.py --address http://head:8265[/]
+    [cyan]dray submit run prepare.py --record s3://lab/prepared --address http://head:8265[/]
     """
     code = [choose(folder) for folder in with_code or ()]
-    job = _job(command, ship, code)
+    job = _job(command, record, ship, code)
     from dray.cluster.jobs.submit import Attempts, show_code, start  # loads Ray
 
     show_code(code, job.script)
@@ -114,7 +131,7 @@ def submit(
     _follow(client, submission_id, stops=stop_on_interrupt)
 
 
-def _job(words: Sequence[str], ship: Ship, code: Sequence[UserCode]) -> "Job":
+def _job(words: Sequence[str], record: str | None, ship: Ship, code: Sequence[UserCode]) -> "Job":
     """Returns the job of a command line.
 
     Raises:
@@ -122,23 +139,23 @@ def _job(words: Sequence[str], ship: Ship, code: Sequence[UserCode]) -> "Job":
     """
     from dray.cluster.jobs.submit import Job
 
-    if problems := secrets_in(words):
+    if problems := secrets_in((*words, record or "")):
         raise CallError(
             f"{'; '.join(problems)}: Ray's job list shows the command line to everybody on the cluster; give the nodes "
             "their credentials by an instance role, files on the nodes, or Kubernetes secrets"
         )
     name, *arguments = words
+    _check_places({"record": record}, ())
     if name == SCRIPT:
         script = _script(arguments)
         identity = JobName.of(SCRIPT, {"words": arguments}, script.read_bytes())
-        return Job(
-            name=identity, words=[script.name, *arguments[1:]], is_script=True, ship=ship, code=code, script=script
-        )
+        line = [SCRIPT, script.name, *arguments[1:]]
+        return Job(name=identity, words=line, record=record, ship=ship, code=code, script=script)
     if name not in COMMANDS:
         raise CallError(f"{name!r}: expected one of {', '.join(COMMANDS)}, or run SCRIPT.py")
     params = _params(name, arguments)
     _check_places(params, code)
-    return Job(name=JobName.of(name, params), words=words, ship=ship, code=code)
+    return Job(name=JobName.of(name, params), words=words, record=record, ship=ship, code=code)
 
 
 def _script(arguments: Sequence[str]) -> Path:

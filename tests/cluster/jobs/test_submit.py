@@ -1,5 +1,6 @@
 """`dray submit` on a cluster whose Python lacks dray: jobs are followed, found again, stopped and resumed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -83,18 +84,21 @@ def test_a_build_runs_where_dray_is_missing_and_is_one_build(
 def test_a_client_is_killed_and_another_one_attaches(
     cluster: BareCluster, script: list[object], tmp_path: Path
 ) -> None:
-    """The script ran once, and its exit code is that of the second client."""
-    first = client(cluster, *script, 7)
+    """The script ran once, and its exit code is that of the second client; its record says the same."""
+    words = ["--record", tmp_path / "record", *script, 7]
+    first = client(cluster, *words)
     wait_for(tmp_path / "go.seen")
     first.kill()
     first.communicate()
-    second = client(cluster, *script, 7)
+    second = client(cluster, *words)
     read_until(second.stderr, "runs already")
     (tmp_path / "go").touch()
     out, err = second.communicate(timeout=120)
     assert second.returncode == 7, out + err
     assert (out.count("started"), "says hello" in out) == (1, True)
     assert (tmp_path / "go.seen").read_text() == "x"
+    (record,) = json.loads(cluster.dray("jobs", tmp_path / "record", "--json").stdout)
+    assert (record["command"], record["state"], record["exit_code"]) == ("run", "failed", 7)
 
 
 def test_ctrl_c_detaches_and_a_stopped_job_is_resumed(
