@@ -12,6 +12,7 @@ from dray.pipelines.inputs.arrow import arrow_samples
 from dray.pipelines.metrics import export_metrics
 from dray.pipelines.pack_pickles import pickles_to_tars
 from dray.pipelines.reshard_dataset import reshard
+from dray.pipelines.running.resources import TaskResources, task_resources
 from dray.pipelines.write_samples import write_samples
 
 if typing.TYPE_CHECKING:
@@ -23,6 +24,7 @@ if typing.TYPE_CHECKING:
 __all__ = [
     "BuildReport",
     "IndexReport",
+    "TaskResources",
     "arrow_samples",
     "build_dataset",
     "export_metrics",
@@ -33,6 +35,7 @@ __all__ = [
     "read_shards",
     "reshard",
     "split_by_hash",
+    "task_resources",
     "write_samples",
     "write_shards",
 ]

@@ -69,7 +69,13 @@ _RESOURCES: ContextVar[TaskResources] = ContextVar("_RESOURCES", default=TaskRes
 
 @contextmanager
 def task_resources(resources: TaskResources) -> Iterator[None]:
-    """Ray tasks that are sent inside this context ask for these resources."""
+    """Ray tasks that are sent inside this context ask for these resources.
+
+        with task_resources(TaskResources(memory_bytes=4 << 30, timeout_s=600)):
+            build_dataset(...)
+
+    Tasks of Ray Data and builds by a transform choose their own.
+    """
     token = _RESOURCES.set(resources)
     try:
         yield
