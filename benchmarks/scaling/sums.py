@@ -75,7 +75,7 @@ def collect(case: Case) -> Requests:
     return Requests(
         puts=1,
         gets=case.num_shards + 13,  # the first block of each tar: only dray's are deleted
-        lists=3 * pages(2 * case.num_shards) + 10,
+        lists=3 * pages(2 * case.num_shards) + 11,
         deletes=pages(num_objects),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dray.cluster.cli import loadtest
+from dray.cluster.cli.checking import loadtest
 from tests.repo.test_house import COMPILED, ROOT, copy_of_source
 from tests.support import sanitized
 

@@ -165,6 +165,13 @@ def test_what_is_no_state_is_refused(url: str, state: Any) -> None:
         data.train_dataloader().load_state_dict(state)
 
 
+def test_a_state_of_more_steps_than_samples_is_refused(url: str) -> None:
+    """`list` reserves memory for as many batches as the loader says that it has."""
+    loader = ShardLoader(url, batch_size=4)
+    with pytest.raises(CallError, match=r"3159565047 steps in 1 pass over [0-9]+ samples"):
+        loader.load_state_dict({**loader.state_dict(), "steps": 3_159_565_047})
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_state_that_was_changed_is_refused_or_works(url: str, data: st.DataObject) -> None:
