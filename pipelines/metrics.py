@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from dray.pipelines.events import Advanced, Began, Ended, Event, FoundBad, LostNode, Retried, Waiting, observed_by
+from dray.shards.storage.client import without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class RayMetrics:
 
     def __init__(self, metrics: Sequence[Metric], labels: Mapping[str, str]) -> None:
         self._metrics = {metric.name: metric for metric in metrics}
-        self._labels = dict(labels)
+        self._labels = {name: without_secrets(value, {}) for name, value in labels.items()}
         self._made: dict[str, Any] = {}
 
     def add(self, name: str, value: float, **labels: str) -> None:

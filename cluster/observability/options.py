@@ -13,6 +13,7 @@ import typer
 from dray.cluster.observability.json_lines import JsonLog
 from dray.cluster.observability.json_log import VARIABLE
 from dray.pipelines.metrics import export_metrics
+from dray.shards.storage.client import without_secrets
 from dray.shards.storage.urls import split_version
 
 
@@ -46,7 +47,8 @@ def with_reporting(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(*, log_format: LogFormat, ray_metrics: bool, **values: Any) -> None:  # noqa: ARG001
-        dataset = next((split_version(values[name])[0] for name in _DATASET if values.get(name)), "")
+        given = next((split_version(values[name])[0] for name in _DATASET if values.get(name)), "")
+        dataset = without_secrets(given, {})  # a URL that is refused may hold one
         if isinstance(sys.stderr, JsonLog) and dataset:
             sys.stderr.fields["dataset"] = dataset
         with export_metrics(dataset) if ray_metrics else nullcontext():

@@ -53,6 +53,14 @@ def test_an_error_is_an_object(dray: Dray, tmp_path: Path, words: list[str], mon
     assert done.err
 
 
+def test_no_object_has_the_key_in_a_url(dray: Dray) -> None:
+    """Such a URL is refused; the field that names the dataset does not repeat it either."""
+    failed = dray("ls", "s3://AKIA:planted@lab/out", "--log-format", "json")
+    (found,) = objects(failed.err)
+    assert "must not hold a key" in found["message"]
+    assert "planted" not in failed.err
+
+
 def test_levels_and_nodes_are_fields() -> None:
     """The words before a message are not repeated in it."""
     found = written(
