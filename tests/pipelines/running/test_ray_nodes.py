@@ -16,6 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.quickstart.seaweed import SeaweedServer
 from dray.pipelines import BuildReport, pickles_to_tars
 from dray.shards import ClusterError, DeniedError, InputError, Snapshot, Store
@@ -270,9 +271,12 @@ def keys_in_environment(s3: SeaweedServer) -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": options["access_key_id"], "AWS_SECRET_ACCESS_KEY": options["secret_access_key"]}
 
 
-@pytest.mark.parametrize("on_s3", ["inputs", "output"])
+@pytest.mark.parametrize(
+    ("on_s3", "code"),
+    [("inputs", ExitCode.CLUSTER), ("output", ExitCode.STORE)],  # a node that cannot read inputs is unfit
+)
 def test_workers_that_lack_the_keys_of_the_drivers_shell_get_an_error_that_says_where_to_put_them(
-    cluster: Cluster, s3: SeaweedServer, make_inputs: MakeInputs, tmp_path: Path, on_s3: str
+    cluster: Cluster, s3: SeaweedServer, make_inputs: MakeInputs, tmp_path: Path, on_s3: str, code: ExitCode
 ) -> None:
     """One line after one task, without tracebacks and retries; no input is left out for it."""
     inputs, folder = make_inputs(40), uuid.uuid4().hex
@@ -290,7 +294,7 @@ def test_workers_that_lack_the_keys_of_the_drivers_shell_get_an_error_that_says_
         done = subprocess.run(
             command, env={**os.environ, **keys_in_environment(s3)}, capture_output=True, text=True, timeout=120
         )
-    assert done.returncode == 3
+    assert done.returncode == code
     assert done.stderr.count("\n") == 1
     for text in ("dray: error: ", "instance role", "~/.aws/credentials", "environment"):
         assert text in done.stderr
