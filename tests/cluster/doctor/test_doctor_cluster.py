@@ -19,12 +19,17 @@ pytestmark = pytest.mark.heavy  # a cluster of four nodes
 DRAY = Path(sys.executable).parent / "dray"
 CLUSTER = """
 import json, subprocess, sys, time
+import tempfile
+from pathlib import Path
 from ray.cluster_utils import Cluster
 environments, folder = json.loads(sys.argv[1])
 size = {"object_store_memory": 80 << 20}
-dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+# A job finds its cluster by a file in Ray's temporary folder, which is that of all clusters if none is given.
+own = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0, "temp_dir": own.name}
 head = {"num_cpus": 0, "dashboard_agent_listen_port": 0, **dashboard, **size}
 cluster = Cluster(initialize_head=True, head_node_args=head)
+Path(own.name, "ray_current_cluster").write_text(cluster.address)
 for environment in environments:
     cluster.add_node(num_cpus=1, env_vars=environment, **size)
 start = f"{sys.executable} -m ray.scripts.scripts start --block --address={cluster.address} --num-cpus=1"

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEAD = """
+import tempfile
+from pathlib import Path
 from ray.cluster_utils import Cluster
 free_ports = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}
-dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", **free_ports}
+# A job finds its cluster by a file in Ray's temporary folder, which is that of all clusters if none is given.
+own = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "temp_dir": own.name, **free_ports}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, **dashboard})
+Path(own.name, "ray_current_cluster").write_text(cluster.address)
 nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
 print(cluster.head_node.webui_url, flush=True)
 while (words := input()) != "end":
