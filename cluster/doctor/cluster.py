@@ -7,30 +7,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dray.cluster.doctor import node_probe
 from dray.cluster.doctor.finding import Finding, bad, good, warning
 from dray.cluster.doctor.nodes import findings_of
 from dray.cluster.doctor.running import Check
+from dray.cluster.jobs.asking import PYTHON, answer_in, ask
 from dray.pipelines.running.node import identity
 from dray.pipelines.running.ray_session import check_address
 from dray.shards.errors import CallError, ClusterError
 from dray.shards.storage.client import SECRET_NAME
 from dray.shards.storage.urls import normal_url
 
+if TYPE_CHECKING:
+    from dray.cluster.jobs.client import JobClient
+
 NODES_S = 0.5  # part of the time limit that the nodes have for their answers
-POLL_S = 0.5
+STOP_S = 5.0  # left for stopping a job that does not end
 _SIGN_IN_ADVICE = (
     "set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH (a file) or "
     "~/.ray/auth_token"
-)
-_NO_RAY_ADVICE = (
-    "the `python` in the PATH of the cluster's head has no Ray: start the head with the folder of its Python first in "
-    "PATH"
 )
 _OPEN_ADVICE = "start the cluster with RAY_AUTH_MODE=token (KubeRay: authOptions: {mode: token})"
 
@@ -77,7 +76,7 @@ def _by_child(address: str, request: Mapping[str, Any], timeout_s: float) -> Ite
     except subprocess.TimeoutExpired as exc:
         yield _failure(address, str(exc.stderr or ""), f"no answer in {timeout_s:.0f} s")
         return
-    answer = _answer_in(done.stdout)
+    answer = answer_in(done.stdout, node_probe.MARK)
     if answer is None:
         yield _failure(address, done.stderr, (done.stderr.strip().splitlines() or ["no answer"])[-1])
         return
@@ -104,10 +103,10 @@ def _by_job(address: str, request: Mapping[str, Any], deadline: float) -> Iterat
         return
     yield good("Ray", f"{address} takes jobs")
     yield _token(address)
-    answer, reason = _run_job(client, request, deadline)
-    if answer is None:
-        advice = _NO_RAY_ADVICE if "No module named 'ray'" in reason else "see ray status on the head"
-        yield bad("nodes", f"could not be asked: {reason}", advice)
+    try:
+        answer = _run_job(client, request, max(1.0, deadline - time.monotonic() - STOP_S))
+    except ClusterError as exc:
+        yield bad("nodes", f"could not be asked: {exc}", "see ray status on the head")
         return
     yield from findings_of(answer, _ray_version(), can_ship=True)
 
@@ -128,38 +127,23 @@ def _token(address: str) -> Finding:
     return warning("token", "the cluster asks for none; it is reached on this machine or by a tunnel", _OPEN_ADVICE)
 
 
-def _run_job(client: Any, request: Mapping[str, Any], deadline: float) -> tuple[dict[str, Any] | None, str]:
-    """Returns the answer of `node_probe` as a job, or why there is none; the job is removed from the cluster's list."""
+def _run_job(client: "JobClient", request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Returns the answer of `node_probe` as a job.
+
+    Raises:
+        ClusterError: There is none.
+    """
     with TemporaryDirectory(prefix="dray-doctor-") as folder:
         shutil.copy(str(node_probe.__file__), folder)
         Path(folder, "request.json").write_text(json.dumps(request))
-        python = '"$(command -v python || command -v python3)"'
-        job = client.submit_job(
-            entrypoint=f"{python} node_probe.py request.json",
+        return ask(
+            client,
+            f"{PYTHON} node_probe.py request.json",
+            mark=node_probe.MARK,
+            timeout_s=timeout_s,
             runtime_env={"working_dir": folder},
             metadata={"dray": "doctor"},
         )
-    try:
-        while not client.get_job_status(job).is_terminal():
-            if time.monotonic() > deadline - 5:
-                client.stop_job(job)
-                return None, f"its job {job} did not end in time"
-            time.sleep(POLL_S)
-        answer = _answer_in(client.get_job_logs(job))
-        return answer, "" if answer else _reason(client, job)
-    finally:
-        with suppress(ClusterError, RuntimeError):
-            client.delete_job(job)
-
-
-def _reason(client: Any, job: str) -> str:
-    lines = client.get_job_logs(job).strip().splitlines()
-    return lines[-1] if lines else client.get_job_info(job).message or "its job failed"
-
-
-def _answer_in(text: str) -> dict[str, Any] | None:
-    found = next((line for line in text.splitlines() if line.startswith(node_probe.MARK)), None)
-    return json.loads(found.removeprefix(node_probe.MARK)) if found else None
 
 
 def _ray_version() -> str:

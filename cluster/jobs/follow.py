@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ray.job_submission import JobDetails, JobStatus
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.jobs.client import JobClient
 from dray.pipelines.progress import say
 from dray.shards.errors import ClusterError, UnknownJobError, UnreachableError
@@ -19,7 +20,6 @@ from dray.shards.errors import ClusterError, UnknownJobError, UnreachableError
 POLL_S = 1.0
 GIVE_UP_S = 1800  # without any answer
 LOST_AFTER = 3  # answers in a row that know no such job, as a head that starts may not have read its records yet
-_SIGTERM_EXIT = 143
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def end_of(found: JobDetails) -> End:
     """
     code, message = found.driver_exit_code, found.message or ""
     if found.status == JobStatus.STOPPED:
-        return End(found.status, _SIGTERM_EXIT, message)
+        return End(found.status, ExitCode.TERMINATED, message)
     if code is None and found.status == JobStatus.FAILED:
         raise ClusterError(f"{found.submission_id}: the cluster lost the job or could not start it: {message}")
     code = code or 0

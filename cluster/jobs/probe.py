@@ -4,14 +4,14 @@ import inspect
 import json
 import shlex
 import sysconfig
-import time
 import uuid
 from dataclasses import dataclass, fields
 
 from dray.cluster.jobs import probe_code
+from dray.cluster.jobs.asking import PYTHON, ask
 from dray.cluster.jobs.client import JobClient
 from dray.pipelines.running.node import is_fit
-from dray.shards.errors import ClusterError
+from dray.shards.errors import ClusterError, UnreachableError
 
 NEEDED = (
     "boto3",
@@ -60,39 +60,18 @@ def probe(client: JobClient) -> Probe:
     Raises:
         ClusterError: No worker could be asked; the end of the job's log is in the message.
     """
-    name = f"dray-probe-{uuid.uuid4().hex[:12]}"
     words = [json.dumps(NEEDED), str(WORKER_TIMEOUT_S)]
-    python = "$(command -v python || command -v python3)"  # of the head's PATH: that of the workers is asked for
-    client.submit_job(
-        entrypoint=f"{python} -c {shlex.quote(inspect.getsource(probe_code))} {shlex.join(words)}", submission_id=name
-    )
-    deadline = time.monotonic() + JOB_TIMEOUT_S
-    while not client.get_job_status(name).is_terminal():
-        if time.monotonic() > deadline:
-            client.stop_job(name)
-            raise ClusterError(
-                f"no worker of the cluster answered within {JOB_TIMEOUT_S} s; `ray status` there says why"
-            )
-        time.sleep(0.2)
-    log, message = client.get_job_logs(name), client.get_job_info(name).message
-    client.delete_job(name)
-    return _parse(log, message or "")
-
-
-def _parse(log: str, message: str) -> Probe:
-    """Returns the report in a log.
-
-    Raises:
-        ClusterError: There is none.
-    """
-    lines = [line for line in log.splitlines() if line.startswith(probe_code.MARK)]
-    if lines:
-        report = json.loads(lines[-1].removeprefix(probe_code.MARK))
-        return Probe(**{field.name: report[field.name] for field in fields(Probe)})
-    if "No module named 'ray'" in log:
-        raise ClusterError(
-            "the `python` in the PATH of the cluster's head has no Ray: start the head with the folder of its Python "
-            "first in PATH"
+    code = shlex.quote(inspect.getsource(probe_code))
+    try:
+        report = ask(
+            client,
+            f"{PYTHON} -c {code} {shlex.join(words)}",
+            mark=probe_code.MARK,
+            timeout_s=JOB_TIMEOUT_S,
+            submission_id=f"dray-probe-{uuid.uuid4().hex[:12]}",
         )
-    last = (log.strip() or message).splitlines()[-1:] or ["its log is empty"]
-    raise ClusterError(f"the job that asks what the workers have failed: {last[0][-300:]}")
+    except UnreachableError:
+        raise
+    except ClusterError as exc:
+        raise ClusterError(f"the workers could not be asked what they have: {exc}") from exc
+    return Probe(**{field.name: report[field.name] for field in fields(Probe)})

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import typer
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.jobs.record import MOST_CHARS, JobPlace, JobRecord, JobState, after_event, first_record
 from dray.pipelines.events import Began, Event, observed_by
 from dray.pipelines.progress import say
@@ -21,7 +22,7 @@ from dray.shards.storage.client import without_secrets
 WRITE_EVERY_S = 2.0
 _SECRET_NAME = re.compile(r"(SECRET|TOKEN|KEY|PASSWORD|PASSWD|CREDENTIALS?|SAS)$", re.IGNORECASE)
 _LEAST_CHARS = 8  # of a secret: a shorter text may be any word
-_INTERRUPTED = (130, 143)
+_INTERRUPTED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 class Recorder:
@@ -97,7 +98,7 @@ def recorded(place: JobPlace | None, attempt: int, command: str) -> Iterator[Non
         exit_code, error = _code_of(exc), _reason_of(exc)
         raise
     except KeyboardInterrupt:
-        exit_code = 130
+        exit_code = ExitCode.INTERRUPTED
         raise
     except BaseException as exc:
         error = f"{type(exc).__name__}: {exc}"

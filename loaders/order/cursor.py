@@ -64,12 +64,9 @@ class Cursor:
         try:
             found = cls(**{name: _CHECKS.get(name, _as_count)(name, values[name]) for name in names})
         except CallError as exc:
-            raise CallError(f"a cursor that dray did not save, or that was changed since: {exc}") from exc
+            raise changed_cursor(str(exc)) from exc
         if found.consumed > found.num_samples:
-            raise CallError(
-                f"a cursor that dray did not save, or that was changed since: consumed {found.consumed} of "
-                f"{found.num_samples} samples"
-            )
+            raise changed_cursor(f"consumed {found.consumed} of {found.num_samples} samples")
         return found
 
     def order(self) -> Order:
@@ -95,6 +92,11 @@ class Cursor:
             for name in ("dataset", "num_samples", "shuffle", "seed")
             if getattr(self, name) != getattr(other, name)
         ]
+
+
+def changed_cursor(problem: str) -> CallError:
+    """Returns the error for a cursor whose values cannot be true."""
+    return CallError(f"a cursor that dray did not save, or that was changed since: {problem}")
 
 
 def check_state(what: str, values: object, names: Iterable[str]) -> None:

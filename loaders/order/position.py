@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, Self
 
-from dray.loaders.order.cursor import PASSES, Cursor
+from dray.loaders.order.cursor import PASSES, Cursor, changed_cursor
 from dray.loaders.order.epochs import Epochs
 from dray.shards.errors import CallError
 from dray.shards.messages import counted
@@ -138,10 +138,8 @@ class BatchPosition(EpochPosition):
         saved = self.epochs.resumed(state)
         num_passes = saved.epoch // PASSES + 1
         if saved.steps > num_passes * saved.num_samples:
-            raise CallError(
-                f"a cursor that dray did not save, or that was changed since: {saved.steps} steps in "
-                f"{counted(num_passes, 'pass', 'passes')} over {saved.num_samples} samples"
-            )
+            passes = counted(num_passes, "pass", "passes")
+            raise changed_cursor(f"{saved.steps} steps in {passes} over {saved.num_samples} samples")
         is_over = len(self.epochs.rest(saved)) == 0 and saved.steps > 0
         self._move(self.epochs.next_epoch(saved) if is_over else saved)
         self.is_loaded = True

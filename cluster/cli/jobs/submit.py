@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dray.cluster.cli.exits import ExitCode
 from dray.cluster.cli.options import ClusterOptions
 from dray.cluster.jobs.identity import JobName, secrets_in
 from dray.cluster.jobs.ship import Ship
@@ -223,6 +224,6 @@ def _follow(client: "JobClient", submission_id: str, *, stops: bool) -> None:
             say(f"{submission_id} goes on: the same command follows it again, and so does")
             say(f"  dray jobs logs -f {submission_id} --address {client.get_address()}")
             say(f"  dray jobs stop {submission_id} --address {client.get_address()}  stops it")
-        raise typer.Exit(130) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     say(f"{submission_id} {end.status.lower()}" + (f" with exit code {end.exit_code}" if end.exit_code else ""))
     raise typer.Exit(end.exit_code)
